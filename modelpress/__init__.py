@@ -1,0 +1,57 @@
+"""modelpress: Kubernetes-native model compression.
+
+Importing this package is cheap (under 0.5 s) and loads none of torch, kopf, kubernetes or optuna. What needs torch is
+loaded when it is first used and comes with `pip install 'modelpress[runner]'`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+# public name -> (module, extra that brings it)
+_LAZY = {
+    "TorchEvaluator": ("modelpress_runner.evaluators", "runner"),
+    "CompressionModule": ("modelpress_runner.subject", "runner"),
+    "Subject": ("modelpress_runner.subject", "runner"),
+    "trace": ("modelpress_runner.trace", "runner"),
+    "compress": ("modelpress_runner.compress", "runner"),
+    "CompressionResult": ("modelpress_runner.compress", "runner"),
+    "load": ("modelpress_runner.load", "runner"),
+    "run": ("modelpress.local", ""),
+}
+
+__all__ = ["__version__", *sorted(_LAZY)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'modelpress' has no attribute {name!r}")
+    module, extra = _LAZY[name]
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if not extra or (error.name or "").split(".")[0] in ("modelpress", "modelpress_runner"):
+            raise
+        raise ImportError(
+            f"modelpress.{name} needs the package {error.name!r}; install it with: pip install 'modelpress[{extra}]'"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+if TYPE_CHECKING:  # for editors and type checkers only
+    from modelpress.local import run as run
+    from modelpress_runner.compress import CompressionResult as CompressionResult
+    from modelpress_runner.compress import compress as compress
+    from modelpress_runner.evaluators import TorchEvaluator as TorchEvaluator
+    from modelpress_runner.load import load as load
+    from modelpress_runner.subject import CompressionModule as CompressionModule
+    from modelpress_runner.subject import Subject as Subject
+    from modelpress_runner.trace import trace as trace

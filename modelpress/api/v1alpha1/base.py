@@ -1,0 +1,97 @@
+"""Foundations of every API type: camelCase keys, unknown keys refused, bounded strings and numbers."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+GROUP = "modelpress.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# Validation context under which Python callers may write snake_case and the spellings of older tools. YAML never may:
+# the API server knows one spelling only, and both must give the same verdict.
+PYTHON_SPELLING = {"spelling": "python"}
+
+
+class ApiModel(BaseModel):
+    """A structural object: camelCase keys, unknown keys refused, a null is an absent key (as the API server has it)."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_alias=True,
+        validate_by_name=False,
+        serialize_by_alias=True,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+    )
+
+    # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
+    other_spellings: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if info.context and info.context.get("spelling") == "python":
+            value = cls._to_camel_keys(value)
+        return {key: item for key, item in value.items() if item is not None}
+
+    @classmethod
+    def _to_camel_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        known = {name: field.alias or name for name, field in cls.model_fields.items()}
+        known |= {old: known[name] for old, name in cls.other_spellings.items()}
+        out: dict[str, Any] = {}
+        origin: dict[str, str] = {}
+        for key, item in value.items():
+            target = known.get(key, key)
+            if target in out:
+                raise PydanticCustomError(
+                    "two_spellings",
+                    "'{first}' and '{second}' are two spellings of one key; give one of them",
+                    {"first": origin[target], "second": key},
+                )
+            out[target], origin[target] = item, key
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object as JSON-ready data with camelCase keys; absent values are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def exactly_one(model: BaseModel, *names: str) -> str:
+    """The one field of `names` that is set.
+
+    Raises:
+        PydanticCustomError: none or several are set.
+    """
+    given = [name for name in names if getattr(model, name) is not None]
+    if len(given) != 1:
+        listed = ", ".join(to_camel(name) for name in names)
+        found = ", ".join(to_camel(name) for name in given) or "none of them"
+        raise PydanticCustomError(
+            "exactly_one", "exactly one of {listed} is needed; found {found}", {"listed": listed, "found": found}
+        )
+    return given[0]
+
+
+def _rfc3339(value: dt.datetime) -> str:
+    return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# RFC 3339 in UTC with milliseconds, so that the order of events inside one second survives.
+Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, return_type=str, when_used="json")]
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")]
+Text = Annotated[str, Field(max_length=1024)]
+Uri = Annotated[str, Field(min_length=1, max_length=2048)]
+ModuleName = Annotated[str, Field(min_length=1, max_length=512)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -1,0 +1,104 @@
+"""CompressionJob: one recipe, run once on one model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import ApiModel, Count, Text, Time, Uri
+from .meta import Condition, JobMeta, Stop
+from .metrics import Constraint, Metric, MetricName
+from .model import Benchmark, Code, Model, Store, Target
+from .stages import Stage
+
+Phase = Literal["Pending", "Running", "Suspended", "Stopped", "Succeeded", "Failed"]
+TERMINAL_PHASES: frozenset[str] = frozenset({"Stopped", "Succeeded", "Failed"})
+AttemptOutcome = Literal["Running", "Succeeded", "Failed", "Invalid", "Disrupted", "Suspended", "Stopped", "Lost"]
+
+
+class CompressionJobSpec(ApiModel):
+    """A recipe and everything needed to run it. Immutable but for `suspend`."""
+
+    model: Model
+    code: Code | None = Field(default=None, description="Where the Python is; none: in the image, or on sys.path.")
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=32)]
+    metrics: Annotated[dict[MetricName, Metric], Field(max_length=64)] | None = Field(
+        default=None, description="Goals of the evaluator's own metrics; those not named are maximized."
+    )
+    constraints: Annotated[list[Constraint], Field(max_length=32)] | None = None
+    target: Target = Field(default_factory=Target)
+    benchmark: Benchmark = Field(default_factory=Benchmark)
+    store: Store | None = Field(default=None, description="Local runs default to ./modelpress-runs.")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    suspend: bool = False
+    backoff_limit: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=2, description="Further attempts after one that failed on its own account."
+    )
+    max_disruptions: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=20, description="Attempts lost to eviction, preemption or a killed shell before the job fails."
+    )
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
+        default=None, description="Suspended and queued time does not count."
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
+        default=None, description="After it the finished child Jobs are deleted; never this object."
+    )
+
+
+class Attempt(ApiModel):
+    """One child Job of a CompressionJob, as it was last seen."""
+
+    number: Count
+    outcome: AttemptOutcome
+    reason: Annotated[str, Field(max_length=64)] | None = None
+    message: Text | None = None
+    start_time: Time | None = None
+    finish_time: Time | None = None
+
+
+class MetricsPair(ApiModel):
+    """The dense model's metrics beside the compressed model's."""
+
+    baseline: dict[MetricName, float] = Field(default_factory=dict, max_length=64)
+    compressed: dict[MetricName, float] = Field(default_factory=dict, max_length=64)
+
+
+class Artifact(ApiModel):
+    """Where a finished job's files are, and the digest that proves them."""
+
+    uri: Uri
+    manifest_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+
+
+class CompressionJobStatus(ApiModel):
+    """What was observed of a CompressionJob. Older clients treat an unknown phase as Running."""
+
+    observed_generation: int = -1
+    phase: Phase | None = None
+    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
+    attempts: Annotated[list[Attempt], Field(max_length=8)] = Field(
+        default_factory=list, description="The last 8 attempts, oldest first."
+    )
+    started: Annotated[int, Field(ge=0)] = Field(default=0, description="Attempts created so far.")
+    failures: Annotated[int, Field(ge=0)] = Field(default=0, description="Attempts counted against backoffLimit.")
+    disruptions: Annotated[int, Field(ge=0)] = Field(default=0, description="Attempts lost to disruptions.")
+    active_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Running time of all finished attempts; what activeDeadlineSeconds counts."
+    )
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    metrics: MetricsPair | None = None
+    code_digest: Annotated[str, Field(max_length=64)] | None = None
+    artifact: Artifact | None = None
+    stop: Stop | None = None
+
+
+class CompressionJob(ApiModel):
+    """One recipe, run once on one model: measured before and after, with an artefact that reloads anywhere."""
+
+    api_version: Literal["modelpress.dev/v1alpha1"] = "modelpress.dev/v1alpha1"
+    kind: Literal["CompressionJob"] = "CompressionJob"
+    metadata: JobMeta
+    spec: CompressionJobSpec
+    status: CompressionJobStatus = Field(default_factory=CompressionJobStatus)

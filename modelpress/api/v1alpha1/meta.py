@@ -1,0 +1,77 @@
+"""Object metadata and conditions, in the shapes of Kubernetes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .base import ApiModel, Text, Time
+
+JobName = Annotated[str, Field(min_length=1, max_length=52, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+SweepName = Annotated[str, Field(min_length=1, max_length=46, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+class OwnerReference(ApiModel):
+    """Says whose object this is."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    controller: bool = False
+    block_owner_deletion: bool = False
+
+
+class ObjectMeta(ApiModel):
+    """The metadata that modelpress reads; what only the API server uses passes through untouched."""
+
+    namespace: Namespace = "default"
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    generation: int | None = None
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None
+    deletion_grace_period_seconds: int | None = None
+    owner_references: list[OwnerReference] | None = None
+    finalizers: list[str] | None = None
+    managed_fields: list[Any] | None = None
+    generate_name: str | None = None
+    self_link: str | None = None
+
+    def controller_uid(self) -> str | None:
+        """The uid of the controlling owner, if there is one."""
+        return next((ref.uid for ref in self.owner_references or () if ref.controller), None)
+
+
+class JobMeta(ObjectMeta):
+    """Metadata of a CompressionJob. Services and Indexed Jobs named after it need a DNS-1035 label."""
+
+    name: JobName
+
+
+class SweepMeta(ObjectMeta):
+    """Metadata of a CompressionSweep; its trials' names add 6 characters."""
+
+    name: SweepName
+
+
+class Condition(ApiModel):
+    """metav1.Condition."""
+
+    type: Annotated[str, Field(max_length=316)]
+    status: Literal["True", "False", "Unknown"]
+    reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    message: Annotated[str, Field(max_length=2048)] = ""
+    last_transition_time: Time
+    observed_generation: int | None = None
+
+
+class Stop(ApiModel):
+    """A sweep's order to a trial to end early; set once."""
+
+    reason: Text
+    time: Time

@@ -1,0 +1,67 @@
+"""Metrics, constraints and objectives as users write them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .base import ApiModel, exactly_one
+
+Goal = Literal["maximize", "minimize"]
+MetricName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_./@-]*$")]
+Finite = float
+
+# Measured by modelpress, with their fixed goal; an evaluator that returns one of these names fails.
+MEASURED: dict[str, Goal] = {
+    "parameters": "minimize",
+    "nonzeroParameters": "minimize",
+    "macs": "minimize",
+    "sizeBytes": "minimize",
+    "latencyMs": "minimize",
+    "throughput": "maximize",
+    "peakMemoryBytes": "minimize",
+    "sparsity": "maximize",
+    "compressionRatio": "maximize",
+    "speedup": "maximize",
+}
+DEFAULT_METRIC = "default"
+
+
+class Metric(ApiModel):
+    """What is known of one metric of the evaluator."""
+
+    goal: Goal
+
+
+class Constraint(ApiModel):
+    """One bound on one metric, judged against the measured dense baseline; exactly one of the six bounds."""
+
+    metric: MetricName
+    max_relative_loss: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="(change in the bad direction) / |baseline|."
+    )
+    max_absolute_loss: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Change in the bad direction."
+    )
+    min: Finite | None = None
+    max: Finite | None = None
+    min_ratio: Annotated[float, Field(ge=0)] | None = Field(default=None, description="value / baseline.")
+    max_ratio: Annotated[float, Field(ge=0)] | None = Field(default=None, description="value / baseline.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Constraint:
+        exactly_one(self, "max_relative_loss", "max_absolute_loss", "min", "max", "min_ratio", "max_ratio")
+        return self
+
+    @property
+    def bound(self) -> str:
+        """The name of the bound that is set, in snake_case."""
+        return exactly_one(self, "max_relative_loss", "max_absolute_loss", "min", "max", "min_ratio", "max_ratio")
+
+
+class Objective(ApiModel):
+    """One metric to optimise. Without a goal: a measured metric's own, else what `metrics` says, else maximize."""
+
+    metric: MetricName
+    goal: Goal | None = None

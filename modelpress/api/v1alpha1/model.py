@@ -1,0 +1,68 @@
+"""Which model a job compresses, where its code is, and where its artefacts go."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .base import ApiModel, Name, Uri
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+
+
+class Source(ApiModel):
+    """One file in an object store or on disk."""
+
+    uri: Uri = Field(description="s3://, gs://, az://, file:// or, on one machine, a path.")
+    sha256: Sha256 | None = Field(default=None, description="Checked after the download when given.")
+
+
+class Model(ApiModel):
+    """The dense model."""
+
+    entrypoint: Annotated[
+        str, Field(max_length=512, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+    ] = Field(
+        description="module:attribute. A CompressionModule, or a function that returns (model, evaluator) or an "
+        "mp.Subject. Called again, it must give the same weights."
+    )
+    args: dict[Name, Any] | None = Field(
+        default=None, max_length=64, description="Keyword arguments of the entrypoint."
+    )
+    weights: Source | None = Field(
+        default=None,
+        description="Weights to load into the model: .safetensors, or .pth and .pt read with weights_only.",
+    )
+
+
+class Code(ApiModel):
+    """Where the Python of the entrypoint is."""
+
+    path: Uri = Field(description="A folder, relative to the YAML file. Local runs only.")
+
+
+class Store(ApiModel):
+    """Where trials and models are kept."""
+
+    uri: Uri = Field(description="s3://bucket/prefix, gs://, az://, file:///path, or, on one machine, a path.")
+    endpoint: Uri | None = Field(default=None, description="Endpoint of an S3-compatible server.")
+    region: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Region of the bucket.")
+
+
+class Target(ApiModel):
+    """The form that size, latency and final score are measured on."""
+
+    format: Literal["eager", "pt2"] = Field(
+        default="eager", description="eager: the module itself. pt2: the exported program, as mp.load opens it."
+    )
+    device: Literal["cpu"] = "cpu"
+
+
+class Benchmark(ApiModel):
+    """How latency is measured: dense and compressed model in turn, in one process, with pinned threads."""
+
+    warmup: Annotated[int, Field(ge=0, le=10_000)] = Field(default=5, description="Untimed calls before the timed.")
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = Field(default=50, description="Timed calls of each model.")
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 1
+    cores_per_instance: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="Threads of the model.")

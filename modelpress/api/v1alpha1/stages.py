@@ -1,0 +1,154 @@
+"""The stages of a recipe. A stage holds exactly one method block and may have a name."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from .base import ApiModel, ModuleName, Name, exactly_one
+
+PruneAlgorithm = Literal["level", "l1", "l2", "random"]
+ScheduleType = Literal["one_shot", "linear", "agp"]
+Scope = Literal["local", "global"]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Rounds = Annotated[int, Field(ge=1, le=1000)]
+
+
+class Duration(ApiModel):
+    """How long to train: epochs or optimizer steps."""
+
+    epochs: Epochs | None = None
+    max_steps: Steps | None = None
+
+    other_spellings: ClassVar[dict[str, str]] = {"max_epochs": "epochs", "steps": "max_steps"}
+
+    @model_validator(mode="after")
+    def _one(self) -> Duration:
+        exactly_one(self, "epochs", "max_steps")
+        return self
+
+
+class EntrySchedule(ApiModel):
+    """How the sparsity of one config entry grows over the rounds of its stage."""
+
+    type: ScheduleType = Field(
+        default="one_shot",
+        description="Sparsity after round t of n, from initial i to target s. one_shot: s at once. linear: i+(s-i)t/n. "
+        "agp: s+(i-s)(1-t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878).",
+    )
+    rounds: Rounds = Field(default=1, description="Rounds until the target is reached.")
+    initial_sparsity: Sparsity = Field(default=0.0, description="Sparsity before the first round.")
+
+    @model_validator(mode="after")
+    def _one_shot_has_one_round(self) -> EntrySchedule:
+        if self.type == "one_shot" and self.rounds != 1:
+            raise PydanticCustomError(
+                "one_shot_rounds", "one_shot has one round; set type to linear or agp, or leave rounds out", {}
+            )
+        return self
+
+
+class Schedule(EntrySchedule):
+    """How sparsity grows over rounds, and how the model is trained after each of them."""
+
+    train: Duration | None = Field(default=None, description="Training after each round; none if left out.")
+
+
+class ConfigEntry(ApiModel):
+    """Selects modules and says how to prune them.
+
+    Selected are (opNames or opNamesRe, else all) that are of opTypes (else the method's own types). Later entries
+    override earlier ones, field by field; `exclude` always wins. An entry that matches nothing is an error.
+    """
+
+    op_types: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="Class names of modules. 'default' stands for the types the method prunes."
+    )
+    op_names: Annotated[list[ModuleName], Field(min_length=1, max_length=1024)] | None = Field(
+        default=None, description="Exact names, as in model.named_modules()."
+    )
+    op_names_re: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="Regular expressions that match a whole name."
+    )
+    exclude: bool = False
+    sparsity: Sparsity | None = Field(
+        default=None, description="Share of output channels (structured methods) or of weights (level) to remove."
+    )
+    algorithm: PruneAlgorithm | None = None
+    scope: Scope | None = None
+    schedule: EntrySchedule | None = None
+
+    other_spellings: ClassVar[dict[str, str]] = {
+        "sparse_ratio": "sparsity",
+        "sparsity_per_layer": "sparsity",
+        "target_sparsity": "sparsity",
+        "pruning_op_types": "op_types",
+        "prune_domain": "scope",
+        "pruning_scope": "scope",
+    }
+
+    @model_validator(mode="after")
+    def _exclude_alone(self) -> ConfigEntry:
+        settings = [name for name in ("sparsity", "algorithm", "scope", "schedule") if getattr(self, name) is not None]
+        if self.exclude and settings:
+            raise PydanticCustomError(
+                "exclude_alone", "an excluding entry takes no {given}; remove it or 'exclude'", {"given": settings[0]}
+            )
+        return self
+
+
+class Prune(ApiModel):
+    """Removes weights or channels. algorithm, schedule, scope and sparsity are defaults that entries override."""
+
+    algorithm: PruneAlgorithm = Field(
+        default="l1",
+        description="level: smallest weights. l1, l2: output channels of smallest norm (Li et al. 2016, arXiv "
+        "1608.08710). random: output channels by lot, the baseline that a score must beat.",
+    )
+    config_list: Annotated[list[ConfigEntry], Field(min_length=1, max_length=128)]
+    sparsity: Sparsity | None = Field(default=None, description="For entries that give none.")
+    scope: Scope = Field(
+        default="local", description="local: the share within each layer. global: one ranking over all global layers."
+    )
+    schedule: Schedule = Field(default_factory=Schedule)
+    speedup: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
+    speedup_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
+        default=300, description="Time limit for finding out which channels hang together."
+    )
+
+    other_spellings: ClassVar[dict[str, str]] = {
+        "pruning_type": "algorithm",
+        "pruner": "algorithm",
+        "sparse_ratio": "sparsity",
+        "target_sparsity": "sparsity",
+        "pruning_scope": "scope",
+        "prune_domain": "scope",
+    }
+
+
+class Finetune(Duration):
+    """Trains the compressed model."""
+
+
+class Stage(ApiModel):
+    """One step of a recipe."""
+
+    name: Name | None = None
+    prune: Prune | None = None
+    finetune: Finetune | None = None
+
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune")
+
+    @model_validator(mode="after")
+    def _one(self) -> Stage:
+        exactly_one(self, *self.METHODS)
+        return self
+
+    @property
+    def method(self) -> str:
+        """The name of the block that is set."""
+        return exactly_one(self, *self.METHODS)

@@ -1,0 +1,212 @@
+"""CompressionSweep: a search over recipes; each trial is a CompressionJob."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from .base import ApiModel, Name, Time, exactly_one
+from .job import Artifact, CompressionJobSpec, Phase
+from .meta import Condition, SweepMeta
+from .metrics import Constraint, MetricName, Objective
+
+JsonPointer = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^(/[^/~]*(~[01][^/~]*)*)+$")]
+ParameterName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Scalar = bool | int | float | Annotated[str, Field(max_length=256)]
+
+WhenValues = Annotated[list[Scalar], Field(min_length=1, max_length=256)]
+
+
+class FloatRange(ApiModel):
+    """min, min+step, ..., max; or all of [min, max], evenly or by logarithm."""
+
+    min: float
+    max: float
+    step: Annotated[float, Field(gt=0)] | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _range(self) -> FloatRange:
+        _check_range(self.min, self.max, self.step, self.log)
+        return self
+
+
+class IntRange(ApiModel):
+    """min, min+step, ..., max; or by logarithm."""
+
+    min: Annotated[int, Field(ge=-(2**53), le=2**53)]
+    max: Annotated[int, Field(ge=-(2**53), le=2**53)]
+    step: Annotated[int, Field(ge=1)] | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _range(self) -> IntRange:
+        _check_range(self.min, self.max, self.step, self.log)
+        return self
+
+
+def _check_range(low: float, high: float, step: float | None, log: bool) -> None:
+    if low > high:
+        raise PydanticCustomError("range_order", "min must not be greater than max", {})
+    if log and step is not None:
+        raise PydanticCustomError("range_log_step", "log and step exclude each other", {})
+    if log and low <= 0:
+        raise PydanticCustomError("range_log_min", "log needs a min above 0", {})
+
+
+class Categorical(ApiModel):
+    """One of a few values."""
+
+    values: Annotated[list[Scalar], Field(min_length=1, max_length=256)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Categorical:
+        seen: list[tuple[type, Any]] = []
+        for value in self.values:
+            if (type(value), value) in seen:
+                raise PydanticCustomError(
+                    "distinct", "values must differ; {value} stands twice", {"value": repr(value)}
+                )
+            seen.append((type(value), value))
+        return self
+
+
+class Parameter(ApiModel):
+    """One dimension of a search space, applied by JSON Pointer into template.spec."""
+
+    name: ParameterName
+    paths: Annotated[list[JsonPointer], Field(min_length=1, max_length=64)] = Field(
+        description="JSON Pointers (RFC 6901) into template.spec; all get the same value."
+    )
+    categorical: Categorical | None = None
+    float: FloatRange | None = None
+    int: IntRange | None = None
+    when: (
+        Annotated[
+            dict[ParameterName, Annotated[list[Scalar], Field(min_length=1, max_length=256)]],
+            Field(min_length=1, max_length=16),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Sampled only if every named earlier parameter has one of these values; else the template's value "
+        "stands.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Parameter:
+        exactly_one(self, "categorical", "float", "int")
+        return self
+
+
+class Template(ApiModel):
+    """What every trial starts from."""
+
+    spec: CompressionJobSpec
+
+
+class SearchAlgorithm(ApiModel):
+    """How parameters are chosen.
+
+    random: independent draws. grid: every combination once, in order. tpe: tree-structured Parzen estimator (Bergstra
+    et al. 2011), multivariate, for one or several objectives.
+    """
+
+    name: Literal["random", "grid", "tpe"] = "tpe"
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+
+
+class Budget(ApiModel):
+    """What a sweep may use; when it is used up no further trial starts."""
+
+    wall_clock_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
+        default=None, description="Since the sweep started, suspended time excluded."
+    )
+
+
+class CompressionSweepSpec(ApiModel):
+    """A search. Immutable but for suspend, parallelism, maxTrials (up) and budget (up)."""
+
+    template: Template
+    search_space: Annotated[list[Parameter], Field(min_length=1, max_length=64)]
+    objectives: Annotated[list[Objective], Field(min_length=1, max_length=8)]
+    constraints: Annotated[list[Constraint], Field(max_length=32)] | None = Field(
+        default=None, description="Added to the template's; trials that break one are infeasible."
+    )
+    algorithm: SearchAlgorithm = Field(default_factory=SearchAlgorithm)
+    parallelism: Annotated[int, Field(ge=1, le=1000)] = 1
+    max_trials: Annotated[int, Field(ge=1, le=10_000)]
+    max_failed_trials: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=3, description="The sweep fails when more trials than this have failed."
+    )
+    budget: Budget | None = None
+    suspend: bool = False
+
+
+class TrialCounts(ApiModel):
+    """How many trials are in which state."""
+
+    pending: Annotated[int, Field(ge=0)] = 0
+    running: Annotated[int, Field(ge=0)] = 0
+    suspended: Annotated[int, Field(ge=0)] = 0
+    succeeded: Annotated[int, Field(ge=0)] = Field(default=0, description="Finished, constraints met or not.")
+    infeasible: Annotated[int, Field(ge=0)] = Field(default=0, description="Of the succeeded, those that miss one.")
+    failed: Annotated[int, Field(ge=0)] = 0
+    stopped: Annotated[int, Field(ge=0)] = 0
+    lost: Annotated[int, Field(ge=0)] = Field(default=0, description="Deleted by somebody before they finished.")
+    refused: Annotated[int, Field(ge=0)] = Field(default=0, description="Their parameters gave an invalid recipe.")
+
+
+class TrialResult(ApiModel):
+    """One finished trial in a sweep's status."""
+
+    number: Annotated[int, Field(ge=0)]
+    name: str
+    parameters: dict[Name, Scalar]
+    metrics: dict[MetricName, float]
+    feasible: bool
+
+
+class CompressionSweepStatus(ApiModel):
+    """What was observed of a CompressionSweep; under 64 KiB at 10,000 trials."""
+
+    observed_generation: int = -1
+    phase: Phase | None = None
+    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
+    created: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Trials 0 to created-1 were decided; a missing one of them is lost, never made again."
+    )
+    active: Annotated[int, Field(ge=0)] = 0
+    selector: Annotated[str, Field(max_length=512)] = Field(default="", description="For the scale subresource.")
+    trials: TrialCounts = Field(default_factory=TrialCounts)
+    refused: Annotated[str, Field(max_length=16_384)] = Field(
+        default="", description="Numbers of the refused trials, as ranges: 3,7-9."
+    )
+    refused_message: Annotated[str, Field(max_length=1024)] | None = Field(
+        default=None, description="Why the last of them was refused."
+    )
+    exhausted: bool = Field(default=False, description="The search space holds no further combination.")
+    baseline: dict[MetricName, float] | None = Field(default=None, max_length=64)
+    best: TrialResult | None = None
+    front: Annotated[list[int], Field(max_length=1000)] = Field(
+        default_factory=list, description="Trials that no other feasible trial dominates."
+    )
+    code_digest: Annotated[str, Field(max_length=64)] | None = None
+    prepare_attempts: Annotated[int, Field(ge=0)] = 0
+    publish_attempts: Annotated[int, Field(ge=0)] = 0
+    suspended_seconds: Annotated[float, Field(ge=0)] = 0.0
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    artifact: Artifact | None = None
+
+
+class CompressionSweep(ApiModel):
+    """A search over recipes: the best feasible trial and the Pareto front, with every trial kept."""
+
+    api_version: Literal["modelpress.dev/v1alpha1"] = "modelpress.dev/v1alpha1"
+    kind: Literal["CompressionSweep"] = "CompressionSweep"
+    metadata: SweepMeta
+    spec: CompressionSweepSpec
+    status: CompressionSweepStatus = Field(default_factory=CompressionSweepStatus)

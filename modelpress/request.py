@@ -1,0 +1,71 @@
+"""What a runner is asked to do: the contract from shell to runner, versioned.
+
+A shell (the operator or the local runner) writes a RunRequest as JSON; on a cluster it is the pod annotation
+`modelpress.dev/spec`. It holds no secret and is at most 256 KiB.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Objective
+from modelpress.api.v1alpha1.base import Name, Uri
+from modelpress.api.v1alpha1.sweep import Scalar
+
+Purpose = Literal["trial", "prepare", "collect", "publish"]
+MAX_REQUEST_BYTES = 256 * 1024
+
+
+class TrialIdentity(ApiModel):
+    """Which trial of a sweep a run is."""
+
+    number: Annotated[int, Field(ge=0)]
+    parameters: dict[Name, Scalar] = Field(default_factory=dict)
+
+
+class PublishRequest(ApiModel):
+    """What a sweep publishes. Everything else is read from the trials' manifests and results in the store."""
+
+    objectives: list[Objective]
+    best: int | None = Field(default=None, description="Number of the best feasible trial.")
+    front: list[int] = Field(default_factory=list, description="Numbers of the Pareto front's trials.")
+
+
+class RunRequest(ApiModel):
+    """One run of a runner."""
+
+    api_version: Literal["modelpress.dev/v1alpha1"] = "modelpress.dev/v1alpha1"
+    kind: Literal["RunRequest"] = "RunRequest"
+    purpose: Purpose
+    namespace: str
+    name: str = Field(description="Name of the CompressionJob, or of the sweep when preparing or publishing.")
+    uid: str
+    attempt: Annotated[int, Field(ge=1)] = 1
+    run_uid: str = Field(
+        default="", description="Pod or Job uid, or a random id."
+    )
+    root: Uri = Field(
+        description="<namespace>/<sweep or standalone job>-<uid8>, below the store's URI; the dense cache lies in it."
+    )
+    prefix: Uri = Field(description="Where this run writes: <root>/trials/<00007> of a sweep's trial, else <root>.")
+    spec: CompressionJobSpec = Field(description="Resolved: parameters applied, store.uri always set.")
+    trial: TrialIdentity | None = None
+    publish: PublishRequest | None = None
+    code_path: str | None = Field(default=None, description="Absolute folder of the code, resolved by a local shell.")
+
+
+def uid8(uid: str) -> str:
+    """The first 8 characters of a uid without dashes, as artefact paths carry it."""
+    return uid.replace("-", "")[:8]
+
+
+def job_root(namespace: str, name: str, uid: str) -> str:
+    """Folder of a standalone job or of a sweep below the store's URI."""
+    return f"{namespace}/{name}-{uid8(uid)}"
+
+
+def trial_prefix(root: str, number: int) -> str:
+    """Folder of one trial of a sweep below the store's URI."""
+    return f"{root}/trials/{number:05d}"

@@ -1,0 +1,82 @@
+"""What every evaluator can do, whatever trains behind it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+Score = dict[str, float]  # evaluator metrics; "default" is the score
+
+
+class Evaluator(abc.ABC):
+    """Adapter around a user's training and evaluation code.
+
+    Lifecycle: `bind(model)` builds optimizers and schedulers again for this very model; `train` and `evaluate` work on
+    the bound model; `unbind` reverts everything, after which it may be bound to another model. Binding twice without
+    unbinding raises RuntimeError.
+    """
+
+    dummy_input: Any  # a tensor, tuple, list or dict of tensors as the model takes them, or None
+
+    @property
+    @abc.abstractmethod
+    def can_train(self) -> bool:
+        """Whether `train` will work."""
+
+    @property
+    @abc.abstractmethod
+    def can_evaluate(self) -> bool:
+        """Whether `evaluate` will work."""
+
+    @abc.abstractmethod
+    def bind(self, model: nn.Module) -> None:
+        """Builds optimizers and schedulers for `model` from what was recorded of them."""
+
+    @abc.abstractmethod
+    def unbind(self) -> None:
+        """Reverts everything that `bind` and the hooks below did. Does nothing if not bound."""
+
+    @property
+    @abc.abstractmethod
+    def model(self) -> nn.Module:
+        """The bound model. RuntimeError if there is none."""
+
+    @abc.abstractmethod
+    def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
+        """One call of the user's training, with the same optimizer and scheduler objects as before."""
+
+    @abc.abstractmethod
+    def evaluate(self) -> Score:
+        """Evaluates the bound model.
+
+        Raises:
+            InvalidModelError: no number, no key `default`, NaN or infinity, or a reserved name.
+        """
+
+    @abc.abstractmethod
+    def optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        """The optimizers of the bound model."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """State of all optimizers and schedulers: tensors and plain data only, loadable with weights_only."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+
+    @abc.abstractmethod
+    def patch_loss(self, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
+        """From now on the loss is patch(loss, batch), until unbound."""
+
+    @abc.abstractmethod
+    def before_optimizer_step(self, hook: Callable[[], None]) -> None:
+        """Calls `hook` before each step of the first optimizer, until unbound."""
+
+    @abc.abstractmethod
+    def after_optimizer_step(self, hook: Callable[[], None]) -> None:
+        """Calls `hook` after each step of any optimizer, until unbound."""

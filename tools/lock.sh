@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Resolves pyproject.toml again and writes requirements/*.txt: names, versions and hashes, no index address, so that the
+# same lock installs from any mirror (docs/design/0001-locks-without-an-index.md).   Usage: tools/lock.sh [--upgrade]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=.venv/bin/uv; [ -x "$uv" ] || uv=uv
+"$uv" lock --quiet "$@"
+for profile in dev runner operator; do
+  "$uv" export --quiet --frozen --no-emit-project --no-header --no-annotate --format requirements-txt \
+    --extra "$profile" --output-file "requirements/$profile.txt"
+done
