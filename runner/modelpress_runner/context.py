@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,13 +27,6 @@ class Cut:
     kept: tuple[int, ...]
 
 
-class Trainer(Protocol):
-    """Chunked training with checkpoints (training.ChunkedTraining)."""
-
-    def train(self, *, epochs: int | None = None, max_steps: int | None = None, label: str) -> None:
-        """Trains the context's model in chunks; resumes inside if a checkpoint of this stage and label says so."""
-
-
 @dataclass
 class StageContext:
     """The state that stages hand on. A stage changes `model` in place or puts another one there."""
@@ -42,8 +35,32 @@ class StageContext:
     evaluator: Evaluator | None
     dummy_input: Any
     seed: int
-    trainer: Trainer
-    masks: Masks = field(default_factory=dict)  # of unshrunk stages, in force from then on
+    masks: Masks = field(default_factory=dict)  # in force from now on: training keeps masked weights at zero
     cuts: list[Cut] = field(default_factory=list)  # all shrinks so far, against the dense model, in order of replay
     report: Callable[[str], None] = lambda message: None  # a line of progress for people
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
+
+
+# A stage is a list of steps. The engine runs them in order, writes a checkpoint after each chunk of training, and after
+# a restart goes on behind the last checkpoint; so a Transform must give the same result when it runs again from the
+# same model, masks, cuts and seed.
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A step that is over quickly: scores and masks, a shrink, a conversion."""
+
+    label: str
+    apply: Callable[[StageContext], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A step of training, cut into chunks by the engine. Exactly one of epochs and max_steps."""
+
+    label: str
+    epochs: int | None = None
+    max_steps: int | None = None
+
+
+Step = Transform | Training
