@@ -50,8 +50,8 @@ class Evaluator(abc.ABC):
         """One call of the user's training, with the same optimizer and scheduler objects as before."""
 
     @abc.abstractmethod
-    def evaluate(self) -> Score:
-        """Evaluates the bound model.
+    def evaluate(self, model: nn.Module | None = None) -> Score:
+        """Evaluates the bound model, or `model` without binding it (a loaded program, the dense model).
 
         Raises:
             InvalidModelError: no number, no key `default`, NaN or infinity, or a reserved name.
