@@ -1,0 +1,41 @@
+# Every target sets up what it needs from nothing: Python 3.11 to 3.13, Go and make are enough.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+WORKERS ?= 2
+
+.PHONY: help setup s3 demo test lint bench crds lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## .venv with the locked versions and this checkout, editable
+	@tools/setup.sh dev
+
+s3: setup
+	@tools/s3/build.sh
+
+demo: setup  ## the main job on real data: a sweep over pruning recipes of a digits CNN
+	@tools/demo.sh
+
+test: setup s3  ## unit and integration tests
+	@$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+lint: setup  ## format, lint, types, layers
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+bench: setup  ## timings against a peer, paired in one run, into benchmarks/results/
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/prune_finetune.py
+
+crds: setup  ## writes crds/ and the field tables of docs/reference again
+	@.venv/bin/modelpress crd --output crds
+
+lock: setup  ## resolves the dependencies again
+	@tools/lock.sh --upgrade
+
+clean:  ## removes what the targets above made in the checkout
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis modelpress-runs uv.lock
