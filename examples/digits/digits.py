@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import modelpress as mp
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
+
+import modelpress as mp
 
 BATCH = 64
 
