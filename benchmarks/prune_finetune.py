@@ -1,7 +1,7 @@
 """The same prune-and-finetune work as a bare torch-pruning script and through mp.compress, paired in one run.
 
 Both sides start from the same dense digits CNN, remove half of the channels of every convolution by L1 norm, train the
-same number of epochs and score after each. Pairs alternate their order, each side in a fresh process. Reported: the ratio
+same number of epochs and score after each. Pairs alternate their order, each side in a fresh process. Reported: ratio
 of wall times (median of the pairs' ratios, with the extremes), and accuracy, MACs and parameters side by side.
 
 Usage: python benchmarks/prune_finetune.py [--pairs 5] [--epochs 15]
