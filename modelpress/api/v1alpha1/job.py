@@ -53,8 +53,9 @@ class Attempt(ApiModel):
     outcome: AttemptOutcome
     reason: Annotated[str, Field(max_length=64)] | None = None
     message: Text | None = None
-    start_time: Time | None = None
-    finish_time: Time | None = None
+    create_time: Time | None = Field(default=None, description="When its child Job was decided on.")
+    start_time: Time | None = Field(default=None, description="When its runner was last seen to start.")
+    finish_time: Time | None = Field(default=None, description="Absent as long as its child Job may still run.")
 
 
 class MetricsPair(ApiModel):

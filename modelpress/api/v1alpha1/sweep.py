@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .base import ApiModel, Name, Time, exactly_one
+from .base import ApiModel, Cel, Name, Time, cel_exactly_one, exactly_one
 from .job import Artifact, CompressionJobSpec, Phase
 from .meta import Condition, SweepMeta
 from .metrics import Constraint, MetricName, Objective
@@ -19,6 +19,14 @@ Scalar = bool | int | float | Annotated[str, Field(max_length=256)]
 WhenValues = Annotated[list[Scalar], Field(min_length=1, max_length=256)]
 
 
+def _range_rules(zero: str) -> tuple[Cel, ...]:
+    return (
+        Cel("self.min <= self.max", "min must not be greater than max"),
+        Cel("!self.log || !has(self.step)", "log and step exclude each other"),
+        Cel(f"!self.log || self.min > {zero}", "log needs a min above 0"),
+    )
+
+
 class FloatRange(ApiModel):
     """min, min+step, ..., max; or all of [min, max], evenly or by logarithm."""
 
@@ -26,6 +34,8 @@ class FloatRange(ApiModel):
     max: float
     step: Annotated[float, Field(gt=0)] | None = None
     log: bool = False
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0.0")
 
     @model_validator(mode="after")
     def _range(self) -> FloatRange:
@@ -40,6 +50,8 @@ class IntRange(ApiModel):
     max: Annotated[int, Field(ge=-(2**53), le=2**53)]
     step: Annotated[int, Field(ge=1)] | None = None
     log: bool = False
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0")
 
     @model_validator(mode="after")
     def _range(self) -> IntRange:
@@ -94,6 +106,8 @@ class Parameter(ApiModel):
         description="Sampled only if every named earlier parameter has one of these values; else the template's value "
         "stands.",
     )
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("categorical", "float", "int"),)
 
     @model_validator(mode="after")
     def _one(self) -> Parameter:
@@ -178,11 +192,15 @@ class CompressionSweepStatus(ApiModel):
     created: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Trials 0 to created-1 were decided; a missing one of them is lost, never made again."
     )
+    confirmed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Where the last batch of trials begins; all before it were seen or given up."
+    )
+    last_create_time: Time | None = Field(default=None, description="When a trial or a Job was last decided on.")
     active: Annotated[int, Field(ge=0)] = 0
     selector: Annotated[str, Field(max_length=512)] = Field(default="", description="For the scale subresource.")
     trials: TrialCounts = Field(default_factory=TrialCounts)
     refused: Annotated[str, Field(max_length=16_384)] = Field(
-        default="", description="Numbers of the refused trials, as ranges: 3,7-9."
+        default="", description="Numbers of the last refused trials, as ranges: 3,7-9."
     )
     refused_message: Annotated[str, Field(max_length=1024)] | None = Field(
         default=None, description="Why the last of them was refused."
@@ -196,6 +214,9 @@ class CompressionSweepStatus(ApiModel):
     code_digest: Annotated[str, Field(max_length=64)] | None = None
     prepare_attempts: Annotated[int, Field(ge=0)] = 0
     publish_attempts: Annotated[int, Field(ge=0)] = 0
+    publish_base: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Publish attempts made before the sweep was last continued."
+    )
     suspended_seconds: Annotated[float, Field(ge=0)] = 0.0
     start_time: Time | None = None
     completion_time: Time | None = None
