@@ -1,0 +1,331 @@
+"""The artefact store over obstore, the Python binding of Apache's object_store."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
+from obstore.store import LocalStore
+
+from .base import ObjectInfo, check_path
+from .errors import ObjectMissingError, StoreError, StoreRefusedError, StoreUnavailableError, explain, path_taken
+
+_MIB = 1024 * 1024
+_PART = 8 * _MIB
+_MAX_PARTS = 9_000  # S3 and GCS take 10,000
+_CONCURRENT_PARTS = 4
+_FAILURES = (BaseError, OSError, ValueError)
+_COPY_BY_STREAM = ("EntityTooLarge", "InvalidRequest", "NotImplemented")  # S3 copies at most 5 GB in one request
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
+
+
+class ObjectStorage:
+    """An ArtifactStore in a bucket or in memory.
+
+    Files go up in parts of at least 8 MiB, four at a time. A broken-off upload is aborted where the server can still be
+    reached; a lifecycle rule of the bucket should remove the others.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        scheme: str,
+        prefix: str,
+        *,
+        client: Any,
+        patient: Any,
+        endpoint: str | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        self._uri = uri
+        self._scheme = scheme
+        self._prefix = prefix
+        self._client = client
+        self._patient = patient  # for requests that carry or move a lot
+        self._endpoint = endpoint
+        self._timeout = timeout
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._uri}>"
+
+    def put_bytes(self, path: str, data: bytes) -> None:
+        key = self._key(path)
+        with self._explained(path):
+            obstore.put(self._writable(), key, data, use_multipart=len(data) > _PART, chunk_size=_PART)
+
+    def put_file(self, path: str, local: Path) -> None:
+        key = self._key(path)
+        size = _readable_size(local)
+        part = max(_PART, -(-size // _MAX_PARTS))
+        client = self._writable(patient=True)
+        with self._explained(path):
+            obstore.put(
+                client, key, local, use_multipart=size > part, chunk_size=part, max_concurrency=_CONCURRENT_PARTS
+            )
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        key = self._key(path)
+        client = self._writable()
+        for tried in range(5):
+            with self._explained(path):
+                try:
+                    obstore.put(client, key, data, mode="create")
+                except AlreadyExistsError as error:
+                    text = str(error)
+                    # S3 says so where another request on this key was under way, whatever became of that one.
+                    if "ConditionalRequestConflict" in text:
+                        time.sleep(0.05 * 2**tried)
+                        continue
+                    if (
+                        "412" not in text
+                        and isinstance(self._explain(error, path), StoreError)
+                        and _is_path_clash(text)
+                    ):
+                        raise path_taken(self._where(path)) from None
+                    return False
+                return True
+        raise StoreUnavailableError(
+            f"{self._where(path)}: others kept writing this object while it was to be created; try again later"
+        )
+
+    def get_bytes(self, path: str) -> bytes:
+        key = self._key(path)
+        client = self._readable(path)
+        with self._explained(path):
+            return bytes(obstore.get(client, key).bytes())
+
+    def get_file(self, path: str, local: Path) -> None:
+        key = self._key(path)
+        client = self._readable(path)
+        with self._explained(path):
+            result = obstore.get(client, key)
+            size = result.meta["size"]
+        part = local.with_name(f".{local.name[:200]}.{secrets.token_hex(4)}.part")
+        try:
+            with _local_errors(local):
+                local.parent.mkdir(parents=True, exist_ok=True)
+                file = part.open("xb")
+            got = 0
+            with file:
+                chunks = iter(result.stream(min_chunk_size=4 * _MIB))
+                while True:
+                    with self._explained(path):
+                        chunk = next(chunks, None)
+                    if chunk is None:
+                        break
+                    with _local_errors(local):
+                        got += file.write(chunk)
+            if got != size:
+                raise StoreUnavailableError(f"{self._where(path)}: {got} of {size} bytes arrived; try again later")
+            with _local_errors(local):
+                part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def copy(self, source: str, target: str) -> None:
+        old, new = self._key(source), self._key(target)
+        client = self._readable(source, patient=True)
+        if old == new:
+            if not self.exists(source):
+                raise ObjectMissingError(f"{self._where(source)} does not exist, so it cannot be copied")
+            return
+        with self._explained(source):
+            try:
+                obstore.copy(client, old, new)
+            except NotSupportedError:
+                self._stream_copy(client, old, new)
+            except BaseError as error:
+                text = str(error)
+                number = re.search(r"\(os error (\d+)\)", text)
+                if not any(f"<Code>{code}<" in text for code in _COPY_BY_STREAM) and not (
+                    number and int(number.group(1)) in _NO_LINKS
+                ):
+                    raise
+                self._stream_copy(client, old, new)
+
+    def exists(self, path: str) -> bool:
+        key = self._key(path)
+        try:
+            client = self._readable(path)
+            with self._explained(path):
+                try:
+                    obstore.head(client, key)
+                except FileNotFoundError:
+                    # The answer to HEAD has no body, so it cannot tell a missing object from a missing bucket.
+                    obstore.get(client, key)
+        except ObjectMissingError:
+            return False
+        return True
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        folder = self._key(prefix) if prefix else self._prefix
+        skip = len(self._prefix) + 1 if self._prefix else 0
+        found = []
+        with self._explained(prefix):
+            for batch in obstore.list(self._client, folder or None, chunk_size=1000):
+                found.extend(ObjectInfo(item["path"][skip:], item["size"]) for item in batch)
+        return sorted(found, key=lambda info: info.path)
+
+    def delete(self, path: str) -> None:
+        key = self._key(path)
+        with contextlib.suppress(ObjectMissingError):
+            client = self._readable(path)
+            with self._explained(path):
+                obstore.delete(client, [key])
+
+    def delete_prefix(self, prefix: str) -> None:
+        check_path(prefix)
+        for _ in range(5):  # somebody else may be deleting the same objects, which some servers report as an error
+            found = [self._key(info.path) for info in self.list(prefix)]
+            if not found:
+                return
+            with contextlib.suppress(ObjectMissingError), self._explained(prefix):
+                for start in range(0, len(found), 1000):
+                    obstore.delete(self._client, found[start : start + 1000])
+        raise StoreError(
+            f"{self._where(prefix)}: objects keep appearing while they are deleted; stop the run that writes"
+        )
+
+    def _stream_copy(self, client: Any, old: str, new: str) -> None:
+        result = obstore.get(client, old)
+        part = max(_PART, -(-result.meta["size"] // _MAX_PARTS))
+        obstore.put(client, new, result.stream(min_chunk_size=part), chunk_size=part, max_concurrency=_CONCURRENT_PARTS)
+
+    def _key(self, path: str) -> str:
+        check_path(path)
+        return f"{self._prefix}/{path}" if self._prefix else path
+
+    def _where(self, path: str) -> str:
+        return f"{self._uri}/{path}"
+
+    def _readable(self, path: str, *, patient: bool = False) -> Any:
+        return self._patient if patient else self._client
+
+    def _writable(self, *, patient: bool = False) -> Any:
+        return self._patient if patient else self._client
+
+    def _explain(self, error: BaseException, path: str) -> StoreError:
+        return explain(
+            error, scheme=self._scheme, store=self._uri, path=path, endpoint=self._endpoint, timeout=self._timeout
+        )
+
+    @contextlib.contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            raise self._explain(error, path) from None
+
+
+class FolderStore(ObjectStorage):
+    """An ArtifactStore in a folder. Objects are files; a file being written is called `name#1` and is never listed."""
+
+    def __init__(self, uri: str, root: Path) -> None:
+        super().__init__(uri, "file", "", client=None, patient=None)
+        self._root = root
+        self._lock = threading.Lock()
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        created = super().put_if_absent(path, data)
+        if not created and (self._root / path).is_dir():
+            raise path_taken(self._where(path))
+        return created
+
+    def list(self, prefix: str) -> builtins.list[ObjectInfo]:
+        if prefix:
+            check_path(prefix)
+        for _ in range(5):
+            try:
+                self._readable(prefix)
+                return super().list(prefix)
+            except ObjectMissingError:
+                # No such folder; or one that somebody removed while it was being read.
+                if not (self._root / prefix).is_dir():
+                    return []
+        raise StoreUnavailableError(f"{self._where(prefix)}: the folder changes while it is listed; try again later")
+
+    def delete(self, path: str) -> None:
+        check_path(path)
+        if not (self._root / path).is_dir():
+            super().delete(path)
+
+    def delete_prefix(self, prefix: str) -> None:
+        check_path(prefix)
+        folder = self._root / prefix
+        with self._explained(prefix):
+            while folder.is_dir():
+                # What a killed process left half-written goes too. A writer that is still there may add to the folder.
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(folder)
+
+    def _readable(self, path: str, *, patient: bool = False) -> Any:
+        if self._client is None and not self._root.exists():
+            raise ObjectMissingError(f"{self._where(path)} does not exist; the folder {self._root} is not there")
+        if (self._root / path).is_dir():
+            return self._open()
+        for parent in (self._root / path).parents:
+            # What lies below a file is not there, as in a bucket; the library calls it an error.
+            if parent != self._root and parent.is_file():
+                raise ObjectMissingError(f"{self._where(path)} does not exist; {parent} is a file")
+            if parent == self._root:
+                break
+        return self._open()
+
+    def _writable(self, *, patient: bool = False) -> Any:
+        if self._client is None:
+            try:
+                self._root.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise self._is_file() from None
+            except OSError as error:
+                raise self._explain(error, "") from None
+        return self._open()
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                if not self._root.is_dir():
+                    raise self._is_file()
+                with self._explained(""):
+                    self._client = LocalStore(self._root, automatic_cleanup=True)
+            return self._client
+
+    def _is_file(self) -> StoreRefusedError:
+        return StoreRefusedError(f"{self._uri}: is a file, not a folder; give a folder")
+
+
+def _is_path_clash(text: str) -> bool:
+    return any(
+        f"<Code>{code}<" in text for code in ("ObjectParentIsFile", "ExistingObjectIsDirectory", "XMinioParentIsObject")
+    )
+
+
+def _readable_size(local: Path) -> int:
+    with _local_errors(local, "read"), local.open("rb") as file:
+        return os.fstat(file.fileno()).st_size
+
+
+@contextlib.contextmanager
+def _local_errors(local: Path, doing: str = "written") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"the local file {local} cannot be {doing}: {error.strerror or error}; check the path, its owner and the disk"
+        ) from None
