@@ -41,7 +41,7 @@ _CONTAINER = {"s3": "bucket", "gs": "bucket", "az": "container"}
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "NoSuchContainer", "FilesystemNotFound"}
 _NO_OBJECT = {"", "NoSuchKey", "BlobNotFound", "NoSuchObject", "PathNotFound", "ResourceNotFound"}
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
-_PATH_TAKEN = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "XMinioParentIsObject"}
+PATH_TAKEN = {"ObjectParentIsFile", "ExistingObjectIsDirectory", "XMinioParentIsObject"}
 _SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -68,13 +68,13 @@ def explain(
     raw = str(error)
     where = f"{store.rstrip('/')}/{path}" if path else store
     if scheme in ("file", "memory"):
-        return _explain_local(error, raw, where, store)
+        return _explain_local(error, raw, where)
 
-    code = _group(r"<Code>([^<]{1,64})</Code>", raw) or _group(r'"(?:reason|code)":\s*"([A-Za-z]{1,64})"', raw) or ""
+    code = server_code(raw)
     status = int(_group(r"status code: (\d{3})", raw) or 0)
     detail = _detail(code, raw, status)
     noun, keys, name = _CONTAINER[scheme], CREDENTIALS[scheme], store.split("://", 1)[1].split("/")[0]
-    if re.search(r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google", raw):
+    if re.search(r"//(169\.254\.169\.254|169\.254\.170\.2|metadata\.google)", raw):
         return StoreRefusedError(
             f"{where}: no credentials were found; set {keys} in the environment (profiles of other tools are not read)"
         )
@@ -87,7 +87,7 @@ def explain(
     if (
         code in ("AuthorizationHeaderMalformed", "PermanentRedirect")
         or status in (301, 307)
-        or "redirect" in raw.lower()
+        or "Received redirect" in raw
     ):
         return StoreRefusedError(
             f"{where}: the {noun} lives in another region ({detail}); set the store's region, or AWS_REGION"
@@ -100,13 +100,13 @@ def explain(
         )
     if code in _FULL or status == 507:
         return StoreError(f"{where}: the store is full ({detail}); free some space or raise the quota")
-    if code in _PATH_TAKEN:
+    if code in PATH_TAKEN:
         return path_taken(where)
     if status == 429 or status >= 500:
         return StoreUnavailableError(f"{where}: the server failed ({detail}), also after retries; try again later")
     if status:
         return StoreError(f"{where}: the server refused the request ({detail}); check the store's URI and endpoint")
-    if "certificate" in raw.lower():
+    if re.search(r"peer certificate|UnknownIssuer|certificate verify", raw):
         return StoreRefusedError(
             f"{where}: the certificate of {endpoint or 'the server'} is not trusted; name its CA file in AWS_CA_BUNDLE"
         )
@@ -115,9 +115,7 @@ def explain(
             f"{where}: no answer from {endpoint or 'the server'} (tried for up to {timeout:g} s); check that it runs, "
             "that this machine reaches it, and that the endpoint is right"
         )
-    return StoreError(
-        f"{where}: the store failed ({detail or type(error).__name__}); check the store's URI and settings"
-    )
+    return StoreError(f"{where}: the store failed ({detail or type(error).__name__}); check its URI and settings")
 
 
 def missing(where: str) -> ObjectMissingError:
@@ -130,7 +128,7 @@ def path_taken(where: str) -> StoreError:
     return StoreError(f"{where}: a file stands where a folder is needed, or a folder where a file is; use another path")
 
 
-def _explain_local(error: BaseException, raw: str, where: str, store: str) -> StoreError:
+def _explain_local(error: BaseException, raw: str, where: str) -> StoreError:
     number = error.errno if isinstance(error, OSError) and error.errno else int(_group(r"\(os error (\d+)\)", raw) or 0)
     reason = os.strerror(number) if number else scrub(raw.splitlines()[0] if raw else type(error).__name__)
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -146,12 +144,15 @@ def _explain_local(error: BaseException, raw: str, where: str, store: str) -> St
             f"{where}: the file system cannot do this ({reason}); a store needs hard links: give a local folder or s3://"
         )
     if number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
-        return StoreUnavailableError(
-            f"{where}: the file system failed ({reason}); check the disk or the mount of {store}"
-        )
+        return StoreUnavailableError(f"{where}: the file system failed ({reason}); check the disk or mount")
     if isinstance(error, FileNotFoundError) or number == errno.ENOENT:
         return missing(where)
     return StoreError(f"{where}: the store failed ({reason}); check the folder, or give another store")
+
+
+def server_code(text: str) -> str:
+    """The error code in a server's answer (NoSuchBucket); "" if there is none."""
+    return _group(r"<Code>([^<]{1,64})</Code>", text) or _group(r'"(?:reason|code)":\s*"([A-Za-z]{1,64})"', text) or ""
 
 
 def _detail(code: str, raw: str, status: int) -> str:

@@ -110,5 +110,5 @@ def dense_prefix(root: str, digest: str) -> str:
 
 
 def best_folder(number: int, attempt: str) -> str:
-    """Folder below best/ that holds a copy of one trial's files: one for each trial and attempt, never written twice."""
+    """Folder below best/ that holds a copy of one trial's files: one for each trial and attempt."""
     return f"{number:05d}-{attempt}"

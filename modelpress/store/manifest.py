@@ -166,8 +166,8 @@ def fetch(
 ) -> dict[str, Path]:
     """Copy the files that a manifest names into a local folder, and verify the sha256 and the size of each.
 
-    A file lands at `to/<name>`, name being Manifest.name_of: its path without the attempt's folder. A file that does not
-    verify is not left there.
+    A file lands at `to/<name>`, name being Manifest.name_of: its path without the attempt's folder. A file that
+    does not verify is not left there.
 
     Args:
         store: where the manifest stands.
@@ -206,7 +206,7 @@ def fetch(
             sha256, size = hash_file(part)
             if (sha256, size) != (item.sha256, item.bytes):
                 raise ManifestError(
-                    f"{store.uri}/{join(prefix, item.path)}: damaged or replaced: sha256 {sha256} and {size} bytes, where "
+                    f"{store.uri}/{join(prefix, item.path)}: damaged or replaced: sha256 {sha256}, {size} bytes, where "
                     f"the manifest has {item.sha256} and {item.bytes}; run the job again, or restore the file"
                 )
             part.replace(local)

@@ -20,7 +20,16 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import LocalStore
 
 from .base import ObjectInfo, check_path
-from .errors import ObjectMissingError, StoreError, StoreRefusedError, StoreUnavailableError, explain, path_taken
+from .errors import (
+    PATH_TAKEN,
+    ObjectMissingError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    explain,
+    path_taken,
+    server_code,
+)
 
 _MIB = 1024 * 1024
 _PART = 8 * _MIB
@@ -87,17 +96,13 @@ class ObjectStorage:
                 try:
                     obstore.put(client, key, data, mode="create")
                 except AlreadyExistsError as error:
-                    text = str(error)
+                    code = server_code(str(error))
+                    if code in PATH_TAKEN:
+                        raise path_taken(self._where(path)) from None
                     # S3 says so where another request on this key was under way, whatever became of that one.
-                    if "ConditionalRequestConflict" in text:
+                    if code == "ConditionalRequestConflict":
                         time.sleep(0.05 * 2**tried)
                         continue
-                    if (
-                        "412" not in text
-                        and isinstance(self._explain(error, path), StoreError)
-                        and _is_path_clash(text)
-                    ):
-                        raise path_taken(self._where(path)) from None
                     return False
                 return True
         raise StoreUnavailableError(
@@ -151,11 +156,9 @@ class ObjectStorage:
             except NotSupportedError:
                 self._stream_copy(client, old, new)
             except BaseError as error:
-                text = str(error)
-                number = re.search(r"\(os error (\d+)\)", text)
-                if not any(f"<Code>{code}<" in text for code in _COPY_BY_STREAM) and not (
-                    number and int(number.group(1)) in _NO_LINKS
-                ):
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                linkless = number is not None and int(number.group(1)) in _NO_LINKS
+                if not linkless and server_code(str(error)) not in _COPY_BY_STREAM:
                     raise
                 self._stream_copy(client, old, new)
 
@@ -176,7 +179,7 @@ class ObjectStorage:
     def list(self, prefix: str) -> list[ObjectInfo]:
         folder = self._key(prefix) if prefix else self._prefix
         skip = len(self._prefix) + 1 if self._prefix else 0
-        found = []
+        found: builtins.list[ObjectInfo] = []
         with self._explained(prefix):
             for batch in obstore.list(self._client, folder or None, chunk_size=1000):
                 found.extend(ObjectInfo(item["path"][skip:], item["size"]) for item in batch)
@@ -310,12 +313,6 @@ class FolderStore(ObjectStorage):
         return StoreRefusedError(f"{self._uri}: is a file, not a folder; give a folder")
 
 
-def _is_path_clash(text: str) -> bool:
-    return any(
-        f"<Code>{code}<" in text for code in ("ObjectParentIsFile", "ExistingObjectIsDirectory", "XMinioParentIsObject")
-    )
-
-
 def _readable_size(local: Path) -> int:
     with _local_errors(local, "read"), local.open("rb") as file:
         return os.fstat(file.fileno()).st_size
@@ -327,5 +324,5 @@ def _local_errors(local: Path, doing: str = "written") -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"the local file {local} cannot be {doing}: {error.strerror or error}; check the path, its owner and the disk"
+            f"the local file {local} cannot be {doing}: {error.strerror or error}; check its path, owner and disk"
         ) from None

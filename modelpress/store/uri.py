@@ -157,7 +157,7 @@ def _file_uri(rest: str) -> StoreUri:
     host, slash, path = rest.partition("/")
     if host not in ("", "localhost") or not slash:
         raise StoreUriError(
-            f"file://{rest}: the path must be absolute; give file:///path with three slashes, or the plain path {rest!r}"
+            f"file://{rest}: the path must be absolute; give file:///path (three slashes), or the plain path {rest!r}"
         )
     if "?" in path or "#" in path:
         raise StoreUriError(f"file:///{path}: write ? as %3F and # as %23, or give the plain path")
