@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel
@@ -16,6 +16,19 @@ API_VERSION = f"{GROUP}/{VERSION}"
 # Validation context under which Python callers may write snake_case and the spellings of older tools. YAML never may:
 # the API server knows one spelling only, and both must give the same verdict.
 PYTHON_SPELLING = {"spelling": "python"}
+
+
+class Cel(NamedTuple):
+    """A validation rule of the CRD in the Common Expression Language, `self` being the object."""
+
+    rule: str
+    message: str
+
+
+def cel_exactly_one(*keys: str) -> Cel:
+    """The CEL twin of exactly_one, of keys in camelCase."""
+    given = " + ".join(f"(has(self.{key}) ? 1 : 0)" for key in keys)
+    return Cel(f"{given} == 1", f"exactly one of {', '.join(keys)} is needed")
 
 
 class ApiModel(BaseModel):
@@ -34,6 +47,9 @@ class ApiModel(BaseModel):
 
     # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
     other_spellings: ClassVar[dict[str, str]] = {}
+
+    # The CEL twins of this class's own validators, inherited ones included: the API server refuses what we refuse.
+    cel_rules: ClassVar[tuple[Cel, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .base import ApiModel, exactly_one
+from .base import ApiModel, Cel, cel_exactly_one, exactly_one
 
 Goal = Literal["maximize", "minimize"]
 MetricName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_./@-]*$")]
@@ -48,6 +48,10 @@ class Constraint(ApiModel):
     max: Finite | None = None
     min_ratio: Annotated[float, Field(ge=0)] | None = Field(default=None, description="value / baseline.")
     max_ratio: Annotated[float, Field(ge=0)] | None = Field(default=None, description="value / baseline.")
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        cel_exactly_one("maxRelativeLoss", "maxAbsoluteLoss", "min", "max", "minRatio", "maxRatio"),
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Constraint:

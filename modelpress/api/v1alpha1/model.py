@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .base import ApiModel, Name, Uri
+from .base import ApiModel, Uri
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
@@ -22,14 +22,16 @@ class Model(ApiModel):
     """The dense model."""
 
     entrypoint: Annotated[
-        str, Field(max_length=512, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+        str,
+        Field(
+            max_length=512,
+            pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$",
+        ),
     ] = Field(
         description="module:attribute. A CompressionModule, or a function that returns (model, evaluator) or an "
         "mp.Subject. Called again, it must give the same weights."
     )
-    args: dict[Name, Any] | None = Field(
-        default=None, max_length=64, description="Keyword arguments of the entrypoint."
-    )
+    args: dict[str, Any] | None = Field(default=None, max_length=64, description="Keyword arguments of the entrypoint.")
     weights: Source | None = Field(
         default=None,
         description="Weights to load into the model: .safetensors, or .pth and .pt read with weights_only.",

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .base import ApiModel, ModuleName, Name, exactly_one
+from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one
 
 PruneAlgorithm = Literal["level", "l1", "l2", "random"]
 ScheduleType = Literal["one_shot", "linear", "agp"]
@@ -25,6 +25,7 @@ class Duration(ApiModel):
     max_steps: Steps | None = None
 
     other_spellings: ClassVar[dict[str, str]] = {"max_epochs": "epochs", "steps": "max_steps"}
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("epochs", "maxSteps"),)
 
     @model_validator(mode="after")
     def _one(self) -> Duration:
@@ -42,6 +43,10 @@ class EntrySchedule(ApiModel):
     )
     rounds: Rounds = Field(default=1, description="Rounds until the target is reached.")
     initial_sparsity: Sparsity = Field(default=0.0, description="Sparsity before the first round.")
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel("self.type != 'one_shot' || self.rounds == 1", "one_shot has one round; set type to linear or agp"),
+    )
 
     @model_validator(mode="after")
     def _one_shot_has_one_round(self) -> EntrySchedule:
@@ -90,6 +95,12 @@ class ConfigEntry(ApiModel):
         "prune_domain": "scope",
         "pruning_scope": "scope",
     }
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "!self.exclude || !(has(self.sparsity) || has(self.algorithm) || has(self.scope) || has(self.schedule))",
+            "an excluding entry takes no sparsity, algorithm, scope or schedule",
+        ),
+    )
 
     @model_validator(mode="after")
     def _exclude_alone(self) -> ConfigEntry:
@@ -142,6 +153,7 @@ class Stage(ApiModel):
     finetune: Finetune | None = None
 
     METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune")
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
     @model_validator(mode="after")
     def _one(self) -> Stage:

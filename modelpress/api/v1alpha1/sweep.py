@@ -97,7 +97,7 @@ class Parameter(ApiModel):
     int: IntRange | None = None
     when: (
         Annotated[
-            dict[ParameterName, Annotated[list[Scalar], Field(min_length=1, max_length=256)]],
+            dict[str, WhenValues],
             Field(min_length=1, max_length=16),
         ]
         | None
@@ -177,9 +177,9 @@ class TrialResult(ApiModel):
     """One finished trial in a sweep's status."""
 
     number: Annotated[int, Field(ge=0)]
-    name: str
-    parameters: dict[Name, Scalar]
-    metrics: dict[MetricName, float]
+    name: Annotated[str, Field(max_length=253)]
+    parameters: Annotated[dict[Name, Scalar], Field(max_length=64)]
+    metrics: Annotated[dict[MetricName, float], Field(max_length=64)]
     feasible: bool
 
 
