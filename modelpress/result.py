@@ -7,12 +7,15 @@ On a cluster it is the container's termination message, so it is at most 1 KiB o
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from modelpress.api.v1alpha1 import ApiModel
+from modelpress.api.v1alpha1.base import Name
 from modelpress.api.v1alpha1.metrics import MetricName
+from modelpress.api.v1alpha1.sweep import Scalar
 
 MAX_MESSAGE_BYTES = 1024
 
@@ -86,6 +89,28 @@ class RunResult(ApiModel):
             return cls.model_validate_json(text)
         except ValidationError:
             return None
+
+
+class RecordedTrial(ApiModel):
+    """Which trial of a sweep a record is of; the same keys as in the request."""
+
+    number: Annotated[int, Field(ge=0)]
+    parameters: dict[Name, Scalar] = Field(default_factory=dict)
+
+
+class RunRecord(RunResult):
+    """`result.json` beside the artefacts: the whole result, and whose it is. Written when a run fails, too."""
+
+    name: str = Field(description="Name of the CompressionJob.")
+    trial: RecordedTrial | None = Field(default=None, description="None: a standalone job.")
+
+    @classmethod
+    def of(
+        cls, result: RunResult, name: str, number: int | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> RunRecord:
+        """The record of a result; `number` and `parameters` are the trial's, if it is one."""
+        trial = None if number is None else {"number": number, "parameters": dict(parameters or {})}
+        return cls.model_validate(result.to_dict() | {"name": name, "trial": trial})
 
 
 # Metrics that a table shows, most wanted first.
