@@ -21,6 +21,10 @@ class Evaluator(abc.ABC):
     """
 
     dummy_input: Any  # a tensor, tuple, list or dict of tensors as the model takes them, or None
+    resumable: bool = True  # False: a stage's training cannot be cut into chunks
+    counts_steps: bool = True  # False: train() knows epochs only
+    train_needs: str = "what it needs to train"  # what to give so that can_train holds, for messages
+    evaluate_needs: str = "what it needs to evaluate"
 
     @property
     @abc.abstractmethod
@@ -31,6 +35,12 @@ class Evaluator(abc.ABC):
     @abc.abstractmethod
     def can_evaluate(self) -> bool:
         """Whether `evaluate` will work."""
+
+    def resolve(self, model: nn.Module) -> None:  # noqa: B027
+        """Learns which parameters of the user's own `model` the optimizers hold, before it is copied or changed."""
+
+    def enter_stage(self, method: str, algorithm: str | None) -> None:  # noqa: B027
+        """Told before each stage what trains next: method "prune" with its algorithm, or "finetune" with None."""
 
     @abc.abstractmethod
     def bind(self, model: nn.Module) -> None:

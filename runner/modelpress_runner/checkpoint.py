@@ -1,0 +1,143 @@
+"""Checkpoints of a run in its store: what is needed to go on behind the last finished chunk of training.
+
+`<prefix>/checkpoint/state.pt` holds tensors and plain data only and is read with weights_only; each write replaces it
+as a whole. `<prefix>/checkpoint/started/<step>-<chunk>-<attempt>` marks that an attempt began a chunk, so that chunks
+which ran more than once can be counted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelpress.store.base import ArtifactStore
+from modelpress.store.errors import ObjectMissingError
+from modelpress_runner.context import Cut, Masks, StageContext
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """The state of a run after a chunk of training.
+
+    Attributes:
+        step: index of the training step among all steps of the recipe.
+        chunk: index of the finished chunk within it.
+        trainer: state of optimizers and schedulers.
+        generators: state of every random number generator.
+        records: the records of the stages that are finished.
+        seconds: time spent on the stage so far.
+        score: the last intermediate score, if there is one.
+    """
+
+    step: int
+    chunk: int
+    model: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
+    masks: Masks
+    cuts: list[Cut]
+    trainer: dict[str, Any]
+    generators: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    score: dict[str, float] | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Tensors and plain data."""
+        return {
+            **self.__dict__,
+            "cuts": [[cut.module, cut.axis, list(cut.kept)] for cut in self.cuts],
+        }
+
+    @classmethod
+    def from_plain(cls, value: dict[str, Any]) -> Checkpoint:
+        """The inverse of to_plain."""
+        cuts = [Cut(module, axis, tuple(kept)) for module, axis, kept in value["cuts"]]
+        return cls(**{**value, "cuts": cuts})
+
+    def apply_to(self, context: StageContext) -> None:
+        """Turns the dense model in `context` into the checkpoint's: shrunk, with its weights, masks and notes."""
+        from modelpress_runner.speedup.recipe import replay
+
+        if self.cuts:
+            replay(context.model, self.cuts)
+        context.model.load_state_dict(self.model, strict=True)
+        buffers = dict(context.model.named_buffers(remove_duplicate=False))
+        with torch.no_grad():
+            for name, value in self.buffers.items():
+                if name in buffers and buffers[name].shape == value.shape:
+                    buffers[name].copy_(value)
+        context.masks = self.masks
+        context.cuts = list(self.cuts)
+        context.notes.extend(note for note in self.notes if note not in context.notes)
+
+
+def other_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that are not in the model's state dict."""
+    saved = model.state_dict().keys()
+    return {name: value for name, value in model.named_buffers(remove_duplicate=False) if name not in saved}
+
+
+class Checkpointer:
+    """Writes and reads the checkpoint of one run.
+
+    Args:
+        store: where.
+        prefix: folder of the run; "" is the store's own.
+        identity: digest of everything that must be the same for a checkpoint to be of use: recipe, code, versions.
+        attempt: number of this attempt.
+    """
+
+    def __init__(self, store: ArtifactStore, prefix: str, identity: str, attempt: int = 1) -> None:
+        self._store, self._identity, self._attempt = store, identity, attempt
+        self._folder = f"{prefix}/checkpoint" if prefix else "checkpoint"
+
+    def load(self) -> tuple[Checkpoint | None, str | None]:
+        """The checkpoint that is there, or None; and why one that is there is of no use. Such a one is deleted."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "state.pt"
+            try:
+                self._store.get_file(f"{self._folder}/state.pt", local)
+            except ObjectMissingError:
+                return None, None
+            try:
+                value = torch.load(local, map_location="cpu", weights_only=True)
+                identity = value["identity"]
+                checkpoint = Checkpoint.from_plain(value["checkpoint"]) if identity == self._identity else None
+            except Exception as error:
+                note = f"an unreadable checkpoint was ignored ({type(error).__name__})"
+            else:
+                if checkpoint is not None:
+                    return checkpoint, None
+                note = "a checkpoint was ignored: it was made by another recipe, code or version of torch"
+        self.delete()
+        return None, note
+
+    def started(self, step: int, chunk: int) -> None:
+        """Marks that this attempt begins a chunk."""
+        self._store.put_bytes(f"{self._folder}/started/{step}-{chunk}-{self._attempt}", b"")
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replaces the checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "state.pt"
+            plain = {"format": FORMAT, "identity": self._identity, "checkpoint": checkpoint.to_plain()}
+            torch.save(plain, local)
+            self._store.put_file(f"{self._folder}/state.pt", local)
+
+    def executed(self) -> tuple[int, int]:
+        """How many chunks were begun by all attempts together, and how many of them repeated an earlier one."""
+        names = [info.path.rsplit("/", 1)[-1] for info in self._store.list(f"{self._folder}/started")]
+        chunks = {name.rsplit("-", 1)[0] for name in names}
+        return len(names), len(names) - len(chunks)
+
+    def delete(self) -> None:
+        """Deletes the checkpoint and all marks."""
+        self._store.delete_prefix(self._folder)

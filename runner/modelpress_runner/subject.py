@@ -1,0 +1,282 @@
+"""What is compressed: a model with what trains and scores it, in the forms in which users give it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
+from modelpress_runner.evaluators.base import Evaluator, Score
+from modelpress_runner.evaluators.plain import load_optimizer, plain
+from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.usercode import flags_restored, user_code
+
+
+@dataclass
+class Subject:
+    """A model and everything that a compression may need of its user.
+
+    Args:
+        model: the dense model.
+        evaluator: an Evaluator, a function model -> number (or dict with the key 'default'), or None.
+        example_inputs: as the model takes them: a tensor, or a tuple, list or dict; else the evaluator's dummy_input.
+        calibration_data: batches for methods that need to see data.
+
+    Raises:
+        InvalidModelError: the model is no torch.nn.Module, or the evaluator neither an Evaluator nor a function.
+    """
+
+    model: nn.Module
+    evaluator: Evaluator | None = None
+    example_inputs: Any = None
+    calibration_data: Iterable[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise InvalidModelError(f"the model is a {_kind(self.model)}; it must be a torch.nn.Module")
+        self.evaluator = as_evaluator(self.evaluator)
+
+    @property
+    def dummy_input(self) -> Any:
+        """Example inputs: the subject's own, else the evaluator's."""
+        if self.example_inputs is not None or self.evaluator is None:
+            return self.example_inputs
+        return self.evaluator.dummy_input
+
+
+def as_evaluator(value: Any) -> Evaluator | None:
+    """An evaluator, or one around a function model -> score.
+
+    Raises:
+        InvalidModelError: it is neither.
+    """
+    if value is None or isinstance(value, Evaluator):
+        return value
+    if isinstance(value, type | nn.Module) or not callable(value):
+        raise InvalidModelError(
+            f"the evaluator is a {_kind(value)}; it must be an Evaluator (mp.TorchEvaluator) or a function "
+            "model -> number"
+        )
+    return TorchEvaluator(evaluating_func=value)
+
+
+class CompressionModule:
+    """A model with its training as class methods. `model` and `evaluator` are needed, the others add abilities.
+
+    Training in prune stages needs optimizer_factory, criterion and sparsifying_trainer; training afterwards needs
+    optimizer_factory, criterion and post_compress_finetuning_trainer. Either trainer serves for both if it is alone.
+    """
+
+    @classmethod
+    def model(cls) -> nn.Module:
+        """The trained model; it may take keywords, which are then the recipe's model.args."""
+        raise NotImplementedError
+
+    @classmethod
+    def evaluator(cls) -> Evaluator | Callable[[nn.Module], Any]:
+        """A function model -> number (or dict with the key 'default'), or an Evaluator."""
+        raise NotImplementedError
+
+    @classmethod
+    def optimizer_factory(cls) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:
+        """A function parameters -> Optimizer."""
+        return None
+
+    @classmethod
+    def criterion(cls) -> Callable[..., torch.Tensor] | None:
+        """The loss as a function of the model's output and the target."""
+        return None
+
+    @classmethod
+    def sparsifying_trainer(cls, algorithm_name: str) -> Callable[..., Any] | None:
+        """trainer(model, optimizer, criterion, current_epoch): one epoch inside a prune stage."""
+        return None
+
+    @classmethod
+    def post_compress_finetuning_trainer(cls, algorithm_name: str) -> Callable[..., Any] | None:
+        """trainer(model, optimizer, criterion, current_epoch): one epoch after pruning."""
+        return None
+
+    @classmethod
+    def post_compress_finetuning_epochs(cls, algorithm_name: str) -> int:
+        """Epochs to finetune at the end of a recipe that has no finetune stage of its own."""
+        return 0
+
+    @classmethod
+    def example_inputs(cls) -> Any:
+        """Example inputs for the model."""
+        return None
+
+
+def subject_of(module: type[CompressionModule], **args: Any) -> Subject:
+    """The subject of a CompressionModule; `args` go to its `model`."""
+    for name in ("model", "evaluator"):
+        if getattr(module, name).__func__ is getattr(CompressionModule, name).__func__:
+            raise InvalidModelError(f"{module.__name__} does not define {name}(); add it as a classmethod")
+    with user_code(f"{module.__name__}.model", InvalidModelError):
+        model = module.model(**args)
+    with user_code(f"{module.__name__}.evaluator", InvalidModelError):
+        given = as_evaluator(module.evaluator())
+    if given is None:
+        raise InvalidModelError(f"{module.__name__}.evaluator() returned None; return a function model -> number")
+    with user_code(f"{module.__name__}.example_inputs", InvalidModelError):
+        example_inputs = module.example_inputs()
+    return Subject(model, given if given.can_train else ModuleEvaluator(module, given), example_inputs)
+
+
+class ModuleEvaluator(Evaluator):
+    """Trains with the trainers of a CompressionModule, epoch by epoch; scores with its evaluator."""
+
+    counts_steps = False
+    train_needs = "optimizer_factory, criterion, and sparsifying_trainer or post_compress_finetuning_trainer"
+    evaluate_needs = "evaluator"
+
+    def __init__(self, module: type[CompressionModule], scorer: Evaluator) -> None:
+        self._module = module
+        self._scorer = scorer
+        self.dummy_input = scorer.dummy_input
+        self._method, self._algorithm = "finetune", ""
+        self._model: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._epoch = 0
+        self._patches: list[Callable[[torch.Tensor, Any], torch.Tensor]] = []
+        self._handles: list[Any] = []
+
+    def enter_stage(self, method: str, algorithm: str | None) -> None:
+        self._method, self._algorithm = method, algorithm or ""
+
+    def finetune_epochs(self, algorithm: str | None) -> int:
+        """How many epochs the module wants at the end of a recipe without finetune stage; 0 without a trainer."""
+        with user_code(f"{self._module.__name__}.post_compress_finetuning_epochs", InvalidModelError):
+            epochs = self._module.post_compress_finetuning_epochs(algorithm or "")
+            trainer = self._module.post_compress_finetuning_trainer(algorithm or "")
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+            raise InvalidModelError(
+                f"{self._module.__name__}.post_compress_finetuning_epochs() returned {epochs!r}; return 0 or more"
+            )
+        return epochs if trainer is not None and self.can_train else 0
+
+    def _trainer(self) -> Callable[..., Any] | None:
+        own, other = self._module.sparsifying_trainer, self._module.post_compress_finetuning_trainer
+        if self._method != "prune":
+            own, other = other, own
+        with user_code(f"choosing the trainer of {self._module.__name__}", InvalidModelError):
+            return own(self._algorithm) or other(self._algorithm)
+
+    @property
+    def can_train(self) -> bool:
+        with user_code(f"asking {self._module.__name__} how to train", InvalidModelError):
+            parts = (self._module.optimizer_factory(), self._module.criterion(), self._trainer())
+        return all(part is not None for part in parts)
+
+    @property
+    def can_evaluate(self) -> bool:
+        return self._scorer.can_evaluate
+
+    @property
+    def model(self) -> nn.Module:
+        if self._model is None:
+            raise RuntimeError("the evaluator is not bound to a model")
+        return self._model
+
+    def bind(self, model: nn.Module) -> None:
+        if self._model is not None:
+            raise RuntimeError("the evaluator is already bound; unbind it first")
+        with user_code(f"{self._module.__name__}.optimizer_factory"):
+            factory = self._module.optimizer_factory()
+            optimizer = None if factory is None else factory(model.parameters())
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise InvalidModelError(
+                f"the factory of {self._module.__name__}.optimizer_factory() made a {_kind(optimizer)}; it must make "
+                "a torch.optim.Optimizer"
+            )
+        self._model, self._optimizer, self._epoch = model, optimizer, 0
+
+    def unbind(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._patches = [], []
+        self._model = self._optimizer = None
+
+    def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
+        model = self.model
+        if max_epochs is None:
+            raise InvalidSpecError(f"{self._module.__name__} trains by epochs; give epochs instead of maxSteps")
+        trainer, criterion = self._trainer(), self._module.criterion()
+        if trainer is None or criterion is None or self._optimizer is None:
+            raise InvalidModelError(f"{self._module.__name__} cannot train; give it {self.train_needs}")
+        with flags_restored(model), torch.enable_grad(), self._patched(criterion) as loss:
+            for _ in range(max_epochs):
+                if not model.training:
+                    model.train()
+                with user_code(f"the trainer of {self._module.__name__}"):
+                    trainer(model, self._optimizer, loss, self._epoch)
+                self._epoch += 1
+
+    def _patched(self, criterion: Callable[..., torch.Tensor]) -> _PatchedCriterion:
+        return _PatchedCriterion(criterion, self._patches)
+
+    def evaluate(self, model: nn.Module | None = None) -> Score:
+        return self._scorer.evaluate(self.model if model is None else model)
+
+    def optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        return iter(() if self._optimizer is None else (self._optimizer,))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "optimizers": [plain(each.state_dict()) for each in self.optimizers()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._epoch = state["epoch"]
+        for optimizer, saved in zip(self.optimizers(), state["optimizers"], strict=True):
+            load_optimizer(optimizer, saved)
+
+    def patch_loss(self, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
+        """As in the protocol; `batch` is the tuple of what the criterion was called with."""
+        self._patches.append(patch)
+
+    def before_optimizer_step(self, hook: Callable[[], None]) -> None:
+        if self._optimizer is not None:
+            self._handles.append(self._optimizer.register_step_pre_hook(lambda *_: hook()))
+
+    def after_optimizer_step(self, hook: Callable[[], None]) -> None:
+        if self._optimizer is not None:
+            self._handles.append(self._optimizer.register_step_post_hook(lambda *_: hook()))
+
+
+class _PatchedCriterion:
+    """A criterion whose result goes through the loss patches, as a context: a module stays the module it is."""
+
+    def __init__(self, criterion: Callable[..., torch.Tensor], patches: list[Callable[..., torch.Tensor]]) -> None:
+        self._criterion, self._patches = criterion, patches
+        self._handle: Any = None
+
+    def __enter__(self) -> Callable[..., torch.Tensor]:
+        if not self._patches:
+            return self._criterion
+        if isinstance(self._criterion, nn.Module):
+            self._handle = self._criterion.register_forward_hook(lambda module, args, loss: self._apply(loss, args))
+            return self._criterion
+        return lambda *args, **kwargs: self._apply(self._criterion(*args, **kwargs), args)
+
+    def _apply(self, loss: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
+        for patch in self._patches:
+            loss = patch(loss, args)
+        return loss
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def is_compression_module(value: Any) -> bool:
+    """Whether `value` is a CompressionModule, as a class or an instance."""
+    return (inspect.isclass(value) and issubclass(value, CompressionModule)) or isinstance(value, CompressionModule)
+
+
+def _kind(value: Any) -> str:
+    return f"class ({value.__name__})" if isinstance(value, type) else type(value).__name__
