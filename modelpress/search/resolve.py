@@ -1,0 +1,59 @@
+"""From a template and parameters to a trial's spec."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from modelpress.api import pointer
+from modelpress.api.errors import problems_of
+from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec
+from modelpress.api.v1alpha1.sweep import Scalar
+
+
+class RefusedError(ValueError):
+    """Parameters that give no valid recipe; the message names the field, what is wrong and what to do."""
+
+
+def resolve(spec: CompressionSweepSpec, parameters: Mapping[str, Scalar]) -> CompressionJobSpec:
+    """The template with the parameters put in, in the order of the search space, and the sweep's constraints appended.
+
+    Parameters that are absent leave the template's value. A constraint that the template has already is not doubled.
+
+    Raises:
+        RefusedError: a pointer leads nowhere, or the result is no valid recipe.
+    """
+    doc: dict[str, Any] = spec.template.spec.to_dict()
+    for position, parameter in enumerate(spec.search_space):
+        if parameter.name not in parameters:
+            continue
+        for index, path in enumerate(parameter.paths):
+            try:
+                doc = pointer.set(doc, path, parameters[parameter.name])
+            except pointer.PointerError as error:
+                known = f"; known there: {', '.join(error.known[:20])}" if error.known else ""
+                raise RefusedError(f"searchSpace[{position}].paths[{index}]: {error}{known}") from error
+    constraints = list(doc.get("constraints", []))
+    constraints += [new for item in spec.constraints or () if (new := item.to_dict()) not in constraints]
+    if constraints:
+        doc["constraints"] = constraints
+    try:
+        resolved = CompressionJobSpec.model_validate(doc)
+        problems: list[Any] = job_problems(resolved)
+    except ValidationError as error:
+        problems = problems_of(error, CompressionJobSpec)
+    if problems:
+        given = ", ".join(f"{name}={value}" for name, value in parameters.items())
+        raise RefusedError(f"{problems[0]} (with {given})")
+    return resolved
+
+
+def job_problems(spec: CompressionJobSpec) -> list[Any]:
+    try:
+        found: list[Any] = importlib.import_module("modelpress.api.semantic").job_problems(spec)
+    except ModuleNotFoundError:
+        return []
+    return found

@@ -1,0 +1,116 @@
+"""Tree-structured Parzen estimator (Bergstra et al. 2011), by Optuna; this module alone makes Optuna load."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import NopPruner
+from optuna.samplers import TPESampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from modelpress.api.v1alpha1 import Categorical, Goal, IntRange
+from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.search.space import Dimension, Space
+
+from .base import Observation, derive
+from .history import STUDY_NAME, HistoryStorage, frozen
+
+_STATES = {"complete": TrialState.COMPLETE, "running": TrialState.RUNNING, "failed": TrialState.FAIL}
+_WARNING_FILTERS = threading.Lock()
+
+
+class TpeSampler:
+    """Multivariate TPE (Falkner et al. 2018), for one objective or several (Ozaki et al. 2022), with hard constraints.
+
+    Parameters are random until 10 trials are complete, infeasible ones included. Infeasible trials rank behind all
+    feasible ones, by their total violation. Running trials repel (constant liar); failed ones teach nothing. The study
+    is rebuilt for every suggestion from the observations alone, with a seed derived from the sweep's seed and the
+    trial's number. Values on a grid and categories are searched by their number, so they come back exact. In a small
+    space combinations repeat.
+    """
+
+    def __init__(self, space: Space, goals: Sequence[Goal], seed: int) -> None:
+        self._space = space
+        self._seed = seed
+        self._directions = [
+            StudyDirection.MAXIMIZE if goal == "maximize" else StudyDirection.MINIMIZE for goal in goals
+        ]
+        # A dimension with a single value has nothing to learn.
+        self._coded = {item.name: _Coded(item) for item in space.dimensions if item.size != 1}
+        self._recorded: dict[int, tuple[Observation, FrozenTrial | None]] = {}
+
+    def sample(self, number: int, observations: Sequence[Observation]) -> dict[str, Scalar] | None:
+        """See Sampler.sample; never None."""
+        known = (self._record(item) for item in sorted(observations, key=lambda item: item.number))
+        storage = HistoryStorage(self._directions, [trial for trial in known if trial is not None], number)
+        trial = Study(STUDY_NAME, storage, self._sampler(number), NopPruner()).ask()
+
+        def choose(dimension: Dimension) -> Scalar:
+            coded = self._coded.get(dimension.name)
+            return coded.ask(trial) if coded else dimension.at(0)
+
+        return self._space.walk(choose)
+
+    def _sampler(self, number: int) -> TPESampler:
+        seed = derive(self._seed, number, "tpe") % 2**32
+        if not self._space.conditional:
+            return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        # Only decomposed into groups can a conditional space be sampled jointly; Optuna calls that experimental.
+        with _WARNING_FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(seed=seed, multivariate=True, constant_liar=True, group=True)
+
+    def _record(self, observation: Observation) -> FrozenTrial | None:
+        """The observation as Optuna's trial; None if its parameters are no point of this space."""
+        cached = self._recorded.get(observation.number)
+        if cached is None or cached[0] != observation:
+            trial = self._freeze(observation) if self._space.holds(observation.parameters) else None
+            cached = self._recorded[observation.number] = observation, trial
+        return cached[1]
+
+    def _freeze(self, observation: Observation) -> FrozenTrial:
+        coded = {name: self._coded[name] for name in observation.parameters if name in self._coded}
+        return frozen(
+            observation.number,
+            _STATES[observation.state],
+            {name: code.encode(observation.parameters[name]) for name, code in coded.items()},
+            {name: code.distribution for name, code in coded.items()},
+            observation.values or None,
+            observation.violations,
+        )
+
+
+class _Coded:
+    """A dimension as Optuna sees it: numbers of values where they can be numbered, else the values themselves."""
+
+    def __init__(self, dimension: Dimension) -> None:
+        self._dimension = dimension
+        self._numbered = dimension.size is not None and not dimension.log
+        domain, size = dimension.domain, dimension.size
+        self.distribution: BaseDistribution
+        if isinstance(domain, Categorical):
+            self.distribution = CategoricalDistribution(range(len(domain.values)))
+        elif size is not None and self._numbered:
+            self.distribution = IntDistribution(0, size - 1)
+        elif isinstance(domain, IntRange):
+            self.distribution = IntDistribution(domain.min, domain.max, log=True)
+        else:
+            self.distribution = FloatDistribution(domain.min, domain.max, log=domain.log)
+
+    def encode(self, value: Scalar) -> Scalar:
+        return self._dimension.index_of(value) if self._numbered else value
+
+    def ask(self, trial: Trial) -> Scalar:
+        name, domain, size = self._dimension.name, self._dimension.domain, self._dimension.size
+        if isinstance(domain, Categorical):
+            return self._dimension.at(trial.suggest_categorical(name, range(len(domain.values))))
+        if size is not None and self._numbered:
+            return self._dimension.at(min(max(trial.suggest_int(name, 0, size - 1), 0), size - 1))
+        if isinstance(domain, IntRange):
+            return trial.suggest_int(name, domain.min, domain.max, log=True)
+        return self._dimension.tidy(trial.suggest_float(name, domain.min, domain.max, log=domain.log))

@@ -1,0 +1,134 @@
+"""The search behind a sweep: modelpress.trials.Strategy, and its proof that every trial can be replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, TrialResult
+from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion
+
+from . import pareto, samplers
+from .outcomes import Objectives, Outcome, parameters_of, read, trial_number
+from .resolve import RefusedError, resolve
+from .samplers import Observation
+from .space import Space
+
+# A status holds no longer front; of a longer one ranking gives evenly spaced points.
+MAX_FRONT = 1000
+
+
+class SearchStrategy:
+    """A sampler, a search space and objectives, bound to one sweep's spec.
+
+    Pure: what is cached between calls depends on the arguments alone.
+
+    Raises:
+        SpaceError: the algorithm cannot search this space.
+    """
+
+    def __init__(self, spec: CompressionSweepSpec) -> None:
+        self._spec = spec
+        self._objectives = Objectives.of(spec)
+        space = Space(spec.search_space)
+        self._names = frozenset(dimension.name for dimension in space.dimensions)
+        self._sampler = samplers.create(spec.algorithm.name, space, self._objectives.goals, spec.algorithm.seed)
+        self._outcomes: dict[int, tuple[CompressionJob, Outcome]] = {}
+
+    def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
+        """See modelpress.trials.Strategy. Trials that the history names and that are gone teach nothing.
+
+        What the history calls running counts as running, whatever became of it since.
+        """
+        finished, running = set(history.finished), set(history.running)
+        observations = [
+            self._observe(trials[other], other, other in running and other not in finished)
+            for other in sorted((finished | running) - {number})
+            if other in trials
+        ]
+        parameters = self._sampler.sample(number, observations)
+        if parameters is None:
+            return Suggestion(exhausted=True)
+        try:
+            return Suggestion(parameters, resolve(self._spec, parameters))
+        except RefusedError as error:
+            return Suggestion(parameters, problem=str(error))
+
+    def ranking(self, trials: Sequence[CompressionJob]) -> tuple[TrialResult | None, list[int]]:
+        """See modelpress.trials.Strategy.
+
+        Best is the feasible trial that leads in the first objective, ties decided by the next ones, then by the lowest
+        number. If none is feasible it is the one with the least total violation, and says feasible=False. The front
+        holds the feasible trials that none dominates, at most 1000 of them, ascending by number. Trials that did not
+        succeed, or lack an objective, are passed over.
+        """
+        outcomes = {outcome.number: outcome for outcome in self._numbered(trials)}
+        candidates = [
+            pareto.Candidate(outcome.number, outcome.values, outcome.violation)
+            for outcome in outcomes.values()
+            if outcome.values is not None
+        ]
+        goals = self._objectives.goals
+        winner = pareto.best(candidates, goals)
+        if winner is None:
+            return None, []
+        feasible = {item.number: item.values for item in candidates if item.violation == 0}
+        front = pareto.thin(pareto.front(feasible, goals), feasible, MAX_FRONT)
+        best = outcomes[winner.number]
+        result = TrialResult(
+            number=best.number,
+            name=best.name,
+            parameters=best.parameters,
+            metrics=best.metrics,
+            feasible=winner.violation == 0,
+        )
+        return result, front
+
+    def _numbered(self, trials: Sequence[CompressionJob]) -> list[Outcome]:
+        return [self._outcome(job, number) for job in trials if (number := trial_number(job)) is not None]
+
+    def _observe(self, job: CompressionJob, number: int, running: bool) -> Observation:
+        outcome = self._outcome(job, number)
+        if running:
+            return Observation(number, outcome.parameters, "running")
+        if outcome.values is None:
+            return Observation(number, outcome.parameters, "failed")
+        return Observation(number, outcome.parameters, "complete", outcome.values, outcome.violations)
+
+    def _outcome(self, job: CompressionJob, number: int) -> Outcome:
+        cached = self._outcomes.get(number)
+        if cached is None or cached[0] is not job:  # jobs are immutable
+            cached = self._outcomes[number] = job, read(job, number, self._objectives, self._names)
+        return cached[1]
+
+
+def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list[str]:
+    """Computes every trial's parameters again from its recorded history; one sentence for each difference.
+
+    Empty: all trials replay. A trial whose history names one that is gone can differ for that reason; it then says so.
+    """
+    strategy = SearchStrategy(spec)
+    by_number = {number: job for job in trials if (number := trial_number(job)) is not None}
+    differences = [f"{job.metadata.name} has no trial number" for job in trials if trial_number(job) is None]
+    for number, job in sorted(by_number.items()):
+        recorded = parameters_of(job)
+        if recorded is None:
+            differences.append(f"trial {number} has no annotation {PARAMETERS_ANNOTATION}")
+            continue
+        try:
+            history = History.decode((job.metadata.annotations or {}).get(HISTORY_ANNOTATION, ""))
+        except ValueError:
+            differences.append(f"trial {number} has no readable annotation {HISTORY_ANNOTATION}")
+            continue
+        suggestion = strategy.suggest(number, history, by_number)
+        expected, found = _text(suggestion.parameters), _text(recorded)
+        if expected != found:
+            gone = sorted({*history.finished, *history.running} - set(by_number))
+            lost = f"; of its history these are gone: {', '.join(map(str, gone))}" if gone else ""
+            wanted = "there is no further combination" if suggestion.exhausted else f"replaying gives {expected}"
+            differences.append(f"trial {number} has the parameters {found}, but {wanted}{lost}")
+    return differences
+
+
+def _text(parameters: Mapping[str, object]) -> str:
+    return json.dumps(dict(parameters), sort_keys=True)
