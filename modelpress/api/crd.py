@@ -207,21 +207,10 @@ class _Converter:
     """Pydantic's JSON schema of one model, made structural."""
 
     _KNOWN = frozenset(
-        [
-            "title",
-            "$ref",
-            "anyOf",
-            "const",
-            "exclusiveMinimum",
-            "exclusiveMaximum",
-            "items",
-            "properties",
-            "required",
-            "additionalProperties",
-            "patternProperties",
-            "propertyNames",
-            "$defs",
-        ]
+        {
+            *("title", "$ref", "$defs", "anyOf", "const", "exclusiveMinimum", "exclusiveMaximum", "required"),
+            *("items", "properties", "additionalProperties", "patternProperties", "propertyNames"),
+        }
     )
     _KEPT = (
         "description",

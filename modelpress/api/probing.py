@@ -1,0 +1,202 @@
+"""Which values of a search space give valid recipes: the outermost values are put into the template and validated."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from pydantic import ValidationError
+
+from . import pointer
+from .errors import Location, Problem, format_location, located_problems
+from .semantic_job import job_problems
+from .v1alpha1 import CompressionJobSpec, FloatRange, IntRange, Parameter
+from .v1alpha1.sweep import Scalar
+
+# Combinations that are tried for a value that alone gives no valid recipe, and for all values of a sweep together.
+TRIES_PER_VALUE = 64
+TRIES = 2048
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A value that a parameter can take, and where in the parameter it comes from."""
+
+    value: Scalar
+    where: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with one combination of values. `own`: the value does not suit the field that it is put into."""
+
+    problem: Problem
+    own: bool
+
+
+def same(left: Scalar, right: Scalar) -> bool:
+    """Equality in which 1 and 1.0 are equal (JSON knows one kind of number) but 1 and true are not."""
+    return isinstance(left, bool) == isinstance(right, bool) and left == right
+
+
+def probes(parameter: Parameter) -> list[Probe]:
+    """Every categorical value; the least and the greatest value of a range that a trial can get."""
+    if parameter.categorical is not None:
+        return [Probe(value, f"categorical.values[{i}]") for i, value in enumerate(parameter.categorical.values)]
+    kind, domain = ("int", parameter.int) if parameter.int is not None else ("float", parameter.float)
+    assert domain is not None  # exactly one, by the type
+    least, greatest = Probe(domain.min, f"{kind}.min"), Probe(last(domain), f"{kind}.max")
+    return [least] if same(least.value, greatest.value) else [least, greatest]
+
+
+def last(domain: FloatRange | IntRange) -> float | int:
+    """The greatest value of a range: max, or the last step that does not pass it."""
+    if domain.step is None:
+        return domain.max
+    low, high, step = (Fraction(repr(number)) for number in (domain.min, domain.max, domain.step))
+    greatest = low + (high - low) // step * step
+    return int(greatest) if isinstance(domain, IntRange) else float(greatest)
+
+
+def can_take(parameter: Parameter, value: Scalar) -> bool:
+    """Whether a parameter can have the value; of a continuum, any number inside."""
+    if parameter.categorical is not None:
+        return any(same(value, item) for item in parameter.categorical.values)
+    domain = parameter.int or parameter.float
+    if domain is None or isinstance(value, bool | str):
+        return False
+    if not domain.min <= value <= domain.max or (parameter.int is not None and value != int(value)):
+        return False
+    if domain.step is None:
+        return True
+    low, number, step = (Fraction(repr(number)) for number in (domain.min, value, domain.step))
+    return (number - low) % step == 0
+
+
+class Prober:
+    """Puts values into a template.
+
+    Args:
+        template: the template's spec.
+        parameters: the search space; every pointer resolves, names differ, `when` names earlier parameters only.
+    """
+
+    def __init__(self, template: CompressionJobSpec, parameters: Sequence[Parameter]) -> None:
+        self._document = template.to_dict()
+        self._parameters = list(parameters)
+        self._by_name = {parameter.name: parameter for parameter in parameters}
+        self._probes = {parameter.name: probes(parameter) for parameter in parameters}
+        self._tries = TRIES
+
+    def base(self) -> dict[str, Scalar]:
+        """Values that together give a valid recipe, as far as some were found; else each parameter's first."""
+        first = {name: found[0].value for name, found in self._probes.items()}
+        if self.judge(first, None) is None:
+            return first
+        return next(
+            (values for values in self._variations(first, frozenset()) if self.judge(values, None) is None), first
+        )
+
+    def unsuitable(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Problem]]:
+        """The values of a parameter that do not suit the field that they are put into."""
+        verdicts = [(probe, self._first_try(parameter, probe, base)) for probe in self._probes[parameter.name]]
+        return [(probe, verdict.problem) for probe, verdict in verdicts if verdict is not None and verdict.own]
+
+    def impossible(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Problem]]:
+        """The values of a parameter that give no valid recipe, whatever the other parameters are (as far as tried)."""
+        out = []
+        for probe in self._probes[parameter.name]:
+            verdict = self._first_try(parameter, probe, base)
+            if verdict is not None and not self._finds_a_way(parameter, probe.value, base):
+                out.append((probe, verdict.problem))
+        return out
+
+    def judge(self, values: Mapping[str, Scalar], parameter: Parameter | None) -> Verdict | None:
+        """The first thing that is wrong with the recipe that these values give; None: it is valid."""
+        document = self.resolve(values)
+        try:
+            spec = CompressionJobSpec.model_validate(document)
+        except ValidationError as error:
+            found = located_problems(error, CompressionJobSpec)
+            targets = [_location(self._document, path) for path in parameter.paths] if parameter else []
+            for problem, location in found:
+                if any(location[: len(target)] == target for target in targets):
+                    return Verdict(problem.under("spec.template.spec"), True)
+            return Verdict(found[0][0].under("spec.template.spec"), False)
+        problems = job_problems(spec)
+        return Verdict(problems[0].under("spec.template"), False) if problems else None
+
+    def resolve(self, values: Mapping[str, Scalar]) -> Any:
+        """The template's spec with the values of the active parameters put in."""
+        document, chosen = self._document, dict[str, Scalar]()
+        for parameter in self._parameters:
+            if parameter.name in values and _active(parameter, chosen):
+                chosen[parameter.name] = values[parameter.name]
+                for path in parameter.paths:
+                    document = pointer.set(document, path, values[parameter.name])
+        return document
+
+    def _first_try(self, parameter: Parameter, probe: Probe, base: Mapping[str, Scalar]) -> Verdict | None:
+        enabled = next(self._enabling(parameter), {})
+        return self.judge({**base, **enabled, parameter.name: probe.value}, parameter)
+
+    def _finds_a_way(self, parameter: Parameter, value: Scalar, base: Mapping[str, Scalar]) -> bool:
+        for enabled in self._enabling(parameter):
+            start = {**base, **enabled, parameter.name: value}
+            for values in itertools.chain([start], self._variations(start, frozenset({parameter.name, *enabled}))):
+                if self._tries <= 0:
+                    return True  # not proven wrong
+                self._tries -= 1
+                if self.judge(values, parameter) is None:
+                    return True
+        return False
+
+    def _enabling(self, parameter: Parameter) -> Iterator[dict[str, Scalar]]:
+        """Values of earlier parameters that make this one active."""
+        needed: dict[str, list[Scalar]] = {}
+        queue = [parameter]
+        while queue:
+            for name, allowed in (queue.pop().when or {}).items():
+                earlier = self._by_name[name]
+                possible = [value for value in needed.get(name, allowed) if any(same(value, item) for item in allowed)]
+                needed[name] = [value for value in possible if can_take(earlier, value)]
+                queue.append(earlier)
+        combinations = itertools.product(*needed.values())
+        for combination in itertools.islice(combinations, TRIES_PER_VALUE):
+            yield dict(zip(needed, combination, strict=True))
+
+    def _variations(self, start: Mapping[str, Scalar], fixed: frozenset[str]) -> Iterator[dict[str, Scalar]]:
+        """`start` with one other parameter changed, then with two."""
+        free = [name for name in self._by_name if name not in fixed]
+        ones = ({**start, name: probe.value} for name in free for probe in self._probes[name])
+        twos = (
+            {**start, a: first.value, b: second.value}
+            for a, b in itertools.combinations(free, 2)
+            for first in self._probes[a]
+            for second in self._probes[b]
+        )
+        return itertools.islice(itertools.chain(ones, twos), TRIES_PER_VALUE)
+
+
+def _active(parameter: Parameter, chosen: Mapping[str, Scalar]) -> bool:
+    return all(
+        name in chosen and any(same(chosen[name], value) for value in allowed)
+        for name, allowed in (parameter.when or {}).items()
+    )
+
+
+def _location(document: Any, path: str) -> Location:
+    """A JSON Pointer as keys and indices."""
+    out: list[str | int] = []
+    for token in pointer.parse(path):
+        out.append(int(token) if isinstance(document, list) else token)
+        document = document.get(token) if isinstance(document, dict) else document[int(token)]
+    return tuple(out)
+
+
+def path_of(document: Any, path: str) -> str:
+    """A JSON Pointer in the spelling of problems: /stages/0/prune -> stages[0].prune."""
+    return format_location(_location(document, path))
