@@ -1,0 +1,10 @@
+"""The command line: `modelpress`, or `python -m modelpress.cli`."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the command `modelpress`. Exits with a code of modelpress.cli.exits."""
+    from .app import entry
+
+    entry()

@@ -1,0 +1,115 @@
+"""The commands. Each imports what it needs when it runs, so that help and completion come at once."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelpress import __version__
+
+from .exits import Exit, report
+
+app = typer.Typer(
+    name="modelpress",
+    help="Compress PyTorch models, measured before and after: one YAML file in, a smaller model out.",
+    epilog="Example: modelpress run examples/digits/job.yaml",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Output(StrEnum):
+    """How `run` prints its result."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+def entry() -> None:
+    """Run the command line and exit: never with a traceback, always with a code of exits.Exit."""
+    try:
+        app()
+    except SystemExit:
+        raise
+    except BrokenPipeError:
+        # Whoever read our output has gone (`modelpress run | head`); nothing is left to tell anybody.
+        sys.stderr.close()
+        sys.exit(Exit.FAILED)
+    except BaseException as error:
+        sys.exit(report(error))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"modelpress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Compress PyTorch models, measured before and after: one YAML file in, a smaller model out."""
+
+
+@app.command(epilog="Example: modelpress run sweep.yaml --parallel 2 --store s3://models/out")
+def run(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="YAML with CompressionJobs or CompressionSweeps; - for standard input."),
+    ],
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Folder or URI for results, instead of spec.store.uri. [./modelpress-runs]"),
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=1000, help="Trials at a time, instead of spec.parallelism.")
+    ] = None,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress while it runs.")] = True,
+    output: Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")] = Output.TABLE,
+) -> None:
+    """Run a file on this machine, no cluster needed. The same command goes on after an interruption.
+
+    Exit codes: 0 done, 1 failed, 2 usage or invalid, 3 the result misses a constraint, 130 after Ctrl-C.
+    """
+    from .run import run_file
+
+    sys.exit(run_file(file, store=store, parallel=parallel, progress=progress, output=output.value))
+
+
+@app.command(epilog="Example: modelpress validate job.yaml sweep.yaml --cluster")
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files; - for standard input.")],
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also report what no pod on a cluster can honour.")
+    ] = False,
+) -> None:
+    """Check files and list every problem with its line, its field and what to do.
+
+    Exit codes: 0 all valid, 2 something is invalid.
+    """
+    from .validate import validate_files
+
+    sys.exit(validate_files(files, cluster=cluster))
+
+
+@app.command(epilog="Example: modelpress crd | kubectl apply -f -")
+def crd(
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Write one file for each into this folder.")
+    ] = None,
+) -> None:
+    """Print the CustomResourceDefinitions, or write them into a folder."""
+    from .crd import print_crds
+
+    sys.exit(print_crds(output))

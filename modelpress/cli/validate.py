@@ -1,0 +1,42 @@
+"""`modelpress validate`: schema and semantics of files, without torch and without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelpress.api.errors import Problem, SpecError
+from modelpress.api.semantic import job_problems, sweep_problems
+from modelpress.api.v1alpha1 import CompressionSweep
+
+from .exits import Exit
+from .sources import load
+
+
+def problems_of(source: str, *, cluster: bool) -> tuple[list[Problem], int]:
+    """Everything that is wrong with one file, and how many objects it holds if it can be read."""
+    try:
+        loaded = load(source)
+    except SpecError as error:
+        return error.problems, 0
+    problems: list[Problem] = []
+    for item in loaded:
+        if isinstance(item.obj, CompressionSweep):
+            found = sweep_problems(item.obj.spec, cluster=cluster)
+        else:
+            found = job_problems(item.obj.spec, cluster=cluster)
+        problems += [problem.at(str(item.file), problem.line or item.line) for problem in found]
+    return problems, len(loaded)
+
+
+def validate_files(sources: Sequence[str], *, cluster: bool) -> int:
+    """Print a line for each problem, or that a file is valid; the exit code."""
+    code = Exit.DONE
+    for source in sources:
+        problems, count = problems_of(source, cluster=cluster)
+        for problem in problems:
+            print(problem)
+        if problems:
+            code = Exit.INVALID
+        else:
+            print(f"{source}: valid, {count} object{'s' if count != 1 else ''}")
+    return code

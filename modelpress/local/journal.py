@@ -1,0 +1,153 @@
+"""The state directory of one local run: every object is one JSON file, replaced atomically, guarded by a lock.
+
+    <local state>/<namespace>/<name>-<uid8>/
+        lock                              held (flock) by the process that works on it; holds its pid
+        object.json                       the CompressionJob or CompressionSweep
+        trials/<name>.json                a sweep's trials
+        jobs/<name>.json                  child Jobs: processes, running or over
+        runs/<job>-<uid8>/                request.json, result.json, progress.jsonl and runner.log of one process
+        events.jsonl                      what happened, for people
+
+A file is written under another name, flushed to disk and renamed, so whatever instant the process is killed at, each
+file holds one whole version: the one before or the one after.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import LockedError, StateError
+
+FORMAT = 1
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text`; readers and crashes see the whole old or the whole new text.
+
+    Raises:
+        OSError: the folder is not writable, or the disk is full.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+class Journal:
+    """Reads and writes the files of one state directory. Use `open`, which also takes the lock."""
+
+    def __init__(self, root: Path, lock: int) -> None:
+        self.root = root
+        self._lock: int | None = lock
+
+    @classmethod
+    def open(cls, root: Path) -> Journal:
+        """Create the directory if need be and lock it for this process.
+
+        Raises:
+            LockedError: another process holds it.
+            StateError: it cannot be created or written.
+        """
+        try:
+            for folder in (root, root / "trials", root / "jobs", root / "runs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StateError(_cannot(root, error)) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(lock, 64, 0).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise LockedError(
+                f"process {holder} is already running this, with its state in {root}; wait until it ends, "
+                f"or stop it with: kill {holder}"
+            ) from error
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(lock)
+            raise StateError(_cannot(root, error)) from error
+        return cls(root, lock)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Whole objects ---------------------------------------------------------------------------------------------------
+
+    def write(self, relative: str, value: dict[str, Any]) -> None:
+        """Write one object.
+
+        Raises:
+            StateError: the disk is full, or the directory is not writable.
+        """
+        self.write_text(relative, json.dumps({"format": FORMAT, **value}, separators=(",", ":")))
+
+    def write_text(self, relative: str, text: str) -> None:
+        """Write one file of any text; same errors as write."""
+        path = self.root / relative
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text)
+        except OSError as error:
+            raise StateError(_cannot(self.root, error)) from error
+
+    def remove(self, relative: str) -> None:
+        """Forget one object; it may be gone already."""
+        try:
+            (self.root / relative).unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(_cannot(self.root, error)) from error
+
+    def read(self, relative: str) -> dict[str, Any] | None:
+        """One object, or None if it was never written.
+
+        Raises:
+            StateError: the file is damaged, or was written by a newer version.
+        """
+        path = self.root / relative
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(_cannot(self.root, error)) from error
+        except ValueError as error:
+            raise StateError(f"{path} is damaged ({error}); remove the folder {self.root} to start over") from error
+        if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
+            raise StateError(f"{path} was written by another version of modelpress; remove {self.root} to start over")
+        return value
+
+    def read_all(self, folder: str) -> Iterator[dict[str, Any]]:
+        """Every object of a folder, by name."""
+        for path in sorted((self.root / folder).glob("*.json")):
+            value = self.read(f"{folder}/{path.name}")
+            if value is not None:
+                yield value
+
+    def append_event(self, event: dict[str, Any]) -> None:
+        """Add a line to events.jsonl. It is for people: a line lost in a crash changes nothing."""
+        try:
+            with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise StateError(_cannot(self.root, error)) from error
+
+    def run_folder(self, job: str, uid: str) -> Path:
+        """Folder of one process's files."""
+        return self.root / "runs" / f"{job}-{uid.replace('-', '')[:8]}"
+
+
+def _cannot(root: Path, error: OSError) -> str:
+    return f"cannot keep state in {root}: {error.strerror or error}; give a writable folder with --store"

@@ -1,0 +1,105 @@
+"""The state directory: whole versions only, one process at a time, sentences for what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelpress.local.errors import LockedError, StateError
+from modelpress.local.journal import Journal, write_atomic
+
+
+def test_objects_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Reading gives what was written last, by name, and None for what never was."""
+    journal = Journal.open(tmp_path / "state")
+    journal.write("object.json", {"object": {"a": 1}})
+    journal.write("object.json", {"object": {"a": 2}})
+    journal.write("trials/b.json", {"object": {"n": "b"}})
+    journal.write("trials/a.json", {"object": {"n": "a"}})
+    assert journal.read("object.json") == {"object": {"a": 2}}
+    assert [value["object"]["n"] for value in journal.read_all("trials")] == ["a", "b"]
+    journal.remove("trials/a.json")
+    journal.remove("trials/a.json")
+    assert journal.read("trials/a.json") is None
+    journal.close()
+
+
+def test_a_half_written_draft_is_never_read(tmp_path: Path) -> None:
+    """What a killed process left under the draft's name is no object."""
+    journal = Journal.open(tmp_path / "state")
+    (journal.root / "trials" / ".t-00001.json.tmp").write_text('{"format":1,"obj')
+    assert list(journal.read_all("trials")) == []
+    journal.close()
+
+
+def test_writing_atomically_leaves_no_draft(tmp_path: Path) -> None:
+    """After the rename only the file itself is there."""
+    write_atomic(tmp_path / "a.json", "{}")
+    write_atomic(tmp_path / "a.json", "[]")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "[]"
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+    """The lock is per process tree and names its holder; it goes with the process."""
+    journal = Journal.open(tmp_path / "state")
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom modelpress.local.errors import LockedError\n"
+        "from modelpress.local.journal import Journal\n"
+        "try:\n    Journal.open(Path(sys.argv[1]))\nexcept LockedError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(journal.root)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"process {os.getpid()} is already running this" in refused.stdout
+    journal.close()
+    allowed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert allowed.stdout == ""
+
+
+def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
+    """Two runs of one process must not share a state directory either."""
+    journal = Journal.open(tmp_path / "state")
+    with pytest.raises(LockedError):
+        Journal.open(tmp_path / "state")
+    journal.close()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', ""])
+def test_damage_is_told_with_the_file_and_what_to_do(tmp_path: Path, text: str) -> None:
+    """A damaged file, or one of another version, names itself and the folder to remove."""
+    journal = Journal.open(tmp_path / "state")
+    (journal.root / "object.json").write_text(text)
+    with pytest.raises(StateError, match=r"object\.json .*remove"):
+        journal.read("object.json")
+    journal.close()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """A file where a folder must be gives a sentence that names the state folder and --store."""
+    (tmp_path / "store").write_text("in the way")
+    with pytest.raises(StateError, match="cannot keep state in .*; give a writable folder with --store"):
+        Journal.open(tmp_path / "store" / ".state" / "x")
+
+
+def test_a_failed_write_is_told(tmp_path: Path) -> None:
+    """A write that the system refuses is a StateError, not a traceback."""
+    journal = Journal.open(tmp_path / "state")
+    (journal.root / "object.json").mkdir()
+    with pytest.raises(StateError, match="cannot keep state"):
+        journal.write("object.json", {})
+    journal.close()
+
+
+def test_events_are_lines_of_json(tmp_path: Path) -> None:
+    """Each event is one line that any tool can read."""
+    journal = Journal.open(tmp_path / "state")
+    journal.append_event({"reason": "Running"})
+    journal.append_event({"reason": "Succeeded"})
+    lines = (journal.root / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == ["Running", "Succeeded"]
+    journal.close()
