@@ -1,0 +1,1 @@
+"""Pruning: what to remove, from which modules, and when."""

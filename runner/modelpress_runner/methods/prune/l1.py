@@ -1,0 +1,23 @@
+"""Output channels by the L1 norm of their weights (Li et al. 2016, arXiv 1608.08710)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modelpress_runner.methods.prune.channels import CHANNEL_TYPES, channel_weights
+from modelpress_runner.methods.prune.protocol import Needs
+
+
+class L1:
+    """Score of a channel: the sum of |w| over its weights."""
+
+    name = "l1"
+    structured = True
+    needs = Needs()
+    op_types = CHANNEL_TYPES
+    also: tuple[str, ...] = ()
+
+    def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        """As PruneMethod.score."""
+        return channel_weights(module).abs().sum(dim=1)

@@ -1,0 +1,27 @@
+"""Single weights by magnitude (Han et al. 2015, arXiv 1506.02626)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modelpress_runner.methods.prune.channels import CHANNEL_TYPES
+from modelpress_runner.methods.prune.protocol import Needs
+
+
+class Level:
+    """Score of a weight: |w|. Biases are left alone.
+
+    Embeddings are pruned only if an entry names them: rows of rare words are small because they were seldom trained,
+    not because they do not matter.
+    """
+
+    name = "level"
+    structured = False
+    needs = Needs()
+    op_types = CHANNEL_TYPES
+    also = ("Embedding", "EmbeddingBag", "Bilinear")
+
+    def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        """As PruneMethod.score."""
+        return module.weight.detach().to("cpu", torch.float64).abs()

@@ -1,0 +1,76 @@
+"""From scores to what is removed: rounding, ties, counts, and rankings across layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+_BITS = 17  # of the mantissa: steps of 0.8e-5 to 1.5e-5, relative
+
+
+def rounded(scores: torch.Tensor) -> torch.Tensor:
+    """Scores rounded to about 1e-5 relative (17 significant bits), so that the order of a sum decides nothing."""
+    mantissa, exponent = torch.frexp(scores)
+    return torch.round(mantissa * 2**_BITS) * torch.pow(2.0, (exponent - _BITS).double())
+
+
+def removed_count(size: int, sparsity: float) -> int:
+    """floor(size * sparsity), at most size - 1. 0.29 of 100 is 29, although 100 * 0.29 is 28.999999999999996."""
+    return max(0, min(size - 1, math.floor(size * sparsity + 1e-6)))
+
+
+@dataclass
+class Candidates:
+    """What is ranked together inside one layer or dependency group.
+
+    Shapes: all (n,). `weights` says how many channels (or weights) go with each; `gone` those that earlier rounds
+    removed, which stay removed whatever their score.
+    """
+
+    scores: torch.Tensor
+    weights: torch.Tensor
+    gone: torch.Tensor
+
+
+def remove_local(one: Candidates, sparsity: float) -> torch.Tensor:
+    """Bool (n,): the floor(n * sparsity) lowest scores; of equal ones those of lower index. At least one is left."""
+    order = _order(rounded(one.scores), one.gone)
+    removed = one.gone.clone()
+    removed[order[: removed_count(len(order), sparsity)]] = True
+    return removed
+
+
+def remove_global(many: Sequence[Candidates], sparsity: float) -> list[torch.Tensor]:
+    """As `remove_local`, in one ranking over all members; each of them keeps at least one.
+
+    Removed is the longest run of lowest scores whose weights stay within floor(total weight * sparsity). To compare
+    layers, a layer's scores are divided by their L2 norm: s_i / sqrt(sum_j s_j^2) (Molchanov et al. 2016, arXiv
+    1611.06440, eq. 7). A layer whose scores are all zero keeps them.
+    """
+    scores = torch.cat([rounded(one.scores / _norm(one.scores)) for one in many])
+    weights = torch.cat([one.weights for one in many])
+    gone = torch.cat([one.gone for one in many])
+    # The best of each member is out of the ranking: it is what the member keeps at least.
+    safe = torch.zeros_like(gone)
+    start = 0
+    for one in many:
+        safe[start + int(_order(rounded(one.scores), one.gone)[-1])] = True
+        start += len(one.scores)
+    order = _order(scores, gone)
+    order = order[~safe[order]]
+    limit = math.floor(float(weights.sum()) * sparsity + 1e-6)
+    removed = gone.clone()
+    removed[order[torch.cumsum(weights[order], 0) <= limit]] = True
+    return list(torch.split(removed, [len(one.scores) for one in many]))
+
+
+def _norm(scores: torch.Tensor) -> torch.Tensor:
+    norm = torch.linalg.vector_norm(scores)
+    return norm if norm > 0 else torch.ones_like(norm)
+
+
+def _order(scores: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    return torch.sort(scores.masked_fill(gone, -math.inf), stable=True).indices

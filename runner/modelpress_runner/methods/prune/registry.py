@@ -1,0 +1,16 @@
+"""All pruning methods by name."""
+
+from __future__ import annotations
+
+from modelpress_runner.methods.prune.l1 import L1
+from modelpress_runner.methods.prune.l2 import L2
+from modelpress_runner.methods.prune.level import Level
+from modelpress_runner.methods.prune.protocol import PruneMethod
+from modelpress_runner.methods.prune.random import Random
+
+METHODS: dict[str, PruneMethod] = {method.name: method for method in (Level(), L1(), L2(), Random())}
+
+
+def method(name: str) -> PruneMethod:
+    """The method of this name; KeyError if there is none."""
+    return METHODS[name]

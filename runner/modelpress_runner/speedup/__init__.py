@@ -1,0 +1,1 @@
+"""Physically smaller models: which channels hang together, the shrink itself, and its proof."""

@@ -1,0 +1,110 @@
+"""Which channels hang together: what the dependency analysis of a model comes down to.
+
+A *unit* is a set of channels, on several axes of several modules, that can only be removed together: with output
+channel 3 of a convolution go channel 3 of its BatchNorm and input channel 3 of the convolution that follows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class CoupledAxis:
+    """Axis of a module (or of a plain parameter). `units[i]` is the unit of its channel i.
+
+    A producer makes its output channels (convolution, linear layer); others only hand on what they get (norms,
+    depthwise convolutions).
+    """
+
+    module: str
+    axis: str
+    producer: bool
+    units: tuple[int, ...]
+
+    @cached_property
+    def vector(self) -> torch.Tensor:
+        """The units as int64 (size,)."""
+        return torch.tensor(self.units, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class DependencyGroup:
+    """Units with the same producers: the candidates of one ranking, because their layers shrink together."""
+
+    producers: tuple[str, ...]
+    followers: tuple[str, ...]
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """All axes of a model that the dummy input reaches, and the units that must not be removed, with the reason."""
+
+    axes: tuple[CoupledAxis, ...]
+    frozen: dict[int, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        reasons: dict[str, list[int]] = defaultdict(list)
+        for unit, reason in self.frozen.items():
+            reasons[reason].append(unit)
+        return {
+            "axes": [
+                {"module": a.module, "axis": a.axis, "producer": a.producer, "units": list(a.units)} for a in self.axes
+            ],
+            "frozen": dict(reasons),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Coupling:
+        """What `to_dict` gave."""
+        axes = tuple(CoupledAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
+        return cls(axes, {unit: reason for reason, units in data["frozen"].items() for unit in units})
+
+    @cached_property
+    def unit_count(self) -> int:
+        """One more than the largest unit."""
+        return 1 + max((max(axis.units) for axis in self.axes), default=-1)
+
+    def output(self, module: str) -> CoupledAxis | None:
+        """The output axis of `module`; None if the dummy input does not reach it."""
+        return self._outputs.get(module)
+
+    @cached_property
+    def groups(self) -> list[DependencyGroup]:
+        """The dependency groups of the units that may be removed, in order of their first producer."""
+        producers: dict[int, list[str]] = defaultdict(list)
+        followers: dict[int, list[str]] = defaultdict(list)
+        for axis in self.axes:
+            if axis.axis == "out":
+                known = producers if axis.producer else followers
+                for unit in set(axis.units):
+                    known[unit].append(axis.module)
+        members: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for unit in range(self.unit_count):
+            if unit not in self.frozen and producers[unit]:
+                members[tuple(producers[unit])].append(unit)
+        order = {axis.module: number for number, axis in enumerate(self.axes)}
+        return [
+            DependencyGroup(names, tuple(sorted({f for u in units for f in followers[u]}, key=order.get)), tuple(units))
+            for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]])
+        ]
+
+    def kept(self, removed: torch.Tensor) -> list[tuple[CoupledAxis, torch.Tensor]]:
+        """Every axis that loses something, with its bool vector of kept channels. `removed`: bool, one per unit."""
+        out = []
+        for axis in self.axes:
+            gone = removed[axis.vector]
+            if gone.any():
+                out.append((axis, ~gone))
+        return out
+
+    @cached_property
+    def _outputs(self) -> dict[str, CoupledAxis]:
+        return {axis.module: axis for axis in self.axes if axis.axis == "out"}

@@ -1,0 +1,1 @@
+"""Stages of a recipe, each a list of steps."""
