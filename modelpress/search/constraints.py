@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from modelpress.api.v1alpha1 import MEASURED, Constraint, Goal, Metric
 
-# Values nearer to the bound than this share of the numbers compared are at it: 0.99 / 1.0 is a loss of 0.01, although
-# 1.0 - 0.99 is 0.010000000000000009 in binary.
-TOLERANCE = 1e-9
+# A value is at its bound if it misses it by no more than this share of the numbers compared: the epsilon of float32, in
+# which most evaluators compute. So 0.99 against 1.0 is a loss of 0.01, although 1.0 - 0.99 is 0.010000000000000009.
+TOLERANCE = 2.0**-23
 
 
 class ConstraintError(ValueError):
@@ -77,9 +77,11 @@ def _judge_one(
     given = goals.get(metric)
     goal = goal_of(metric, {metric: given if isinstance(given, Metric) else Metric(goal=given)} if given else None)
     if kind in ("min", "max"):
-        dense = baseline.get(metric)
-        dense = dense if dense is not None and math.isfinite(dense) else 0.0
+        dense = baseline.get(metric, 0.0)
+        dense = dense if math.isfinite(dense) else 0.0
         allowed, excess = bound, (value - bound if kind == "max" else bound - value)
+        # Counts are exact: one parameter too many is one too many.
+        slack = 0.0 if value.is_integer() and bound.is_integer() else max(abs(value), abs(bound))
     else:
         dense = _number(where, metric, baseline, "the dense model")
         if dense == 0 and kind != "max_absolute_loss":
@@ -91,10 +93,12 @@ def _judge_one(
         if kind in ("max_relative_loss", "max_absolute_loss"):
             allowed = dense + worse * bound * (abs(dense) if kind == "max_relative_loss" else 1.0)
             excess = worse * (value - allowed)
+            slack = max(abs(value), abs(dense))
         else:
             allowed = bound * dense
             excess = (value - allowed) * math.copysign(1.0, dense) * (1.0 if kind == "max_ratio" else -1.0)
-    if excess <= TOLERANCE * max(abs(value), abs(allowed), abs(dense)):
+            slack = max(abs(value), abs(allowed))
+    if excess <= TOLERANCE * slack:
         return None
     amount = excess / (abs(dense) or abs(allowed) or 1.0)
     return Violation(constraint, amount, _sentence(metric, goal, kind, bound, value, dense))

@@ -21,6 +21,8 @@ from .base import Observation, derive
 from .history import STUDY_NAME, HistoryStorage, frozen
 
 _STATES = {"complete": TrialState.COMPLETE, "running": TrialState.RUNNING, "failed": TrialState.FAIL}
+# Finer grids are searched as a continuum: the probability of one value among 2^54 is no longer a float's difference.
+_FINE = 2**20
 _WARNING_FILTERS = threading.Lock()
 
 
@@ -86,7 +88,7 @@ class TpeSampler:
 
 
 class _Coded:
-    """A dimension as Optuna sees it: numbers of values where they can be numbered, else the values themselves."""
+    """A dimension as Optuna sees it: the numbers of values where they can be numbered, else the values themselves."""
 
     def __init__(self, dimension: Dimension) -> None:
         self._dimension = dimension
@@ -95,22 +97,30 @@ class _Coded:
         self.distribution: BaseDistribution
         if isinstance(domain, Categorical):
             self.distribution = CategoricalDistribution(range(len(domain.values)))
-        elif size is not None and self._numbered:
-            self.distribution = IntDistribution(0, size - 1)
-        elif isinstance(domain, IntRange):
+        elif size is None or size > _FINE:
+            low, high = (0, size - 1) if size is not None and self._numbered else (domain.min, domain.max)
+            self.distribution = FloatDistribution(low, high, log=domain.log)
+        elif isinstance(domain, IntRange) and domain.log:
             self.distribution = IntDistribution(domain.min, domain.max, log=True)
         else:
-            self.distribution = FloatDistribution(domain.min, domain.max, log=domain.log)
+            self.distribution = IntDistribution(0, size - 1)
 
     def encode(self, value: Scalar) -> Scalar:
         return self._dimension.index_of(value) if self._numbered else value
 
     def ask(self, trial: Trial) -> Scalar:
-        name, domain, size = self._dimension.name, self._dimension.domain, self._dimension.size
-        if isinstance(domain, Categorical):
-            return self._dimension.at(trial.suggest_categorical(name, range(len(domain.values))))
+        name, known = self._dimension.name, self.distribution
+        found: Scalar
+        if isinstance(known, FloatDistribution):
+            found = trial.suggest_float(name, known.low, known.high, log=known.log)
+        elif isinstance(known, IntDistribution):
+            found = trial.suggest_int(name, known.low, known.high, log=known.log)
+        else:
+            assert isinstance(known, CategoricalDistribution)
+            return self._dimension.at(int(trial.suggest_categorical(name, range(len(known.choices)))))
+        size, domain = self._dimension.size, self._dimension.domain
         if size is not None and self._numbered:
-            return self._dimension.at(min(max(trial.suggest_int(name, 0, size - 1), 0), size - 1))
+            return self._dimension.at(min(max(round(found), 0), size - 1))
         if isinstance(domain, IntRange):
-            return trial.suggest_int(name, domain.min, domain.max, log=True)
-        return self._dimension.tidy(trial.suggest_float(name, domain.min, domain.max, log=domain.log))
+            return min(max(round(found), domain.min), domain.max)
+        return self._dimension.tidy(found)
