@@ -3,8 +3,8 @@
 Everything that scores, masks or shrinks channels goes through `axis_of`, so that the entries a mask sets to zero are
 exactly the entries that a shrink removes.
 
-A module has an axis "out" (channels it gives) and, if they differ, "in" (channels it takes). Channel i of an axis with g
-groups of p channels is slice [i // p, i % p] of a view of each tensor. Layouts of these views, for a tensor t:
+A module has an axis "out" (channels it gives) and, if they differ, "in" (channels it takes). Channel i of an axis with
+g groups of p channels is slice [i // p, i % p] of a view of each tensor. Layouts of these views, for a tensor t:
   rows: channels are rows of t, (g*p, ...).           cols: columns, t being (g*r, p, ...) with r rows for each group.
   flat: t has one axis of more than one entry.
 """
@@ -34,7 +34,7 @@ class AxisView:
     tensors: dict[str, str]
 
     def view(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A view of `tensor`, shaped like tensor `name` of the module, with leading dimensions (groups, size/groups)."""
+        """A view of `tensor`, which is shaped like tensor `name`, with leading dimensions (groups, size/groups)."""
         layout = self.tensors[name]
         if layout == "flat":
             return tensor.view(1, -1)
@@ -61,7 +61,7 @@ def axis_of(model: nn.Module, name: str, axis: str) -> AxisView:
     """The axis "in" or "out" of the module, or of the plain parameter, that `model` knows by `name`.
 
     Raises:
-        CompressionError: there is none, or it cannot be cut: computed weights, a parameter without a single channel axis.
+        CompressionError: there is none, or it cannot be cut (computed weights, a parameter with several axes).
     """
     module = dict(model.named_modules()).get(name)
     if module is None:

@@ -1,14 +1,15 @@
 """Dependency analysis with torch-pruning: the only place that touches it. Runs as a process of its own (see plan.py).
 
-torch-pruning traces one forward pass by autograd and knows for each pair of neighbouring operations how channel numbers
-map from one to the other (DepGraph, Fang et al. 2023, arXiv 2301.12900). Its own walk over that graph can go on for ever
-(grouped-query attention), costs a pass over the graph for every channel, and does not know which group numbers a
-GroupNorm allows; so only its edges are used here, and channels that an edge connects are joined into units (union-find).
+torch-pruning traces one forward pass by autograd and knows for each pair of neighbouring operations how channel
+numbers map from one to the other (DepGraph, Fang et al. 2023, arXiv 2301.12900). Its own walk over that graph can go on
+for ever (grouped-query attention), costs a pass over the graph for every channel, and does not know which group numbers
+a GroupNorm allows; so only its edges are used here, and channels that an edge connects are joined into units (by
+union-find).
 
     python -m modelpress_runner.speedup.child FOLDER PIPE
-reads FOLDER/question.json (sys.path of the parent, seconds) and FOLDER/model.pt, closes the inherited pipe once the model
-is there, and writes FOLDER/answer.json: {"coupling": ...}, {"error": reason}, or {"unreadable": reason} if the model
-cannot be unpickled here. The folder is private to one question.
+reads FOLDER/question.json (sys.path of the parent, seconds) and FOLDER/model.pt, closes the inherited pipe once the
+model is there, and writes FOLDER/answer.json: {"coupling": ...}, {"error": reason}, or {"unreadable": reason} if the
+model cannot be unpickled here. The folder is private to one question.
 """
 
 from __future__ import annotations
@@ -214,9 +215,8 @@ class _Tracer:
             return f"the LayerNorm '{name}' takes its statistics over them"
         if isinstance(module, nn.Embedding):
             return f"the embedding '{name}' makes them"
-        if isinstance(module, CONV) and module.groups == module.out_channels > 1:
-            if module.in_channels != module.out_channels:
-                return f"'{name}' has as many groups as outputs, but takes several inputs in each"
+        if isinstance(module, CONV) and module.in_channels != module.out_channels == module.groups > 1:
+            return f"'{name}' has as many groups as outputs, but takes several inputs in each"
         try:
             view = axis_of(self.model, name, side)
         except CompressionError as error:
@@ -287,7 +287,7 @@ def _trace_with(model: nn.Module, inputs: Any) -> tuple[Any, list[torch.Tensor],
 
 
 def main(folder: Path, ready: int) -> None:
-    """Reads the parent's question in `folder`, closes the pipe `ready` when the work begins, leaves the answer there."""
+    """Reads the question in `folder`, closes the pipe `ready` when the work begins, and leaves the answer there."""
     question = json.loads((folder / "question.json").read_text())
     sys.path[:] = question["sys.path"]
     answer: dict[str, Any]

@@ -26,7 +26,7 @@ from modelpress_runner.speedup.child import couple
 from modelpress_runner.speedup.coupling import Coupling
 
 START_SECONDS = 300  # for a child to import torch and the user's code, and to read the model
-IN_PROCESS = "The dependency analysis ran inside the runner's own process, because another one cannot rebuild the model: {reason}"
+IN_PROCESS = "The dependency analysis ran inside the runner's process, as no other one can rebuild the model: {reason}"
 
 
 def find_coupling(

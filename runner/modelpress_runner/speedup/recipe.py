@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -73,7 +74,7 @@ def _cut(item: Any, number: int) -> Cut:
             and isinstance(kept, list)
             and bool(kept)
             and all(type(index) is int and index >= 0 for index in kept)
-            and all(a < b for a, b in zip(kept, kept[1:], strict=False))
+            and all(a < b for a, b in itertools.pairwise(kept))
         )
     except (KeyError, TypeError):
         ok = False

@@ -117,8 +117,8 @@ class _PruneStage:
         if self.known is None:
             if context.dummy_input is None:
                 raise InvalidSpecError(
-                    "shrinking needs a dummy_input to find out which channels hang together; give the evaluator one, or "
-                    "set speedup: false",
+                    "shrinking needs a dummy_input to find out which channels hang together; give the evaluator one, "
+                    "or set speedup: false",
                     f"{self.path}.speedup",
                 )
 

@@ -58,8 +58,8 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
     entry without opTypes takes modules of any type that hold parameters. `exclude` always wins.
 
     Raises:
-        InvalidSpecError: an entry matches nothing, an expression is no regular expression, a module is of a type that its
-            method does not prune, or is left without a sparsity or with an initial one above it.
+        InvalidSpecError: an entry matches nothing, an expression is no regular expression, a module is of a type that
+            its method does not prune, or is left without a sparsity or with an initial one above it.
     """
     modules = dict(model.named_modules())
     drafts: dict[str, _Draft] = {}
