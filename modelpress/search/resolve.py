@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from modelpress.api import pointer
 from modelpress.api.errors import problems_of
+from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec
 from modelpress.api.v1alpha1.sweep import Scalar
 
@@ -35,25 +35,17 @@ def resolve(spec: CompressionSweepSpec, parameters: Mapping[str, Scalar]) -> Com
                 doc = pointer.set(doc, path, parameters[parameter.name])
             except pointer.PointerError as error:
                 known = f"; known there: {', '.join(error.known[:20])}" if error.known else ""
-                raise RefusedError(f"searchSpace[{position}].paths[{index}]: {error}{known}") from error
+                raise RefusedError(f"spec.searchSpace[{position}].paths[{index}]: {error}{known}") from error
     constraints = list(doc.get("constraints", []))
     constraints += [new for item in spec.constraints or () if (new := item.to_dict()) not in constraints]
     if constraints:
         doc["constraints"] = constraints
     try:
         resolved = CompressionJobSpec.model_validate(doc)
-        problems: list[Any] = job_problems(resolved)
+        problems = [problem.under("spec.template") for problem in job_problems(resolved)]
     except ValidationError as error:
-        problems = problems_of(error, CompressionJobSpec)
+        problems = problems_of(error, CompressionJobSpec, root="spec.template.spec")
     if problems:
         given = ", ".join(f"{name}={value}" for name, value in parameters.items())
         raise RefusedError(f"{problems[0]} (with {given})")
     return resolved
-
-
-def job_problems(spec: CompressionJobSpec) -> list[Any]:
-    try:
-        found: list[Any] = importlib.import_module("modelpress.api.semantic").job_problems(spec)
-    except ModuleNotFoundError:
-        return []
-    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
+from modelpress.api.probing import same
 from modelpress.api.v1alpha1 import Categorical, FloatRange, IntRange, Parameter
 from modelpress.api.v1alpha1.sweep import Scalar
 
@@ -114,7 +115,7 @@ class Space:
         dimensions: list[Dimension] = []
         names: set[str] = set()
         for position, parameter in enumerate(parameters):
-            where = f"searchSpace[{position}]"
+            where = f"spec.searchSpace[{position}]"
             if parameter.name in names:
                 raise SpaceError(f"{where}.name: {parameter.name!r} stands twice; give each parameter its own name")
             for other in parameter.when or {}:
@@ -158,11 +159,6 @@ class Space:
 def active(dimension: Dimension, chosen: Mapping[str, Scalar]) -> bool:
     """Whether every parameter that `when` names was sampled and has one of the listed values."""
     return all(name in chosen and any(same(chosen[name], value) for value in values) for name, values in dimension.when)
-
-
-def same(left: Scalar, right: Scalar) -> bool:
-    """Equality in which 1 and 1.0 are equal (JSON knows one kind of number) but 1 and true are not."""
-    return isinstance(left, bool) == isinstance(right, bool) and left == right
 
 
 def _exact(number: float) -> Fraction:

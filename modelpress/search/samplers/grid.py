@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from modelpress.api.probing import same
 from modelpress.api.v1alpha1 import Goal
 from modelpress.api.v1alpha1.sweep import Scalar
-from modelpress.search.space import Dimension, Space, SpaceError, same
+from modelpress.search.space import Dimension, Space, SpaceError
 
 from .base import Observation
 
@@ -50,7 +51,7 @@ class GridSampler:
         for position, dimension in enumerate(space.dimensions):
             if dimension.size is None:
                 raise SpaceError(
-                    f"searchSpace[{position}].float: grid needs a step, for {dimension.name!r} has endlessly many "
+                    f"spec.searchSpace[{position}].float: grid needs a step, for {dimension.name!r} has endlessly many "
                     "values; add one, or use algorithm random or tpe"
                 )
             wanted = {
