@@ -3,6 +3,7 @@
 Both shells, the operator and `modelpress run`, drive these functions. A behaviour of one shell only is a bug.
 """
 
+from .job import reconcile_job
 from .model import (
     Action,
     CreateJob,
@@ -17,6 +18,7 @@ from .model import (
     StopTrial,
     SweepObserved,
 )
+from .sweep import reconcile_sweep
 
 __all__ = [
     "Action",
@@ -31,4 +33,6 @@ __all__ = [
     "Plan",
     "StopTrial",
     "SweepObserved",
+    "reconcile_job",
+    "reconcile_sweep",
 ]

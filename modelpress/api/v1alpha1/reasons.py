@@ -54,6 +54,7 @@ PUBLISH_FAILED = "PublishFailed"
 TRIALS_FINISHED = "TrialsFinished"  # maxTrials reached
 SPACE_EXHAUSTED = "SearchSpaceExhausted"
 BUDGET_EXHAUSTED = "BudgetExhausted"
+TRIAL_REFUSED = "TrialRefused"  # its parameters give an invalid recipe; counts as failed
 TOO_MANY_FAILED_TRIALS = "TooManyFailedTrials"
 NO_RESULT = "NoTrialSucceeded"
 CODE_UNCHANGED = "CodeUnchanged"

@@ -1,0 +1,108 @@
+"""A sweep's prepare and publish Jobs: each runs until it succeeds once, and running one again does no harm.
+
+So a missing one is made again under the same name, and only an end that was seen leads to the next name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from modelpress.api.v1alpha1 import reasons as r
+from modelpress.request import PublishRequest
+from modelpress.result import RunResult
+
+from . import naming
+from .census import SweepFacts
+from .conditions import Verdict, cut, seconds, stamp
+from .ends import End, read, reported
+from .facts import MESSAGE_PATIENCE, WATCH_LAG
+from .model import Action, CreateJob, ObservedJob
+from .requests import sweep_request, unfit
+
+OncePurpose = Literal["prepare", "publish"]
+
+
+@dataclass(frozen=True)
+class Once:
+    """How such a Job stands: done with a result, failed with an end, or neither: `verdict` then says what it waits for.
+
+    `attempts`: how many were decided on, with the one of `actions`.
+    """
+
+    attempts: int
+    result: RunResult | None = None
+    failed: End | None = None
+    verdict: Verdict | None = None
+    actions: tuple[Action, ...] = ()
+    wait: float | None = None
+
+
+def run_once(
+    facts: SweepFacts, purpose: OncePurpose, attempts: int, base: int = 0, publish: PublishRequest | None = None
+) -> Once:
+    """Drive the Job of this purpose; attempts up to `base` belong to an earlier round."""
+    jobs = {child.attempt: child for child in facts.ours if child.purpose == purpose}
+    attempts = max([attempts, *jobs])
+    if attempts <= base:
+        return _create(facts, purpose, attempts, attempts + 1, publish)
+    child = jobs.get(attempts)
+    if child is None:
+        since = facts.status.last_create_time
+        unseen = WATCH_LAG - seconds(since, facts.now) if since else 0.0
+        if unseen > 0:
+            return Once(attempts, verdict=_waits(purpose, attempts), wait=unseen)
+        return _create(facts, purpose, attempts, attempts, publish)
+    if not child.terminal:
+        return Once(attempts, verdict=_waits(purpose, attempts, child))
+    result, end = reported(child), read(child, started=True)
+    if result is not None and result.phase == "Succeeded":
+        return Once(attempts, result=result)
+    if result is None and child.finished_at is not None:
+        late = MESSAGE_PATIENCE - seconds(stamp(child.finished_at), facts.now)
+        if late > 0:
+            return Once(attempts, verdict=_waits(purpose, attempts, child), wait=late)
+    spec = facts.sweep.spec.template.spec
+    failures = sum(_counts(job) for number, job in jobs.items() if number > base)
+    if end.outcome == "Invalid" or failures > spec.backoff_limit:
+        return Once(attempts, failed=end)
+    if attempts - base > spec.backoff_limit + spec.max_disruptions:
+        return Once(attempts, failed=end)
+    return _create(facts, purpose, attempts, attempts + 1, publish)
+
+
+def _create(
+    facts: SweepFacts, purpose: OncePurpose, attempts: int, number: int, publish: PublishRequest | None
+) -> Once:
+    sweep = facts.sweep.metadata.name
+    name = (naming.prepare_name if purpose == "prepare" else naming.publish_name)(sweep, number)
+    other = facts.foreign.get(name)
+    if other is not None and other.deleting:
+        text = f"The Job {name} of a former owner is being deleted."
+        return Once(attempts, verdict=Verdict("Pending", r.PENDING, text, between=True), wait=WATCH_LAG)
+    if other is not None:
+        text = f"The Job {name} belongs to somebody else; delete it, or give this sweep another name."
+        return Once(attempts, verdict=Verdict("Pending", r.NAME_CONFLICT, text, stalled=True))
+    request = sweep_request(facts.sweep, purpose, number, publish)
+    why = unfit(request)
+    if why is not None:
+        return Once(attempts, verdict=Verdict("Pending", why[0], f"spec.template.{why[1]}", stalled=True))
+    create = CreateJob(name, purpose, number, request)
+    return Once(number, verdict=_waits(purpose, number), actions=(create,), wait=WATCH_LAG)
+
+
+def _counts(child: ObservedJob) -> bool:
+    """Whether it counts against backoffLimit: what was disrupted or only not heard does not."""
+    if not child.terminal:
+        return False
+    end = read(child, started=True)
+    return end.outcome == "Failed" and end.reason != r.NOT_FOUND
+
+
+def _waits(purpose: OncePurpose, attempts: int, child: ObservedJob | None = None) -> Verdict:
+    if purpose == "publish":
+        return Verdict("Running", r.PUBLISHING, "The report and the best model are being written.", between=True)
+    if child is not None and child.state != "pending":
+        return Verdict("Running", r.PREPARING, "The dense model and its baseline are being made.")
+    why = f" ({cut(child.reason, 64)})" if child is not None and child.reason else ""
+    return Verdict("Pending", r.PREPARING, f"The prepare Job waits for its runner to start{why}.", between=True)

@@ -1,0 +1,123 @@
+"""What runners are asked to do, worked out from the objects alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionSweep
+from modelpress.api.v1alpha1 import reasons as r
+from modelpress.api.v1alpha1.model import Store
+from modelpress.request import (
+    MAX_REQUEST_BYTES,
+    PublishRequest,
+    Purpose,
+    RunRequest,
+    TrialIdentity,
+    job_root,
+    trial_prefix,
+)
+from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+
+DEFAULT_STORE = Store(uri="./modelpress-runs")  # of a laptop; on a cluster a spec without a store is refused before
+_MAX_URI = 2048
+_ROOM_FOR_UID = 128  # bytes that the shell adds when it fills in the run's uid
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job writes below its store, and which trial it is."""
+
+    root: str
+    prefix: str
+    trial: TrialIdentity | None = None
+
+
+def trial_number(labels: Mapping[str, str] | None) -> int | None:
+    """The number in a trial's label, None where there is none."""
+    text = (labels or {}).get(TRIAL_LABEL, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
+
+
+def place(job: CompressionJob) -> Place:
+    """A trial writes below its sweep's folder, any other job into its own."""
+    meta = job.metadata
+    owner = next(
+        (ref for ref in meta.owner_references or () if ref.controller and ref.kind == "CompressionSweep"), None
+    )
+    number = trial_number(meta.labels)
+    if owner is None or number is None:
+        root = job_root(meta.namespace, meta.name, meta.uid or "")
+        return Place(root, root)
+    root = job_root(meta.namespace, owner.name, owner.uid)
+    return Place(root, trial_prefix(root, number), _identity(number, (meta.annotations or {})))
+
+
+def sweep_root(sweep: CompressionSweep) -> str:
+    """The folder of a sweep below its store."""
+    return job_root(sweep.metadata.namespace, sweep.metadata.name, sweep.metadata.uid or "")
+
+
+def run_request(job: CompressionJob, purpose: Purpose, attempt: int) -> RunRequest:
+    """What attempt `attempt` of a job, or the collect Job of that attempt, is asked to do."""
+    where = place(job)
+    return RunRequest(
+        purpose=purpose,
+        namespace=job.metadata.namespace,
+        name=job.metadata.name,
+        uid=job.metadata.uid or "",
+        attempt=attempt,
+        root=where.root,
+        prefix=where.prefix,
+        spec=resolved(job.spec),
+        trial=where.trial,
+    )
+
+
+def sweep_request(
+    sweep: CompressionSweep, purpose: Purpose, attempt: int, publish: PublishRequest | None = None
+) -> RunRequest:
+    """What a sweep's prepare or publish Job is asked to do."""
+    root = sweep_root(sweep)
+    return RunRequest(
+        purpose=purpose,
+        namespace=sweep.metadata.namespace,
+        name=sweep.metadata.name,
+        uid=sweep.metadata.uid or "",
+        attempt=attempt,
+        root=root,
+        prefix=root,
+        spec=resolved(sweep.spec.template.spec),
+        publish=publish,
+    )
+
+
+def resolved(spec: CompressionJobSpec) -> CompressionJobSpec:
+    """The spec with a store."""
+    return spec if spec.store is not None else spec.model_copy(update={"store": DEFAULT_STORE})
+
+
+def artifact_uri(spec: CompressionJobSpec, path: str) -> str:
+    """URI of a folder of the store."""
+    return f"{(spec.store or DEFAULT_STORE).uri.rstrip('/')}/{path}"
+
+
+def unfit(request: RunRequest) -> tuple[str, str] | None:
+    """Why no runner can be given the request, as (reason, sentence); None if it fits."""
+    if len(artifact_uri(request.spec, request.prefix)) > _MAX_URI:
+        return r.INVALID_SPEC, f"spec.store.uri: the artefact's URI has more than {_MAX_URI} characters; shorten it."
+    size = len(request.model_dump_json(exclude_none=True).encode()) + _ROOM_FOR_UID
+    if size <= MAX_REQUEST_BYTES:
+        return None
+    sentence = f"spec: {size} bytes as JSON, more than the {MAX_REQUEST_BYTES} that a runner can be given; shorten it."
+    return r.SPEC_TOO_LARGE, sentence
+
+
+def _identity(number: int, annotations: Mapping[str, str]) -> TrialIdentity:
+    try:
+        return TrialIdentity(number=number, parameters=json.loads(annotations.get(PARAMETERS_ANNOTATION) or "{}"))
+    except (ValueError, ValidationError):  # somebody edited the annotation; the spec holds what counts
+        return TrialIdentity(number=number)

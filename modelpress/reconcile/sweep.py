@@ -1,0 +1,474 @@
+"""Reconcile a CompressionSweep: prepare once, keep `parallelism` trials going until something ends it, publish once.
+
+As for a job, every plan that does anything begins with PatchStatus: `created` counts a trial before it exists, so that
+whatever is lost behind it, no trial is ever made twice. Only trials that were all seen, or given up after a while, let
+the next ones start: a trial that the watch has not told yet is neither lost nor forgotten in a history.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from modelpress.api.v1alpha1 import (
+    TERMINAL_PHASES,
+    Artifact,
+    CompressionJob,
+    CompressionSweepStatus,
+    OwnerReference,
+    TrialResult,
+)
+from modelpress.api.v1alpha1 import reasons as r
+from modelpress.api.v1alpha1.base import API_VERSION
+from modelpress.api.v1alpha1.meta import JobMeta
+from modelpress.request import PublishRequest
+from modelpress.trials import (
+    HISTORY_ANNOTATION,
+    PARAMETERS_ANNOTATION,
+    SWEEP_LABEL,
+    TRIAL_LABEL,
+    History,
+    Strategy,
+    Suggestion,
+    decode_ranges,
+    encode_ranges,
+)
+
+from . import naming
+from .census import SweepFacts, code_digest, sweep_facts
+from .conditions import Verdict, Wanted, cut, find, merge, seconds, soonest, summary, transition
+from .facts import WATCH_LAG
+from .model import Action, CreateTrial, DeleteJob, EmitEvent, PatchStatus, Plan, StopTrial, SweepObserved
+from .once import Once, run_once
+from .requests import artifact_uri, resolved, sweep_root
+
+MAX_FRONT = 500  # numbers of the front in status; the publish Job gets all
+MAX_REFUSED = 8192  # characters of the refused trials' numbers in status
+_CONTINUABLE = frozenset({r.TRIALS_FINISHED, r.BUDGET_EXHAUSTED, r.NO_RESULT})
+
+
+def reconcile_sweep(observed: SweepObserved, now: dt.datetime, strategy: Strategy) -> Plan:
+    """What to do about a CompressionSweep: create, stop, record.
+
+    A plan's actions are to be carried out in order, and none after one that failed. Any number of them may be lost: the
+    next call, on what was observed then, makes up for it. Reconciling the outcome of a plan gives no further actions.
+    """
+    if observed.sweep.metadata.deletion_timestamp is not None:
+        return Plan()  # its children go with it
+    facts = sweep_facts(observed, now)
+    if facts.status.phase in TERMINAL_PHASES:
+        if not _continues(facts):
+            return _tidy(facts)
+        facts = _continued(facts)
+    return _advance(facts, strategy)
+
+
+@dataclass
+class Draft:
+    """The next status in the making, and what goes with it."""
+
+    facts: SweepFacts
+    strategy: Strategy
+    best: TrialResult | None
+    front: list[int]
+    created: int
+    refused: int
+    exhausted: bool
+    new: int = 0
+    update: dict[str, object] = field(default_factory=dict)
+    actions: list[Action] = field(default_factory=list)
+    events: list[EmitEvent] = field(default_factory=list)
+    conditions: list[Wanted] = field(default_factory=list)
+    wait: float | None = None
+
+    def once(self, once: Once, field_: str) -> None:
+        """Take over where a prepare or publish Job stands."""
+        self.update[field_] = once.attempts
+        if once.actions:
+            self.update["last_create_time"] = self.facts.now
+        self.actions += once.actions
+        self.wait = soonest(self.wait, once.wait)
+
+
+Policy = Callable[[Draft], Verdict | None]
+
+
+# The chain: the first that applies says where the sweep stands -------------------------------------------------------
+
+
+def _invalid_spec(draft: Draft) -> Verdict | None:
+    problems = draft.facts.problems
+    if not problems:
+        return None
+    more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+    return Verdict("Pending", r.INVALID_SPEC, cut("; ".join(problems[:8]) + more), stalled=True)
+
+
+def _suspended(draft: Draft) -> Verdict | None:
+    """Trials see the sweep's suspension themselves; its own Jobs go, and come again on resumption."""
+    if not draft.facts.sweep.spec.suspend:
+        return None
+    draft.actions += [
+        DeleteJob(child.name, child.uid) for child in draft.facts.ours if not child.terminal and not child.deleting
+    ]
+    return suspension()
+
+
+def _prepare(draft: Draft) -> Verdict | None:
+    """One dense model and one baseline for all trials, unless the search changes the model itself."""
+    facts = draft.facts
+    if facts.created > 0 or not needs_prepare(facts):
+        return None
+    once = run_once(facts, "prepare", facts.status.prepare_attempts)
+    draft.once(once, "prepare_attempts")
+    if once.failed is not None:
+        invalid = once.failed.outcome == "Invalid"
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PREPARE_FAILED))
+        return Verdict(
+            "Failed",
+            once.failed.reason if invalid else r.PREPARE_FAILED,
+            once.failed.message if invalid else cut(f"The dense model could not be made: {once.failed.message}"),
+        )
+    if once.result is not None and once.result.baseline:
+        draft.update["baseline"] = dict(list(once.result.baseline.items())[:64])
+    return once.verdict
+
+
+def _trials(draft: Draft) -> Verdict | None:
+    """Trials run or start; None when the last one is over."""
+    facts = draft.facts
+    ending = end_of_search(draft)
+    if ending is None and facts.awaited == 0 and (conflict := _fill(draft)):
+        return conflict
+    ending = ending or end_of_search(draft)
+    limit = facts.sweep.spec.max_trials
+    going = Verdict("Running", r.RUNNING, f"{len(facts.finished)} trials finished of {limit}.")
+    left = facts.budget_left(facts.now)
+    if ending is not None and ending.reason in (r.BUDGET_EXHAUSTED, r.TOO_MANY_FAILED_TRIALS):
+        draft.actions += [
+            StopTrial(trial.metadata.name, trial.metadata.uid or "", ending.reason)
+            for trial in (facts.trials[number] for number in facts.live)
+            if trial.status.stop is None
+        ]
+        going = Verdict("Running", ending.reason, f"{ending.message} Running trials are being stopped.", between=True)
+        left = None
+    draft.wait = soonest(draft.wait, facts.awaited_wait, left)
+    return going if facts.live or facts.awaited or draft.new else None
+
+
+def _publish(draft: Draft) -> Verdict | None:
+    """The report and the best model, once, after the last trial. A failure is told and changes nothing else."""
+    facts = draft.facts
+    ending = end_of_search(draft)
+    failed = ending is not None and ending.reason == r.TOO_MANY_FAILED_TRIALS
+    if not facts.succeeded or (failed and draft.best is None):
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.NO_RESULT))
+        return None
+    request = PublishRequest(
+        objectives=facts.sweep.spec.objectives,
+        best=draft.best.number if draft.best else None,
+        front=_front(draft),
+    )
+    once = run_once(facts, "publish", facts.status.publish_attempts, facts.status.publish_base, request)
+    draft.once(once, "publish_attempts")
+    if once.verdict is not None:
+        return once.verdict
+    _published(draft, once)
+    return None
+
+
+def _ended(draft: Draft) -> Verdict:
+    """The sweep's last word."""
+    facts, ending = draft.facts, end_of_search(draft)
+    assert ending is not None, "a search without running trials either goes on or has ended"
+    if ending.reason == r.TOO_MANY_FAILED_TRIALS:
+        return ending
+    if not facts.succeeded:
+        return Verdict("Failed", r.NO_RESULT, f"No trial succeeded. {ending.message}")
+    draft.conditions += _judged(draft)
+    return ending
+
+
+CHAIN: tuple[Policy, ...] = (_invalid_spec, _suspended, _prepare, _trials, _publish, _ended)
+
+
+def end_of_search(draft: Draft) -> Verdict | None:
+    """Why no further trial starts, as the sweep will say when it is over; None while there may be more."""
+    facts, spec = draft.facts, draft.facts.sweep.spec
+    failed = facts.seen.failed + draft.refused
+    if failed > spec.max_failed_trials:
+        refused = f" ({draft.refused} refused)" if draft.refused else ""
+        text = f"{failed} trials failed{refused}, spec.maxFailedTrials is {spec.max_failed_trials}."
+        return Verdict("Failed", r.TOO_MANY_FAILED_TRIALS, text)
+    over = draft.created >= spec.max_trials or draft.exhausted
+    left = facts.budget_left(facts.now)
+    if left is not None and left <= 0 and (not over or facts.live or facts.awaited or facts.seen.stopped):
+        return Verdict("Succeeded", r.BUDGET_EXHAUSTED, "spec.budget.wallClockSeconds is used up.")
+    if draft.created >= spec.max_trials:
+        return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.")
+    if draft.exhausted:
+        return Verdict("Succeeded", r.SPACE_EXHAUSTED, f"The search space holds {draft.created} combinations.")
+    return None
+
+
+def needs_prepare(facts: SweepFacts) -> bool:
+    """Whether all trials start from one dense model."""
+    paths = (path for parameter in facts.sweep.spec.search_space for path in parameter.paths)
+    return not any(path == "/model" or path.startswith("/model/") for path in paths)
+
+
+# Trials --------------------------------------------------------------------------------------------------------------
+
+
+def _fill(draft: Draft) -> Verdict | None:
+    """Decide on as many trials as there are free places; a verdict if a name is taken."""
+    facts, spec = draft.facts, draft.facts.sweep.spec
+    free = spec.parallelism - len(facts.live)
+    if free <= 0:
+        return None
+    trials = dict(facts.trials)
+    running = list(facts.live)
+    finished = History(facts.finished).encode()  # encoded once: it is the same for the whole batch
+    refused: list[int] = []
+    message = facts.status.refused_message
+    first = draft.created
+    conflict: Verdict | None = None
+    while draft.new < free and end_of_search(draft) is None:
+        number = draft.created
+        name = naming.trial_name(facts.sweep.metadata.name, number)
+        if (conflict := _conflict(facts, name)) is not None:
+            draft.wait = soonest(draft.wait, WATCH_LAG)
+            break
+        suggestion = draft.strategy.suggest(number, History(facts.finished, tuple(running)), trials)
+        if suggestion.exhausted:
+            draft.exhausted = True
+            break
+        draft.created += 1
+        if suggestion.spec is None:
+            refused.append(number)
+            draft.refused += 1
+            message = cut(f"Trial {number}: {suggestion.problem or 'its parameters give no valid recipe'}")
+            continue
+        trial = _trial(facts, name, number, suggestion, finished + encode_ranges(running))
+        draft.actions.append(CreateTrial(trial))
+        draft.new += 1
+        trials[number] = trial
+        running.append(number)
+    if draft.created > first:
+        draft.update |= {"confirmed": first, "last_create_time": facts.now}
+        draft.wait = soonest(draft.wait, WATCH_LAG)
+    if refused:
+        numbers = [*decode_ranges(facts.status.refused), *refused]
+        draft.update |= {"refused": _bounded(encode_ranges(numbers)), "refused_message": message}
+        draft.events.append(EmitEvent("Warning", r.TRIAL_REFUSED, message or ""))
+    return conflict if not draft.new and not facts.live else None
+
+
+def _trial(facts: SweepFacts, name: str, number: int, suggestion: Suggestion, history: str) -> CompressionJob:
+    meta = facts.sweep.metadata
+    assert suggestion.spec is not None
+    return CompressionJob(
+        metadata=JobMeta(
+            name=name,
+            namespace=meta.namespace,
+            labels={TRIAL_LABEL: str(number), SWEEP_LABEL: meta.name},
+            annotations={
+                PARAMETERS_ANNOTATION: json.dumps(dict(suggestion.parameters), sort_keys=True),
+                HISTORY_ANNOTATION: history,
+            },
+            owner_references=[
+                OwnerReference(
+                    api_version=API_VERSION,
+                    kind="CompressionSweep",
+                    name=meta.name,
+                    uid=meta.uid or "",
+                    controller=True,
+                )
+            ],
+        ),
+        spec=suggestion.spec.model_copy(update={"suspend": False}),
+    )
+
+
+def _conflict(facts: SweepFacts, name: str) -> Verdict | None:
+    other = facts.foreign_trials.get(name)
+    if other is None:
+        return None
+    if other.metadata.deletion_timestamp is not None:
+        text = f"The CompressionJob {name} of a former owner is being deleted."
+        return Verdict("Pending", r.PENDING, text, between=True)
+    text = f"The CompressionJob {name} belongs to somebody else; delete it, or give this sweep another name."
+    return Verdict("Pending", r.NAME_CONFLICT, text, stalled=True)
+
+
+def _bounded(ranges: str) -> str:
+    """The last ranges that fit."""
+    if len(ranges) <= MAX_REFUSED:
+        return ranges
+    kept = ranges[-MAX_REFUSED:]
+    return kept[kept.index(",") + 1 :]
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def _front(draft: Draft) -> list[int]:
+    return sorted(set(draft.front))
+
+
+def _published(draft: Draft, once: Once) -> None:
+    facts = draft.facts
+    if once.result is not None and once.result.manifest_digest is not None and draft.best is not None:
+        uri = artifact_uri(resolved(facts.sweep.spec.template.spec), f"{sweep_root(facts.sweep)}/best")
+        draft.update["artifact"] = Artifact(uri=uri, manifest_digest=once.result.manifest_digest)
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "True", r.PUBLISHED, f"The best model is at {uri}."))
+        return
+    draft.update["artifact"] = None
+    if once.failed is not None:
+        text = f"The best model could not be published: {once.failed.message}"
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
+    elif draft.best is None:
+        text = "No trial met the constraints; the report is written."
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.CONSTRAINT_MISSED, text))
+    else:
+        text = "The publish Job reported no manifest."
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
+
+
+def _judged(draft: Draft) -> list[Wanted]:
+    """What a finished sweep says of its best trial."""
+    facts, best = draft.facts, draft.best
+    spec = facts.sweep.spec
+    if best is None:
+        text = f"None of {len(facts.succeeded)} trials that succeeded met the constraints."
+        return [Wanted(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, text)]
+    constrained = bool(spec.constraints or spec.template.spec.constraints)
+    out = [Wanted(r.CONSTRAINTS_MET, "True", r.CONSTRAINTS_SATISFIED if constrained else r.NO_CONSTRAINTS)]
+    trial = facts.trials.get(best.number)
+    for type_ in (r.COMPRESSED, r.PORTABLE):
+        condition = find(trial.status.conditions, type_) if trial else None
+        if condition is not None:
+            out.append(Wanted(type_, condition.status, condition.reason, condition.message))
+    return out
+
+
+# Plans ---------------------------------------------------------------------------------------------------------------
+
+
+def suspension() -> Verdict:
+    """The verdict on a suspended sweep."""
+    return Verdict("Suspended", r.SUSPENDED_BY_USER, "spec.suspend is true; set it to false to go on.")
+
+
+def _advance(facts: SweepFacts, strategy: Strategy) -> Plan:
+    best, front = strategy.ranking(facts.succeeded) if facts.succeeded else (None, [])
+    status = facts.status
+    draft = Draft(facts, strategy, best, front, facts.created, status.trials.refused, status.exhausted)
+    if status.start_time is None and not facts.problems and not facts.sweep.spec.suspend:
+        draft.update["start_time"] = facts.now
+    verdict = next(verdict for policy in CHAIN if (verdict := policy(draft)) is not None)
+    return _plan(draft, verdict)
+
+
+def _plan(draft: Draft, verdict: Verdict) -> Plan:
+    facts, old = draft.facts, draft.facts.status
+    terminal = verdict.phase in TERMINAL_PHASES
+    suspended = suspension() if facts.sweep.spec.suspend and not terminal else None
+    digest, code = code_digest(facts)
+    counts = facts.counts(draft.created, draft.refused, draft.new)
+    wanted = [*summary(verdict, suspended, old.conditions), *code, *draft.conditions]
+    if not terminal and old.artifact is not None and (kept := find(old.conditions, r.ARTIFACT_AVAILABLE)):
+        wanted.append(Wanted(kept.type, kept.status, kept.reason, kept.message))
+    update: dict[str, object] = {
+        "observed_generation": facts.generation,
+        "phase": verdict.phase,
+        "conditions": merge(old.conditions, wanted, facts.now, facts.generation),
+        "created": draft.created,
+        "active": counts.pending + counts.running,
+        "selector": f"{SWEEP_LABEL}={facts.sweep.metadata.name}",
+        "trials": counts,
+        "exhausted": draft.exhausted,
+        "best": draft.best,
+        "front": _front(draft)[:MAX_FRONT],
+        "code_digest": digest,
+        "baseline": old.baseline or _baseline(facts),
+        "suspended_seconds": old.suspended_seconds if facts.sweep.spec.suspend else facts.suspended_seconds,
+        **draft.update,
+    }
+    wait = draft.wait
+    if terminal:
+        update["completion_time"] = facts.now
+        ttl = facts.sweep.spec.template.spec.ttl_seconds_after_finished
+        wait = float(ttl) if ttl is not None and facts.ours else None
+        draft.actions += [DeleteJob(child.name, child.uid) for child in facts.ours if not child.terminal]
+    events = [*draft.events, *transition(old.conditions, facts.observed_status.phase, verdict)]
+    return _fenced(facts, old.model_copy(update=update), draft.actions, events, wait)
+
+
+def _baseline(facts: SweepFacts) -> dict[str, float] | None:
+    for job in facts.succeeded:
+        if job.status.metrics is not None and job.status.metrics.baseline:
+            return dict(job.status.metrics.baseline)
+    return None
+
+
+def _fenced(
+    facts: SweepFacts,
+    status: CompressionSweepStatus,
+    actions: list[Action],
+    events: list[EmitEvent],
+    wait: float | None,
+) -> Plan:
+    if status == facts.observed_status and not actions:
+        return Plan(requeue_after=wait)
+    return Plan((PatchStatus(status), *actions, *events), wait)
+
+
+def _continues(facts: SweepFacts) -> bool:
+    """Whether maxTrials or the budget were raised on a finished sweep, so that there is more to do."""
+    status, spec = facts.status, facts.sweep.spec
+    ready = find(status.conditions, r.READY)
+    if spec.suspend or facts.problems or ready is None or ready.reason not in _CONTINUABLE:
+        return False
+    left = facts.budget_left(status.completion_time or facts.now)
+    return (
+        facts.created < spec.max_trials
+        and not status.exhausted
+        and facts.seen.failed + status.trials.refused <= spec.max_failed_trials
+        and (left is None or left > 0)
+    )
+
+
+def _continued(facts: SweepFacts) -> SweepFacts:
+    """The sweep as if it had been suspended since it finished; what it published before is published anew."""
+    status = facts.status
+    idle = seconds(status.completion_time, facts.now) if status.completion_time else 0.0
+    return replace(
+        facts,
+        status=status.model_copy(
+            update={
+                "completion_time": None,
+                "suspended_seconds": round(status.suspended_seconds + idle, 3),
+                "publish_base": status.publish_attempts,
+            }
+        ),
+    )
+
+
+def _tidy(facts: SweepFacts) -> Plan:
+    """A finished sweep: nothing of it may run on, and its finished Jobs go after ttlSecondsAfterFinished."""
+    status = facts.status
+    ttl = facts.sweep.spec.template.spec.ttl_seconds_after_finished
+    left = None if ttl is None else ttl - seconds(status.completion_time or facts.now, facts.now)
+    due = [
+        child for child in facts.ours if not child.deleting and (not child.terminal or (left is not None and left <= 0))
+    ]
+    kept = [child for child in facts.ours if not child.deleting and child not in due]
+    if status.observed_generation != facts.generation:
+        seen = {"observed_generation": facts.generation}
+        conditions = [condition.model_copy(update=seen) for condition in status.conditions]
+        status = status.model_copy(update={**seen, "conditions": conditions})
+    actions: list[Action] = [DeleteJob(child.name, child.uid) for child in due]
+    return _fenced(facts, status, actions, [], left if kept and left is not None and left > 0 else None)
