@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -216,7 +217,8 @@ def fetch(
                 "run the job again, or restore the file"
             ) from None
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
         fetched[name] = local
     return fetched
 

@@ -122,11 +122,11 @@ class ObjectStorage:
             result = obstore.get(client, key)
             size = result.meta["size"]
         part = local.with_name(f".{local.name[:200]}.{secrets.token_hex(4)}.part")
+        with _local_errors(local):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            file = part.open("xb")
+        got = 0
         try:
-            with _local_errors(local):
-                local.parent.mkdir(parents=True, exist_ok=True)
-                file = part.open("xb")
-            got = 0
             with file:
                 chunks = iter(result.stream(min_chunk_size=4 * _MIB))
                 while True:
@@ -140,8 +140,9 @@ class ObjectStorage:
                 raise StoreUnavailableError(f"{self._where(path)}: {got} of {size} bytes arrived; try again later")
             with _local_errors(local):
                 part.replace(local)
-        finally:
+        except BaseException:
             part.unlink(missing_ok=True)
+            raise
 
     def copy(self, source: str, target: str) -> None:
         old, new = self._key(source), self._key(target)
