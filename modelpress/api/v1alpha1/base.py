@@ -45,6 +45,13 @@ class ApiModel(BaseModel):
         allow_inf_nan=False,
     )
 
+    def __init__(self, /, **data: Any) -> None:
+        """Code constructs objects by field name, or by alias; data from outside (model_validate) takes aliases only."""
+        self.__pydantic_validator__.validate_python(data, self_instance=self, by_alias=True, by_name=True)
+
+    # As on pydantic's own BaseModel.__init__: validating a document need not go through this constructor.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
     other_spellings: ClassVar[dict[str, str]] = {}
 
