@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +13,6 @@ import yaml
 from modelpress.local.lines import LineDisplay
 from modelpress.local.session import (
     Display,
-    Document,
     Finished,
     exit_code,
     plan_documents,
@@ -22,8 +20,7 @@ from modelpress.local.session import (
     run_plans,
 )
 from modelpress.local.shell import is_finished
-
-from .sources import STDIN, load
+from modelpress.local.sources import load_documents
 
 
 def run_file(source: str, *, store: str | None, parallel: int | None, progress: bool, output: str) -> int:
@@ -32,8 +29,7 @@ def run_file(source: str, *, store: str | None, parallel: int | None, progress: 
     Raises:
         SpecError, LocalError: nothing was started, or the run cannot go on.
     """
-    documents = [_document(item, source) for item in load(source)]
-    plans = plan_documents(documents, store=store, parallel=parallel)
+    plans = plan_documents(load_documents(source), store=store, parallel=parallel)
     finished = run_plans(plans, _display(progress, output))
     if output == "json":
         print(json.dumps(summary(finished), indent=2))
@@ -48,11 +44,6 @@ def run_file(source: str, *, store: str | None, parallel: int | None, progress: 
     if code >= 128:
         _say_how_to_go_on(source, store, parallel)
     return code
-
-
-def _document(item: Any, source: str) -> Document:
-    folder = Path.cwd() if source == STDIN else Path(source).resolve().parent
-    return Document(item.obj, folder, item.file, item.line)
 
 
 def _display(progress: bool, output: str) -> Display | None:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from modelpress.api.errors import Problem, SpecError
 from modelpress.api.semantic import job_problems, sweep_problems
 from modelpress.api.v1alpha1 import CompressionSweep
+from modelpress.local.sources import load_documents
 
 from .exits import Exit
-from .sources import load
 
 
 def problems_of(source: str, *, cluster: bool) -> tuple[list[Problem], int]:
     """Everything that is wrong with one file, and how many objects it holds if it can be read."""
     try:
-        loaded = load(source)
+        loaded = load_documents(source)
     except SpecError as error:
         return error.problems, 0
     problems: list[Problem] = []
@@ -24,7 +24,7 @@ def problems_of(source: str, *, cluster: bool) -> tuple[list[Problem], int]:
             found = sweep_problems(item.obj.spec, cluster=cluster)
         else:
             found = job_problems(item.obj.spec, cluster=cluster)
-        problems += [problem.at(str(item.file), problem.line or item.line) for problem in found]
+        problems += item.locate(found)
     return problems, len(loaded)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import os
 import signal
@@ -187,8 +188,16 @@ class JobProcesses:
             reason=reason if cause else None,
             detail=detail if cause else None,
             message=self._message(record),
-            finished_at=self.cluster.clock(),
+            finished_at=self._last_sign(record),
         )
+
+    def _last_sign(self, record: JobRecord) -> dt.datetime:
+        """When the process was last seen to write: nobody saw it end, and the time since does not count as running."""
+        times = [record.started_at] if record.started_at else []
+        for path in self.folder(record).glob("*"):
+            with contextlib.suppress(OSError):
+                times.append(dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC))
+        return min(max(times), self.cluster.clock()) if times else self.cluster.clock()
 
     async def _run(self, record: JobRecord) -> None:
         folder = self.folder(record)

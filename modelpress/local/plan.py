@@ -18,6 +18,7 @@ from modelpress.request import job_root, uid8
 from .cluster import Root, derived_uid
 from .errors import UsageError
 from .journal import Journal
+from .sources import Document
 
 DEFAULT_STORE = "modelpress-runs"
 # What a user may change without it becoming another run; the API server allows the same.
@@ -33,8 +34,6 @@ class RunPlan:
     store: str  # absolute path, or URI
     states: Path  # folder of the state folders of its namespace
     problems: tuple[Problem, ...]
-    file: Path | None = None
-    line: int | None = None
 
     @property
     def parallelism(self) -> int:
@@ -42,25 +41,15 @@ class RunPlan:
         return self.obj.spec.parallelism if isinstance(self.obj, CompressionSweep) else 1
 
 
-def plan_run(
-    obj: Root,
-    *,
-    folder: Path,
-    cwd: Path,
-    store: str | None = None,
-    parallel: int | None = None,
-    file: Path | None = None,
-    line: int | None = None,
-) -> RunPlan:
+def plan_run(document: Document, *, cwd: Path, store: str | None = None, parallel: int | None = None) -> RunPlan:
     """Settle what the file leaves open.
 
     Args:
-        obj: as loaded.
-        folder: what a relative code.path is relative to: the file's folder.
         cwd: what a relative store is relative to.
         store: URI that overrides spec.store.uri.
         parallel: overrides a sweep's parallelism.
     """
+    obj = document.obj
     problems: list[Problem] = []
     if isinstance(obj, CompressionSweep):
         recipe, where = obj.spec.template.spec, "spec.template.spec"
@@ -71,7 +60,7 @@ def plan_run(
     problems += _suspend_problems(obj)
     settled, store_problems = _settle_store(recipe.store, store, cwd, where)
     problems += store_problems
-    code_path, code_problems = _settle_code(recipe, folder, where)
+    code_path, code_problems = _settle_code(recipe, document.folder, where)
     problems += code_problems
     recipe = recipe.model_copy(update={"store": settled})
     if isinstance(obj, CompressionSweep):
@@ -83,19 +72,14 @@ def plan_run(
     else:
         obj = obj.model_copy(update={"spec": recipe})
     home = Path(settled.uri) if _is_path(settled.uri) else cwd / DEFAULT_STORE
-    located = tuple(p if p.file or not file else p.at(str(file), line) for p in problems)
-    return RunPlan(obj, code_path, settled.uri, home / ".state" / obj.metadata.namespace, located, file, line)
+    states = home / ".state" / obj.metadata.namespace
+    return RunPlan(obj, code_path, settled.uri, states, tuple(document.locate(problems)))
 
 
 def _suspend_problems(obj: Root) -> list[Problem]:
-    places = [("spec.suspend", obj.spec.suspend)]
-    if isinstance(obj, CompressionSweep):
-        places.append(("spec.template.spec.suspend", obj.spec.template.spec.suspend))
-    return [
-        Problem(path=path, message="is true, so a local run would do nothing", fix="remove it or set it to false")
-        for path, suspended in places
-        if suspended
-    ]
+    if not obj.spec.suspend:
+        return []
+    return [Problem("spec.suspend", "is true, so a local run would do nothing", "remove it or set it to false")]
 
 
 def _settle_store(given: Store | None, override: str | None, cwd: Path, where: str) -> tuple[Store, list[Problem]]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modelpress.api.errors import SpecError
-from modelpress.api.load import Loaded, load_dict, load_file
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResult, reasons
 from modelpress.reconcile import EmitEvent
 
@@ -27,6 +26,7 @@ from .lines import LineDisplay
 from .plan import RunPlan, artifact_root, open_state, plan_run
 from .process import cores, last_lines
 from .shell import LocalShell, is_finished
+from .sources import Document, load_documents
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DONE, FAILED, INVALID, MISSED = 0, 1, 2, 3
@@ -150,32 +150,6 @@ def run(
 # Before the start ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Document:
-    """One object to run, and where it comes from."""
-
-    obj: Root
-    folder: Path
-    file: Path | None = None
-    line: int | None = None
-
-
-def load_documents(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Document]:
-    """The objects of a file or of a mapping.
-
-    Raises:
-        SpecError: see modelpress.api.load.
-    """
-    if isinstance(source, Mapping):
-        return [Document(load_dict(source, python_spelling=True), Path.cwd())]
-    path = Path(source)
-    return [_document(loaded, path.resolve().parent) for loaded in load_file(path)]
-
-
-def _document(loaded: Loaded, folder: Path) -> Document:
-    return Document(loaded.obj, folder, loaded.file, loaded.line)
-
-
 def plan_documents(
     documents: Sequence[Document], *, store: str | None = None, parallel: int | None = None
 ) -> list[RunPlan]:
@@ -187,18 +161,8 @@ def plan_documents(
     """
     if parallel is not None and not 1 <= parallel <= 1000:
         raise UsageError(f"--parallel: must be 1 to 1000, found {parallel}; give the number of trials to run at once")
-    plans = [
-        plan_run(
-            document.obj,
-            folder=document.folder,
-            cwd=Path.cwd(),
-            store=store,
-            parallel=parallel,
-            file=document.file,
-            line=document.line,
-        )
-        for document in documents
-    ]
+    cwd = Path.cwd()
+    plans = [plan_run(document, cwd=cwd, store=store, parallel=parallel) for document in documents]
     problems = [problem for plan in plans for problem in plan.problems]
     if problems:
         raise SpecError(problems)
