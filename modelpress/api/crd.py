@@ -210,6 +210,7 @@ class _Converter:
         {
             *("title", "$ref", "$defs", "anyOf", "const", "exclusiveMinimum", "exclusiveMaximum", "required"),
             *("items", "properties", "additionalProperties", "patternProperties", "propertyNames"),
+            "x-kubernetes-list-type",
         }
     )
     _KEPT = (
@@ -255,7 +256,7 @@ class _Converter:
                 out[name], out[bound] = schema[bound], True
         if out["type"] == "array":
             out["items"] = self._convert(schema["items"])
-            out["x-kubernetes-list-type"] = "atomic"
+            out["x-kubernetes-list-type"] = schema.get("x-kubernetes-list-type", "atomic")
         elif "properties" in schema:
             self._properties(schema, out)
         elif out["type"] == "object":

@@ -93,8 +93,9 @@ def located_problems(error: ValidationError, model: type[ApiModel]) -> list[tupl
                 explained.add((*location[:-1], meant))
         else:
             problem = _problem(detail, location, annotation, is_key)
-        # A union reports every branch; a person needs one sentence.
-        found.setdefault(location, (problem, location))
+        # A union reports every branch; a person needs one sentence, of the branch that came nearest.
+        if location not in found or (annotation_is_union(annotation) and not detail["type"].endswith("_type")):
+            found[location] = (problem, location)
     missing = {location for location, (problem, _) in found.items() if problem.message == _REQUIRED}
     return [pair for location, pair in found.items() if location not in missing & explained]
 
@@ -121,16 +122,17 @@ def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: 
         return Problem(path, message, fix or (f"write {known[0]}" if len(known) == 1 else "write one of them"))
     if kind == "string_pattern_mismatch":
         rule, fix = fix_pattern(str(context["pattern"]), str(value))
-        what = f"the key {describe(value)}" if is_key else describe(value)
+        what = f"the key {value!r}" if is_key else describe(value)
         return Problem(path, f"must be {rule}, found {what}", fix)
     if typed := typed_message(kind, context, annotation_is_union(annotation)):
         expected, wanted = typed
         to_do = (typed_fix(wanted, value) if wanted else None) or FIXES.get(kind, "correct the value")
         return Problem(path, f"{expected}, found {describe(value)}", to_do)
+    if kind == "exactly_one":
+        fix = "add one of them" if context["found"] == "none of them" else "keep one of them and remove the others"
+        return Problem(path, detail["msg"], fix)
     # The API's own rules say "what; what to do".
     what, _, to_do = detail["msg"].partition("; ")
-    if kind == "exactly_one":
-        to_do = "add one of them" if context["found"] == "none of them" else "keep one of them and remove the others"
     return Problem(path, what, to_do or FIXES.get(kind, "correct the value"))
 
 
@@ -177,26 +179,23 @@ def _resolve(model: type[ApiModel], loc: Sequence[str | int]) -> tuple[Location,
     """Pydantic's location without its marks of union branches and keys; the annotation there; whether it is a key."""
     annotation: Any = model
     location: list[str | int] = []
-    is_key = False
     for part in loc:
         annotation = _strip(annotation)
+        if part == "[key]" and part is loc[-1]:
+            return tuple(location), str, True
         if isinstance(annotation, type) and issubclass(annotation, ApiModel):
             location.append(part)
             names = {field.alias or name: field for name, field in annotation.model_fields.items()}
             field = names.get(str(part)) or annotation.model_fields.get(str(part))
             annotation = field.annotation if field else Any
         elif get_origin(annotation) in (list, dict, Mapping):
-            if part == "[key]":
-                is_key = True
-                annotation = get_args(annotation)[0]
-                continue
             location.append(part)
             annotation = get_args(annotation)[-1]
-        elif annotation_is_union(annotation) or part == "[key]":
+        elif annotation_is_union(annotation):
             continue  # the name of a branch
         elif annotation is Any:
             location.append(part)
-    return tuple(location), _strip(annotation), is_key
+    return tuple(location), _strip(annotation), False
 
 
 def _strip(annotation: Any) -> Any:

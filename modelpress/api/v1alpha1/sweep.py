@@ -71,17 +71,22 @@ def _check_range(low: float, high: float, step: float | None, log: bool) -> None
 class Categorical(ApiModel):
     """One of a few values."""
 
-    values: Annotated[list[Scalar], Field(min_length=1, max_length=256)]
+    # A set, so that the API server refuses what _distinct refuses.
+    values: Annotated[
+        list[Scalar], Field(min_length=1, max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})
+    ]
 
     @model_validator(mode="after")
     def _distinct(self) -> Categorical:
-        seen: list[tuple[type, Any]] = []
+        seen: set[tuple[bool, Any]] = set()
         for value in self.values:
-            if (type(value), value) in seen:
+            # JSON knows one kind of number, so 1 and 1.0 are equal; true is another value than 1.
+            key = (isinstance(value, bool), value)
+            if key in seen:
                 raise PydanticCustomError(
                     "distinct", "values must differ; {value} stands twice", {"value": repr(value)}
                 )
-            seen.append((type(value), value))
+            seen.add(key)
         return self
 
 
