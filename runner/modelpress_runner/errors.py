@@ -36,3 +36,9 @@ class ArtifactError(RunnerError):
 
 class StoreError(RunnerError):
     """The store refused or failed after retries: exit code 1."""
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of an error's message that says something, at most `limit` characters; its type if it is empty."""
+    line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,1 @@
+"""Measuring models: what they hold, what they compute, how long they take."""
