@@ -290,14 +290,15 @@ def main(folder: Path, ready: int) -> None:
     """Reads the question in `folder`, closes the pipe `ready` when the work begins, and leaves the answer there."""
     question = json.loads((folder / "question.json").read_text())
     sys.path[:] = question["sys.path"]
+    # Should the parent be killed, this process must not outlive its time limits.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(question["startSeconds"] + 5)
     answer: dict[str, Any]
     try:
         model, dummy_input = torch.load(folder / "model.pt", map_location="cpu", weights_only=False)
     except Exception as error:
         answer = {"unreadable": f"{type(error).__name__}: {error}"}
     else:
-        # Should the parent be killed, this process must not outlive its time limit.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(question["seconds"] + 5)
         os.close(ready)
         try:

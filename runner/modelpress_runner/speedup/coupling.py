@@ -72,6 +72,13 @@ class Coupling:
         """One more than the largest unit."""
         return 1 + max((max(axis.units) for axis in self.axes), default=-1)
 
+    @cached_property
+    def stays(self) -> torch.Tensor:
+        """Bool, one for each unit: those that are frozen."""
+        vector = torch.zeros(self.unit_count, dtype=torch.bool)
+        vector[list(self.frozen)] = True
+        return vector
+
     def output(self, module: str) -> CoupledAxis | None:
         """The output axis of `module`; None if the dummy input does not reach it."""
         return self._outputs.get(module)

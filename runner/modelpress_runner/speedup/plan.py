@@ -66,7 +66,8 @@ def _pack(model: nn.Module, dummy_input: Any, folder: Path) -> str | None:
 
 
 def _ask(folder: Path, seconds: int) -> dict[str, Any]:
-    (folder / "question.json").write_text(json.dumps({"sys.path": sys.path, "seconds": seconds}))
+    question = {"sys.path": sys.path, "seconds": seconds, "startSeconds": START_SECONDS}
+    (folder / "question.json").write_text(json.dumps(question))
     # The package itself must be importable before the child can read sys.path out of the question.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ready, started = os.pipe()

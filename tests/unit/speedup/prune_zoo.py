@@ -188,7 +188,11 @@ class GroupedQueryAttention(nn.Module):
         h = self.norm(x)
         q = self.q(h).view(n, length, 4, 8).transpose(1, 2)
         k, v = (
-            layer(h).view(n, length, 2, 8).transpose(1, 2)[:, :, None].expand(n, 2, 2, length, 8).reshape(n, 4, length, 8)
+            layer(h)
+            .view(n, length, 2, 8)
+            .transpose(1, 2)[:, :, None]
+            .expand(n, 2, 2, length, 8)
+            .reshape(n, 4, length, 8)
             for layer in (self.k, self.v)
         )
         mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, 32)

@@ -53,9 +53,7 @@ def check(model: nn.Module, dummy: torch.Tensor, units: set[int], coupling: Coup
     assert proof.macs[1] < proof.macs[0]
     again = dense  # the weights of the dense model: the cut entries are the only ones that masking changed
     replay(again, read(write(cuts)))
-    for (name, one), (other_name, other) in zip(
-        small.state_dict().items(), again.state_dict().items(), strict=True
-    ):
+    for (name, one), (other_name, other) in zip(small.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other_name
         assert torch.equal(one, other), name
     return small
@@ -122,8 +120,14 @@ def test_residual_layers_share_their_channels() -> None:
 def test_shapes_and_attributes_after_a_cut() -> None:
     """Whole groups of a grouped convolution take their inputs along; attributes say what the tensors say."""
     model = prune_zoo.ManyGroups()
-    replay(model, [Cut("conv1", "out", tuple(range(4, 16))), Cut("grouped", "out", tuple(range(4, 16))),
-                   Cut("conv2", "in", tuple(range(4, 16)))])
+    replay(
+        model,
+        [
+            Cut("conv1", "out", tuple(range(4, 16))),
+            Cut("grouped", "out", tuple(range(4, 16))),
+            Cut("conv2", "in", tuple(range(4, 16))),
+        ],
+    )
     assert (model.grouped.groups, model.grouped.in_channels, model.grouped.out_channels) == (6, 12, 12)
     assert model.grouped.weight.shape == (12, 2, 3, 3)
     assert (model.conv1.out_channels, model.conv2.in_channels) == (12, 12)

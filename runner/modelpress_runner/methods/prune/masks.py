@@ -116,13 +116,13 @@ def removed_channels(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.
 
 def removed_units(model: nn.Module, coupling: Coupling, masks: Masks) -> torch.Tensor:
     """Bool, one for each unit: those that the masks cover wholly and that may be removed."""
-    covered = torch.ones(coupling.unit_count, dtype=torch.bool)
+    covered = ~coupling.stays
     for axis in coupling.axes:
+        if not covered[axis.vector].any():
+            continue  # perhaps of a kind that has no channels to cut
         view = axis_of(model, axis.module, axis.axis)
         if view.parameters:
             covered[axis.vector[~removed_channels(view, _of(masks, model, axis.module))]] = False
-    for unit in coupling.frozen:
-        covered[unit] = False
     return covered
 
 
