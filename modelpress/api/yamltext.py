@@ -216,8 +216,10 @@ def _is_finite(node: yaml.Node) -> bool:
 def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        what = f"the character U+{ord(error.character):04X}" if isinstance(error.character, str) else "a byte"
-        return Problem("", f"not valid YAML: {what} may not stand in a text file", "remove it", line=line)
+        # PyYAML gives the character's code point, its type hints say otherwise.
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        message = f"not valid YAML: the character U+{code:04X} may not stand in a text file"
+        return Problem("", message, "remove it", line=line)
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = getattr(error, "problem", None) or getattr(error, "context", None) or "it cannot be read"
     if mark is None:
