@@ -58,7 +58,7 @@ def judge(
     """
     violations = []
     for position, constraint in enumerate(constraints or ()):
-        violation = _judge_one(f"constraints[{position}]", constraint, goals or {}, baseline, compressed)
+        violation = _judge_one(f"spec.constraints[{position}]", constraint, goals or {}, baseline, compressed)
         if violation is not None:
             violations.append(violation)
     return violations

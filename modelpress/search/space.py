@@ -73,9 +73,7 @@ class Dimension:
         domain = self.domain
         index = -1
         if isinstance(domain, Categorical):
-            # 1, 1.0 and true are three values, unless only one of them is listed.
-            exact = [i for i, item in enumerate(domain.values) if type(item) is type(value) and item == value]
-            index = next(iter(exact or (i for i, item in enumerate(domain.values) if same(item, value))), -1)
+            index = next((i for i, item in enumerate(domain.values) if same(item, value)), -1)
         elif self.size is not None and isinstance(value, int | float) and not isinstance(value, bool):
             step = domain.step or 1
             index = round((_exact(value) - _exact(domain.min)) / _exact(step))

@@ -109,10 +109,9 @@ def _runs(dimension: Dimension, size: int, wanted: dict[int, tuple[Scalar, ...]]
     kills = frozenset(wanted)
     named: dict[int, frozenset[int]] = {}
     for value in (value for values in wanted.values() for value in values):
-        for index in _indices(dimension, size, value):
-            at = dimension.at(index)
-            named[index] = frozenset(
-                later for later, values in wanted.items() if not any(same(at, other) for other in values)
+        if dimension.contains(value):
+            named[dimension.index_of(value)] = frozenset(
+                later for later, values in wanted.items() if not any(same(value, other) for other in values)
             )
     runs = []
     start = 0
@@ -124,13 +123,3 @@ def _runs(dimension: Dimension, size: int, wanted: dict[int, tuple[Scalar, ...]]
     if start < size:
         runs.append(_Run(start, size - start, kills))
     return runs
-
-
-def _indices(dimension: Dimension, size: int, value: Scalar) -> list[int]:
-    """Numbers of the values equal to `value`: none if a condition names a value that does not occur."""
-    if size <= 256:  # a categorical may hold both 1 and 1.0
-        return [index for index in range(size) if same(dimension.at(index), value)]
-    try:
-        return [dimension.index_of(value)]
-    except ValueError:
-        return []
