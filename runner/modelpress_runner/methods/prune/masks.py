@@ -226,9 +226,9 @@ def _groups(
         barred = [name for name in (*group.producers, *group.followers) if name in excluded]
         missing = [name for name in group.producers if name not in choices]
         if barred:
-            reason = f"lose their channels only together with {_list(barred)}, which is excluded"
+            reason = f"can lose channels only together with {_list(barred)}, which is excluded"
         elif missing:
-            reason = f"lose their channels only together with {_list(missing)}; select these too, or set speedup: false"
+            reason = f"can lose channels only together with {_list(missing)}; select that too, or set speedup: false"
         else:
             chosen.append(group)
             continue
