@@ -6,11 +6,12 @@ before anybody is told of it, so a process killed at any instruction finds at it
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -137,6 +138,7 @@ class LocalCluster:
         self._jobs_of: dict[str, dict[str, JobRecord]] = {}
         self._watchers: list[Watcher] = []
         self._trial_list: tuple[CompressionJob, ...] | None = None
+        self._untold: list[Change] | None = None
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -347,7 +349,22 @@ class LocalCluster:
         self._version += 1
         return str(self._version)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Changes made inside are kept all or none by a crash; watchers are told of them at the end."""
+        self._untold = []
+        try:
+            with self.journal.together():
+                yield
+        finally:
+            untold, self._untold = self._untold, None
+        for change in untold:
+            self._tell(change)
+
     def _tell(self, change: Change) -> None:
+        if self._untold is not None:
+            self._untold.append(change)
+            return
         for watcher in self._watchers:
             watcher(change)
 

@@ -7,13 +7,16 @@
         jobs/<name>.json                  child Jobs: processes, running or over
         runs/<job>-<uid8>/                request.json, result.json, progress.jsonl and runner.log of one process
         events.jsonl                      what happened, for people
+        commit.json                       several changes that belong together, until each file has them
 
 A file is written under another name, flushed to disk and renamed, so whatever instant the process is killed at, each
-file holds one whole version: the one before or the one after.
+file holds one whole version: the one before or the one after. Changes of several files that belong together are first
+written to one file, commit.json; the next start carries out what a killed process left there (a redo log).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -24,6 +27,7 @@ from typing import Any
 from .errors import LockedError, StateError
 
 FORMAT = 1
+COMMIT = "commit.json"
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -46,6 +50,7 @@ class Journal:
     def __init__(self, root: Path, lock: int) -> None:
         self.root = root
         self._lock: int | None = lock
+        self._batch: dict[str, str | None] | None = None  # relative path -> text, or None for a removal
 
     @classmethod
     def open(cls, root: Path) -> Journal:
@@ -76,7 +81,13 @@ class Journal:
         except OSError as error:
             os.close(lock)
             raise StateError(_cannot(root, error)) from error
-        return cls(root, lock)
+        journal = cls(root, lock)
+        try:
+            journal._redo()
+        except BaseException:
+            journal.close()
+            raise
+        return journal
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -96,19 +107,55 @@ class Journal:
 
     def write_text(self, relative: str, text: str) -> None:
         """Write one file of any text; same errors as write."""
-        path = self.root / relative
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, text)
-        except OSError as error:
-            raise StateError(_cannot(self.root, error)) from error
+        self._change(relative, text)
 
     def remove(self, relative: str) -> None:
         """Forget one object; it may be gone already."""
+        self._change(relative, None)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """All changes made inside reach the disk at the end, all or none. What is read inside is older.
+
+        What was changed before an exception reaches the disk as well: it has happened.
+
+        Raises:
+            StateError: as write.
+        """
+        assert self._batch is None, "transactions do not nest"
+        self._batch = {}
         try:
-            (self.root / relative).unlink(missing_ok=True)
+            yield
+        finally:
+            batch, self._batch = self._batch, None
+            if len(batch) > 1:
+                self._change(COMMIT, json.dumps({"format": FORMAT, "changes": batch}))
+            for relative, text in batch.items():
+                self._change(relative, text)
+            if len(batch) > 1:
+                self._change(COMMIT, None)
+
+    def _change(self, relative: str, text: str | None) -> None:
+        if self._batch is not None:
+            self._batch[relative] = text
+            return
+        path = self.root / relative
+        try:
+            if text is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, text)
         except OSError as error:
             raise StateError(_cannot(self.root, error)) from error
+
+    def _redo(self) -> None:
+        left = self.read(COMMIT)
+        if left is None:
+            return
+        for relative, text in left["changes"].items():
+            self._change(relative, text)
+        self._change(COMMIT, None)
 
     def read(self, relative: str) -> dict[str, Any] | None:
         """One object, or None if it was never written.

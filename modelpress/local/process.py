@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
+
+_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")  # ECMA-48: colours and cursor moves
 
 
 def start_mark(pid: int) -> str | None:
@@ -91,4 +94,5 @@ def last_lines(path: Path, count: int = 20, limit: int = 16_384) -> list[str]:
     except OSError:
         return []
     lines = (line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    return ["".join(c for c in line if c.isprintable() or c == "\t") for line in lines if line][-count:]
+    plain = ("".join(c for c in _ESCAPE.sub("", line) if c.isprintable() or c == "\t") for line in lines)
+    return [line for line in plain if line][-count:]

@@ -163,8 +163,7 @@ class LocalShell:
             return
         plan = self._plan(obj)
         try:
-            for action in plan.actions:
-                self._execute(obj, action)
+            self._carry_out(obj, plan)
         except ConflictError:
             self._queue.add(key)
         except AlreadyExistsError as error:
@@ -173,6 +172,18 @@ class LocalShell:
         else:
             if plan.requeue_after is not None:
                 self._queue.add_after(key, plan.requeue_after)
+
+    def _carry_out(self, obj: Root, plan: Plan) -> None:
+        """In order, stopping at the first action that fails. A crash keeps all of it or none: no trial gets lost."""
+        failed: Exception | None = None
+        with self.cluster.together():
+            try:
+                for action in plan.actions:
+                    self._execute(obj, action)
+            except (ConflictError, AlreadyExistsError) as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _plan(self, obj: Root) -> Plan:
         children = tuple(record.observed() for record in self.cluster.jobs_of(obj.metadata.uid or ""))

@@ -82,7 +82,7 @@ def test_damage_is_told_with_the_file_and_what_to_do(tmp_path: Path, text: str) 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     """A file where a folder must be gives a sentence that names the state folder and --store."""
     (tmp_path / "store").write_text("in the way")
-    with pytest.raises(StateError, match="cannot keep state in .*; give a writable folder with --store"):
+    with pytest.raises(StateError, match=r"cannot keep state in .*; give a writable folder with --store"):
         Journal.open(tmp_path / "store" / ".state" / "x")
 
 
