@@ -23,8 +23,7 @@ from .facts import MESSAGE_PATIENCE, WATCH_LAG, JobFacts
 from .model import Action, CreateJob, DeleteJob, ObservedJob
 from .requests import run_request
 
-COLLECT_ROUNDS = 3  # collect Jobs for one attempt before its runner is taken at its exit code
-COLLECT_PATIENCE = 600.0  # seconds; after it the next attempt starts, whose runner finds the manifest itself
+COLLECT_ROUNDS = 3  # collect Jobs that may fail before the next attempt starts, whose runner finds a manifest itself
 
 
 @dataclass(frozen=True)
@@ -235,8 +234,6 @@ def _live(facts: JobFacts, attempt: Attempt, child: ObservedJob) -> Step:
 def _collect(facts: JobFacts, attempt: Attempt, otherwise: End) -> Step:
     """Ask the store: a manifest is a success; without one the attempt ended as it looked."""
     since = _collecting(facts.status.conditions)
-    if since is not None and seconds(since, facts.now) >= COLLECT_PATIENCE:
-        return _close(facts, attempt, otherwise)
     attempt = _begun(facts, attempt, facts.child) if facts.child else attempt
     for round_ in range(1, COLLECT_ROUNDS + 1):
         name = naming.collect_name(facts.name, attempt.number, round_)
@@ -262,6 +259,12 @@ def _collect(facts: JobFacts, attempt: Attempt, otherwise: End) -> Step:
         end = read(collect, started=True)
         if end.outcome == "Invalid":
             return _close(facts, attempt, end)
+    if (
+        otherwise.reason == r.NOT_FOUND
+    ):  # exit code 0 says that there is a manifest, and nothing says that there is none
+        otherwise = End(
+            "Lost", r.RUNNER_DISRUPTED, "It ended with exit code 0, but its manifest could not be looked for."
+        )
     return _close(facts, attempt, otherwise)
 
 
@@ -280,7 +283,7 @@ def _looking(
         verdict=Verdict("Suspended" if facts.suspended else "Running", r.COLLECTING, text, between=True),
         actions=actions,
         conditions=(Wanted(r.ARTIFACT_AVAILABLE, "Unknown", r.COLLECTING, text),),
-        wait=soonest(late, unseen, COLLECT_PATIENCE - spent),
+        wait=soonest(late, unseen),
     )
 
 

@@ -241,7 +241,12 @@ def _plan(
         update["completion_time"] = facts.now
         update |= _recorded(facts, books)
         ttl = facts.job.spec.ttl_seconds_after_finished
-        wait = float(ttl) if ttl is not None and facts.ours else None
+        wait = float(ttl) if ttl and facts.ours else None
+        if ttl == 0:  # recorded above, so that nothing keeps them
+            actions = [
+                *actions,
+                *(DeleteJob(job.name, job.uid) for job in facts.ours if job.terminal and not job.deleting),
+            ]
     return _fenced(facts, old.model_copy(update=update), actions, transition(old.conditions, old.phase, verdict), wait)
 
 

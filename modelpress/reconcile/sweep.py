@@ -83,6 +83,11 @@ class Draft:
     conditions: list[Wanted] = field(default_factory=list)
     wait: float | None = None
 
+    @property
+    def winner(self) -> TrialResult | None:
+        """The best trial that meets the constraints."""
+        return self.best if self.best is not None and self.best.feasible else None
+
     def once(self, once: Once, field_: str) -> None:
         """Take over where a prepare or publish Job stands."""
         self.update[field_] = once.attempts
@@ -163,12 +168,12 @@ def _publish(draft: Draft) -> Verdict | None:
     facts = draft.facts
     ending = end_of_search(draft)
     failed = ending is not None and ending.reason == r.TOO_MANY_FAILED_TRIALS
-    if not facts.succeeded or (failed and draft.best is None):
+    if not facts.succeeded or (failed and draft.winner is None):
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.NO_RESULT))
         return None
     request = PublishRequest(
         objectives=facts.sweep.spec.objectives,
-        best=draft.best.number if draft.best else None,
+        best=draft.winner.number if draft.winner else None,
         front=_front(draft),
     )
     once = run_once(facts, "publish", facts.status.publish_attempts, facts.status.publish_base, request)
@@ -320,7 +325,7 @@ def _front(draft: Draft) -> list[int]:
 
 def _published(draft: Draft, once: Once) -> None:
     facts = draft.facts
-    if once.result is not None and once.result.manifest_digest is not None and draft.best is not None:
+    if once.result is not None and once.result.manifest_digest is not None and draft.winner is not None:
         uri = artifact_uri(resolved(facts.sweep.spec.template.spec), f"{sweep_root(facts.sweep)}/best")
         draft.update["artifact"] = Artifact(uri=uri, manifest_digest=once.result.manifest_digest)
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "True", r.PUBLISHED, f"The best model is at {uri}."))
@@ -329,7 +334,7 @@ def _published(draft: Draft, once: Once) -> None:
     if once.failed is not None:
         text = f"The best model could not be published: {once.failed.message}"
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
-    elif draft.best is None:
+    elif draft.winner is None:
         text = "No trial met the constraints; the report is written."
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.CONSTRAINT_MISSED, text))
     else:
@@ -339,7 +344,7 @@ def _published(draft: Draft, once: Once) -> None:
 
 def _judged(draft: Draft) -> list[Wanted]:
     """What a finished sweep says of its best trial."""
-    facts, best = draft.facts, draft.best
+    facts, best = draft.facts, draft.winner
     spec = facts.sweep.spec
     if best is None:
         text = f"None of {len(facts.succeeded)} trials that succeeded met the constraints."
@@ -401,8 +406,12 @@ def _plan(draft: Draft, verdict: Verdict) -> Plan:
     if terminal:
         update["completion_time"] = facts.now
         ttl = facts.sweep.spec.template.spec.ttl_seconds_after_finished
-        wait = float(ttl) if ttl is not None and facts.ours else None
-        draft.actions += [DeleteJob(child.name, child.uid) for child in facts.ours if not child.terminal]
+        wait = float(ttl) if ttl and facts.ours else None
+        draft.actions += [
+            DeleteJob(child.name, child.uid)
+            for child in facts.ours
+            if not child.deleting and (not child.terminal or ttl == 0)
+        ]
     events = [*draft.events, *transition(old.conditions, facts.observed_status.phase, verdict)]
     return _fenced(facts, old.model_copy(update=update), draft.actions, events, wait)
 
