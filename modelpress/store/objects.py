@@ -9,11 +9,12 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
@@ -82,15 +83,19 @@ class ObjectStorage:
         key = self._key(path)
         size = _readable_size(local)
         part = max(_PART, -(-size // _MAX_PARTS))
-        client = self._writable(patient=True)
+        client = self._writable(patient=size > _MIB)
         with self._explained(path):
+            if self._client is not self._patient and client is self._patient:
+                # A server that is not there must not take the patience that a slow upload gets.
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.head(self._client, key)
             obstore.put(
                 client, key, local, use_multipart=size > part, chunk_size=part, max_concurrency=_CONCURRENT_PARTS
             )
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         key = self._key(path)
-        client = self._writable()
+        client = self._writable(patient=len(data) > _MIB)
         for tried in range(5):
             with self._explained(path):
                 try:
@@ -247,7 +252,7 @@ class FolderStore(ObjectStorage):
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         created = super().put_if_absent(path, data)
-        if not created and (self._root / path).is_dir():
+        if not created and self._kind(path) == "folder":
             raise path_taken(self._where(path))
         return created
 
@@ -260,36 +265,33 @@ class FolderStore(ObjectStorage):
                 return super().list(prefix)
             except ObjectMissingError:
                 # No such folder; or one that somebody removed while it was being read.
-                if not (self._root / prefix).is_dir():
+                if self._kind(prefix) != "folder":
                     return []
         raise StoreUnavailableError(f"{self._where(prefix)}: the folder changes while it is listed; try again later")
 
     def delete(self, path: str) -> None:
         check_path(path)
-        if not (self._root / path).is_dir():
+        if self._has_root() and self._kind(path) == "file":
             super().delete(path)
 
     def delete_prefix(self, prefix: str) -> None:
         check_path(prefix)
-        folder = self._root / prefix
         with self._explained(prefix):
-            while folder.is_dir():
+            while self._has_root() and self._kind(prefix) == "folder":
                 # What a killed process left half-written goes too. A writer that is still there may add to the folder.
                 with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(folder)
+                    shutil.rmtree(self._root / prefix)
 
     def _readable(self, path: str, *, patient: bool = False) -> Any:
-        if self._client is None and not self._root.exists():
-            raise ObjectMissingError(f"{self._where(path)} does not exist; the folder {self._root} is not there")
-        if (self._root / path).is_dir():
-            return self._open()
-        for parent in (self._root / path).parents:
+        if not self._has_root():
+            raise ObjectMissingError(f"{self._where(path)} does not exist; there is no folder {self._root}")
+        client = self._open()
+        above = path
+        while above := above.rpartition("/")[0]:
             # What lies below a file is not there, as in a bucket; the library calls it an error.
-            if parent != self._root and parent.is_file():
-                raise ObjectMissingError(f"{self._where(path)} does not exist; {parent} is a file")
-            if parent == self._root:
-                break
-        return self._open()
+            if self._kind(above) == "file":
+                raise ObjectMissingError(f"{self._where(path)} does not exist; {self._root / above} is a file")
+        return client
 
     def _writable(self, *, patient: bool = False) -> Any:
         if self._client is None:
@@ -299,16 +301,29 @@ class FolderStore(ObjectStorage):
                 raise self._is_file() from None
             except OSError as error:
                 raise self._explain(error, "") from None
+        self._has_root()
         return self._open()
 
     def _open(self) -> Any:
         with self._lock:
             if self._client is None:
-                if not self._root.is_dir():
-                    raise self._is_file()
                 with self._explained(""):
                     self._client = LocalStore(self._root, automatic_cleanup=True)
             return self._client
+
+    def _has_root(self) -> bool:
+        kind = self._kind("")
+        if kind == "file":
+            raise self._is_file()
+        return kind == "folder"
+
+    def _kind(self, path: str) -> Literal["file", "folder"] | None:
+        try:
+            return "folder" if stat.S_ISDIR((self._root / path).stat().st_mode) else "file"
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._explain(error, path) from None
 
     def _is_file(self) -> StoreRefusedError:
         return StoreRefusedError(f"{self._uri}: is a file, not a folder; give a folder")

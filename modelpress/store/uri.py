@@ -99,6 +99,8 @@ def open_store(
             build(parsed, endpoint, region, _client_options(parsed, endpoint, timeout, reading), retries)
             for reading, retries in (quick, slow)
         )
+    except StoreError:
+        raise
     except Exception as error:  # the library has no common type for what it refuses at construction
         reason = scrub(str(error).splitlines()[0])
         raise StoreRefusedError(
@@ -207,7 +209,7 @@ def _client_options(uri: StoreUri, endpoint: str | None, timeout: float, reading
 def _retries(timeout: float, share: float) -> RetryConfig:
     longest = timeout / 15
     return {
-        "max_retries": 10,
+        "max_retries": 100,  # the time below ends them
         "retry_timeout": _seconds(share * timeout),
         "backoff": {"init_backoff": _seconds(min(0.1, longest)), "max_backoff": _seconds(longest), "base": 2},
     }
