@@ -92,7 +92,7 @@ def spaces(draw: st.DrawFn) -> Space:
 
 
 @given(spaces())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_the_grid_is_the_brute_force_enumeration(space: Space) -> None:
     """Same combinations, same order, each exactly once, whatever the conditions."""
     expected = brute_force(space)

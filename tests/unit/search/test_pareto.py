@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.api.v1alpha1 import Goal
@@ -52,6 +52,7 @@ def test_points_that_cannot_be_compared_are_refused() -> None:
     goals=st.lists(st.sampled_from(["maximize", "minimize"]), min_size=1, max_size=5).map(tuple),
     data=st.data(),
 )
+@settings(deadline=None)
 def test_the_front_is_the_brute_force_one(goals: tuple[Goal, ...], data: st.DataObject) -> None:
     """For one to five objectives, with many ties and doubles, exactly the non-dominated points are kept."""
     coordinate = st.integers(0, 4).map(float) | st.floats(-2, 2)

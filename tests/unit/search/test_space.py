@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.api.v1alpha1 import Parameter
@@ -78,6 +78,7 @@ def test_what_is_not_on_the_grid_has_no_number(value: Any) -> None:
     step=st.decimals("0.001", 10, places=3),
     count=st.integers(0, 500),
 )
+@settings(deadline=None)
 def test_grids_hold_every_decimal_and_nothing_else(low: Decimal, step: Decimal, count: int) -> None:
     """Value i is the float that the decimal low + i * step is written as, and its number is i again."""
     high = low + count * step
@@ -93,6 +94,7 @@ def test_grids_hold_every_decimal_and_nothing_else(low: Decimal, step: Decimal, 
     width=st.floats(0, 1e6),
     bits=st.integers(0, FULL - 1) | st.sampled_from([0, FULL - 1]),
 )
+@settings(deadline=None)
 def test_continuous_draws_stay_inside(low: float, width: float, bits: int) -> None:
     """Whatever the bits, the value lies in [min, max] although it is rounded to 12 digits."""
     continuum = dimension(float={"min": low, "max": low + width})
@@ -102,6 +104,7 @@ def test_continuous_draws_stay_inside(low: float, width: float, bits: int) -> No
 
 
 @given(low=st.integers(1, 10**6), width=st.integers(0, 10**9), bits=st.integers(0, FULL - 1))
+@settings(deadline=None)
 def test_integer_draws_stay_inside(low: int, width: int, bits: int) -> None:
     """Uniform and logarithmic draws are integers in [min, max]; the ends of the bits give the ends of the range."""
     for log in (False, True):

@@ -107,11 +107,8 @@ def test_what_gives_no_valid_recipe_is_refused(make_sweep: MakeSweep, parameter:
 
 
 def test_semantic_problems_are_refused_too(make_sweep: MakeSweep) -> None:
-    """A recipe that the schema accepts and the semantic checks do not: level prunes nothing that could be shrunk away."""
-    spec = make_sweep(
-        searchSpace=[{"name": "x", "paths": ["/stages/0/prune/configList/0/sparsity"], "float": {"min": 0, "max": 0}}]
-    )
-    template = spec.template.spec.to_dict()
+    """A recipe that the schema accepts and the semantic checks do not: pruning without a sparsity."""
+    template = make_sweep().template.spec.to_dict()
     del template["stages"][0]["prune"]["configList"][0]["sparsity"]
     broken = make_sweep(
         template={"spec": template},
@@ -274,13 +271,7 @@ def test_goals_come_from_objective_metric_and_template(make_sweep: MakeSweep, ma
         ({"metric": "default"}, 1),
         ({"metric": "default", "goal": "minimize"}, 0),
     ):
-        spec = (
-            make_sweep(objectives=[objective])
-            if False
-            else make_sweep().model_copy(update={"objectives": make_sweep(objectives=("x",)).objectives})
-        )
-        document = spec.to_dict() | {"objectives": [objective]}
-        spec = CompressionSweepSpec.model_validate(document)
+        spec = CompressionSweepSpec.model_validate({**make_sweep().to_dict(), "objectives": [objective]})
         low = make_trial(spec, 0, point, compressed={"default": 0.99, "perplexity": 5.0, "macs": 1.0})
         high = make_trial(spec, 1, point, compressed={"default": 1.0, "perplexity": 6.0, "macs": 1.0})
         best, _ = strategy_for(spec).ranking([low, high])
