@@ -17,10 +17,6 @@ from modelpress_runner.evaluators.base import Evaluator
 MOST_STEP_CHUNKS = 10
 
 
-class Stopped(BaseException):
-    """Somebody asked the run to stop; not an Exception, so that no `except Exception` of a user swallows it."""
-
-
 @dataclass(frozen=True)
 class Chunk:
     """One call of the user's training; exactly one of both is set."""

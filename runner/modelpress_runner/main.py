@@ -1,0 +1,187 @@
+"""The runner's process: one request in, one result out, with the exit codes of modelpress.result.ExitCode.
+
+Usage: python -m modelpress_runner.main --request FILE --result FILE [--progress FILE] [--parent-pid N]
+
+Nothing here imports torch before it is needed: a run whose manifest is there already, collect and publish do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from modelpress.api.errors import SpecError
+from modelpress.api.v1alpha1 import reasons
+from modelpress.request import MAX_REQUEST_BYTES, RunRequest
+from modelpress.result import ExitCode, RunRecord, RunResult
+from modelpress.store import layout, manifest, open_store
+from modelpress.store.base import ArtifactStore
+from modelpress.store.errors import StoreError, StoreUriError
+from modelpress.store.manifest import ManifestError
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError, UserCodeError
+from modelpress_runner.progress import ProgressFile
+from modelpress_runner.stopping import StopFlag, Stopped
+
+log = logging.getLogger("modelpress")
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one request; the exit code."""
+    options = _arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if options.parent_pid is not None:
+        _die_with(options.parent_pid)
+    stop = StopFlag()
+    stop.install()
+    request: RunRequest | None = None
+    store: ArtifactStore | None = None
+    try:
+        request = _read_request(options.request)
+        if not request.run_uid:
+            request = request.model_copy(update={"run_uid": uuid.uuid4().hex})
+        assert request.spec.store is not None
+        store = open_store(
+            request.spec.store.uri, endpoint=request.spec.store.endpoint, region=request.spec.store.region
+        )
+        result, code = _serve(request, store, ProgressFile(options.progress), stop), ExitCode.DONE
+    except Stopped:
+        message = "stopped on request; the next attempt goes on from the last checkpoint, if there is one"
+        result = RunResult(phase="Failed", reason=reasons.RUNNER_TERMINATED, message=message)
+        code = ExitCode.TERMINATED
+    except Exception as error:
+        result, code = _failure(error)
+    # From here on everything is short, and a second signal must not lose the result.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    level = logging.INFO if code == ExitCode.DONE else logging.ERROR
+    log.log(level, "%s: %s", result.phase, result.message or result.reason)
+    first = tuple(constraint.metric for constraint in (request.spec.constraints or [])) if request else ()
+    _write_result(options.result, result, first)
+    if request is not None and store is not None and request.purpose == "trial":
+        _write_record(store, request, result)
+    return int(code)
+
+
+def _serve(request: RunRequest, store: ArtifactStore, progress: ProgressFile, stop: StopFlag) -> RunResult:
+    if request.purpose == "publish":
+        from modelpress_runner.publish import publish
+
+        return publish(request, store)
+    if request.purpose == "collect" or (request.purpose == "trial" and manifest.read(store, request.prefix)):
+        from modelpress_runner.collect import collect
+
+        return collect(request, store)
+    _pin_threads()
+    from modelpress_runner import trial
+
+    if request.purpose == "prepare":
+        return trial.prepare(request, store, progress, stop)
+    return trial.run(request, store, progress, stop)
+
+
+def _failure(error: Exception) -> tuple[RunResult, ExitCode]:
+    """How an error is reported: its message, a documented reason, and whether another attempt may help."""
+    if isinstance(error, SpecError | InvalidSpecError | StoreUriError):
+        reason, code = reasons.INVALID_SPEC, ExitCode.INVALID
+    elif isinstance(error, InvalidModelError | ManifestError):
+        reason, code = reasons.INVALID_MODEL, ExitCode.INVALID
+    else:
+        reason, code = reasons.RUNNER_FAILED, ExitCode.FAILED
+    known = isinstance(error, RunnerError | SpecError | StoreError)
+    message = str(error) if known else f"{type(error).__name__}: {error} (unforeseen; the log has the traceback)"
+    # The user's own traceback is worth reading; ours is not, unless nobody foresaw the error.
+    cause = error.__cause__ if isinstance(error, UserCodeError | InvalidModelError) else None
+    if cause is not None or not known:
+        log.error("traceback:", exc_info=cause or error)
+    return RunResult(phase="Failed", reason=reason, message=message), code
+
+
+def _read_request(path: Path) -> RunRequest:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidSpecError(f"the request {path} cannot be read ({error.strerror}); give --request a file") from None
+    if len(data) > MAX_REQUEST_BYTES:
+        raise InvalidSpecError(f"the request has {len(data)} bytes; at most {MAX_REQUEST_BYTES} are read")
+    try:
+        request = RunRequest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidSpecError(f"the request {path} is no RunRequest: {where}: {first['msg']}") from None
+    if request.spec.store is None:
+        raise InvalidSpecError("the request has no store; the shell that writes it must set one", "spec.store.uri")
+    return request
+
+
+def _write_result(path: Path, result: RunResult, first: tuple[str, ...]) -> None:
+    try:
+        text = result.to_message(first)
+    except ValueError:
+        text = result.to_message()
+    temporary: str | None = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            temporary = file.name
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        # A pod's termination log is a mount of its own: it can be written, but not replaced.
+        path.write_text(text, encoding="utf-8")
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _write_record(store: ArtifactStore, request: RunRequest, result: RunResult) -> None:
+    trial = request.trial
+    record = RunRecord.of(
+        result, request.name, None if trial is None else trial.number, None if trial is None else trial.parameters
+    )
+    folder = layout.join(request.prefix, layout.attempt_folder(request.attempt, request.run_uid))
+    try:
+        store.put_bytes(f"{folder}/{layout.RESULT}", record.model_dump_json(exclude_none=True).encode())
+    except StoreError as error:
+        log.error("the record of this run could not be written: %s", error)
+
+
+def _pin_threads() -> None:
+    """One thread count for all of a run's training, so that its sums are taken in the same order each time."""
+    count = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(count) if count.isdigit() and int(count) > 0 else len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _die_with(parent: int) -> None:
+    """SIGKILL for this process when the process that started it ends; at once if it has ended already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        log.error("the process %d that started this run has ended", parent)
+        sys.exit(int(ExitCode.TERMINATED))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="modelpress_runner.main", description="Run one RunRequest.")
+    parser.add_argument("--request", type=Path, required=True, help="RunRequest as JSON")
+    parser.add_argument("--result", type=Path, required=True, help="where the RunResult goes, at most 1 KiB of JSON")
+    parser.add_argument("--progress", type=Path, help="JSON lines are appended here while the run goes on")
+    parser.add_argument("--parent-pid", type=int, help="end when this process ends")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
