@@ -14,7 +14,16 @@ TOLERANCE = 2.0**-23
 
 
 class ConstraintError(ValueError):
-    """A constraint that cannot be judged; the message names it, what is wrong and what to do."""
+    """A constraint that cannot be judged. The text is `path: message`; the message says what is wrong and what to do.
+
+    Attributes:
+        path: of the bound or metric in a job, as in spec.constraints[0].maxRelativeLoss.
+        message: the sentence.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path, self.message = path, message
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,8 @@ def _judge_one(
         dense = _number(where, metric, baseline, "the dense model")
         if dense == 0 and kind != "max_absolute_loss":
             raise ConstraintError(
-                f"{where}.{_camel(kind)}: {metric} of the dense model is 0, so nothing is relative to it; "
-                "use maxAbsoluteLoss, min or max"
+                f"{where}.{_camel(kind)}",
+                f"{metric} of the dense model is 0, so nothing is relative to it; use maxAbsoluteLoss, min or max",
             )
         worse = 1.0 if goal == "minimize" else -1.0
         if kind in ("max_relative_loss", "max_absolute_loss"):
@@ -109,12 +118,12 @@ def _number(where: str, metric: str, metrics: Mapping[str, float], whose: str) -
     if value is None:
         known = ", ".join(sorted(metrics)) or "none"
         raise ConstraintError(
-            f"{where}.metric: {whose} has no metric {metric!r} (it has: {known}); "
-            "name one of these or return it from the evaluator"
+            f"{where}.metric",
+            f"{whose} has no metric {metric!r} (it has: {known}); name one of these or return it from the evaluator",
         )
     if not math.isfinite(value):
         raise ConstraintError(
-            f"{where}.metric: {metric} of {whose} is {value}, which is no finite number; correct the evaluator"
+            f"{where}.metric", f"{metric} of {whose} is {value}, which is no finite number; correct the evaluator"
         )
     return float(value)
 

@@ -17,6 +17,7 @@ from modelpress.api.v1alpha1 import (
     JobMeta,
     MetricsPair,
 )
+from modelpress.search.resolve import resolve
 from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, TRIAL_LABEL, History
 
 SPACE: list[dict[str, Any]] = [
@@ -77,8 +78,6 @@ def make_trial() -> Callable[..., CompressionJob]:
         history: History | None = None,
         met: bool | None = None,
     ) -> CompressionJob:
-        from modelpress.search.resolve import resolve
-
         condition = (
             Condition(
                 type="ConstraintsMet",

@@ -214,8 +214,9 @@ def test_what_cannot_be_judged_is_an_error(
     bound: dict[str, float], baseline: dict[str, float], compressed: dict[str, float], message: str
 ) -> None:
     """A missing metric, a value that is no finite number, a relative bound on 0: never a silent pass."""
-    with pytest.raises(ConstraintError, match=message):
+    with pytest.raises(ConstraintError, match=message) as caught:
         judge([Constraint.model_validate({"metric": "default", **bound})], None, baseline, compressed)
+    assert str(caught.value) == f"{caught.value.path}: {caught.value.message}"
 
 
 BOUNDS = st.sampled_from(["maxRelativeLoss", "maxAbsoluteLoss", "min", "max", "minRatio", "maxRatio"])
