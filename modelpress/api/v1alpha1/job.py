@@ -30,8 +30,10 @@ class CompressionJobSpec(ApiModel):
     target: Target = Field(default_factory=Target)
     benchmark: Benchmark = Field(default_factory=Benchmark)
     store: Store | None = Field(default=None, description="Local runs default to ./modelpress-runs.")
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
-    suspend: bool = False
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of every random choice.")
+    suspend: bool = Field(
+        default=False, description="Stop running, after a checkpoint, until it is false again. May change at any time."
+    )
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = Field(
         default=2, description="Further attempts after one that failed on its own account."
     )
@@ -49,10 +51,10 @@ class CompressionJobSpec(ApiModel):
 class Attempt(ApiModel):
     """One child Job of a CompressionJob, as it was last seen."""
 
-    number: Count
-    outcome: AttemptOutcome
-    reason: Annotated[str, Field(max_length=64)] | None = None
-    message: Text | None = None
+    number: Count = Field(description="From 1.")
+    outcome: AttemptOutcome = Field(description="How it ended, or Running.")
+    reason: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="See the table of reasons.")
+    message: Text | None = Field(default=None, description="What the runner or the cluster said.")
     create_time: Time | None = Field(default=None, description="When its child Job was decided on.")
     start_time: Time | None = Field(default=None, description="When its runner was last seen to start.")
     finish_time: Time | None = Field(default=None, description="Absent as long as its child Job may still run.")
@@ -61,22 +63,28 @@ class Attempt(ApiModel):
 class MetricsPair(ApiModel):
     """The dense model's metrics beside the compressed model's."""
 
-    baseline: dict[MetricName, float] = Field(default_factory=dict, max_length=64)
-    compressed: dict[MetricName, float] = Field(default_factory=dict, max_length=64)
+    baseline: dict[MetricName, float] = Field(
+        default_factory=dict, max_length=64, description="Of the dense model, by name."
+    )
+    compressed: dict[MetricName, float] = Field(
+        default_factory=dict, max_length=64, description="Of the compressed model, by name."
+    )
 
 
 class Artifact(ApiModel):
     """Where a finished job's files are, and the digest that proves them."""
 
-    uri: Uri
-    manifest_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+    uri: Uri = Field(description="The folder that holds manifest.json; mp.load opens it.")
+    manifest_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)] = Field(
+        description="sha256 of manifest.json."
+    )
 
 
 class CompressionJobStatus(ApiModel):
     """What was observed of a CompressionJob. Older clients treat an unknown phase as Running."""
 
-    observed_generation: int = -1
-    phase: Phase | None = None
+    observed_generation: int = Field(default=-1, description="metadata.generation that this status is about.")
+    phase: Phase | None = Field(default=None, description="A summary of the conditions.")
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
     attempts: Annotated[list[Attempt], Field(max_length=8)] = Field(
         default_factory=list, description="The last 8 attempts, oldest first."
@@ -87,10 +95,12 @@ class CompressionJobStatus(ApiModel):
     active_seconds: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Running time of all finished attempts; what activeDeadlineSeconds counts."
     )
-    start_time: Time | None = None
-    completion_time: Time | None = None
+    start_time: Time | None = Field(default=None, description="When the first attempt started.")
+    completion_time: Time | None = Field(default=None, description="When it was Complete or Failed.")
     metrics: MetricsPair | None = None
-    code_digest: Annotated[str, Field(max_length=64)] | None = None
+    code_digest: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="Digest of the code that ran."
+    )
     artifact: Artifact | None = None
     stop: Stop | None = None
 

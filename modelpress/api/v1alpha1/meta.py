@@ -62,16 +62,18 @@ class SweepMeta(ObjectMeta):
 class Condition(ApiModel):
     """metav1.Condition."""
 
-    type: Annotated[str, Field(max_length=316)]
-    status: Literal["True", "False", "Unknown"]
-    reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
-    message: Annotated[str, Field(max_length=2048)] = ""
-    last_transition_time: Time
-    observed_generation: int | None = None
+    type: Annotated[str, Field(max_length=316)] = Field(description="See the table of conditions.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")] = Field(
+        description="See the table of reasons."
+    )
+    message: Annotated[str, Field(max_length=2048)] = Field(default="", description="A sentence for people.")
+    last_transition_time: Time = Field(description="When status last changed.")
+    observed_generation: int | None = Field(default=None, description="metadata.generation that it was judged for.")
 
 
 class Stop(ApiModel):
     """A sweep's order to a trial to end early; set once."""
 
-    reason: Text
-    time: Time
+    reason: Text = Field(description="Why, in a sentence.")
+    time: Time = Field(description="When it was ordered.")

@@ -31,21 +31,21 @@ DEFAULT_METRIC = "default"
 class Metric(ApiModel):
     """What is known of one metric of the evaluator."""
 
-    goal: Goal
+    goal: Goal = Field(description="Whether more or less is better.")
 
 
 class Constraint(ApiModel):
     """One bound on one metric, judged against the measured dense baseline; exactly one of the six bounds."""
 
-    metric: MetricName
+    metric: MetricName = Field(description="One of the evaluator's, `default` being its score, or a measured one.")
     max_relative_loss: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="(change in the bad direction) / |baseline|."
     )
     max_absolute_loss: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="Change in the bad direction."
     )
-    min: Finite | None = None
-    max: Finite | None = None
+    min: Finite | None = Field(default=None, description="Least value.")
+    max: Finite | None = Field(default=None, description="Greatest value.")
     min_ratio: Annotated[float, Field(ge=0)] | None = Field(default=None, description="value / baseline.")
     max_ratio: Annotated[float, Field(ge=0)] | None = Field(default=None, description="value / baseline.")
 
@@ -67,5 +67,5 @@ class Constraint(ApiModel):
 class Objective(ApiModel):
     """One metric to optimise. Without a goal: a measured metric's own, else what `metrics` says, else maximize."""
 
-    metric: MetricName
-    goal: Goal | None = None
+    metric: MetricName = Field(description="One of the evaluator's, `default` being its score, or a measured one.")
+    goal: Goal | None = Field(default=None, description="Only for the evaluator's own metrics is there a choice.")

@@ -58,7 +58,7 @@ class Target(ApiModel):
     format: Literal["eager", "pt2"] = Field(
         default="eager", description="eager: the module itself. pt2: the exported program, as mp.load opens it."
     )
-    device: Literal["cpu"] = "cpu"
+    device: Literal["cpu"] = Field(default="cpu", description="Where it runs.")
 
 
 class Benchmark(ApiModel):
@@ -66,5 +66,5 @@ class Benchmark(ApiModel):
 
     warmup: Annotated[int, Field(ge=0, le=10_000)] = Field(default=5, description="Untimed calls before the timed.")
     iterations: Annotated[int, Field(ge=1, le=100_000)] = Field(default=50, description="Timed calls of each model.")
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(default=1, description="Samples in each call.")
     cores_per_instance: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="Threads of the model.")

@@ -21,8 +21,8 @@ Rounds = Annotated[int, Field(ge=1, le=1000)]
 class Duration(ApiModel):
     """How long to train: epochs or optimizer steps."""
 
-    epochs: Epochs | None = None
-    max_steps: Steps | None = None
+    epochs: Epochs | None = Field(default=None, description="Passes over the training data.")
+    max_steps: Steps | None = Field(default=None, description="Steps of the optimizer.")
 
     other_spellings: ClassVar[dict[str, str]] = {"max_epochs": "epochs", "steps": "max_steps"}
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("epochs", "maxSteps"),)
@@ -79,12 +79,12 @@ class ConfigEntry(ApiModel):
     op_names_re: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
         default=None, description="Regular expressions that match a whole name."
     )
-    exclude: bool = False
+    exclude: bool = Field(default=False, description="Leave the selected modules alone, whatever other entries say.")
     sparsity: Sparsity | None = Field(
         default=None, description="Share of output channels (structured methods) or of weights (level) to remove."
     )
-    algorithm: PruneAlgorithm | None = None
-    scope: Scope | None = None
+    algorithm: PruneAlgorithm | None = Field(default=None, description="In place of the stage's.")
+    scope: Scope | None = Field(default=None, description="In place of the stage's.")
     schedule: EntrySchedule | None = None
 
     other_spellings: ClassVar[dict[str, str]] = {
@@ -148,7 +148,7 @@ class Finetune(Duration):
 class Stage(ApiModel):
     """One step of a recipe."""
 
-    name: Name | None = None
+    name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
     prune: Prune | None = None
     finetune: Finetune | None = None
 

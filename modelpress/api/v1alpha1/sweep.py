@@ -30,10 +30,12 @@ def _range_rules(zero: str) -> tuple[Cel, ...]:
 class FloatRange(ApiModel):
     """min, min+step, ..., max; or all of [min, max], evenly or by logarithm."""
 
-    min: float
-    max: float
-    step: Annotated[float, Field(gt=0)] | None = None
-    log: bool = False
+    min: float = Field(description="Least value.")
+    max: float = Field(description="Greatest value; with a step, the last one that does not pass it.")
+    step: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Distance of the values; none: a continuum."
+    )
+    log: bool = Field(default=False, description="Spread evenly by logarithm.")
 
     cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0.0")
 
@@ -46,10 +48,12 @@ class FloatRange(ApiModel):
 class IntRange(ApiModel):
     """min, min+step, ..., max; or by logarithm."""
 
-    min: Annotated[int, Field(ge=-(2**53), le=2**53)]
-    max: Annotated[int, Field(ge=-(2**53), le=2**53)]
-    step: Annotated[int, Field(ge=1)] | None = None
-    log: bool = False
+    min: Annotated[int, Field(ge=-(2**53), le=2**53)] = Field(description="Least value.")
+    max: Annotated[int, Field(ge=-(2**53), le=2**53)] = Field(
+        description="Greatest value; with a step, the last one that does not pass it."
+    )
+    step: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Distance of the values; none: 1.")
+    log: bool = Field(default=False, description="Spread evenly by logarithm.")
 
     cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0")
 
@@ -74,7 +78,7 @@ class Categorical(ApiModel):
     # A set, so that the API server refuses what _distinct refuses.
     values: Annotated[
         list[Scalar], Field(min_length=1, max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})
-    ]
+    ] = Field(description="Texts, numbers, true or false; each once.")
 
     @model_validator(mode="after")
     def _distinct(self) -> Categorical:
@@ -93,7 +97,7 @@ class Categorical(ApiModel):
 class Parameter(ApiModel):
     """One dimension of a search space, applied by JSON Pointer into template.spec."""
 
-    name: ParameterName
+    name: ParameterName = Field(description="Of the column in tables and reports, and in `when`.")
     paths: Annotated[list[JsonPointer], Field(min_length=1, max_length=64)] = Field(
         description="JSON Pointers (RFC 6901) into template.spec; all get the same value."
     )
@@ -133,8 +137,8 @@ class SearchAlgorithm(ApiModel):
     et al. 2011), multivariate, for one or several objectives.
     """
 
-    name: Literal["random", "grid", "tpe"] = "tpe"
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    name: Literal["random", "grid", "tpe"] = Field(default="tpe", description="See above.")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of the search; trials have theirs.")
 
 
 class Budget(ApiModel):
@@ -155,25 +159,30 @@ class CompressionSweepSpec(ApiModel):
         default=None, description="Added to the template's; trials that break one are infeasible."
     )
     algorithm: SearchAlgorithm = Field(default_factory=SearchAlgorithm)
-    parallelism: Annotated[int, Field(ge=1, le=1000)] = 1
-    max_trials: Annotated[int, Field(ge=1, le=10_000)]
+    parallelism: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1, description="Trials at one time. May change at any time."
+    )
+    max_trials: Annotated[int, Field(ge=1, le=10_000)] = Field(description="Trials at most. May be raised.")
     max_failed_trials: Annotated[int, Field(ge=0, le=10_000)] = Field(
         default=3, description="The sweep fails when more trials than this have failed."
     )
-    budget: Budget | None = None
-    suspend: bool = False
+    budget: Budget | None = Field(default=None, description="None: no limit but maxTrials. May be raised.")
+    suspend: bool = Field(
+        default=False,
+        description="Stop all trials, after a checkpoint, until it is false again. May change at any time.",
+    )
 
 
 class TrialCounts(ApiModel):
     """How many trials are in which state."""
 
-    pending: Annotated[int, Field(ge=0)] = 0
-    running: Annotated[int, Field(ge=0)] = 0
-    suspended: Annotated[int, Field(ge=0)] = 0
+    pending: Annotated[int, Field(ge=0)] = Field(default=0, description="Created, not started.")
+    running: Annotated[int, Field(ge=0)] = Field(default=0, description="Started, not finished.")
+    suspended: Annotated[int, Field(ge=0)] = Field(default=0, description="Waiting to go on.")
     succeeded: Annotated[int, Field(ge=0)] = Field(default=0, description="Finished, constraints met or not.")
     infeasible: Annotated[int, Field(ge=0)] = Field(default=0, description="Of the succeeded, those that miss one.")
-    failed: Annotated[int, Field(ge=0)] = 0
-    stopped: Annotated[int, Field(ge=0)] = 0
+    failed: Annotated[int, Field(ge=0)] = Field(default=0, description="Ended without a result.")
+    stopped: Annotated[int, Field(ge=0)] = Field(default=0, description="Ended early by the sweep.")
     lost: Annotated[int, Field(ge=0)] = Field(default=0, description="Deleted by somebody before they finished.")
     refused: Annotated[int, Field(ge=0)] = Field(default=0, description="Their parameters gave an invalid recipe.")
 
@@ -181,18 +190,18 @@ class TrialCounts(ApiModel):
 class TrialResult(ApiModel):
     """One finished trial in a sweep's status."""
 
-    number: Annotated[int, Field(ge=0)]
-    name: Annotated[str, Field(max_length=253)]
-    parameters: Annotated[dict[Name, Scalar], Field(max_length=64)]
-    metrics: Annotated[dict[MetricName, float], Field(max_length=64)]
-    feasible: bool
+    number: Annotated[int, Field(ge=0)] = Field(description="From 0.")
+    name: Annotated[str, Field(max_length=253)] = Field(description="Of its CompressionJob.")
+    parameters: Annotated[dict[Name, Scalar], Field(max_length=64)] = Field(description="Its values, by parameter.")
+    metrics: Annotated[dict[MetricName, float], Field(max_length=64)] = Field(description="Of the compressed model.")
+    feasible: bool = Field(description="Every constraint is met.")
 
 
 class CompressionSweepStatus(ApiModel):
     """What was observed of a CompressionSweep; under 64 KiB at 10,000 trials."""
 
-    observed_generation: int = -1
-    phase: Phase | None = None
+    observed_generation: int = Field(default=-1, description="metadata.generation that this status is about.")
+    phase: Phase | None = Field(default=None, description="A summary of the conditions.")
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
     created: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Trials 0 to created-1 were decided; a missing one of them is lost, never made again."
@@ -201,7 +210,7 @@ class CompressionSweepStatus(ApiModel):
         default=0, description="Where the last batch of trials begins; all before it were seen or given up."
     )
     last_create_time: Time | None = Field(default=None, description="When a trial or a Job was last decided on.")
-    active: Annotated[int, Field(ge=0)] = 0
+    active: Annotated[int, Field(ge=0)] = Field(default=0, description="Trials that are not finished.")
     selector: Annotated[str, Field(max_length=512)] = Field(default="", description="For the scale subresource.")
     trials: TrialCounts = Field(default_factory=TrialCounts)
     refused: Annotated[str, Field(max_length=16_384)] = Field(
@@ -211,20 +220,24 @@ class CompressionSweepStatus(ApiModel):
         default=None, description="Why the last of them was refused."
     )
     exhausted: bool = Field(default=False, description="The search space holds no further combination.")
-    baseline: dict[MetricName, float] | None = Field(default=None, max_length=64)
+    baseline: dict[MetricName, float] | None = Field(
+        default=None, max_length=64, description="Metrics of the dense model."
+    )
     best: TrialResult | None = None
     front: Annotated[list[int], Field(max_length=1000)] = Field(
         default_factory=list, description="Trials that no other feasible trial dominates."
     )
-    code_digest: Annotated[str, Field(max_length=64)] | None = None
-    prepare_attempts: Annotated[int, Field(ge=0)] = 0
-    publish_attempts: Annotated[int, Field(ge=0)] = 0
+    code_digest: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="Digest of the code that the prepare Job ran."
+    )
+    prepare_attempts: Annotated[int, Field(ge=0)] = Field(default=0, description="Prepare Jobs created.")
+    publish_attempts: Annotated[int, Field(ge=0)] = Field(default=0, description="Publish Jobs created.")
     publish_base: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Publish attempts made before the sweep was last continued."
     )
-    suspended_seconds: Annotated[float, Field(ge=0)] = 0.0
-    start_time: Time | None = None
-    completion_time: Time | None = None
+    suspended_seconds: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Time spent suspended.")
+    start_time: Time | None = Field(default=None, description="When the sweep was accepted.")
+    completion_time: Time | None = Field(default=None, description="When it was Complete or Failed.")
     artifact: Artifact | None = None
 
 
