@@ -35,9 +35,7 @@ def test_attempts_without_a_folder(attempt: int, uid: str) -> None:
         layout.attempt_folder(attempt, uid)
 
 
-@pytest.mark.parametrize(
-    "name", ["checkpoint", "0-abc", "01-abc", "1-", "1-abcdefghi", "-1-a", "1-a/b", "1-a\n"]
-)
+@pytest.mark.parametrize("name", ["checkpoint", "0-abc", "01-abc", "1-", "1-abcdefghi", "-1-a", "1-a/b", "1-a\n"])
 def test_folders_that_are_no_attempts(name: str) -> None:
     """Other folders below a trial are not taken for attempts."""
     assert layout.parse_attempt(name) is None
