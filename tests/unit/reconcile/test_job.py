@@ -1,0 +1,690 @@
+"""CompressionJob: every reason and transition, one observation at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from reconcile_objects import DIGEST, at, child, conditions, failure, make_job, not_found, success
+
+from modelpress.api.v1alpha1 import Attempt, CompressionJob, CompressionJobStatus, Stop
+from modelpress.api.v1alpha1 import reasons as r
+from modelpress.reconcile import (
+    CreateJob,
+    DeleteJob,
+    EmitEvent,
+    JobObserved,
+    ObservedJob,
+    OwnerState,
+    PatchStatus,
+    Plan,
+    reconcile_job,
+)
+
+
+def observe(job: CompressionJob, *children: ObservedJob, owner: OwnerState | None = None, **fields: Any) -> JobObserved:
+    """A snapshot."""
+    return JobObserved(job, owner, children, **fields)
+
+
+def status_of(plan: Plan) -> CompressionJobStatus:
+    """The status that a plan writes; it is always the first action."""
+    assert isinstance(plan.actions[0], PatchStatus)
+    status = plan.actions[0].status
+    assert isinstance(status, CompressionJobStatus)
+    return status
+
+
+def after(job: CompressionJob, plan: Plan) -> CompressionJob:
+    """The job once the plan's status is stored, by way of JSON."""
+    status = CompressionJobStatus.model_validate(json.loads(json.dumps(status_of(plan).to_dict())))
+    return job.model_copy(update={"status": status})
+
+
+def begun(seconds: float = 0, **spec: Any) -> CompressionJob:
+    """A job whose first attempt was created."""
+    job = make_job(**spec)
+    return after(job, reconcile_job(observe(job), at(seconds)))
+
+
+def ran(**spec: Any) -> CompressionJob:
+    """A job whose first attempt was seen to run since second 1."""
+    job = begun(**spec)
+    return after(job, reconcile_job(observe(job, child()), at(2)))
+
+
+def kinds(plan: Plan) -> list[str]:
+    """What a plan does, events aside."""
+    return [type(action).__name__ for action in plan.actions if not isinstance(action, EmitEvent)]
+
+
+def test_first_attempt_is_recorded_and_then_created() -> None:
+    """A new job writes its status first and creates Job <name>-1 with a whole request."""
+    job = make_job()
+    plan = reconcile_job(observe(job), at(0.1234567))
+    assert kinds(plan) == ["PatchStatus", "CreateJob"]
+    create = plan.actions[1]
+    assert isinstance(create, CreateJob)
+    assert (create.name, create.purpose, create.attempt) == ("digits-1", "trial", 1)
+    assert create.request.root == create.request.prefix == "team/digits-11111111"
+    assert create.request.uid == job.metadata.uid
+    assert create.request.trial is None
+    status = status_of(plan)
+    assert (status.phase, status.started, status.observed_generation) == ("Pending", 1, 1)
+    assert status.attempts == [Attempt(number=1, outcome="Running", create_time=at(0.123))]
+    assert plan.actions[2] == EmitEvent("Normal", r.PENDING, "Attempt 1 waits for its runner to start.")
+    assert conditions(status.conditions) == {
+        "Ready": ("False", r.PENDING),
+        "Reconciling": ("True", r.PENDING),
+        "Stalled": ("False", r.PENDING),
+        "Suspended": ("False", r.PENDING),
+        "Complete": ("False", r.PENDING),
+        "Failed": ("False", r.PENDING),
+    }
+
+
+def test_a_job_without_a_store_gets_the_local_one() -> None:
+    """The request always names a store."""
+    job = make_job()
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"store": None})})
+    create = reconcile_job(observe(job), at(0)).actions[1]
+    assert isinstance(create, CreateJob)
+    assert create.request.spec.store is not None
+    assert create.request.spec.store.uri == "./modelpress-runs"
+
+
+def test_trial_writes_below_its_sweep() -> None:
+    """A trial of a sweep has the sweep's root and its own folder and parameters."""
+    job = make_job("search-00007")
+    owner = {
+        "apiVersion": "modelpress.dev/v1alpha1",
+        "kind": "CompressionSweep",
+        "name": "search",
+        "uid": "abcd-efgh-1",
+    }
+    meta = type(job.metadata).model_validate(
+        {
+            **job.metadata.to_dict(),
+            "labels": {"modelpress.dev/trial": "7", "modelpress.dev/sweep": "search"},
+            "annotations": {"modelpress.dev/parameters": '{"sparsity": 0.25}'},
+            "ownerReferences": [{**owner, "controller": True}],
+        }
+    )
+    job = job.model_copy(update={"metadata": meta})
+    create = reconcile_job(observe(job, owner=OwnerState("abcd-efgh-1", "search", False)), at(0)).actions[1]
+    assert isinstance(create, CreateJob)
+    assert create.request.root == "team/search-abcdefgh"
+    assert create.request.prefix == "team/search-abcdefgh/trials/00007"
+    assert create.request.trial is not None
+    assert (create.request.trial.number, create.request.trial.parameters) == (7, {"sparsity": 0.25})
+
+
+def test_creation_in_flight_is_awaited_and_then_made_again_under_the_same_name() -> None:
+    """A Job not seen for ten seconds is created again as the same attempt, behind a fence; not sooner."""
+    job = begun()
+    assert reconcile_job(observe(job), at(4)) == Plan(requeue_after=6.0)
+    plan = reconcile_job(observe(job), at(10))
+    assert kinds(plan) == ["PatchStatus", "CreateJob"]
+    assert status_of(plan).started == 1
+    assert isinstance(plan.actions[1], CreateJob)
+    assert plan.actions[1].name == "digits-1"
+
+
+def test_pending_child_changes_nothing() -> None:
+    """A queued Job is what the status says already."""
+    job = begun()
+    assert reconcile_job(observe(job, child(state="pending")), at(3)).actions == ()
+
+
+def test_pending_child_with_a_reason_is_told() -> None:
+    """What keeps a runner from starting is in the message."""
+    plan = reconcile_job(observe(begun(), child(state="pending", reason="ImagePullBackOff")), at(3))
+    assert status_of(plan).conditions[0].message == "Attempt 1 waits for its runner to start (ImagePullBackOff)."
+
+
+def test_running_child() -> None:
+    """A running runner makes the job Running and Ready."""
+    job = ran()
+    assert job.status.phase == "Running"
+    assert job.status.attempts[0].start_time == at(1)
+    found = conditions(job.status.conditions)
+    assert found["Ready"] == ("True", r.RUNNING)
+    assert found["Reconciling"] == ("False", r.RUNNING)
+    assert reconcile_job(observe(job, child()), at(500)) == Plan()
+
+
+def test_transition_times_change_with_the_status_only() -> None:
+    """Ready turned True when the runner ran; Stalled never changed since the beginning."""
+    times = {condition.type: condition.last_transition_time for condition in ran().status.conditions}
+    assert (times["Ready"], times["Reconciling"], times["Stalled"]) == (at(2), at(2), at(0))
+
+
+def test_success() -> None:
+    """A valid message completes the job: metrics, artefact, digest, conditions."""
+    job = ran()
+    message = success(constraintsMet=True)
+    plan = reconcile_job(observe(job, child(state="succeeded", message=message)), at(11))
+    status = status_of(plan)
+    assert kinds(plan) == ["PatchStatus"]
+    assert (status.phase, status.completion_time, status.active_seconds) == ("Succeeded", at(11), 9.0)
+    assert status.metrics is not None
+    assert (status.metrics.baseline, status.metrics.compressed) == ({"default": 0.9}, {"default": 0.8})
+    assert status.artifact is not None
+    assert status.artifact.uri == "s3://models/out/team/digits-11111111"
+    assert (status.artifact.manifest_digest, status.code_digest) == (DIGEST, "c0de")
+    assert (status.attempts[0].outcome, status.attempts[0].finish_time) == ("Succeeded", at(10))
+    assert conditions(status.conditions) == {
+        "Ready": ("True", r.SUCCEEDED),
+        "Reconciling": ("False", r.SUCCEEDED),
+        "Stalled": ("False", r.SUCCEEDED),
+        "Suspended": ("False", r.SUCCEEDED),
+        "Complete": ("True", r.SUCCEEDED),
+        "Failed": ("False", r.SUCCEEDED),
+        "ArtifactAvailable": ("True", r.COMMITTED),
+        "ConstraintsMet": ("True", r.CONSTRAINTS_SATISFIED),
+        "Compressed": ("True", r.SMALLER_OR_FASTER),
+        "Portable": ("True", r.EXPORTED),
+    }
+    done = after(job, plan)
+    assert reconcile_job(observe(done, child(state="succeeded", message=message)), at(12)) == Plan()
+
+
+def test_success_with_everything_missed() -> None:
+    """A missed constraint, nothing smaller and no program are conditions, not failures."""
+    message = success(
+        constraintsMet=False, unmet=["default fell by 0.1."], smaller=False, portable=False, portableReason="a loop"
+    )
+    status = status_of(reconcile_job(observe(ran(), child(state="succeeded", message=message)), at(11)))
+    assert status.phase == "Succeeded"
+    found = {c.type: (c.status, c.reason, c.message) for c in status.conditions}
+    assert found["ConstraintsMet"] == ("False", r.CONSTRAINT_MISSED, "default fell by 0.1.")
+    assert found["Compressed"][:2] == ("False", r.NOTHING_SMALLER)
+    assert found["Portable"] == ("False", r.EXPORT_FAILED, "a loop")
+
+
+def test_success_counts_though_the_job_failed() -> None:
+    """A runner that committed and was evicted while it ended has succeeded."""
+    evicted = child(state="failed", cause="disrupted", message=success())
+    assert status_of(reconcile_job(observe(ran(), evicted), at(11))).phase == "Succeeded"
+
+
+@pytest.mark.parametrize(
+    ("fields", "counter", "reason", "outcome"),
+    [
+        ({"cause": "error", "message": failure()}, "failures", r.RUNNER_FAILED, "Failed"),
+        ({"cause": "error", "message": failure("StoreDown")}, "failures", "StoreDown", "Failed"),
+        ({"cause": "error", "message": failure("not a reason")}, "failures", r.RUNNER_FAILED, "Failed"),
+        ({"cause": "oom"}, "failures", r.RUNNER_OOM_KILLED, "Failed"),
+        ({"cause": "terminated"}, "disruptions", r.RUNNER_TERMINATED, "Disrupted"),
+    ],
+)
+def test_certain_ends_start_the_next_attempt(fields: dict[str, Any], counter: str, reason: str, outcome: str) -> None:
+    """An end that says all is counted where it belongs, and attempt 2 is created in the same plan."""
+    plan = reconcile_job(observe(ran(), child(state="failed", **fields)), at(11))
+    status = status_of(plan)
+    assert kinds(plan) == ["PatchStatus", "CreateJob"]
+    assert isinstance(plan.actions[1], CreateJob)
+    assert (plan.actions[1].name, plan.actions[1].attempt) == ("digits-2", 2)
+    counts = {"failures": status.failures, "disruptions": status.disruptions}
+    assert counts == {"failures": 0, "disruptions": 0, counter: 1}
+    assert (status.attempts[0].outcome, status.attempts[0].reason) == (outcome, reason)
+    assert (status.started, status.phase) == (2, "Pending")
+    assert conditions(status.conditions)["Ready"] == ("False", r.RETRYING)
+    assert [event.type for event in plan.actions if isinstance(event, EmitEvent)] == ["Warning"]
+
+
+def test_a_runner_that_never_ran_is_not_collected() -> None:
+    """An attempt evicted before its runner started cannot have a manifest."""
+    evicted = child(state="failed", cause="disrupted", started_at=None)
+    plan = reconcile_job(observe(begun(), evicted), at(11))
+    assert status_of(plan).disruptions == 1
+    assert isinstance(plan.actions[1], CreateJob)
+    assert plan.actions[1].name == "digits-2"
+
+
+@pytest.mark.parametrize("message", [failure("InvalidModel", "fc9: no such layer"), None])
+def test_invalid_is_never_tried_again(message: str | None) -> None:
+    """Exit code 2 fails the job at once, with the runner's words where it left some."""
+    plan = reconcile_job(observe(ran(), child(state="failed", cause="invalid", message=message)), at(11))
+    status = status_of(plan)
+    assert kinds(plan) == ["PatchStatus"]
+    found = conditions(status.conditions)
+    assert status.phase == "Failed"
+    assert found["Failed"] == found["Stalled"] == ("True", r.INVALID_MODEL)
+    assert found["ArtifactAvailable"] == ("False", r.INVALID_MODEL)
+    assert status.conditions[0].message == ("fc9: no such layer." if message else "The runner ended with exit code 2.")
+    assert (status.failures, status.disruptions) == (0, 0)
+
+
+def test_invalid_is_known_by_its_message_too() -> None:
+    """A launcher that turns exit code 2 into 1 does not make an invalid spec worth a retry."""
+    failed = child(state="failed", cause="error", message=failure("InvalidSpec", "opNames: nothing like it"))
+    status = status_of(reconcile_job(observe(ran(), failed), at(11)))
+    assert conditions(status.conditions)["Failed"] == ("True", r.INVALID_SPEC)
+
+
+def test_backoff_limit() -> None:
+    """One failure more than backoffLimit fails the job."""
+    failed = child(state="failed", cause="error", message=failure())
+    status = status_of(reconcile_job(observe(ran(backoffLimit=0), failed), at(11)))
+    assert status.phase == "Failed"
+    found = conditions(status.conditions)
+    assert found["Failed"] == found["Stalled"] == ("True", r.BACKOFF_LIMIT_EXCEEDED)
+    assert "spec.backoffLimit is 0" in status.conditions[0].message
+    assert "ValueError: no." in status.conditions[0].message
+
+
+def test_too_many_disruptions() -> None:
+    """Disruptions are free only up to maxDisruptions."""
+    ended = child(state="failed", cause="terminated")
+    status = status_of(reconcile_job(observe(ran(maxDisruptions=0), ended), at(11)))
+    assert conditions(status.conditions)["Failed"] == ("True", r.TOO_MANY_DISRUPTIONS)
+
+
+# Collecting ----------------------------------------------------------------------------------------------------------
+
+
+def lost_message(**fields: Any) -> ObservedJob:
+    """A runner that ended with exit code 0 and was not heard."""
+    return child(**{"state": "succeeded", **fields})
+
+
+def collecting(ended: ObservedJob, **spec: Any) -> CompressionJob:
+    """A job that created its collect Job at second 15."""
+    job = ran(**spec)
+    plan = reconcile_job(observe(job, ended), at(15))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-1-collect"]
+    return after(job, plan)
+
+
+def test_a_late_message_is_awaited_for_five_seconds() -> None:
+    """Nothing is written while the message may still come."""
+    job = ran()
+    plan = reconcile_job(observe(job, lost_message()), at(12))
+    assert plan == Plan(requeue_after=3.0)
+    plan = reconcile_job(observe(job, lost_message()), at(15))
+    create = plan.actions[1]
+    assert isinstance(create, CreateJob)
+    assert (create.name, create.purpose, create.attempt) == ("digits-1-collect", "collect", 1)
+    assert create.request.prefix == "team/digits-11111111"
+    status = status_of(plan)
+    assert (status.phase, status.started) == ("Running", 1)
+    assert conditions(status.conditions)["ArtifactAvailable"] == ("Unknown", r.COLLECTING)
+
+
+@pytest.mark.parametrize(
+    "message", ["no JSON", success(manifestDigest="short"), success(manifestDigest=None), not_found()]
+)
+def test_what_proves_nothing_is_no_message(message: str) -> None:
+    """Texts that are no result of a trial are as good as none."""
+    plan = reconcile_job(observe(ran(), lost_message(message=message)), at(15))
+    assert isinstance(plan.actions[1], CreateJob)
+    assert plan.actions[1].purpose == "collect"
+
+
+@pytest.mark.parametrize("cause", ["error", "disrupted"])
+def test_silent_failures_are_collected(cause: Any) -> None:
+    """A runner that failed without a word may have committed before."""
+    plan = reconcile_job(observe(ran(), child(state="failed", cause=cause)), at(15))
+    assert isinstance(plan.actions[1], CreateJob)
+    assert plan.actions[1].purpose == "collect"
+
+
+def collect(state: str = "succeeded", number: int = 1, **fields: Any) -> ObservedJob:
+    """The collect Job of attempt 1."""
+    name = "digits-1-collect" + ("" if number == 1 else f"-{number}")
+    return child(name, state, purpose="collect", **{"finished_at": at(20), "started_at": at(16), **fields})
+
+
+def test_collect_finds_the_manifest() -> None:
+    """What the store holds is the result."""
+    job = collecting(lost_message())
+    plan = reconcile_job(observe(job, lost_message(), collect(message=success())), at(21))
+    assert (status_of(plan).phase, status_of(plan).active_seconds) == ("Succeeded", 9.0)
+
+
+@pytest.mark.parametrize(
+    ("ended", "outcome", "failures", "disruptions"),
+    [
+        (lost_message(), "Failed", 1, 0),
+        (child(state="failed", cause="error"), "Failed", 1, 0),
+        (child(state="failed", cause="disrupted"), "Disrupted", 0, 1),
+    ],
+)
+def test_collect_finds_nothing(ended: ObservedJob, outcome: str, failures: int, disruptions: int) -> None:
+    """Without a manifest the attempt ended as it looked, and the next one starts."""
+    job = collecting(ended)
+    plan = reconcile_job(observe(job, ended, collect(message=not_found())), at(21))
+    status = status_of(plan)
+    assert (status.attempts[0].outcome, status.failures, status.disruptions) == (outcome, failures, disruptions)
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-2"]
+    assert "ArtifactAvailable" not in conditions(status.conditions)
+
+
+def test_collect_in_flight_running_and_heard_late() -> None:
+    """While the collect Job may still speak, nothing happens; unseen for ten seconds it is created again."""
+    job = collecting(lost_message())
+    assert reconcile_job(observe(job, lost_message()), at(20)) == Plan(requeue_after=5.0)
+    assert kinds(reconcile_job(observe(job, lost_message()), at(26))) == ["PatchStatus", "CreateJob"]
+    assert reconcile_job(observe(job, lost_message(), collect("running", finished_at=None)), at(26)).actions == ()
+    assert reconcile_job(observe(job, lost_message(), collect(message=None)), at(22)).actions == ()
+
+
+def test_collect_that_fails_is_tried_three_times() -> None:
+    """When nobody can look, the next attempt starts: its runner looks itself. It is no failure."""
+    job = collecting(lost_message())
+    failed = [collect("failed", number, cause="error") for number in (1, 2, 3)]
+    plan = reconcile_job(observe(job, lost_message(), *failed[:1]), at(30))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-1-collect-2"]
+    plan = reconcile_job(observe(job, lost_message(), *failed), at(30))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-2"]
+    assert (status_of(plan).failures, status_of(plan).disruptions) == (0, 1)
+
+
+def test_collect_meets_a_foreign_manifest() -> None:
+    """Exit code 2 of the collect Job is as final as the trial's own."""
+    foreign = collect("failed", cause="invalid", message=failure("InvalidSpec", "another job's manifest"))
+    status = status_of(reconcile_job(observe(collecting(lost_message()), lost_message(), foreign), at(30)))
+    assert conditions(status.conditions)["Failed"] == ("True", r.INVALID_SPEC)
+
+
+def test_a_running_child_that_vanished_is_looked_up_in_the_store() -> None:
+    """A Job deleted after it ran may have succeeded; if not, it is a disruption."""
+    job = ran()
+    plan = reconcile_job(observe(job), at(15))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-1-collect"]
+    job = after(job, plan)
+    assert status_of(reconcile_job(observe(job, collect(message=success())), at(21))).phase == "Succeeded"
+    status = status_of(reconcile_job(observe(job, collect(message=not_found())), at(21)))
+    assert (status.attempts[0].outcome, status.failures, status.disruptions) == ("Lost", 0, 1)
+
+
+# Suspension, stop, deadline ------------------------------------------------------------------------------------------
+
+
+def suspended(job: CompressionJob, value: bool = True) -> CompressionJob:
+    """The job with spec.suspend."""
+    meta = job.metadata.model_copy(update={"generation": (job.metadata.generation or 0) + 1})
+    return job.model_copy(update={"metadata": meta, "spec": job.spec.model_copy(update={"suspend": value})})
+
+
+def test_suspended_from_the_start() -> None:
+    """Nothing is created."""
+    status = status_of(plan := reconcile_job(observe(make_job(suspend=True)), at(0)))
+    assert kinds(plan) == ["PatchStatus"]
+    assert (status.phase, status.started, status.start_time) == ("Suspended", 0, None)
+    assert conditions(status.conditions)["Suspended"] == ("True", r.SUSPENDED_BY_USER)
+
+
+def test_suspend_and_resume() -> None:
+    """The order is written, the Job deleted, nothing counted; resuming starts the next attempt."""
+    job = suspended(ran())
+    plan = reconcile_job(observe(job, child()), at(20))
+    assert plan.actions[1] == DeleteJob("digits-1", "uid-digits-1")
+    job = after(job, plan)
+    assert (job.status.phase, job.status.attempts[0].outcome, job.status.observed_generation) == (
+        "Suspended",
+        "Suspended",
+        2,
+    )
+    assert reconcile_job(observe(job, child(deleting=True)), at(21)) == Plan()
+    plan = reconcile_job(observe(job), at(30))
+    assert kinds(plan) == ["PatchStatus"]
+    job = after(job, plan)
+    assert (job.status.failures, job.status.disruptions, job.status.active_seconds) == (0, 0, 29.0)
+    job = suspended(job, False)
+    plan = reconcile_job(observe(job), at(100))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-2"]
+    status = status_of(plan)
+    assert (status.failures, status.disruptions) == (0, 0)
+    assert conditions(status.conditions)["Suspended"] == ("False", r.RESUMED)
+
+
+def test_an_order_to_suspend_stands() -> None:
+    """Resumed before the runner ended: its Job goes all the same, then the next attempt starts."""
+    job = suspended(ran())
+    job = suspended(after(job, reconcile_job(observe(job, child()), at(20))), False)
+    plan = reconcile_job(observe(job, child()), at(21))
+    assert plan.actions[1] == DeleteJob("digits-1", "uid-digits-1")
+    assert conditions(status_of(plan).conditions)["Ready"] == ("False", r.RESUMED)
+    plan = reconcile_job(observe(job), at(25))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-2"]
+
+
+def test_an_attempt_that_never_ran_keeps_its_number_over_a_suspension() -> None:
+    """One name is one Job: whatever the watch has not told, there can be no second one."""
+    job = suspended(begun())
+    plan = reconcile_job(observe(job, child(state="pending")), at(2))
+    assert kinds(plan) == ["PatchStatus", "DeleteJob"]
+    job = after(job, plan)
+    assert reconcile_job(observe(job), at(30)).actions == ()
+    plan = reconcile_job(observe(suspended(job, False)), at(40))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-1"]
+    assert status_of(plan).started == 1
+
+
+@pytest.mark.parametrize("cause", ["terminated", "error", "disrupted", "oom"])
+def test_a_runner_that_ends_as_ordered_counts_nowhere(cause: Any) -> None:
+    """However a suspended runner ends, it neither failed nor was disrupted."""
+    job = suspended(ran())
+    job = after(job, reconcile_job(observe(job, child()), at(8)))
+    status = status_of(reconcile_job(observe(job, child(state="failed", cause=cause)), at(11)))
+    assert (status.phase, status.failures, status.disruptions) == ("Suspended", 0, 0)
+
+
+def test_a_result_inside_the_grace_period_counts() -> None:
+    """A suspended runner that just finished has finished."""
+    job = suspended(ran())
+    job = after(job, reconcile_job(observe(job, child()), at(8)))
+    assert (
+        status_of(reconcile_job(observe(job, child(state="succeeded", message=success())), at(11))).phase == "Succeeded"
+    )
+
+
+def test_the_sweep_suspends_its_trials() -> None:
+    """The owner's suspension is as good as the job's own, and says whose it is."""
+    owner = OwnerState("u", "search", True)
+    plan = reconcile_job(observe(ran(), child(), owner=owner), at(20))
+    assert kinds(plan) == ["PatchStatus", "DeleteJob"]
+    assert "sweep search" in status_of(plan).conditions[3].message
+
+
+def stopped(job: CompressionJob) -> CompressionJob:
+    """The job with a stop from its sweep."""
+    stop = Stop(reason="BudgetExhausted", time=at(5))
+    return job.model_copy(update={"status": job.status.model_copy(update={"stop": stop})})
+
+
+def test_stop() -> None:
+    """The runner is deleted; when it is gone the trial is Stopped: complete, not failed, without an artefact."""
+    job = stopped(ran())
+    plan = reconcile_job(observe(job, child()), at(20))
+    assert kinds(plan) == ["PatchStatus", "DeleteJob"]
+    job = after(job, plan)
+    assert (job.status.phase, conditions(job.status.conditions)["Ready"]) == ("Running", ("True", r.STOPPED_BY_SWEEP))
+    plan = reconcile_job(observe(job), at(30))
+    status = status_of(plan)
+    assert (status.phase, status.failures, status.disruptions) == ("Stopped", 0, 0)
+    found = conditions(status.conditions)
+    assert found["Complete"] == ("True", r.STOPPED_BY_SWEEP)
+    assert found["Failed"] == ("False", r.STOPPED_BY_SWEEP)
+    assert found["ArtifactAvailable"] == ("False", r.STOPPED_BY_SWEEP)
+
+
+def test_stop_before_the_start() -> None:
+    """A trial that has not started is stopped at once."""
+    plan = reconcile_job(observe(stopped(make_job())), at(6))
+    assert kinds(plan) == ["PatchStatus"]
+    assert status_of(plan).phase == "Stopped"
+
+
+def test_stop_loses_against_a_result() -> None:
+    """A result that was committed is kept."""
+    plan = reconcile_job(observe(stopped(ran()), child(state="succeeded", message=success())), at(20))
+    assert status_of(plan).phase == "Succeeded"
+
+
+def test_deadline() -> None:
+    """Running time alone counts; when it is used up the runner is deleted and the job fails."""
+    job = ran(activeDeadlineSeconds=60)
+    assert reconcile_job(observe(job, child()), at(31)) == Plan(requeue_after=30.0)
+    plan = reconcile_job(observe(job, child()), at(61))
+    assert kinds(plan) == ["PatchStatus", "DeleteJob"]
+    job = after(job, plan)
+    assert job.status.phase == "Running"
+    status = status_of(reconcile_job(observe(job), at(65)))
+    assert (status.phase, status.failures, status.active_seconds) == ("Failed", 0, 64.0)
+    assert conditions(status.conditions)["Failed"] == ("True", r.DEADLINE_EXCEEDED)
+
+
+def test_deadline_excludes_pending_and_suspended_time() -> None:
+    """Ten seconds run before a suspension of an hour leave fifty."""
+    job = suspended(ran(activeDeadlineSeconds=60))
+    job = after(job, reconcile_job(observe(job, child()), at(10)))
+    job = after(job, reconcile_job(observe(job), at(11)))
+    job = suspended(job, False)
+    job = after(job, reconcile_job(observe(job), at(3600)))
+    second = child("digits-2", attempt=2, started_at=at(4000))
+    plan = reconcile_job(observe(job, second), at(4010))
+    assert plan.requeue_after == 40.0
+
+
+def test_a_queue_that_takes_the_runner_away_stops_the_clock() -> None:
+    """A Job that is pending again has used the time that it ran; the rest is left to its next start."""
+    job = ran(activeDeadlineSeconds=60)
+    job = after(job, reconcile_job(observe(job, child(state="pending", started_at=None)), at(21)))
+    assert (job.status.phase, job.status.active_seconds) == ("Pending", 20.0)
+    plan = reconcile_job(observe(job, child(started_at=at(1000))), at(1001))
+    assert plan.requeue_after == 39.0
+
+
+# Holds ---------------------------------------------------------------------------------------------------------------
+
+
+def test_problems_stall() -> None:
+    """Semantic errors create nothing and are all told."""
+    plan = reconcile_job(observe(make_job(), problems=("spec.stages[0]: a; b", "spec.store: c; d")), at(0))
+    assert kinds(plan) == ["PatchStatus"]
+    found = conditions(status_of(plan).conditions)
+    assert found["Stalled"] == ("True", r.INVALID_SPEC)
+    assert found["Ready"] == ("False", r.INVALID_SPEC)
+    assert status_of(plan).conditions[2].message == "spec.stages[0]: a; b; spec.store: c; d"
+    assert status_of(plan).started == 0
+
+
+def test_problems_found_later_spare_the_running_attempt() -> None:
+    """A stricter operator does not kill what runs."""
+    assert reconcile_job(observe(ran(), child(), problems=("x",)), at(9)) == Plan()
+
+
+def test_name_conflict() -> None:
+    """A Job of that name with another owner stalls the job until it is gone."""
+    foreign = child(owner_uid="somebody")
+    plan = reconcile_job(observe(make_job(), foreign), at(0))
+    assert kinds(plan) == ["PatchStatus"]
+    assert conditions(status_of(plan).conditions)["Stalled"] == ("True", r.NAME_CONFLICT)
+    job = after(make_job(), plan)
+    assert "CreateJob" in kinds(reconcile_job(observe(job), at(9)))
+
+
+def test_a_former_owners_job_that_is_going_is_awaited() -> None:
+    """A namesake that is being deleted stalls nothing."""
+    plan = reconcile_job(observe(make_job(), child(owner_uid="somebody", deleting=True)), at(0))
+    assert kinds(plan) == ["PatchStatus"]
+    assert conditions(status_of(plan).conditions)["Stalled"][0] == "False"
+    assert plan.requeue_after == 10.0
+
+
+def test_spec_too_large() -> None:
+    """A spec that fits no request stalls the job."""
+    job = make_job(model={"entrypoint": "a:b", "args": {"text": "x" * 300_000}})
+    plan = reconcile_job(observe(job), at(0))
+    assert kinds(plan) == ["PatchStatus"]
+    assert conditions(status_of(plan).conditions)["Stalled"] == ("True", r.SPEC_TOO_LARGE)
+
+
+def test_a_store_uri_that_leaves_no_room_stalls() -> None:
+    """An artefact's URI longer than the API allows is refused before anything runs."""
+    plan = reconcile_job(observe(make_job(store={"uri": "s3://" + "b" * 2040})), at(0))
+    assert conditions(status_of(plan).conditions)["Stalled"] == ("True", r.INVALID_SPEC)
+
+
+def test_stray_runners_are_deleted_before_the_next_starts() -> None:
+    """Two live Jobs of one job cannot stay: the wrong one goes, and the next waits for that."""
+    job = ran()
+    failed = child(state="failed", cause="oom")
+    stray = child("digits-0", attempt=0)
+    plan = reconcile_job(observe(job, failed, stray), at(11))
+    assert kinds(plan) == ["PatchStatus", "DeleteJob"]
+    plan = reconcile_job(observe(after(job, plan), failed), at(20))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-2"]
+
+
+def test_a_status_that_was_wiped_is_read_from_the_children() -> None:
+    """The running attempt is taken up, not doubled."""
+    plan = reconcile_job(observe(make_job(), child("digits-3", attempt=3)), at(20))
+    assert kinds(plan) == ["PatchStatus"]
+    assert (status_of(plan).started, status_of(plan).phase) == (3, "Running")
+
+
+def test_deleted_objects_are_left_alone() -> None:
+    """Garbage collection takes the children."""
+    job = make_job()
+    meta = job.metadata.model_copy(update={"deletion_timestamp": at(1)})
+    assert reconcile_job(observe(job.model_copy(update={"metadata": meta}), child()), at(2)) == Plan()
+
+
+def test_only_the_last_eight_attempts_are_listed() -> None:
+    """Status stays small."""
+    job = make_job(backoffLimit=20)
+    for number in range(1, 12):
+        job = after(job, reconcile_job(observe(job, *[]), at(number * 100)))
+        ended = child(f"digits-{number}", "failed", attempt=number, cause="oom", finished_at=at(number * 100 + 50))
+        job = after(job, reconcile_job(observe(job, ended), at(number * 100 + 60)))
+    assert job.status.started == 12
+    assert [attempt.number for attempt in job.status.attempts] == [5, 6, 7, 8, 9, 10, 11, 12]
+
+
+# After the end -------------------------------------------------------------------------------------------------------
+
+
+def finished(**spec: Any) -> CompressionJob:
+    """A job that succeeded at second 11."""
+    job = ran(**spec)
+    return after(job, reconcile_job(observe(job, child(state="succeeded", message=success())), at(11)))
+
+
+def test_ttl() -> None:
+    """Finished child Jobs go after ttlSecondsAfterFinished, the job itself never."""
+    job, done = finished(ttlSecondsAfterFinished=60), child(state="succeeded", message=success())
+    assert reconcile_job(observe(job, done), at(31)) == Plan(requeue_after=40.0)
+    plan = reconcile_job(observe(job, done), at(71))
+    assert plan.actions == (PatchStatus(job.status), DeleteJob("digits-1", "uid-digits-1"))
+    assert reconcile_job(observe(job, replace(done, deleting=True)), at(72)) == Plan()
+    assert reconcile_job(observe(job), at(80)) == Plan()
+
+
+def test_ttl_of_zero_deletes_with_the_result() -> None:
+    """The result is written first, in the same plan."""
+    job = ran(ttlSecondsAfterFinished=0)
+    plan = reconcile_job(observe(job, child(state="succeeded", message=success())), at(11))
+    assert kinds(plan) == ["PatchStatus", "DeleteJob"]
+
+
+def test_terminal_phases_are_sticky() -> None:
+    """No later sight of a child, no suspension and no stop changes the result; a new generation is noted."""
+    job = suspended(finished())
+    plan = reconcile_job(observe(job, child(state="failed", cause="oom")), at(50))
+    assert kinds(plan) == ["PatchStatus"]
+    status = status_of(plan)
+    assert (status.phase, status.observed_generation) == ("Succeeded", 2)
+    assert {condition.observed_generation for condition in status.conditions} == {2}
+    assert reconcile_job(observe(after(job, plan)), at(51)) == Plan()
+
+
+def test_a_runner_alive_after_the_end_is_deleted() -> None:
+    """Nothing of a finished job runs on."""
+    plan = reconcile_job(observe(finished(), child("digits-2", attempt=2)), at(50))
+    assert kinds(plan) == ["PatchStatus", "DeleteJob"]
