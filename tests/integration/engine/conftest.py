@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +165,26 @@ class Workbench:
         _, log = process.communicate(timeout=240)
         return process.returncode, json.loads((self.folder / "result.json").read_text()), log
 
+    def wait_for(self, mark: str, process: subprocess.Popen[str], timeout: float = 240) -> None:
+        """Returns when the process has come to `mark`; the mark must have been made a FIFO before it started."""
+        reader = os.open(self.marks / mark, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not select.select([reader], [], [], timeout)[0]:
+                process.kill()
+                raise AssertionError(f"{mark} was not reached: {process.communicate()[1]}")
+        finally:
+            os.close(reader)
+
     def artefact(self) -> dict[str, Path]:
         """The committed files by name."""
         manifest = json.loads((self.store / self.root / "manifest.json").read_text())
         paths = [self.store / self.root / entry["path"] for entry in manifest["files"]]
         return {path.name: path for path in paths}
+
+
+@pytest.fixture(scope="module")
+def make_bench(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workbench]:
+    return lambda: Workbench(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture

@@ -1,0 +1,112 @@
+"""A run that is killed and stopped on its way ends like one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from modelpress.result import ExitCode, RunResult
+
+
+@dataclass
+class Story:
+    """One job left alone, and the same job killed in one attempt and stopped in the next."""
+
+    alone: Any
+    disturbed: Any
+    stopped: tuple[int, dict[str, Any]]
+    finished: tuple[int, dict[str, Any], str]
+    dense_trained_again: bool
+
+
+@pytest.fixture(scope="module")
+def story(make_bench) -> Story:
+    alone, disturbed = make_bench(), make_bench()
+    code, _, log = alone.run(alone.request())
+    assert code == 0, log
+
+    def interrupt(attempt: int, chunk: int, number: signal.Signals):
+        fifo = disturbed.marks / "hanging"
+        fifo.unlink(missing_ok=True)
+        os.mkfifo(fifo)
+        process = disturbed.start(disturbed.request(attempt), TEST_HANG=str(chunk))
+        disturbed.wait_for("hanging", process)
+        process.send_signal(number)
+        process.communicate(timeout=240)
+        return process.returncode
+
+    # The first attempt dies in its second chunk of training, which has weights and momentum of its own already; the
+    # second is stopped in its third, which is the second epoch of finetuning, behind the shrink.
+    assert interrupt(1, 2, signal.SIGKILL) == -signal.SIGKILL
+    (disturbed.marks / "dense").unlink()
+    stopped = interrupt(2, 3, signal.SIGTERM), json.loads((disturbed.folder / "result.json").read_text())
+    finished = disturbed.run(disturbed.request(3))
+    return Story(alone, disturbed, stopped, finished, (disturbed.marks / "dense").exists())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt2", "shrink.json"])
+def test_the_artefact_is_the_same_bit_for_bit(story, name):
+    """Weights, program and cuts do not tell that the run was interrupted twice."""
+    code, _, log = story.finished
+    assert code == ExitCode.DONE, log
+    assert story.alone.artefact()[name].read_bytes() == story.disturbed.artefact()[name].read_bytes()
+
+
+def test_metrics_are_the_same_but_for_the_clock(story):
+    """Baseline, result and the records of all stages agree."""
+
+    def metrics(bench):
+        value = json.loads(bench.artefact()["metrics.json"].read_text())
+        for side in ("baseline", "compressed"):
+            for name in ("latencyMs", "throughput", "speedup"):
+                value[side].pop(name, None)
+        for stage in value["stages"]:
+            stage.pop("seconds")
+        return {key: value[key] for key in ("baseline", "compressed", "stages")}
+
+    assert metrics(story.alone) == metrics(story.disturbed)
+
+
+def test_repeated_chunks_are_counted(story):
+    """The two chunks that were cut off ran twice; every other one ran once."""
+    alone = json.loads(story.alone.artefact()["metrics.json"].read_text())["chunks"]
+    disturbed = json.loads(story.disturbed.artefact()["metrics.json"].read_text())["chunks"]
+    assert alone == {"planned": 5, "executed": 5, "repeated": 0}
+    assert disturbed == {"planned": 5, "executed": 7, "repeated": 2}
+
+
+def test_a_stopped_run_says_so(story):
+    """SIGTERM ends with 143 and a result; the attempt's record lies in its folder."""
+    code, message = story.stopped
+    assert code == ExitCode.TERMINATED
+    assert (message["phase"], message["reason"]) == ("Failed", "RunnerTerminated")
+    record = story.disturbed.store / story.disturbed.root / "2-2aaaaaaa" / "result.json"
+    assert json.loads(record.read_text())["reason"] == "RunnerTerminated"
+
+
+def test_the_dense_model_is_trained_once(story):
+    """Later attempts take it from the store."""
+    assert not story.dense_trained_again
+
+
+def test_nothing_but_the_result_is_left(story):
+    """The checkpoint goes when the manifest is there."""
+    assert not list((story.disturbed.store / story.disturbed.root / "checkpoint").rglob("*.pt"))
+
+
+def test_a_finished_run_reports_its_manifest_without_torch(story):
+    """A fourth attempt finds the result, reports it, exits 0 and loads no torch."""
+    (story.disturbed.code / "clouds.py").write_text("raise SystemExit('must not be imported')")
+    code, message, log = story.disturbed.run(story.disturbed.request(4), PYTHONPROFILEIMPORTTIME="1")
+    assert code == ExitCode.DONE, log
+    assert "| torch\n" not in log
+    before = RunResult.model_validate(story.finished[1])
+    after = RunResult.model_validate(message)
+    assert after.manifest_digest == before.manifest_digest
+    assert (after.baseline, after.compressed) == (before.baseline, before.compressed)
+    assert (after.phase, after.smaller, after.portable) == ("Succeeded", True, True)
