@@ -187,14 +187,8 @@ class GroupedQueryAttention(nn.Module):
         n, length, _ = x.shape
         h = self.norm(x)
         q = self.q(h).view(n, length, 4, 8).transpose(1, 2)
-        k, v = (
-            layer(h)
-            .view(n, length, 2, 8)
-            .transpose(1, 2)[:, :, None]
-            .expand(n, 2, 2, length, 8)
-            .reshape(n, 4, length, 8)
-            for layer in (self.k, self.v)
-        )
+        k, v = (layer(h).view(n, length, 2, 1, 8).permute(0, 2, 3, 1, 4) for layer in (self.k, self.v))
+        k, v = (shared.expand(n, 2, 2, length, 8).reshape(n, 4, length, 8) for shared in (k, v))
         mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, 32)
         x = x + self.o(mixed)
         return x + self.down(torch.relu(self.up(self.norm(x))))

@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
     """Neither pickled nor copied: the reason, and what to do."""
     model = nn.Sequential(nn.Linear(2, 2))
     model.lock = threading.Lock()
-    with pytest.raises(CompressionError, match="neither pickled nor copied .*set speedup: false"):
+    with pytest.raises(CompressionError, match=r"neither pickled nor copied .*set speedup: false"):
         find_coupling(model, torch.ones(2, 2), 60)
 
 

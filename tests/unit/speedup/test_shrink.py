@@ -205,7 +205,7 @@ def test_a_masked_channel_that_still_speaks_is_no_proof() -> None:
     cuts = cut(model, coupling, {coupling.groups[0].units[0]})
     small = copy.deepcopy(model)
     replay(small, cuts)
-    with pytest.raises(CompressionError, match="differs from the masked model's by .* something else in the model"):
+    with pytest.raises(CompressionError, match=r"differs from the masked model's by .* something else in the model"):
         prove(model, small, dummy)
 
 
