@@ -127,7 +127,7 @@ def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: 
     if typed := typed_message(kind, context, annotation_is_union(annotation)):
         expected, wanted = typed
         to_do = (typed_fix(wanted, value) if wanted else None) or FIXES.get(kind, "correct the value")
-        return Problem(path, f"{expected}, found {describe(value)}", to_do)
+        return Problem(path, f"{'a key ' * is_key}{expected}, found {describe(value)}", to_do)
     if kind == "exactly_one":
         fix = "add one of them" if context["found"] == "none of them" else "keep one of them and remove the others"
         return Problem(path, detail["msg"], fix)

@@ -36,6 +36,14 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "letters, digits and any of _ . -, first a letter or '_', last a letter, digit or '_'",
         "rename it, for example to {word}",
     ),
+    r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$": (
+        "letters, digits and any of _ . -, first and last a letter or digit",
+        "rename it, for example to {word}",
+    ),
+    r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$": (
+        "letters, digits and any of _ . -, with a domain and '/' before it if need be",
+        "rename it, for example to {word}",
+    ),
     r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$": ("a reason in CamelCase", "rename it, for example to {word}"),
 }
 
@@ -134,7 +142,7 @@ def fix_pattern(pattern: str, value: str) -> tuple[str, str]:
     slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")
     return rule, fix.format(
         slug=slug if re.match("[a-z]", slug) else f"m-{slug}".rstrip("-"),
-        word=re.sub(r"^(?=[0-9]|$)", "p_", re.sub(r"[^A-Za-z0-9_]+", "_", value).strip("_")),
+        word=re.sub(r"^(?=[0-9]|$)", "p", re.sub(r"[^A-Za-z0-9_]+", "_", value).strip("_")),
         entrypoint=_entrypoint_like(value),
         pointer="/" + re.sub(r"[\[\].]+", "/", value).strip("/") if value.strip("/~") else "/stages/0/prune/sparsity",
     )
@@ -175,7 +183,7 @@ def _number_fix(wanted: str, value: str) -> str:
         percent = text.removesuffix("%")
         if percent != text and _NUMBER.fullmatch(percent) and wanted == "float":
             return f"write {_number(float(percent) / 100)}"
-        return "write a number, without quotes"
+        return "write a plain number"
     number = float(text)
     if abs(number) == float("inf"):
         return "write a finite number"

@@ -167,9 +167,9 @@ class _Check:
             raise _TooMuchError("an alias that contains itself", line)
         if len(above) > MAX_DEPTH:
             raise _TooMuchError(f"nested deeper than {MAX_DEPTH} levels", line)
-        if node.tag not in _PLAIN_TAGS:
+        if node.tag not in _PLAIN_TAGS or not _suits(node):
             tag = node.tag.replace(_TAG, "!!")
-            self._add(location, line, f"the YAML tag {tag} is not supported", "remove the tag and write a plain value")
+            self._add(location, line, f"the YAML tag {tag} is not supported here", "remove the tag")
         elif node.tag == _TAG + "float" and not _is_finite(node):
             self._add(location, line, f"{node.value} has no counterpart in JSON", "write a finite number")
         if isinstance(node, yaml.SequenceNode):
@@ -201,6 +201,12 @@ class _Check:
 
     def _add(self, location: Location, line: int, message: str, fix: str) -> None:
         self.problems.append(Problem(format_location(location), message, fix, line=line))
+
+
+def _suits(node: yaml.Node) -> bool:
+    """Whether the tag is one for a value of this shape; someone may have written '!!float [1]'."""
+    shape = {_TAG + "seq": yaml.SequenceNode, _TAG + "map": yaml.MappingNode}.get(node.tag, yaml.ScalarNode)
+    return isinstance(node, shape)
 
 
 def _is_finite(node: yaml.Node) -> bool:

@@ -11,6 +11,15 @@ from .base import ApiModel, Text, Time
 JobName = Annotated[str, Field(min_length=1, max_length=52, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
 SweepName = Annotated[str, Field(min_length=1, max_length=46, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$")]
+LabelKey = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$",
+    ),
+]
 
 
 class OwnerReference(ApiModel):
@@ -28,7 +37,7 @@ class ObjectMeta(ApiModel):
     """The metadata that modelpress reads; what only the API server uses passes through untouched."""
 
     namespace: Namespace = "default"
-    labels: dict[str, str] | None = None
+    labels: dict[LabelKey, LabelValue] | None = None
     annotations: dict[str, str] | None = None
     uid: str | None = None
     resource_version: str | None = None

@@ -160,7 +160,44 @@ def test_any_text_gives_documents_or_problems(text: str) -> None:
         assert problem.fix
 
 
-@given(st.text("[]{}:,-?&*!|>'\"%@` \n\tab01#~<", max_size=40))
+TOKENS = [
+    "!!int ",
+    "!!float ",
+    "!!bool ",
+    "!!null ",
+    "!!str ",
+    "!!seq ",
+    "!!map ",
+    "!!set ",
+    "!own ",
+    "<<: ",
+    "? ",
+    ": ",
+]
+TOKENS += [
+    "a: ",
+    "b: ",
+    "- ",
+    "&x ",
+    "*x ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    "\n",
+    "\n  ",
+    "---\n",
+    "1",
+    "-",
+    ".inf",
+    "on",
+    "'",
+    '"',
+]
+
+
+@given(st.lists(st.sampled_from(TOKENS), max_size=14).map("".join))
 def test_any_punctuation_gives_documents_or_problems(text: str) -> None:
     """The same for texts of YAML's own signs, which reach deeper into the reader."""
     _, problems = parse(text)

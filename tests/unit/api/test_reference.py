@@ -62,7 +62,7 @@ def test_tables_show_bounds_and_defaults() -> None:
                     "minimum": 0,
                     "maximum": 1,
                     "exclusiveMaximum": True,
-                    "description": "One|two.",
+                    "description": "A|b.",
                 },
                 "b": {"type": "array", "maxItems": 3, "items": {"type": "string", "maxLength": 9}, "description": "B."},
                 "c": {
