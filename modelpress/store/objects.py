@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import functools
 import os
 import re
 import secrets
@@ -12,9 +13,10 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
@@ -32,6 +34,7 @@ from .errors import (
     server_code,
 )
 
+T = TypeVar("T")
 _MIB = 1024 * 1024
 _PART = 8 * _MIB
 _MAX_PARTS = 9_000  # S3 and GCS take 10,000
@@ -77,7 +80,8 @@ class ObjectStorage:
     def put_bytes(self, path: str, data: bytes) -> None:
         key = self._key(path)
         with self._explained(path):
-            obstore.put(self._writable(), key, data, use_multipart=len(data) > _PART, chunk_size=_PART)
+            client = self._writable(patient=len(data) > _MIB)
+            self._run(lambda: obstore.put(client, key, data, use_multipart=len(data) > _PART, chunk_size=_PART))
 
     def put_file(self, path: str, local: Path) -> None:
         key = self._key(path)
@@ -88,9 +92,11 @@ class ObjectStorage:
             if self._client is not self._patient and client is self._patient:
                 # A server that is not there must not take the patience that a slow upload gets.
                 with contextlib.suppress(FileNotFoundError):
-                    obstore.head(self._client, key)
-            obstore.put(
-                client, key, local, use_multipart=size > part, chunk_size=part, max_concurrency=_CONCURRENT_PARTS
+                    self._run(lambda: obstore.head(self._client, key))
+            self._run(
+                lambda: obstore.put(
+                    client, key, local, use_multipart=size > part, chunk_size=part, max_concurrency=_CONCURRENT_PARTS
+                )
             )
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
@@ -99,7 +105,7 @@ class ObjectStorage:
         for tried in range(5):
             with self._explained(path):
                 try:
-                    obstore.put(client, key, data, mode="create")
+                    self._run(lambda: obstore.put(client, key, data, mode="create"))
                 except AlreadyExistsError as error:
                     code = server_code(str(error))
                     if code in PATH_TAKEN:
@@ -118,13 +124,13 @@ class ObjectStorage:
         key = self._key(path)
         client = self._readable(path)
         with self._explained(path):
-            return bytes(obstore.get(client, key).bytes())
+            return self._run(lambda: bytes(obstore.get(client, key).bytes()))
 
     def get_file(self, path: str, local: Path) -> None:
         key = self._key(path)
         client = self._readable(path)
         with self._explained(path):
-            result = obstore.get(client, key)
+            result = self._run(lambda: obstore.get(client, key))
             size = result.meta["size"]
         part = local.with_name(f".{local.name[:200]}.{secrets.token_hex(4)}.part")
         with _local_errors(local):
@@ -136,7 +142,7 @@ class ObjectStorage:
                 chunks = iter(result.stream(min_chunk_size=4 * _MIB))
                 while True:
                     with self._explained(path):
-                        chunk = next(chunks, None)
+                        chunk = self._run(lambda: next(chunks, None))
                     if chunk is None:
                         break
                     with _local_errors(local):
@@ -158,15 +164,15 @@ class ObjectStorage:
             return
         with self._explained(source):
             try:
-                obstore.copy(client, old, new)
+                self._run(lambda: obstore.copy(client, old, new))
             except NotSupportedError:
-                self._stream_copy(client, old, new)
+                self._run(lambda: self._stream_copy(client, old, new))
             except BaseError as error:
                 number = re.search(r"\(os error (\d+)\)", str(error))
                 linkless = number is not None and int(number.group(1)) in _NO_LINKS
                 if not linkless and server_code(str(error)) not in _COPY_BY_STREAM:
                     raise
-                self._stream_copy(client, old, new)
+                self._run(lambda: self._stream_copy(client, old, new))
 
     def exists(self, path: str) -> bool:
         key = self._key(path)
@@ -174,10 +180,10 @@ class ObjectStorage:
             client = self._readable(path)
             with self._explained(path):
                 try:
-                    obstore.head(client, key)
+                    self._run(lambda: obstore.head(client, key))
                 except FileNotFoundError:
                     # The answer to HEAD has no body, so it cannot tell a missing object from a missing bucket.
-                    obstore.get(client, key)
+                    self._run(lambda: obstore.get(client, key))
         except ObjectMissingError:
             return False
         return True
@@ -185,18 +191,16 @@ class ObjectStorage:
     def list(self, prefix: str) -> list[ObjectInfo]:
         folder = self._key(prefix) if prefix else self._prefix
         skip = len(self._prefix) + 1 if self._prefix else 0
-        found: builtins.list[ObjectInfo] = []
         with self._explained(prefix):
-            for batch in obstore.list(self._client, folder or None, chunk_size=1000):
-                found.extend(ObjectInfo(item["path"][skip:], item["size"]) for item in batch)
-        return sorted(found, key=lambda info: info.path)
+            found = self._run(lambda: obstore.list(self._client, folder or None).collect())
+        return sorted((ObjectInfo(item["path"][skip:], item["size"]) for item in found), key=lambda info: info.path)
 
     def delete(self, path: str) -> None:
         key = self._key(path)
         with contextlib.suppress(ObjectMissingError):
             client = self._readable(path)
             with self._explained(path):
-                obstore.delete(client, [key])
+                self._run(lambda: obstore.delete(client, [key]))
 
     def delete_prefix(self, prefix: str) -> None:
         check_path(prefix)
@@ -206,7 +210,8 @@ class ObjectStorage:
                 return
             with contextlib.suppress(ObjectMissingError), self._explained(prefix):
                 for start in range(0, len(found), 1000):
-                    obstore.delete(self._client, found[start : start + 1000])
+                    batch = found[start : start + 1000]
+                    self._run(functools.partial(obstore.delete, self._client, batch))
         raise StoreError(
             f"{self._where(prefix)}: objects keep appearing while they are deleted; stop the run that writes"
         )
@@ -228,6 +233,21 @@ class ObjectStorage:
 
     def _writable(self, *, patient: bool = False) -> Any:
         return self._patient if patient else self._client
+
+    def _run(self, call: Callable[[], T]) -> T:
+        """The call's result. The library does not look for signals, so the main thread waits where Python does."""
+        if self._scheme in ("file", "memory") or threading.current_thread() is not threading.main_thread():
+            return call()
+        box: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                box.set_result(call())
+            except BaseException as error:
+                box.set_exception(error)
+
+        threading.Thread(target=work, name="modelpress-store", daemon=True).start()
+        return box.result()
 
     def _explain(self, error: BaseException, path: str) -> StoreError:
         return explain(

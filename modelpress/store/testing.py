@@ -6,7 +6,8 @@
             return functools.partial(MyStore, f"my://{tmp_path}")      # picklable; every call opens the same place
 
 Optional fixtures: `refused` (an opener whose credentials or permissions are refused) and `breaking` (an opener whose
-connection breaks for good after some MiB of an upload). Class attributes say what an implementation cannot do.
+connection breaks for good after some MiB of an upload). Class attributes say what an implementation cannot do. A test
+that cannot apply at all is left out by setting its name to None in the subclass.
 """
 
 from __future__ import annotations

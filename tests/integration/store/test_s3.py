@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import functools
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modelpress.api.v1alpha1 import Objective
+from modelpress.request import PublishRequest, RunRequest, trial_prefix
 from modelpress.store import (
     ObjectMissingError,
     StoreError,
     StoreRefusedError,
     StoreUnavailableError,
+    manifest,
     open_store,
 )
 from modelpress.store.testing import MIB, ArtifactStoreContract, Opener
+from modelpress_runner.publish import publish
 
 
 @pytest.fixture
@@ -45,6 +52,9 @@ class TestS3(ArtifactStoreContract):
 
 class TestS3WithoutPrefix(ArtifactStoreContract):
     """A whole bucket, found by the settings that other AWS clients use; refused for an access key nobody has."""
+
+    test_put_if_absent_by_many_processes = None  # as above, and slow
+    test_large_files_take_bounded_memory = None
 
     @pytest.fixture
     def opener(self, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Opener:
@@ -137,6 +147,30 @@ def test_a_short_interruption_is_ridden_out(s3: Any, bucket: str, link: Callable
     assert store.get_bytes("a") == b"1"
 
 
+@pytest.mark.parametrize("call", ["get_bytes('a')", "put_file('a', Path(sys.argv[2]))", "list('')"])
+def test_an_interrupt_ends_a_call_that_waits(s3: Any, silent_port: int, tmp_path: Path, call: str) -> None:
+    """SIGINT in the midst of a call to a silent server is a KeyboardInterrupt now, not when the call gives up."""
+    (tmp_path / "large").write_bytes(b"1" * 2 * MIB)
+    code = (
+        "import signal, sys; from pathlib import Path; from modelpress.store import open_store\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "store = open_store('s3://bucket', endpoint=sys.argv[1], timeout=3600)\n"
+        f"print('calls', flush=True); store.{call}"
+    )
+    command = [sys.executable, "-c", code, f"http://127.0.0.1:{silent_port}", tmp_path / "large"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "calls\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert errors.splitlines()[-1] == "KeyboardInterrupt"
+
+
 def test_the_wrong_region(s3: Any, bucket: str) -> None:
     """A bucket of another region is named together with what to set."""
     store = open_store(f"s3://{bucket}", endpoint=s3.endpoint, region="eu-west-1")
@@ -184,6 +218,38 @@ def test_a_path_through_an_object(s3: Any, bucket: str) -> None:
     with pytest.raises(StoreError, match="a file stands where a folder is needed"):
         store.put_if_absent("a/b", b"1")
     assert store.get_bytes("a") == b"1"
+
+
+def test_publishing_on_the_server(s3: Any, bucket: str, tmp_path: Path) -> None:
+    """A sweep is published in a bucket: the best trial's files are copied there, verify, and follow another best."""
+    store = open_store(f"s3://{bucket}/models", endpoint=s3.endpoint)
+    request = RunRequest.model_validate(
+        {
+            "purpose": "publish",
+            "namespace": "default",
+            "name": "sweep",
+            "uid": "01234567",
+            "root": "default/sweep-01234567",
+            "prefix": "default/sweep-01234567",
+            "spec": {"model": {"entrypoint": "a:b"}, "stages": [{"finetune": {"epochs": 1}}]},
+        }
+    )
+    for number in (0, 1):
+        local = tmp_path / f"weights-{number}"
+        local.write_bytes(bytes([number]) * 9 * MIB)
+        prefix = trial_prefix(request.root, number)
+        store.put_file(f"{prefix}/1-aaaaaaaa/model.safetensors", local)
+        files = [manifest.entry("1-aaaaaaaa/model.safetensors", local)]
+        manifest.commit(store, prefix, manifest.Manifest(attempt=1, files=files, spec_digest="d"))
+    for best in (0, 1, 1):
+        wanted = PublishRequest(objectives=[Objective(metric="default")], best=best)
+        result = publish(request.model_copy(update={"publish": wanted}), store)
+        found = manifest.read(store, f"{request.root}/best")
+        assert found is not None
+        assert found[1] == result.manifest_digest
+        fetched = manifest.fetch(store, f"{request.root}/best", found[0], tmp_path / "best")
+        assert fetched["model.safetensors"].read_bytes() == bytes([best]) * 9 * MIB
+        assert len(store.list(f"{request.root}/best")) == 2
 
 
 def test_a_copy_of_nothing_names_the_source(s3: Any, bucket: str) -> None:

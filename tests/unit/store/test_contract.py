@@ -17,6 +17,8 @@ _numbers = itertools.count()
 class TestFolder(ArtifactStoreContract):
     """A folder by its plain path, with characters that mean something in URLs."""
 
+    test_an_upload_that_breaks_off_leaves_nothing = None  # no connection; killed writers are an integration test
+
     @pytest.fixture
     def opener(self, tmp_path: Path) -> Opener:
         return functools.partial(open_store, str(tmp_path / "a store #1 100%" / "not there yet"))
@@ -27,19 +29,14 @@ class TestFolder(ArtifactStoreContract):
         return functools.partial(open_store, str(tmp_path / "file"))
 
 
-class TestFileUri(ArtifactStoreContract):
-    """A folder by its file:// URI."""
-
-    @pytest.fixture
-    def opener(self, tmp_path: Path) -> Opener:
-        return functools.partial(open_store, (tmp_path / "with space").as_uri())
-
-
 class TestMemory(ArtifactStoreContract):
     """Memory, with a prefix."""
 
     shared_by_processes = False
     bounded_memory = False
+    test_put_if_absent_by_many_processes = None  # memory is one process's own, without rights or a connection
+    test_refusals_are_named = None
+    test_an_upload_that_breaks_off_leaves_nothing = None
 
     @pytest.fixture
     def opener(self) -> Opener:

@@ -167,9 +167,8 @@ def test_texts_that_csv_must_quote(store: ArtifactStore) -> None:
 def test_the_best_trial_is_copied(store: ArtifactStore, tmp_path: Path) -> None:
     """best/ is an artefact of its own with the best trial's files, and best.json says whose they are."""
     succeeded(store, 0)
-    succeeded(
-        store, 1, folder="2-bbbbbbbb", score=0.96, files={"model.pt2": b"best", "extra/a.txt": b"", "README.md": b"#"}
-    )
+    contents = {"model.pt2": b"best", "extra/a.txt": b"", "README.md": b"#"}
+    succeeded(store, 1, folder="2-bbbbbbbb", score=0.96, files=contents)
     result = publish(to_publish(1, front=[0, 1]), store)
     found = manifest.read(store, f"{ROOT}/best")
     assert found is not None

@@ -139,6 +139,16 @@ def test_a_ca_bundle_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         open_store("s3://bucket", endpoint="https://minio:9000")
 
 
+def test_a_folder_by_path_and_by_uri(tmp_path: Path) -> None:
+    """A folder's plain path and its file:// URI, with its escapes, are the same store."""
+    folder = tmp_path / "a b#c%20"
+    open_store(str(folder)).put_bytes("x", b"1")
+    store = open_store(folder.as_uri())
+    assert store.get_bytes("x") == b"1"
+    assert store.uri == f"{tmp_path.as_uri()}/a%20b%23c%2520"
+    assert open_store(store.uri).get_bytes("x") == b"1"
+
+
 def test_memory_is_shared_by_name_and_apart_by_prefix() -> None:
     """All who open memory://name in this process see the same objects, each below its own prefix."""
     open_store("memory://shared-name/a").put_bytes("x", b"1")
