@@ -67,6 +67,7 @@ class Cluster:
     object_news: deque[tuple[dt.datetime, Key, Object | None]] = field(default_factory=deque)
     job_news: deque[tuple[dt.datetime, str, ObservedJob | None]] = field(default_factory=deque)
     manifests: dict[str, str] = field(default_factory=dict)  # prefix -> name of the Job that committed
+    excused: set[str] = field(default_factory=set)  # prefixes whose committed runner could not be heard or asked after
     counted: Counter[str] = field(default_factory=Counter)  # (owner, what really happened)
     births: dict[str, str] = field(default_factory=dict)  # trial -> its parameters and history, for good
     finished: dict[Key, Any] = field(default_factory=dict)  # status of what reached a terminal phase
@@ -120,6 +121,7 @@ class Cluster:
 
     def vanish(self, name: str) -> None:
         """A child Job is gone, at once and for good."""
+        self.excused.add(self.jobs[name].request.prefix)
         del self.jobs[name]
         self.job_news.append((self.now, name, None))
         self._unless_lagging()
@@ -158,6 +160,8 @@ class Cluster:
         if how in ("done", "silent", "evicted-committed"):
             self.commit(name)
         ordered = job.seen.deleting
+        if ordered or how in ("error", "oom", "terminated", "invalid"):
+            self.excused.add(job.request.prefix)
         if how in ("error", "oom", "error-silent", "silent-empty") and not ordered:
             self.counted[f"{owner}/failed"] += 1
         if how in ("terminated", "evicted", "evicted-committed"):
@@ -184,6 +188,8 @@ class Cluster:
                 raise AssertionError(how)
 
     def _end_other(self, name: str, job: SimJob, how: str) -> None:
+        if how != "done":
+            self.excused.add(job.request.prefix)
         if how in ("done", "silent"):
             message = success()
             if job.seen.purpose == "collect":
@@ -267,6 +273,9 @@ class Cluster:
             return owner is not None and there is not None and there.seen.owner_uid == owner.metadata.uid
         if action.purpose == "trial" and key in self.finished:
             self.problems.append(f"{action.name} was created after {key[1]} had finished")
+        prefix = action.request.prefix
+        if action.purpose == "trial" and prefix in self.manifests and prefix not in self.excused:
+            self.problems.append(f"{action.name} was created though the manifest was there to be found")
         self.serial += 1
         self.jobs_created += 1
         self.writes[key[1]] += 1
@@ -376,7 +385,7 @@ class Cluster:
             if {*history.finished, *history.running} <= set(trials):
                 again = self.strategy.suggest(number, history, trials)
                 assert again.spec is not None
-                assert again.spec.to_dict() == trial.spec.to_dict()
+                assert {**again.spec.to_dict(), "suspend": False} == _recipe(trial)
 
     def settle(self, key: Key) -> None:
         """With all news told and nothing else happening, reconciling twice acts once."""
@@ -384,6 +393,9 @@ class Cluster:
         self.reconcile(key)
         self.deliver()
         again = self.reconcile(key)
+        if any(isinstance(action, StopTrial) for action in again.actions):  # of trials whose uid was not known before
+            self.deliver()
+            again = self.reconcile(key)
         assert again.actions == (), f"{key} is not at rest: {again.actions}"
 
     def converge(self, limit: int = 600) -> None:
@@ -421,8 +433,13 @@ class Cluster:
 
     def _birth(self, trial: Object) -> str:
         annotations = trial.metadata.annotations or {}
-        return f"{annotations[PARAMETERS_ANNOTATION]}|{annotations[HISTORY_ANNOTATION]}|{trial.spec.to_dict()}"
+        return f"{annotations[PARAMETERS_ANNOTATION]}|{annotations[HISTORY_ANNOTATION]}|{_recipe(trial)}"
 
     def _spec(self) -> Any:
         obj = next(iter(self.objects.values()))
         return obj.spec if isinstance(obj, CompressionJob) else obj.spec.template.spec
+
+
+def _recipe(trial: Object) -> dict[str, Any]:
+    """A trial's spec but for the one field that users may change."""
+    return {**trial.spec.to_dict(), "suspend": False}
