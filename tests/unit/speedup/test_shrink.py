@@ -134,6 +134,17 @@ def test_shapes_and_attributes_after_a_cut() -> None:
     assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 4, 4)
 
 
+def test_group_norm_ties_whole_groups_even_if_they_are_few() -> None:
+    """2 groups of 6 channels are 2 units: fewer channels in a group would change its mean and variance."""
+    model = nn.Sequential(nn.Conv1d(3, 12, 1), nn.GroupNorm(2, 12), nn.Conv1d(12, 2, 1))
+    coupling = couple(model, torch.ones(1, 3, 5))
+    output = coupling.output("0")
+    assert output is not None
+    first, second = output.units[0], output.units[6]
+    assert first != second
+    assert output.units == (first,) * 6 + (second,) * 6
+
+
 def test_kept_values_by_hand() -> None:
     """Rows, columns and grouped columns are the ones that were asked for."""
     linear = nn.Linear(3, 2)
