@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop.install()
     request: RunRequest | None = None
     store: ArtifactStore | None = None
+    reported = False  # an earlier attempt's result, which has its record
     try:
         request = _read_request(options.request)
         if not request.run_uid:
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = open_store(
             request.spec.store.uri, endpoint=request.spec.store.endpoint, region=request.spec.store.region
         )
-        result, code = _serve(request, store, ProgressFile(options.progress), stop), ExitCode.DONE
+        reported = request.purpose == "trial" and manifest.read(store, request.prefix) is not None
+        result, code = _serve(request, store, ProgressFile(options.progress), stop, reported), ExitCode.DONE
     except Stopped:
         message = "stopped on request; the next attempt goes on from the last checkpoint, if there is one"
         result = RunResult(phase="Failed", reason=reasons.RUNNER_TERMINATED, message=message)
@@ -68,17 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.log(level, "%s: %s", result.phase, result.message or result.reason)
     first = tuple(constraint.metric for constraint in (request.spec.constraints or [])) if request else ()
     _write_result(options.result, result, first)
-    if request is not None and store is not None and request.purpose == "trial":
+    if request is not None and store is not None and request.purpose == "trial" and not reported:
         _write_record(store, request, result)
     return int(code)
 
 
-def _serve(request: RunRequest, store: ArtifactStore, progress: ProgressFile, stop: StopFlag) -> RunResult:
+def _serve(
+    request: RunRequest, store: ArtifactStore, progress: ProgressFile, stop: StopFlag, finished: bool
+) -> RunResult:
     if request.purpose == "publish":
         from modelpress_runner.publish import publish
 
         return publish(request, store)
-    if request.purpose == "collect" or (request.purpose == "trial" and manifest.read(store, request.prefix)):
+    if request.purpose == "collect" or finished:
         from modelpress_runner.collect import collect
 
         return collect(request, store)

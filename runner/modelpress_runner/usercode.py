@@ -42,7 +42,7 @@ def user_code(what: str, error: type[RunnerError] = UserCodeError, path: str | N
 
 def describe(raised: BaseException) -> str:
     """One line: the type and message of an exception, and the last line of the user's code on its way."""
-    text = " ".join(str(raised).split())
+    text = " ".join(str(raised.msg if isinstance(raised, SyntaxError) else raised).split())
     if len(text) > 300:
         text = text[:299] + "…"
     place = user_line(raised)
