@@ -53,7 +53,11 @@ class OwnerState:
 
 @dataclass(frozen=True)
 class JobObserved:
-    """A CompressionJob and its children. `owner` is None for a standalone job."""
+    """A CompressionJob and its children. `owner` is None for a standalone job.
+
+    `children` are the Jobs that it controls, and any other Job that has one of the names it would give (naming): on a
+    cluster what a refused creation ran into.
+    """
 
     job: CompressionJob
     owner: OwnerState | None = None
@@ -64,7 +68,7 @@ class JobObserved:
 
 @dataclass(frozen=True)
 class SweepObserved:
-    """A CompressionSweep, its trials that exist, and its prepare and publish Jobs."""
+    """A CompressionSweep, its trials that exist, and its prepare and publish Jobs; namesakes as for a job."""
 
     sweep: CompressionSweep
     trials: tuple[CompressionJob, ...] = ()
@@ -78,7 +82,9 @@ class SweepObserved:
 
 @dataclass(frozen=True)
 class CreateJob:
-    """Create a child Job owned by the reconciled object."""
+    """Create a child Job owned by the reconciled object. One of that name with the same owner's uid is success; while
+    that one is being deleted the creation fails and is tried again later.
+    """
 
     name: str
     purpose: Purpose
@@ -96,7 +102,10 @@ class DeleteJob:
 
 @dataclass(frozen=True)
 class CreateTrial:
-    """Create a CompressionJob owned by the reconciled sweep, with these labels and annotations."""
+    """Create a CompressionJob owned by the reconciled sweep, with these labels and annotations.
+
+    Where it is there already under the sweep's uid, that is success.
+    """
 
     job: CompressionJob
 
@@ -112,7 +121,11 @@ class StopTrial:
 
 @dataclass(frozen=True)
 class PatchStatus:
-    """Replace the status of the reconciled object; refused if its resourceVersion is no longer the observed one."""
+    """Replace the status of the reconciled object; refused if its resourceVersion is no longer the observed one.
+
+    It is the first action of every plan that has any, and fences the rest: a shell sends it with the resourceVersion
+    also when the status is what it was, and drops the plan when it is refused.
+    """
 
     status: CompressionJobStatus | CompressionSweepStatus
 
@@ -131,7 +144,9 @@ Action = CreateJob | DeleteJob | CreateTrial | StopTrial | PatchStatus | EmitEve
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, in this order, and when to look again even if nothing happens (seconds; None: never)."""
+    """What to do, in this order and up to the first failure, and when to look again even if nothing happens (seconds;
+    None: never).
+    """
 
     actions: tuple[Action, ...] = ()
     requeue_after: float | None = None
