@@ -20,6 +20,9 @@ from .v1alpha1.sweep import Scalar
 TRIES_PER_VALUE = 64
 TRIES = 2048
 
+# Values of a sweep that are tried; a larger space is tried in part, and its other values when their trials are created.
+MAX_PROBES = 4096
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -88,7 +91,10 @@ class Prober:
         self._document = template.to_dict()
         self._parameters = list(parameters)
         self._by_name = {parameter.name: parameter for parameter in parameters}
-        self._probes = {parameter.name: probes(parameter) for parameter in parameters}
+        share = max(2, MAX_PROBES // len(self._parameters))
+        self._probes = {parameter.name: probes(parameter)[:share] for parameter in parameters}
+        self._conditions = {name for parameter in parameters for name in parameter.when or ()}
+        self._verdicts: dict[str, list[tuple[Probe, Verdict | None]]] = {}
         self._tries = TRIES
 
     def base(self) -> dict[str, Scalar]:
@@ -102,21 +108,22 @@ class Prober:
 
     def unsuitable(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Problem]]:
         """The values of a parameter that do not suit the field that they are put into."""
-        verdicts = [(probe, self._first_try(parameter, probe, base)) for probe in self._probes[parameter.name]]
+        verdicts = self._first_verdicts(parameter, base)
         return [(probe, verdict.problem) for probe, verdict in verdicts if verdict is not None and verdict.own]
 
     def impossible(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Problem]]:
         """The values of a parameter that give no valid recipe, whatever the other parameters are (as far as tried)."""
-        out = []
-        for probe in self._probes[parameter.name]:
-            verdict = self._first_try(parameter, probe, base)
-            if verdict is not None and not self._finds_a_way(parameter, probe.value, base):
-                out.append((probe, verdict.problem))
-        return out
+        return [
+            (probe, verdict.problem)
+            for probe, verdict in self._first_verdicts(parameter, base)
+            if verdict is not None and not self._finds_a_way(parameter, probe.value, base)
+        ]
 
     def judge(self, values: Mapping[str, Scalar], parameter: Parameter | None) -> Verdict | None:
         """The first thing that is wrong with the recipe that these values give; None: it is valid."""
-        document = self.resolve(values)
+        return self._judge_document(self.resolve(values), parameter)
+
+    def _judge_document(self, document: Any, parameter: Parameter | None) -> Verdict | None:
         try:
             spec = CompressionJobSpec.model_validate(document)
         except ValidationError as error:
@@ -139,9 +146,30 @@ class Prober:
                     document = pointer.set(document, path, values[parameter.name])
         return document
 
-    def _first_try(self, parameter: Parameter, probe: Probe, base: Mapping[str, Scalar]) -> Verdict | None:
-        enabled = next(self._enabling(parameter), {})
-        return self.judge({**base, **enabled, parameter.name: probe.value}, parameter)
+    def _first_verdicts(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Verdict | None]]:
+        """Each value judged beside the base values, with the parameter made active."""
+        if parameter.name not in self._verdicts:
+            found = self._probes[parameter.name]
+            if all(path.startswith("/model/args/") for path in parameter.paths):
+                found = found[:1]  # an argument takes any value, so only its name can be wrong
+            self._verdicts[parameter.name] = list(zip(found, self._first_tries(parameter, found, base), strict=True))
+        return self._verdicts[parameter.name]
+
+    def _first_tries(
+        self, parameter: Parameter, found: Sequence[Probe], base: Mapping[str, Scalar]
+    ) -> Iterator[Verdict | None]:
+        if parameter.when or parameter.name in self._conditions:
+            enabled = next(self._enabling(parameter), {})
+            for probe in found:
+                yield self.judge({**base, **enabled, parameter.name: probe.value}, parameter)
+            return
+        # Nothing else changes with this parameter, so the rest is put in once.
+        rest = self.resolve(base)
+        for probe in found:
+            document = rest
+            for path in parameter.paths:
+                document = pointer.set(document, path, probe.value)
+            yield self._judge_document(document, parameter)
 
     def _finds_a_way(self, parameter: Parameter, value: Scalar, base: Mapping[str, Scalar]) -> bool:
         for enabled in self._enabling(parameter):

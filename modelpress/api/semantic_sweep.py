@@ -32,6 +32,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
         *_name_problems(space),
         *_pointer_problems(space, document),
         *_when_problems(space),
+        *_overlap_problems(space),
     ]
     template = [problem.under("spec.template") for problem in job_problems(spec.template.spec, cluster=cluster)]
     problems = list(structure)
@@ -39,7 +40,6 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
         problems += template
     else:
         problems += _value_problems(spec, template)
-    problems += _overlap_problems(space)
     problems += _algorithm_problems(spec)
     problems += _objective_problems(spec)
     earlier = spec.template.spec.constraints or []

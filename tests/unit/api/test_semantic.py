@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelpress.api.errors import Problem
 from modelpress.api.probing import can_take, last, probes
@@ -258,6 +260,26 @@ def test_large_spaces_are_judged_with_bounded_effort() -> None:
     assert paths(sweep_problems(sweep(*space, template=template))) == ["spec.template.spec.stages[0].prune.speedup"]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_nested_pointers_are_told_in_either_order(order: int) -> None:
+    """Whether the outer or the inner field comes first, the overlap is the only problem, and nothing breaks."""
+    space = [
+        {"name": "a", "paths": ["/stages/0/prune/schedule"], "categorical": {"values": ["x"]}},
+        {"name": "b", "paths": ["/stages/0/prune/schedule/rounds"], "int": {"min": 1, "max": 2}},
+    ]
+    problems = sweep_problems(sweep(*space[::order]))
+    assert paths(problems) == ["spec.searchSpace[1].paths[0]"]
+
+
+def test_an_argument_takes_any_value_but_not_any_name() -> None:
+    """Arguments are the entrypoint's business; what can never be a keyword is told once, not for each value."""
+    template = job(model={"entrypoint": "a:b", "args": {}})
+    space = {"name": "p", "paths": ["/model/args/a b"], "categorical": {"values": [1, "x", True]}}
+    problems = sweep_problems(sweep(space, template=template))
+    assert paths(problems) == ["spec.searchSpace[0].categorical.values[0]"]
+    assert "'a b' cannot be the name of a keyword argument" in problems[0].message
+
+
 def test_every_problem_has_a_fix_and_one_line() -> None:
     """Whatever is wrong at once, each problem is one sentence with what to do."""
     template = job(
@@ -274,3 +296,49 @@ def test_every_problem_has_a_fix_and_one_line() -> None:
         assert problem.path.startswith("spec.")
         assert problem.fix
         assert "\n" not in str(problem)
+
+
+POINTERS = [
+    "/seed",
+    "/stages/0/prune/algorithm",
+    "/stages/0/prune/schedule",
+    "/stages/0/prune/schedule/rounds",
+    "/stages/0/prune/schedule/type",
+    "/stages/0/prune/configList/0/sparsity",
+    "/stages/0/prune/configList/0/exclude",
+    "/stages/0/prune/configList",
+    "/stages/1",
+    "/model",
+    "/model/args/x",
+    "/target/format",
+    "/",
+]
+VALUES = st.sampled_from(["l1", "level", "agp", "one_shot", 0, 1, 3, 0.5, 1.5, True, False])
+DOMAINS = st.one_of(
+    st.lists(VALUES, min_size=1, max_size=3, unique_by=lambda value: (isinstance(value, bool), value)).map(
+        lambda values: {"categorical": {"values": values}}
+    ),
+    st.sampled_from([{"int": {"min": 0, "max": 4, "step": 2}}, {"float": {"min": 0.1, "max": 0.9}}]),
+)
+SPACES = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.lists(st.sampled_from(POINTERS), min_size=1, max_size=2),
+        DOMAINS,
+        st.none() | st.dictionaries(st.sampled_from("abc"), st.lists(VALUES, min_size=1, max_size=2), min_size=1),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(SPACES, st.sampled_from(["grid", "tpe"]))
+def test_any_search_space_gets_an_answer(space: list[Any], algorithm: str) -> None:
+    """However parameters, pointers and conditions are combined, the answer is a list of problems with fixes."""
+    parameters = [
+        {"name": name, "paths": found, **domain, **({"when": when} if when else {})}
+        for name, found, domain, when in space
+    ]
+    for problem in sweep_problems(sweep(*parameters, algorithm={"name": algorithm}), cluster=True):
+        assert problem.path.startswith("spec.")
+        assert problem.fix
