@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.api.errors import SpecError
@@ -151,6 +151,7 @@ def test_plain_scalars_are_read_as_in_kubernetes(text: str, value: Any) -> None:
     assert type(documents[0].data["key"]) is type(value)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_gives_documents_or_problems(text: str) -> None:
     """No text makes the reader fail otherwise than with problems that say what to do."""
@@ -197,6 +198,7 @@ TOKENS += [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(TOKENS), max_size=14).map("".join))
 def test_any_punctuation_gives_documents_or_problems(text: str) -> None:
     """The same for texts of YAML's own signs, which reach deeper into the reader."""

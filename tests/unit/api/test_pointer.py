@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.api import pointer
@@ -91,6 +91,7 @@ def places(value: Any, way: tuple[str | int, ...] = ()) -> list[tuple[str | int,
     return [way, *(place for key, item in items for place in places(item, (*way, key)))]
 
 
+@settings(deadline=None)
 @given(documents, st.data())
 def test_set_then_get_gives_the_value_back(document: Any, data: st.DataObject) -> None:
     """At every place of any document set and get are inverse, and the original is untouched."""

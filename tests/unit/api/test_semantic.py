@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.api.errors import Problem
@@ -332,6 +332,7 @@ SPACES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(SPACES, st.sampled_from(["grid", "tpe"]))
 def test_any_search_space_gets_an_answer(space: list[Any], algorithm: str) -> None:
     """However parameters, pointers and conditions are combined, the answer is a list of problems with fixes."""
