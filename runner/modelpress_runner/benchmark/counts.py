@@ -40,31 +40,39 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     args, kwargs = as_call(on_device(with_batch(dummy_input, 1), device))
     counter = FlopCounterMode(display=False)
-    # Fused kernels (oneDNN's LSTM, the encoder fast path, flash attention on the CPU) hide their products from the
-    # counter; without them every product is one of its own.
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with untouched(model), torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-        torch.backends.mha.set_fastpath_enabled(False)
+    with untouched(model), torch.no_grad(), _taken_apart():
         try:
             with counter:
                 model(*args, **kwargs)
-        except InvalidModelError:
-            raise
         except Exception as error:
             raise InvalidModelError(
                 f"the model does not run on dummy_input with a batch of 1 ({first_line(error)}); give a dummy_input "
                 "that the model takes, batch first"
             ) from error
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
     return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def _taken_apart() -> Iterator[None]:
+    """Fused kernels (oneDNN's LSTM, the encoder fast path, flash attention on the CPU) hide their products from the
+    counter; here every product is one of its own."""
+    fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mkldnn.enabled = onednn
 
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Runs the block with `model` in eval mode; then modes, buffers and random number generators are as before."""
     modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    plain = ((name, buffer) for name, buffer in model.named_buffers() if buffer.layout == torch.strided)
+    buffers = {name: buffer.detach().clone() for name, buffer in plain}
     devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.is_cuda})
     with torch.random.fork_rng(devices=devices):
         model.eval()

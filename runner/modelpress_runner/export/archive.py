@@ -13,7 +13,9 @@ import json
 import pickletools
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,13 @@ _JSON = re.compile(
 _RAW = re.compile(r"data/weights/weight_(?:0|[1-9]\d{0,6})|data/constants/tensor_(?:0|[1-9]\d{0,6})")
 _EMPTY = re.compile(rf"data/sample_inputs/{_NAME}\.pt")
 _PICKLED_NAME = re.compile(r"\.(?:pkl|pickle|pt|pth|bin|ckpt)$|custom_obj|opaque_obj", re.IGNORECASE)
+
+
+# What the zip reader raises on damaged files.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, OverflowError),
+    *(NotImplementedError, RuntimeError),
+)
 
 
 class Archive:
@@ -73,7 +82,7 @@ class Archive:
         """Bytes of an entry, its checksum verified. ArtifactError if it is missing or damaged."""
         try:
             return self._zip.read(self._info(name))
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise _damaged(self.path, f"{name}: {error}") from error
 
     def json(self, name: str) -> Any:
@@ -100,10 +109,13 @@ def open_archive(path: Path) -> Archive:
         zip_file = zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise _damaged(path, str(error)) from error
     try:
         return Archive(path, zip_file, _checked_entries(path, zip_file))
+    except _DAMAGE as error:
+        zip_file.close()
+        raise _damaged(path, str(error)) from error
     except BaseException:
         zip_file.close()
         raise
@@ -144,7 +156,7 @@ def _check_entry(path: Path, zip_file: zipfile.ZipFile, name: str, info: zipfile
     elif _JSON.fullmatch(name):
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > MAX_JSON_BYTES:
             raise _refused(path, f"has an oversized entry, {name!r}")
-        with _entry(path, zip_file, info) as entry:
+        with zip_file.open(info) as entry:
             if entry.read(1) != b"{":
                 raise _refused(path, f"has an entry {name!r} that is not JSON and may be a pickle")
     elif _EMPTY.fullmatch(name):
@@ -155,7 +167,7 @@ def _check_entry(path: Path, zip_file: zipfile.ZipFile, name: str, info: zipfile
         # that they cannot unfold into more than the file holds.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise _refused(path, f"has a compressed tensor, {name!r}")
-        with _entry(path, zip_file, info) as entry:
+        with zip_file.open(info) as entry:
             if _is_pickled(entry):
                 raise _refused(path, f"has a pickled entry, {name!r}")
     elif _PICKLED_NAME.search(name):
@@ -188,13 +200,6 @@ _CALLS = {
     *("GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"),
     *("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"),
 }
-
-
-def _entry(path: Path, zip_file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
-    try:
-        return zip_file.open(info)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _damaged(path, f"{info.filename}: {error}") from error
 
 
 def write_archive(path: Path, documents: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from modelpress_runner.benchmark.counts import untouched
 from modelpress_runner.benchmark.inputs import (
@@ -75,7 +74,8 @@ def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
     model, dummy_input = _on_cpu(model), on_device(dummy_input, "cpu")
     try:
         with untouched(model), quiet():
-            return _export(_plain_tensors(model), dummy_input, path)
+            _check_tensors(model)
+            return _export(model, dummy_input, path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -169,28 +169,12 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     return model if all(tensor.device.type == "cpu" for tensor in held) else copy.deepcopy(model).cpu()
 
 
-def _plain_tensors(model: nn.Module) -> nn.Module:
-    """`model`, or a copy of it whose wrapped tensors are flattened into the plain ones they are made of."""
-    wrapped = [
-        name
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
-    ]
-    if not wrapped:
-        return model
-    model = copy.deepcopy(model)
-    for name in wrapped:
-        owner, _, leaf = name.rpartition(".")
-        tensor = getattr(model.get_submodule(owner), leaf)
-        inner = tensor.data if isinstance(tensor, nn.Parameter) else tensor
-        if not is_traceable_wrapper_subclass(inner):
-            if type(inner) is torch.Tensor:
-                continue
-            raise NotPortableError(f"{name} is a {type(tensor).__name__}, which is made of no plain tensors")
-    from torch._functorch._aot_autograd.subclass_parametrization import unwrap_tensor_subclass_parameters
-
-    unwrap_tensor_subclass_parameters(model)
-    return model
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        held = tensor.data
+        if type(held) is not torch.Tensor or held.layout != torch.strided or held.is_quantized:
+            kind = str(held.layout) if type(held) is torch.Tensor else type(held).__name__
+            raise NotPortableError(f"{name} is a {kind}; only plain, dense tensors are written without a pickle")
 
 
 def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedProgram:
@@ -224,6 +208,9 @@ def _reason(error: Exception) -> str:
     fixed = re.search(r"You marked L\['?([\w.]+)'?\]\S* as dynamic but your code specialized it to be a constant", text)
     if fixed:
         return f"its code fixes the batch size of the input {fixed.group(1)!r}; use -1 or x.shape[0] for it"
+    shape = re.search(r"shape '[^']*' is invalid for input of size .*s\d+", text)
+    if shape:
+        return f"its code fixes the batch size ({shape.group()}); use -1 or x.shape[0] for it"
     where = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(\S[^\n]*)', text)
     own = [place for place in where if "/site-packages/" not in place[0]]
     reason = first_line(error).rstrip(".;")
@@ -272,7 +259,10 @@ def _document(program: ExportedProgram) -> Any:
     slim._state_dict = {name: _no_numbers(tensor) for name, tensor in program.state_dict.items()}
     slim._constants = {name: _no_numbers(tensor) for name, tensor in program.constants.items()}
     buffer = io.BytesIO()
-    torch.export.save(slim, buffer)
+    try:
+        torch.export.save(slim, buffer)
+    except Exception as error:
+        raise NotPortableError(f"its graph cannot be written: {first_line(error)}") from error
     with zipfile.ZipFile(buffer) as written:
         found = [name for name in written.namelist() if name.endswith(f"/models/{EVAL}.json")]
         document = json.loads(written.read(found[0]))

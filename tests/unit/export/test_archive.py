@@ -1,0 +1,395 @@
+"""Files that were made to do harm: each is refused before torch reads it, and none of it runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modelpress_runner.errors import ArtifactError
+from modelpress_runner.export import graphcheck
+from modelpress_runner.export.program import open_program
+
+Entries = dict[str, bytes]
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def read(path: Path) -> Entries:
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename.removeprefix("archive/"): archive.read(info) for info in archive.infolist()}
+
+
+def write(path: Path, entries: Entries) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(f"archive/{name}", data)
+    return path
+
+
+def edit(entries: Entries, name: str, change: Callable[[Any], None]) -> None:
+    document = json.loads(entries[name])
+    change(document)
+    entries[name] = json.dumps(document).encode()
+
+
+def saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def entries(exported: Path) -> Entries:
+    return read(exported)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "marker"
+
+
+def refused(path: Path, marker: Path, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        open_program(path)
+    assert not marker.exists()
+
+
+def test_an_archive_written_anew_opens(entries: Entries, tmp_path: Path) -> None:
+    """The refusals below are of what was changed, not of the way the tests write files."""
+    assert open_program(write(tmp_path / "model.pt2", entries)).input_names == ("x",)
+
+
+def test_a_pickled_weight_is_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A weight that says it is pickled runs code in torch.export.load, and does not here."""
+    entries["data/weights/weight_0"] = saved(Touch(marker))
+
+    def pickled(config: Any) -> None:
+        for meta in config["config"].values():
+            meta["use_pickle"] = meta["path_name"] == "weight_0"
+
+    for program in ("model", "train"):
+        edit(entries, f"data/weights/{program}_weights_config.json", pickled)
+    path = write(tmp_path / "model.pt2", entries)
+    with pytest.raises(Exception, match=r".*"):
+        torch.export.load(str(path))
+    assert marker.exists(), "the attack is real"
+    marker.unlink()
+    refused(path, marker, "has a pickled entry, 'data/weights/weight_0'")
+    entries["data/weights/weight_0"] = b"\x00" * 144
+    refused(write(tmp_path / "other.pt2", entries), marker, "weights.config.* is a pickled tensor")
+
+
+def test_pickled_sample_inputs_are_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """torch unpickles sample inputs even where it tries weights_only first."""
+    entries["data/sample_inputs/model.pt"] = saved(Touch(marker))
+    refused(write(tmp_path / "model.pt2", entries), marker, "has pickled sample inputs")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/weights/model.pt",
+        "data/constants/model.pt",
+        "data/constants/custom_obj_0",
+        "data/constants/opaque_obj_0",
+        "data/weights/weight_0.pkl",
+        "data.pkl",
+        "data/aotinductor/model/evil.so",
+        "data/weights/../../../evil",
+        "models/other.json",
+        "extra/anything.txt",
+        "version",
+    ],
+)
+def test_entries_that_no_program_has_are_refused(entries: Entries, tmp_path: Path, marker: Path, name: str) -> None:
+    """Legacy pickles, objects, native code, paths out of the folder: only known names are let in."""
+    entries[name] = pickle.dumps(Touch(marker))
+    refused(write(tmp_path / "model.pt2", entries), marker, "has (a pickled entry|an entry that no program has), ")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("wrap", [pickle.dumps, None])
+def test_pickles_are_known_by_their_bytes(
+    entries: Entries, tmp_path: Path, marker: Path, protocol: int, wrap: Any
+) -> None:
+    """A pickle of any protocol, or a torch.save in it, is no tensor, whatever its name and padding."""
+    data = saved(Touch(marker)) if wrap is None else pickle.dumps(Touch(marker), protocol)
+    entries["data/weights/weight_0"] = data + b"\x00" * 7
+    refused(write(tmp_path / "model.pt2", entries), marker, "has a pickled entry, 'data/weights/weight_0'")
+
+
+def test_a_pickle_for_json_is_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """What should be JSON must begin as JSON."""
+    entries["models/train.json"] = pickle.dumps(Touch(marker))
+    refused(write(tmp_path / "model.pt2", entries), marker, "is not JSON and may be a pickle")
+
+
+def test_code_in_a_symbolic_size_is_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """torch evaluates sizes as Python; only arithmetic is let through."""
+    code = f"__import__('pathlib').Path({str(marker)!r}).touch() or Symbol('s77', positive=True, integer=True)"
+
+    def inject(document: Any) -> None:
+        sizes = document["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+        sizes[0]["as_expr"]["expr_str"] = code
+
+    edit(entries, "models/model.json", inject)
+    path = write(tmp_path / "model.pt2", entries)
+    torch.export.load(str(path))
+    assert marker.exists(), "the attack is real"
+    marker.unlink()
+    refused(path, marker, r"sizes\[0\].*expr_str has the text .__import__.*, which is more than arithmetic")
+
+
+def node(document: Any, index: int = 0) -> Any:
+    return document["graph_module"]["graph"]["nodes"][index]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.os.system",
+        "torch.load",
+        "torch.ops.load_library",
+        "torch.ops.aten.__init__.__globals__",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.higher_order.triton_kernel_wrapper_mutation",
+        "torch.ops.c10d.send.default",
+        "_operator.attrgetter",
+        "_operator.methodcaller",
+        "math.__loader__",
+        "builtins.eval",
+        "#evil:op",
+        "torch.ops.aten.add.Tensor or __import__('os')",
+    ],
+)
+def test_callables_that_are_no_operators_are_refused(
+    entries: Entries, tmp_path: Path, marker: Path, target: str
+) -> None:
+    """torch takes any callable below itself for an operator; here an operator is one."""
+    edit(entries, "models/train.json", lambda document: node(document).update(target=target))
+    refused(write(tmp_path / "model.pt2", entries), marker, "which is no operator of a model")
+
+
+def _nested(document: Any) -> None:
+    graph: Any = {"as_int": 1}
+    for _ in range(300):
+        graph = {"as_string_to_argument": {"a": graph}}
+    node(document)["inputs"][0]["arg"] = graph
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: node(d).update(name="x = __import__('os'); y"), "which is no name"),
+        (lambda d: node(d).update(name="lambda"), "which is a word of Python"),
+        (lambda d: node(d).update(metadata={"nn_module_stack": "x"}), "metadata is not empty"),
+        (lambda d: d.update(guards_code=["__import__('os')"]), r"guards_code.* is not empty"),
+        (lambda d: d.update(verifiers=["EDGE"]), "only TRAINING and ATEN"),
+        (lambda d: d["graph_module"].update(surprise=1), "has 'surprise', which no program"),
+        (lambda d: d["graph_module"]["graph"].update(custom_obj_values={"a": {}}), "custom_obj_values is not empty"),
+        (lambda d: d["graph_module"]["signature"]["input_specs"].append({"custom_obj": {}}), "has 'custom_obj'"),
+        (lambda d: d.update(range_constraints={"s77); evil(": {"min_val": 0}}), "which is no name"),
+        (
+            lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(forward_arg_names=["x=evil()"]),
+            "which is no name",
+        ),
+        (
+            lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(
+                out_spec='[1, {"type": "transformers.Output", "context": "null", "children_spec": []}]'
+            ),
+            "only tuples, lists and dicts are read",
+        ),
+        (
+            lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(
+                out_spec='[1, {"type": "builtins.dict", "context": "[{\\"__enum__\\": true}]", "children_spec": []}]'
+            ),
+            "keys that are neither texts nor integers",
+        ),
+        (_nested, "nested too deeply"),
+    ],
+)
+def test_graphs_hold_only_what_graphs_need(
+    entries: Entries, tmp_path: Path, marker: Path, change: Callable[[Any], None], message: str
+) -> None:
+    """Names become source code, structures become classes: anything unknown is refused with its place."""
+    edit(entries, "models/model.json", change)
+    refused(write(tmp_path / "model.pt2", entries), marker, message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Symbol('s77', positive=True, integer=True)",
+        "Mul(Integer(5), Symbol('s0', positive=True, integer=True))",
+        "Min(Integer(4), Add(Symbol('u1', integer=True), Integer(-1)))",
+        "FloorDiv(s3, 2) + 2*s3 - 1",
+        "Pow(s3, Integer(2))",
+        "s3**2 >= 4",
+    ],
+)
+def test_arithmetic_is_let_through(text: str) -> None:
+    """Expressions as torch writes them pass."""
+    graphcheck._expression(text, "size")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3.__class__",
+        "[].append(1)",
+        "(lambda: 1)()",
+        "Symbol(evil)",
+        "Integer('__import__(1)')",
+        "eval('1')",
+        "9**9**9",
+        "Pow(s3, 10**10)",
+        "s3[0]",
+        "f'{s3}'",
+        "x" * 5000,
+        "1 if s3 else 2",
+        "(s3 := 1)",
+        "",
+    ],
+)
+def test_more_than_arithmetic_is_refused(text: str) -> None:
+    """Attributes, calls of anything else, large powers and other syntax do not pass."""
+    with pytest.raises(graphcheck._RefusedError):
+        graphcheck._expression(text, "size")
+
+
+@given(st.text(alphabet="s0123456789()+-*/ '.,_[]Symbolexact=", max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_expressions_never_reach_an_attribute(text: str) -> None:
+    """Whatever passes holds no attribute access, no subscript and no call but of the known functions."""
+    import ast
+
+    try:
+        graphcheck._expression(text, "size")
+    except graphcheck._RefusedError:
+        return
+    for part in ast.walk(ast.parse(text, mode="eval")):
+        assert not isinstance(part, ast.Attribute | ast.Subscript | ast.Lambda)
+        if isinstance(part, ast.Call):
+            assert isinstance(part.func, ast.Name)
+            assert part.func.id in graphcheck.SYMPY
+
+
+def test_sizes_must_be_those_of_the_numbers(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A tensor that claims terabytes is refused before memory is taken for it."""
+
+    def huge(config: Any) -> None:
+        next(iter(config["config"].values()))["tensor_meta"]["sizes"] = [{"as_int": 2**40}]
+
+    for program in ("model", "train"):
+        edit(entries, f"data/weights/{program}_weights_config.json", huge)
+    refused(write(tmp_path / "model.pt2", entries), marker, "is larger than its numbers")
+
+
+def test_a_compressed_tensor_is_refused(exported: Path, entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """Numbers that unfold on reading could unfold into anything: tensors are stored as they are."""
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            compression = zipfile.ZIP_DEFLATED if name == "data/weights/weight_0" else zipfile.ZIP_STORED
+            archive.writestr(f"archive/{name}", data, compression)
+    refused(path, marker, "has a compressed tensor, 'data/weights/weight_0'")
+
+
+def test_two_entries_of_one_name_are_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """Readers differ in which of two they take, so there must not be two."""
+    path = write(tmp_path / "model.pt2", entries)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/models/model.json", b"{}")
+    refused(path, marker, "has the entry 'models/model.json' twice")
+
+
+def test_entries_outside_the_root_are_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A path that climbs out, or another root, is no entry of a program."""
+    for name in ("../evil", "/etc/evil", "other/models/model.json"):
+        path = write(tmp_path / "model.pt2", entries)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, b"{}")
+        refused(path, marker, "outside archive/")
+
+
+def test_damage_is_named(exported: Path, tmp_path: Path, marker: Path) -> None:
+    """A truncated file, a flipped bit and another kind of file are damaged, never a traceback."""
+    data = exported.read_bytes()
+    path = tmp_path / "model.pt2"
+    path.write_bytes(data[: len(data) // 2])
+    refused(path, marker, "model.pt2 is damaged")
+    path.write_bytes(b"not a zip at all")
+    refused(path, marker, "model.pt2 is damaged")
+    with zipfile.ZipFile(exported) as archive:
+        info = archive.getinfo("archive/data/weights/weight_0")
+        skip = struct.unpack("<HH", data[info.header_offset + 26 : info.header_offset + 30])
+    at = info.header_offset + 30 + sum(skip)
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    refused(path, marker, "model.pt2 is damaged .*Bad CRC-32")
+    with pytest.raises(ArtifactError, match=r"none\.pt2 does not exist"):
+        open_program(tmp_path / "none.pt2")
+
+
+def test_a_newer_torch_is_named(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A program of a later torch says which torch it needs."""
+    edit(entries, "extra/modelpress.json", lambda header: header.update(torch="99.3.1"))
+    refused(
+        write(tmp_path / "model.pt2", entries), marker, r"written with torch 99\.3\.1 .* install torch 99\.3 or later"
+    )
+
+
+def test_unknown_operators_name_their_package(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """An operator that nobody registered is named with what to import; of torch itself, with torch's version."""
+    edit(entries, "models/model.json", lambda d: node(d).update(target="torch.ops.nolib.scale.default"))
+    edit(entries, "extra/modelpress.json", lambda h: h.update(packages={"nolib.scale.default": "nolib.ops"}))
+    refused(
+        write(tmp_path / "model.pt2", entries),
+        marker,
+        r"operator nolib.scale.default of nolib.ops; run 'import nolib.ops'",
+    )
+    edit(entries, "models/model.json", lambda d: node(d).update(target="torch.ops.aten.conv9d.default"))
+    refused(
+        write(tmp_path / "model.pt2", entries),
+        marker,
+        r"needs the operator aten\.conv9d\.default, which torch .* does not have",
+    )
+
+
+@given(seed=st.integers(0, 2**32 - 1), flips=st.integers(1, 6))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_damage_never_escapes(exported: Path, tmp_path_factory: Any, seed: int, flips: int) -> None:
+    """Whatever bytes are changed, opening gives a program or an ArtifactError, and nothing else."""
+    import random
+
+    chance = random.Random(seed)
+    data = bytearray(exported.read_bytes())
+    for _ in range(flips):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+    path = tmp_path_factory.mktemp("damaged") / "model.pt2"
+    path.write_bytes(data)
+    try:
+        open_program(path)
+    except ArtifactError:
+        pass
+    finally:
+        shutil.rmtree(path.parent)
