@@ -229,6 +229,18 @@ def test_a_dummy_input_of_zeros_proves_nothing_by_itself() -> None:
         prove(model, wrong, torch.zeros(2, 4))
 
 
+def test_small_outputs_are_compared_relative_to_their_size() -> None:
+    """A model whose outputs are around 1e-5 is held to 1e-4 of that, not of 1."""
+    model = prune_zoo.trained_like(nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False)))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-5)
+        model[1].weight[:, 3] *= 1e-2
+    wrong = copy.deepcopy(model)
+    replay(wrong, [Cut("0", "out", (0, 1, 2)), Cut("1", "in", (0, 1, 2))])
+    with pytest.raises(CompressionError, match="differs from the masked model's"):
+        prove(model, wrong, torch.ones(2, 4))
+
+
 def test_a_shrink_that_changes_the_output_shape_or_nothing_is_refused() -> None:
     """Fewer outputs, and a model that is no smaller, are named as such."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
