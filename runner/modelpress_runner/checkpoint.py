@@ -30,7 +30,8 @@ class Checkpoint:
         step: index of the training step among all steps of the recipe.
         chunk: index of the finished chunk within it.
         trainer: state of optimizers and schedulers.
-        generators: state of every random number generator.
+        generators: state of the global random number generators.
+        own_generators: states of the user's own, by the way to them.
         records: the records of the stages that are finished.
         seconds: time spent on the stage so far.
         score: the last intermediate score, if there is one.
@@ -44,6 +45,7 @@ class Checkpoint:
     cuts: list[Cut]
     trainer: dict[str, Any]
     generators: dict[str, Any]
+    own_generators: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0

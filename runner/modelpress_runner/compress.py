@@ -17,7 +17,7 @@ from modelpress.api.errors import SpecError
 from modelpress.api.load import load_dict
 from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, CompressionJobSpec
-from modelpress_runner import seeding
+from modelpress_runner import generators, seeding
 from modelpress_runner.checkpoint import Checkpointer
 from modelpress_runner.context import Cut, Masks
 from modelpress_runner.engine import Outcome, run_stages
@@ -122,6 +122,7 @@ def compress(
     with seeding.aside(), contextlib.ExitStack() as cleanup:
         if given is not None:
             cleanup.callback(given.unbind)
+            cleanup.callback(generators.restore, given.user_objects(), generators.save(given.user_objects()))
         measuring = Measuring(spec, subject, timed=benchmark is not None)
         baseline = measuring.dense(model)
         # A score between the stages costs a pass over the data: only where somebody sees it.

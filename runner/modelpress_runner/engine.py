@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
-from modelpress_runner import seeding
+from modelpress_runner import generators, seeding
 from modelpress_runner.checkpoint import Checkpoint, Checkpointer, other_buffers
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training
 from modelpress_runner.errors import CompressionError, InvalidSpecError
@@ -262,6 +262,15 @@ class _Run:
         if checkpoint is None:
             return None
         checkpoint.apply_to(self._context)
+        missing = (
+            []
+            if self._evaluator is None
+            else generators.restore(self._evaluator.user_objects(), checkpoint.own_generators)
+        )
+        if missing:
+            self._context.notes.append(
+                f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
+            )
         self._progress.records = list(checkpoint.records)
         return checkpoint
 
@@ -329,6 +338,7 @@ class _Run:
                 cuts=context.cuts,
                 trainer=training.state_dict(),
                 generators=seeding.capture(),
+                own_generators={} if self._evaluator is None else generators.save(self._evaluator.user_objects()),
                 notes=context.notes,
                 records=self._progress.records,
                 seconds=time.perf_counter() - self._began,

@@ -147,6 +147,9 @@ class ModuleEvaluator(Evaluator):
         self._patches: list[Callable[[torch.Tensor, Any], torch.Tensor]] = []
         self._handles: list[Any] = []
 
+    def user_objects(self) -> dict[str, Any]:
+        return {"module": self._module, **self._scorer.user_objects()}
+
     def enter_stage(self, method: str, algorithm: str | None) -> None:
         self._method, self._algorithm = method, algorithm or ""
 

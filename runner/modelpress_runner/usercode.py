@@ -55,9 +55,14 @@ def user_line(raised: BaseException) -> str | None:
         return f"{raised.filename}:{raised.lineno}"
     frames = traceback.extract_tb(raised.__traceback__)
     for frame in reversed(frames):
-        if not frame.filename.startswith((*_LIBRARIES, _OURS, "<")):
+        if not is_library_file(frame.filename) and not frame.filename.startswith((_OURS, "<")):
             return f"{frame.filename}:{frame.lineno}"
     return None
+
+
+def is_library_file(path: str) -> bool:
+    """Whether a source file belongs to Python or to an installed package."""
+    return path.startswith(_LIBRARIES)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,10 @@ class Evaluator(abc.ABC):
     def enter_stage(self, method: str, algorithm: str | None) -> None:  # noqa: B027
         """Told before each stage what trains next: method "prune" with its algorithm, or "finetune" with None."""
 
+    def user_objects(self) -> dict[str, Any]:
+        """The user's functions by name: random number generators of his own are looked for behind them."""
+        return {}
+
     @abc.abstractmethod
     def bind(self, model: nn.Module) -> None:
         """Builds optimizers and schedulers for `model` from what was recorded of them."""

@@ -102,6 +102,13 @@ class TorchEvaluator(Evaluator):
             raise RuntimeError("the evaluator is not bound to a model")
         return self._model
 
+    def user_objects(self) -> dict[str, Any]:
+        return {
+            "training_func": self._training_func,
+            "training_step": self._training_step,
+            "evaluating_func": self._evaluating_func,
+        }
+
     def resolve(self, model: nn.Module) -> None:
         traced = [s for s in (*self._optimizer_sources, *self._scheduler_sources) if call_of(s) is not None]
         try:
