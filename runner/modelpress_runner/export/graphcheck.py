@@ -50,7 +50,8 @@ SYMPY = _words(
 _ASSUMPTIONS = _words("positive integer nonnegative negative nonpositive zero nonzero real finite evaluate")
 _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,19}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,511}", re.ASCII)
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+# Names of modules are free but for the dot ("0", "conv-1"); they are keys, and never become source code.
+_DOTTED = re.compile(r"[^\x00-\x1f\x7f.'\"\\]+(\.[^\x00-\x1f\x7f.'\"\\]+)*")
 _PATH_NAME = re.compile(r"(weight|tensor)_(?:0|[1-9]\d{0,6})")
 _VERSION = re.compile(r"[\w.+-]{1,64}", re.ASCII)
 _DEVICE = re.compile(r"[a-z]{1,16}")

@@ -113,14 +113,13 @@ def open_program(path: Path) -> Program:
             programs[name] = _load(torch_archive(document, weights, listing), path)
             constants[name] = filled(archive, programs[name].constants, listing, "constants")
         state = filled(archive, programs[EVAL].state_dict, weights, "weights")
-    return Program(
-        programs[EVAL],
-        programs.get(TRAIN),
-        state,
-        constants[EVAL],
-        constants.get(TRAIN, {}),
-        header["reason"] if header["train"] == "none" else None,
-    )
+    no_training = header["reason"] if header["train"] == "none" else None
+    try:
+        return Program(
+            programs[EVAL], programs.get(TRAIN), state, constants[EVAL], constants.get(TRAIN, {}), no_training
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path.name} is damaged ({first_line(error)}); fetch the artefact again") from error
 
 
 def describe(path: Path) -> Exported:

@@ -180,6 +180,23 @@ def test_train_and_eval_may_be_different_graphs(models: Any, tmp_path: Path) -> 
     torch.testing.assert_close(program(x), expected)
 
 
+def test_any_name_of_a_module_will_do(tmp_path: Path) -> None:
+    """Numbers, dashes and spaces in names, as Sequential and ModuleDict give them, travel with the program."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleDict({"fc-1": nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "fc 2": nn.Linear(3, 2)})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks["fc 2"](self.blocks["fc-1"](x))
+
+    model = Named()
+    program = round_trip(model, torch.ones(2, 3), tmp_path)
+    assert list(program.state_dict()) == list(model.state_dict())
+    assert program.get_parameter("blocks.fc-1.0.weight").shape == (3, 3)
+
+
 def test_frozen_parameters_stay_frozen(residual: nn.Module, tmp_path: Path) -> None:
     """requires_grad travels with the program."""
     residual.conv1.requires_grad_(False)
