@@ -141,7 +141,9 @@ def _write(value: float | None, style: str) -> str:
         return f"{value:.3g} ms"
     if style == "share":
         return f"{value:.1%}"
-    return f"{value:.2f}x" if style == "times" else f"{value:.4g}"
+    if style == "times":
+        return f"{value:.2f}x"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _change(before: float | None, after: float | None, style: str) -> str:

@@ -128,6 +128,7 @@ def test_the_card_shows_before_and_after(tmp_path: Path) -> None:
         "| MACs (batch 1) | 20,000 | 5,000 | -75.0% |",
         "| Size on disk | 4.50 kB | 2.50 kB | -44.4% |",
         "| Latency | 2 ms (p10 1.9, p90 2.25) | 1 ms (p10 0.9, p90 1.25) | -50.0% |",
+        "| Throughput (rows/s) | 12,346 | - |  |",
         "| Sparsity | - | 50.0% |  |",
         "| Speed-up | - | 2.00x |  |",
         "model = mp.load(uri)  # the folder with manifest.json",
