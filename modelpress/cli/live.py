@@ -80,7 +80,7 @@ class LiveDisplay:
         parts: list[RenderableType] = [self._overall(), self._running()]
         root = self._run.root
         if isinstance(root, CompressionSweep) and root.status.best is not None:
-            parts.append(Text(f"best: {best_line(root)}", style="green"))
+            parts.append(Text(f"best: {best_line(root, self._run)}", style="green"))
         if self._stopping:
             parts.append(Text(self._stopping, style="bold yellow"))
         return Group(*parts)
@@ -112,25 +112,25 @@ class LiveDisplay:
         for record in records[:MAX_RUNNING]:
             progress = self._run.jobs.progress(record) if record.state == "running" else None
             if progress is None:
-                table.add_row(Text(self._label(record)), Text("starting"), Text(""), Text(""), Text(""))
+                table.add_row(self._label(record), Text("starting" if record.state == "pending" else "running"))
                 continue
             steps: RenderableType = Text("")
             if progress.total:
                 steps = ProgressBar(total=progress.total, completed=min(progress.step or 0, progress.total), width=16)
             count = f"{progress.step}/{progress.total}" if progress.step is not None and progress.total else ""
             value = f"{progress.value:.4g}" if progress.value is not None else ""
-            table.add_row(
-                Text(self._label(record)), Text(progress.stage or progress.message), steps, Text(count), Text(value)
-            )
+            said = progress.message if progress.message != progress.stage else ""
+            message = Text(said, style="dim", no_wrap=True, overflow="ellipsis")
+            table.add_row(self._label(record), Text(progress.stage), steps, Text(count), Text(value), message)
         if len(records) > MAX_RUNNING:
             table.add_row(Text(f"and {len(records) - MAX_RUNNING} more"))
         return table
 
-    def _label(self, record: JobRecord) -> str:
+    def _label(self, record: JobRecord) -> Text:
         assert self._run is not None
         if record.purpose != "trial":
-            return f"  {record.purpose}"
+            return Text(f"  {record.purpose}")
         trial = self._run.cluster.get(Key("CompressionJob", record.owner_name))
         if trial is None or isinstance(trial, CompressionSweep) or number_of(trial) is None:
-            return f"  attempt {record.attempt}"
-        return f"  trial {number_of(trial)}  {figures.parameters(parameters_of(trial))}"
+            return Text(f"  attempt {record.attempt}")
+        return Text(f"  trial {number_of(trial)}  {figures.parameters(parameters_of(trial))}")

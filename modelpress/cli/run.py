@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def run_file(source: str, *, store: str | None, parallel: int | None, progress: 
 
         for run in finished:
             print_result(run)
-    code = exit_code(finished)
+    code = exit_code(finished, len(plans))
     if code >= 128:
         _say_how_to_go_on(source, store, parallel)
     return code
@@ -51,7 +52,7 @@ def _display(progress: bool, output: str) -> Display | None:
         return None
     # Standard output belongs to the document when one is asked for.
     stream = sys.stdout if output == "table" else sys.stderr
-    if stream.isatty():
+    if stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
         from .live import LiveDisplay
 
         return LiveDisplay(stream)

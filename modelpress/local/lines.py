@@ -22,10 +22,11 @@ FINISHED = frozenset({"Succeeded", "Failed", "Stopped"})
 class LineDisplay:
     """Prints one line for each finished trial, change of phase and warning."""
 
-    interval: float | None = None
+    interval: float | None = 1.0
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._stages: dict[str, str] = {}  # by uid of the child Job
         self._run: Running | None = None
         self._finished = 0
         self._best: TrialResult | None = None
@@ -60,14 +61,22 @@ class LineDisplay:
         if isinstance(after, CompressionSweep) and after.status.best != self._best:
             self._best = after.status.best
             if self._best is not None:
-                self.say(f"best so far: {best_line(after)}")
+                self.say(f"best so far: {best_line(after, self._run)}")
 
     def event(self, key: Key, event: EmitEvent) -> None:
         if event.type == "Warning":
             self.say(f"{key.name}: {event.reason}: {event.message}")
 
     def refresh(self) -> None:
-        """Nothing moves in a log."""
+        """A line for each new stage of a standalone job; a sweep's trials would say too much."""
+        if self._run is None or isinstance(self._run.root, CompressionSweep):
+            return
+        for record in self._run.cluster.jobs:
+            progress = self._run.jobs.progress(record) if record.state == "running" else None
+            if progress is not None and progress.stage and self._stages.get(record.uid) != progress.stage:
+                self._stages[record.uid] = progress.stage
+                steps = f", {progress.total} steps" if progress.total else ""
+                self.say(f"{record.owner_name}: stage {progress.stage} (attempt {record.attempt}{steps})")
 
     def stopping(self, live: int) -> None:
         self.say(stopping_line(live))
@@ -119,12 +128,14 @@ def metrics_line(obj: Root) -> str:
     return "  ".join(f"{name} {figures.with_change(name, pair.compressed, pair.baseline)}" for name in shown)
 
 
-def best_line(sweep: CompressionSweep) -> str:
+def best_line(sweep: CompressionSweep, run: Running) -> str:
     """The best trial with its numbers against the dense model's."""
     best = sweep.status.best
     if best is None:
         return ""
-    baseline = sweep.status.baseline or {}
+    trial = run.cluster.get(Key("CompressionJob", best.name))
+    measured = trial.status.metrics if isinstance(trial, CompressionJob) else None
+    baseline = (measured.baseline if measured else None) or sweep.status.baseline or {}
     wanted = [objective.metric for objective in sweep.spec.objectives]
     shown = [name for name in dict.fromkeys((*wanted, *SHOWN)) if name in best.metrics]
     numbers = "  ".join(f"{name} {figures.with_change(name, best.metrics, baseline)}" for name in shown)

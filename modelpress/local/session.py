@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,7 +142,7 @@ def run(
     plans = plan_documents(load_documents(path_or_dict), store=store, parallel=parallel)
     display = LineDisplay(sys.stderr) if progress else None
     finished = run_plans(plans, display)
-    if finished and finished[-1].interrupted == signal.SIGINT and not is_finished(finished[-1].root):
+    if exit_code(finished, len(plans)) == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     return result_of(finished)
 
@@ -188,12 +188,9 @@ def run_plans(
         return work.run()
     # A loop runs here already (a notebook): take a thread of its own, which lives as long as the processes do.
     thread = threading.Thread(target=work.run_quietly, name="modelpress-run")
-    thread.start()
-    while thread.is_alive():
-        try:
-            thread.join()
-        except KeyboardInterrupt:
-            work.interrupt(signal.SIGINT)
+    with _handlers(lambda number, frame: work.interrupt(number)):
+        thread.start()
+        thread.join()
     if work.error is not None:
         raise work.error
     return work.finished
@@ -222,35 +219,19 @@ class _Work:
 
     def interrupt(self, number: int) -> None:
         """From another thread: as if the signal had come."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                self._loop.call_soon_threadsafe(self._on_signal, number)
+        if self._loop is None:
+            self.signal = int(number)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has just been closed
+            self._loop.call_soon_threadsafe(self._on_signal, number)
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        with self._signals():
+        self._loop = loop = asyncio.get_running_loop()
+        with _handlers(lambda number, frame: loop.call_soon_threadsafe(self._on_signal, number)):
             for plan in self.plans:
                 self.finished.append(await self._run_one(plan))
                 if self.signal is not None:
                     break
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        if threading.current_thread() is not threading.main_thread():
-            numbers = []
-        loop = asyncio.get_running_loop()
-        before = [(number, signal.getsignal(number)) for number in numbers]
-        numbers = [number for number, handler in before if handler is not signal.SIG_IGN]  # nohup stays in force
-        for number in numbers:
-            loop.add_signal_handler(number, self._on_signal, number)
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                if number in numbers:
-                    loop.remove_signal_handler(number)
-                    signal.signal(number, handler)
 
     def _on_signal(self, number: int) -> None:
         if self.signal is None:
@@ -301,6 +282,23 @@ class _Work:
         finally:
             self._shell = self._jobs = None
             journal.close()
+
+
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP meanwhile, if this is the main thread. What is ignored (nohup) stays so."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    handled = [(number, old) for number, old in before if old not in (signal.SIG_IGN, None)]
+    for number, _ in handled:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in handled:
+            signal.signal(number, old)
 
 
 @contextlib.asynccontextmanager
@@ -383,9 +381,15 @@ def result_of(finished: Sequence[Finished]) -> LocalResult:
     )
 
 
-def exit_code(finished: Sequence[Finished]) -> int:
-    """One exit code for a row of runs: a signal's, else the first of failed, invalid, constraint missed, done."""
+def exit_code(finished: Sequence[Finished], planned: int | None = None) -> int:
+    """One exit code for a row of runs: a signal's, else the first of failed, invalid, constraint missed, done.
+
+    Args:
+        planned: how many there were to be; a signal after one that just finished kept the others from starting.
+    """
     codes = [run.exit_code for run in finished]
+    if finished and planned is not None and len(finished) < planned and finished[-1].interrupted is not None:
+        return 128 + finished[-1].interrupted
     signalled = [code for code in codes if code > 128]
     return next((code for code in (*signalled, FAILED, INVALID, MISSED) if code in codes), DONE)
 
