@@ -34,6 +34,7 @@ METRICS = {
         "macs": 20000.0,
         "sizeBytes": 4500.0,
         "latencyMs": 2.0,
+        "throughput": 12345.6,
         "f1": 0.9,
     },
     "compressed": {
