@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
 from modelpress_runner.context import Cut, Masks, StageContext
@@ -94,12 +95,13 @@ class Checkpointer:
         store: where.
         prefix: folder of the run; "" is the store's own.
         identity: digest of everything that must be the same for a checkpoint to be of use: recipe, code, versions.
-        attempt: number of this attempt.
+        attempt: number of this attempt; none: one more than the highest that left a mark.
     """
 
-    def __init__(self, store: ArtifactStore, prefix: str, identity: str, attempt: int = 1) -> None:
-        self._store, self._identity, self._attempt = store, identity, attempt
-        self._folder = f"{prefix}/checkpoint" if prefix else "checkpoint"
+    def __init__(self, store: ArtifactStore, prefix: str, identity: str, attempt: int | None = None) -> None:
+        self._store, self._identity = store, identity
+        self._folder = layout.checkpoint_prefix(prefix)
+        self._attempt = attempt or 1 + max((int(name.rsplit("-", 1)[-1]) for name in self._marks()), default=0)
 
     def load(self) -> tuple[Checkpoint | None, str | None]:
         """The checkpoint that is there, or None; and why one that is there is of no use. Such a one is deleted."""
@@ -136,9 +138,12 @@ class Checkpointer:
 
     def executed(self) -> tuple[int, int]:
         """How many chunks were begun by all attempts together, and how many of them repeated an earlier one."""
-        names = [info.path.rsplit("/", 1)[-1] for info in self._store.list(f"{self._folder}/started")]
+        names = self._marks()
         chunks = {name.rsplit("-", 1)[0] for name in names}
         return len(names), len(names) - len(chunks)
+
+    def _marks(self) -> list[str]:
+        return [info.path.rsplit("/", 1)[-1] for info in self._store.list(f"{self._folder}/started")]
 
     def delete(self) -> None:
         """Deletes the checkpoint and all marks."""

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         reported = request.purpose == "trial" and manifest.read(store, request.prefix) is not None
         result, code = _serve(request, store, ProgressFile(options.progress), stop, reported), ExitCode.DONE
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         message = "stopped on request; the next attempt goes on from the last checkpoint, if there is one"
         result = RunResult(phase="Failed", reason=reasons.RUNNER_TERMINATED, message=message)
         code = ExitCode.TERMINATED
@@ -163,7 +163,8 @@ def _write_record(store: ArtifactStore, request: RunRequest, result: RunResult) 
 def _pin_threads() -> None:
     """One thread count for all of a run's training, so that its sums are taken in the same order each time."""
     count = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(count) if count.isdigit() and int(count) > 0 else len(os.sched_getaffinity(0))
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = int(count) if count.isdigit() and int(count) > 0 else available
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
@@ -171,8 +172,9 @@ def _pin_threads() -> None:
 
 
 def _die_with(parent: int) -> None:
-    """SIGKILL for this process when the process that started it ends; at once if it has ended already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """SIGKILL for this process when the process that started it ends (Linux); at once if it has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         log.error("the process %d that started this run has ended", parent)
         sys.exit(int(ExitCode.TERMINATED))

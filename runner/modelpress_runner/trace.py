@@ -71,6 +71,8 @@ class Traced:
         return made
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":  # a copy under construction has none yet
+            raise AttributeError(name)
         return getattr(self.__wrapped__, name)
 
     def __instancecheck__(self, instance: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.optim import lr_scheduler
 
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError, UserCodeError
+from modelpress_runner.evaluators.plain import load_optimizer, plain
 from modelpress_runner.evaluators.torch_evaluator import loss_in, with_loss
 
 
@@ -168,6 +170,22 @@ def test_state_goes_through_weights_only_and_restores_training(task):
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
     second.train(max_epochs=1)
     assert two.param_groups[0]["lr"] == 0.125
+
+
+def test_what_is_no_plain_data_is_left_out_of_the_state(task):
+    """Functions go; places in lists stay; a setting that was left out stays as the rebuilt optimizer has it."""
+    kept = plain({"a": [1, print, torch.ones(1)], "b": print, "c": np.float64(0.5), 3: (1, None)})
+    assert kept["a"][:2] == [1, None]
+    assert kept.keys() == {"a", "c", 3}
+    assert type(kept["c"]) is float
+    assert kept[3] == (1, None)
+    sgd = torch.optim.SGD([{"params": task.model.parameters(), "rule": print}], lr=0.5)
+    saved = plain(sgd.state_dict())
+    assert "rule" not in saved["param_groups"][0]
+    sgd.param_groups[0]["lr"] = 0.1
+    load_optimizer(sgd, saved)
+    assert sgd.param_groups[0]["lr"] == 0.5
+    assert sgd.param_groups[0]["rule"] is print
 
 
 def test_evaluation_leaves_modes_gradients_and_flags_as_they_were(task):

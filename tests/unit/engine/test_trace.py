@@ -167,6 +167,15 @@ def test_functions_are_traced_like_classes():
     assert again.param_groups[0]["lr"] == 0.3
 
 
+def test_the_wrapper_stands_for_the_class():
+    """Its attributes and class methods are there, it can be copied, and tracing twice is tracing once."""
+    traced = trace(torch.optim.SGD)
+    assert trace(traced) is traced
+    assert traced.__name__ == "SGD"
+    assert copy.copy(traced).__wrapped__ is torch.optim.SGD
+    assert repr(traced) == "mp.trace(SGD)"
+
+
 def test_what_cannot_be_traced_says_so():
     """Neither a number nor a tuple is something that could be built again later."""
     with pytest.raises(TypeError, match="takes a class or a function, not a int"):
