@@ -32,11 +32,11 @@ from modelpress.reconcile import (
     reconcile_sweep,
 )
 from modelpress.trials import Strategy
+from modelpress.workqueue import WorkQueue
 
 from .cluster import Change, JobRecord, Key, LocalCluster, Root
 from .errors import AlreadyExistsError, ConflictError, LocalError
 from .jobs import JobProcesses
-from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 CONFLICT_SECONDS = 1.0  # until a name that is taken is tried again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from modelpress.local.workqueue import WorkQueue
+from modelpress.workqueue import WorkQueue
 
 
 def drain(queue: WorkQueue[str]) -> list[str]:
@@ -74,3 +74,44 @@ async def test_closing_forgets_everything() -> None:
     queue.close()
     assert queue.waiting == 0
     assert drain(queue) == []
+
+
+async def test_two_workers_never_get_one_key() -> None:
+    """A key that is taken and added again comes once more, and only after done."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    key, waited = await queue.take()
+    assert key == "a"
+    assert waited >= 0
+    queue.add("a")
+    queue.add("a")
+    queue.add("b")
+    assert (await queue.take())[0] == "b"
+    assert queue.pop() is None
+    assert queue.depth == 1
+    queue.done("a")
+    assert drain(queue) == ["a"]
+    queue.done("b")
+    assert drain(queue) == []
+
+
+async def test_workers_that_wait_each_get_a_key() -> None:
+    """Adding two keys wakes two sleeping workers."""
+    queue: WorkQueue[str] = WorkQueue()
+    workers = [asyncio.create_task(queue.take()) for _ in range(2)]
+    await asyncio.sleep(0)
+    queue.add("a")
+    queue.add("b")
+    assert {key for key, _ in await asyncio.gather(*workers)} == {"a", "b"}
+
+
+async def test_a_timer_may_end_while_the_key_is_taken() -> None:
+    """What a worker asked for comes after done, even if its time has come before."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    await queue.take()
+    queue.add_after("a", 0)
+    while queue.waiting:
+        await asyncio.sleep(0)
+    queue.done("a")
+    assert drain(queue) == ["a"]
