@@ -116,7 +116,7 @@ def _settle_store(given: Store | None, override: str | None, cwd: Path, where: s
 
 
 def _settle_code(recipe: CompressionJobSpec, folder: Path, where: str) -> tuple[str | None, list[Problem]]:
-    if recipe.code is None:
+    if recipe.code is None or recipe.code.path is None:
         return None, []
     path = Path(recipe.code.path).expanduser()
     path = (path if path.is_absolute() else folder / path).resolve()

@@ -8,9 +8,12 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")  # ECMA-48: colours and cursor moves
+# What Python prints between the tracebacks of one exception and its cause.
+_BETWEEN = ("During handling of the above exception", "The above exception was the direct cause")
 
 
 def start_mark(pid: int) -> str | None:
@@ -96,3 +99,26 @@ def last_lines(path: Path, count: int = 20, limit: int = 16_384) -> list[str]:
     lines = (line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n"))
     plain = ("".join(c for c in _ESCAPE.sub("", line) if c.isprintable() or c == "\t") for line in lines)
     return [line for line in plain if line][-count:]
+
+
+def without_tracebacks(lines: Sequence[str]) -> list[str]:
+    """The lines of a log without its tracebacks; each leaves the line that names its exception.
+
+    The first lines may be the rest of a traceback whose beginning is not among them.
+    """
+    out: list[str] = []
+    inside = bool(lines) and lines[0].startswith(" ")
+    for line in lines:
+        if line.lstrip(" |+-").startswith("Traceback (most recent call last)"):
+            inside = True
+            # Whoever logs an exception announces it in a line of its own.
+            if out and out[-1].rstrip().endswith("traceback:"):
+                out.pop()
+        elif line.startswith(_BETWEEN):
+            inside = False
+        elif inside and line.startswith(" "):
+            continue
+        else:
+            inside = False
+            out.append(line)
+    return out

@@ -24,7 +24,7 @@ from .errors import UsageError
 from .jobs import RUNNER, JobProcesses
 from .lines import LineDisplay
 from .plan import RunPlan, artifact_root, open_state, plan_run
-from .process import cores, last_lines
+from .process import cores, last_lines, without_tracebacks
 from .shell import LocalShell, is_finished
 from .sources import Document, load_documents
 
@@ -410,4 +410,5 @@ def _failure(cluster: LocalCluster, jobs: JobProcesses) -> FailureLog | None:
         return None
     last: JobRecord = max(failed, key=lambda record: record.finished_at or dt.datetime.min.replace(tzinfo=dt.UTC))
     path = jobs.log_path(last)
-    return FailureLog(last.name, path, tuple(last_lines(path, 15)))
+    # Tracebacks are for whoever opens the log.
+    return FailureLog(last.name, path, tuple(without_tracebacks(last_lines(path, 1000, limit=65_536))[-15:]))

@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from modelpress.local.cluster import Change, JobRecord, LocalCluster
 from modelpress.local.jobs import JobProcesses, judge_exit
 from modelpress.local.journal import Journal
-from modelpress.local.process import is_alive, last_lines, start_mark, wait_gone
+from modelpress.local.process import is_alive, last_lines, start_mark, wait_gone, without_tracebacks
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
 
@@ -299,3 +300,23 @@ def test_last_lines_read_the_end_of_a_log(tmp_path: Path) -> None:
     log.write_bytes(b"x" * 50_000 + b"\n\n10%\r20%\r30%\n\x1b[1mdone\x1b[0m\n\xff\n")
     assert last_lines(log, count=3) == ["30%", "done", "\ufffd"]
     assert last_lines(tmp_path / "none") == []
+
+
+def test_tracebacks_leave_the_line_that_names_the_exception(tmp_path: Path) -> None:
+    """A chained traceback of a real process goes, with its announcement; what was logged around it stays."""
+    script = (
+        "import logging\nlogging.basicConfig(format='%(levelname)s %(message)s')\nlogging.warning('before')\n"
+        "def inner():\n    raise KeyError('label')\n"
+        "try:\n    try:\n        inner()\n"
+        "    except KeyError as error:\n        raise ValueError('no labels') from error\n"
+        "except ValueError:\n    logging.exception('traceback:')\nlogging.warning('after')\n"
+    )
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run((sys.executable, "-c", script), stderr=log, check=True)
+    lines = last_lines(tmp_path / "log", count=100)
+    assert "Traceback (most recent call last):" in lines
+    kept = ["WARNING before", "KeyError: 'label'", "ValueError: no labels", "WARNING after"]
+    assert without_tracebacks(lines) == kept
+    cut = lines.index("Traceback (most recent call last):") + 1  # as where the log's end begins inside a traceback
+    assert without_tracebacks(lines[cut:]) == kept[1:]
+    assert without_tracebacks([]) == []
