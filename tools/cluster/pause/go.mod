@@ -1,0 +1,3 @@
+module modelpress.dev/tools/cluster/pause
+
+go 1.25.0
