@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.errors import CompressionError
+from modelpress_runner.speedup import forked
 from modelpress_runner.speedup.child import couple
 from modelpress_runner.speedup.coupling import Coupling
 
@@ -34,22 +35,34 @@ def find_coupling(
 ) -> Coupling:
     """The coupling of `model`, which stays untouched, found on the CPU by a child process.
 
-    A model that the child cannot unpickle (a class of a notebook or of a function, a lambda) is done in this process,
-    under a watchdog that interrupts Python code only; `note` is told.
+    The child is forked where that is sound (see forked.py), else a fresh process that gets the model pickled. A model
+    that a fresh one cannot unpickle (a class of a notebook or of a function, a lambda) is done in this process, under a
+    watchdog that interrupts Python code only; `note` is told.
 
     Raises:
         CompressionError: it took longer than `seconds`, or the analysis failed.
     """
-    with tempfile.TemporaryDirectory(prefix="modelpress-") as name:
-        folder = Path(name)
-        reason = _main_classes(model) or _pack(model, dummy_input, folder)
-        answer = {"unreadable": reason} if reason else _ask(folder, seconds)
+    answer = _ask_forked(model, dummy_input, seconds) if forked.possible() else _ask_fresh(model, dummy_input, seconds)
     if "unreadable" in answer:
         note(IN_PROCESS.format(reason=answer["unreadable"]))
         return _in_process(model, dummy_input, seconds)
     if "error" in answer:
         raise CompressionError(answer["error"])
     return Coupling.from_dict(answer["coupling"])
+
+
+def _ask_forked(model: nn.Module, dummy_input: Any, seconds: int) -> dict[str, Any]:
+    try:
+        return forked.ask(model, dummy_input, seconds)
+    except TimeoutError:
+        raise _too_slow(seconds) from None
+
+
+def _ask_fresh(model: nn.Module, dummy_input: Any, seconds: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="modelpress-") as name:
+        folder = Path(name)
+        reason = _main_classes(model) or _pack(model, dummy_input, folder)
+        return {"unreadable": reason} if reason else _ask(folder, seconds)
 
 
 def _main_classes(model: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""The dependency analysis in a child process, its time limit, and the fallback inside this process."""
+"""The dependency analysis in a fresh process, its time limit, and the fallback inside this process."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ from modelpress_runner.errors import CompressionError
 from modelpress_runner.speedup import plan
 from modelpress_runner.speedup.child import couple
 from modelpress_runner.speedup.plan import find_coupling
+
+
+@pytest.fixture(autouse=True)
+def no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system where forking is not sound."""
+    monkeypatch.setattr(plan.forked, "possible", lambda: False)
 
 
 @pytest.fixture
