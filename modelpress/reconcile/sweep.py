@@ -92,7 +92,8 @@ class Draft:
         """Take over where a prepare or publish Job stands."""
         self.update[field_] = once.attempts
         if once.actions:
-            self.update["last_create_time"] = self.facts.now
+            # No trial is awaited at this point: the time is this Job's now.
+            self.update |= {"last_create_time": self.facts.now, "confirmed": self.created}
         self.actions += once.actions
         self.wait = soonest(self.wait, once.wait)
 

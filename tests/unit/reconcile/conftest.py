@@ -14,7 +14,7 @@ _QUIET = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 }
-settings.register_profile("reconcile", max_examples=40, stateful_step_count=60, derandomize=True, **_QUIET)
+settings.register_profile("reconcile", max_examples=30, stateful_step_count=50, derandomize=True, **_QUIET)
 settings.register_profile("reconcile-deep", max_examples=2000, stateful_step_count=120, **_QUIET)
 
 # MODELPRESS_HYPOTHESIS=reconcile-deep runs the long campaign.
