@@ -210,7 +210,7 @@ class _Converter:
         {
             *("title", "$ref", "$defs", "anyOf", "const", "exclusiveMinimum", "exclusiveMaximum", "required"),
             *("items", "properties", "additionalProperties", "patternProperties", "propertyNames"),
-            "x-kubernetes-list-type",
+            *("x-kubernetes-list-type", "x-kubernetes-int-or-string"),
         }
     )
     _KEPT = (
@@ -254,14 +254,18 @@ class _Converter:
         for bound, name in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
             if bound in schema:
                 out[name], out[bound] = schema[bound], True
-        if out["type"] == "array":
+        if schema.get("x-kubernetes-int-or-string"):
+            del out["type"]  # the bounds of texts then hold for texts, those of numbers for numbers
+            out["x-kubernetes-int-or-string"] = True
+        elif out["type"] == "array":
             out["items"] = self._convert(schema["items"])
             out["x-kubernetes-list-type"] = schema.get("x-kubernetes-list-type", "atomic")
         elif "properties" in schema:
             self._properties(schema, out)
         elif out["type"] == "object":
             out["additionalProperties"] = self._convert(_map_values(schema))
-            if "type" in out["additionalProperties"] and "propertyNames" in schema:
+            typed = out["additionalProperties"].keys() & {"type", "x-kubernetes-int-or-string"}
+            if typed and "propertyNames" in schema:
                 out["x-kubernetes-validations"] = [_key_rule(schema)]
         return out
 

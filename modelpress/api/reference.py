@@ -103,6 +103,8 @@ def _value(node: dict[str, Any]) -> str:
         if "additionalProperties" in node:
             return f"map of {_size(node, 'Properties')}: {_value(node['additionalProperties'])}"
         return "object"
+    if node.get("x-kubernetes-int-or-string"):
+        return f"integer or {_text(node)}"
     if kind is None:
         return "any value" if "maxLength" not in node else "text, number, true or false"
     if kind == "string":

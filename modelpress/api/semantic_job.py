@@ -6,21 +6,19 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Literal
 
-from .errors import Problem, near
-from .v1alpha1 import MEASURED, CompressionJobSpec, ConfigEntry, Constraint, Prune, reasons
+from .errors import Problem
+from .semantic_places import not_on_cluster, place_problems, uri_problems
+from .semantic_runner import runner_problems
+from .v1alpha1 import MEASURED, CompressionJobSpec, ConfigEntry, Constraint, Prune
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
-SCHEMES = ("s3", "gs", "az", "file", "memory")
 
 # Measured in comparison with the dense model: it has no value of its own that a result could be compared with.
 COMPARISONS = ("compressionRatio", "speedup")
 
 # Algorithms that remove whole channels, which a speed-up can cut out.
 STRUCTURED = ("l1", "l2", "random")
-
-UriKind = Literal["scheme", "path", "unknown"]
 
 
 def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Problem]:
@@ -34,10 +32,11 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
         *_stage_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
-        *_store_problems(spec),
+        *place_problems(spec),
+        *runner_problems(spec.runner),
     ]
     if cluster:
-        problems += _not_on_cluster(spec)
+        problems += not_on_cluster(spec)
     return [problem.under("spec") for problem in problems]
 
 
@@ -105,41 +104,13 @@ def _model_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
             message = f"'{name}' cannot be the name of a keyword argument"
             yield Problem(f"model.args.{name}", message, "use letters, digits and '_', first a letter or '_'")
     if weights := spec.model.weights:
-        yield from _uri_problems(weights.uri, "model.weights.uri")
+        yield from uri_problems(weights.uri, "model.weights.uri")
         suffix = PurePosixPath(weights.uri).suffix
         if suffix not in WEIGHT_SUFFIXES:
             listed = ", ".join(WEIGHT_SUFFIXES)
             found = f"'{suffix}'" if suffix else "none"
             message = f"weights need one of the suffixes {listed}; found {found}"
             yield Problem("model.weights.uri", message, "save the state_dict as .safetensors")
-
-
-def _store_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
-    if not (store := spec.store):
-        return
-    yield from _uri_problems(store.uri, "store.uri")
-    if store.endpoint is not None:
-        if not store.uri.startswith("s3://"):
-            yield Problem("store.endpoint", "only an s3:// store has an endpoint", "remove it")
-        elif not re.match(r"https?://[^/]", store.endpoint):
-            message = f"must be the URL of a server, found '{store.endpoint}'"
-            yield Problem("store.endpoint", message, "write it as https://host:port")
-    if store.region is not None and not store.uri.startswith("s3://"):
-        yield Problem("store.region", "only an s3:// store has a region", "remove it")
-
-
-def _uri_problems(uri: str, path: str) -> Iterator[Problem]:
-    scheme, mark, rest = uri.partition("://")
-    if not mark:
-        return
-    if scheme not in SCHEMES:
-        nearest = near(scheme, SCHEMES)
-        fix = f"did you mean {nearest}://?" if nearest else "use s3://, gs://, az://, file:// or a path"
-        yield Problem(path, f"'{scheme}://' is no scheme that modelpress can read or write", fix)
-    elif scheme in ("s3", "gs", "az") and not rest.partition("/")[0]:
-        yield Problem(path, f"'{uri}' names no bucket", f"write {scheme}://bucket/prefix")
-    elif scheme == "file" and not rest.startswith("/"):
-        yield Problem(path, f"'{uri}' takes '{rest.partition('/')[0]}' for a host", f"write file:///{rest}")
 
 
 def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
@@ -243,28 +214,3 @@ def _may_overlap(one: ConfigEntry, other: ConfigEntry) -> bool:
 def _selects(entry: ConfigEntry, name: str) -> bool:
     patterns = [pattern for pattern in entry.op_names_re or () if not _regex_error(pattern)]
     return name in (entry.op_names or ()) or any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
-def _not_on_cluster(spec: CompressionJobSpec) -> Iterator[Problem]:
-    def problem(path: str, message: str, fix: str) -> Problem:
-        return Problem(path, message, fix, reason=reasons.NOT_ON_CLUSTER)
-
-    if spec.code is not None:
-        yield problem("code.path", "a pod has no access to a folder of this machine", "put the code into the image")
-    if spec.store is None:
-        yield problem("store", "a pod needs a store that outlives it", "add store: {uri: s3://bucket/prefix}")
-    elif (kind := _local_kind(spec.store.uri)) is not None:
-        message = f"{kind} vanishes with the pod"
-        yield problem("store.uri", message, "use s3://, gs:// or az://")
-    if spec.model.weights and (kind := _local_kind(spec.model.weights.uri)) is not None:
-        uri = spec.model.weights.uri
-        if not uri.startswith(("/", "file://")):  # an absolute path may be in the image
-            message = f"{kind} is not in a pod"
-            yield problem("model.weights.uri", message, "use s3://, gs:// or az://, or an absolute path in the image")
-
-
-def _local_kind(uri: str) -> str | None:
-    scheme, mark, _ = uri.partition("://")
-    if not mark:
-        return f"the folder '{uri}'"
-    return {"file": f"the folder '{uri}'", "memory": "a store in memory"}.get(scheme)

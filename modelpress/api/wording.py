@@ -27,6 +27,31 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "begin with '/' and separate keys and indices (from 0) by '/', as in {pointer}",
     ),
     r"^[0-9a-f]{64}$": ("64 hexadecimal digits in lower case", "copy it from the output of sha256sum"),
+    r"^[0-9a-f]{40}([0-9a-f]{24})?$": (
+        "the full hash of a commit: 40 or 64 hexadecimal digits in lower case",
+        "copy it from the output of git rev-parse HEAD",
+    ),
+    r"^((https?|ssh)://|[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:)[!-~]+$": (
+        "the URL of a git repository",
+        "begin with https://, http:// or ssh://, or write it as in git@host:path",
+    ),
+    r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": (
+        "lower-case letters, digits and any of - ., first and last a letter or digit",
+        "copy the object's name, for example from kubectl get",
+    ),
+    r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$": (
+        "a relative path whose parts begin with a letter, a digit or '_'",
+        "write it without a '/' before it, without '..' and without spaces",
+    ),
+    r"^[A-Za-z0-9._-]+$": ("letters, digits and any of . _ -", "copy the key from the ConfigMap"),
+    r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": (
+        "the name of an image",
+        "write it as in registry.example.com/team/runner:1.0",
+    ),
+    r"^[0-9]+(\.[0-9]+)?(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$": (
+        "a quantity such as 2, 500m or 16Gi",
+        "write a number, with a unit of Kubernetes if need be",
+    ),
     r"^[A-Za-z_][A-Za-z0-9_./@-]*$": (
         "letters, digits and any of _ . / @ -, first a letter or '_'",
         "rename the metric",

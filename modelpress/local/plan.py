@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from modelpress.api.errors import Problem
 from modelpress.api.semantic import job_problems, sweep_problems
-from modelpress.api.v1alpha1 import Budget, CompressionJobSpec, CompressionSweep, Store
+from modelpress.api.v1alpha1 import Budget, Code, CompressionJobSpec, CompressionSweep, Store
 from modelpress.request import job_root, uid8
 
 from .cluster import Root, derived_uid
@@ -116,8 +116,10 @@ def _settle_store(given: Store | None, override: str | None, cwd: Path, where: s
 
 
 def _settle_code(recipe: CompressionJobSpec, folder: Path, where: str) -> tuple[str | None, list[Problem]]:
-    if recipe.code is None or recipe.code.path is None:
+    if recipe.code is None:
         return None, []
+    if recipe.code.path is None:
+        return None, _config_map_problems(recipe.code, where)
     path = Path(recipe.code.path).expanduser()
     path = (path if path.is_absolute() else folder / path).resolve()
     if not path.is_dir():
@@ -128,6 +130,15 @@ def _settle_code(recipe: CompressionJobSpec, folder: Path, where: str) -> tuple[
         )
         return None, [problem]
     return str(path), []
+
+
+def _config_map_problems(code: Code, where: str) -> list[Problem]:
+    """A runner fetches code from git and from an object store itself; a ConfigMap is a cluster's."""
+    if code.config_map is None:
+        return []
+    message = "a local run has no ConfigMaps"
+    fix = "add path beside it: the folder that the ConfigMap is made from"
+    return [Problem(path=f"{where}.code.configMap", message=message, fix=fix)]
 
 
 def _is_path(uri: str) -> bool:

@@ -1,6 +1,7 @@
 """API version v1alpha1: CompressionJob and CompressionSweep. The single source of truth; crds/ is generated from it."""
 
 from .base import API_VERSION, GROUP, PYTHON_SPELLING, VERSION, ApiModel
+from .code import ArchiveCode, Code, ConfigMapCode, GitCode, KeyPath, SecretReference
 from .job import (
     TERMINAL_PHASES,
     Artifact,
@@ -10,10 +11,13 @@ from .job import (
     CompressionJobStatus,
     MetricsPair,
     Phase,
+    Point,
+    Progress,
 )
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
-from .model import Benchmark, Code, Model, Source, Store, Target
+from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
+from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
 from .stages import ConfigEntry, Duration, EntrySchedule, Finetune, Prune, Schedule, Stage
 from .sweep import (
     Budget,
@@ -33,12 +37,14 @@ from .sweep import (
 __all__ = [
     "API_VERSION",
     "DEFAULT_METRIC",
+    "GPU",
     "GROUP",
     "MEASURED",
     "PYTHON_SPELLING",
     "TERMINAL_PHASES",
     "VERSION",
     "ApiModel",
+    "ArchiveCode",
     "Artifact",
     "Attempt",
     "Benchmark",
@@ -53,14 +59,17 @@ __all__ = [
     "CompressionSweepStatus",
     "Condition",
     "ConfigEntry",
+    "ConfigMapCode",
     "Constraint",
     "Duration",
     "EntrySchedule",
     "Finetune",
     "FloatRange",
+    "GitCode",
     "Goal",
     "IntRange",
     "JobMeta",
+    "KeyPath",
     "Metric",
     "MetricsPair",
     "Model",
@@ -69,9 +78,16 @@ __all__ = [
     "OwnerReference",
     "Parameter",
     "Phase",
+    "PodTemplate",
+    "Point",
+    "Progress",
     "Prune",
+    "ResourceClaim",
+    "Resources",
+    "Runner",
     "Schedule",
     "SearchAlgorithm",
+    "SecretReference",
     "Source",
     "Stage",
     "Stop",
@@ -79,6 +95,8 @@ __all__ = [
     "SweepMeta",
     "Target",
     "Template",
+    "Toleration",
     "TrialCounts",
     "TrialResult",
+    "VolumeClaim",
 ]

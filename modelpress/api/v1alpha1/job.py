@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .base import ApiModel, Count, Text, Time, Uri
+from .code import Code
 from .meta import Condition, JobMeta, Stop
 from .metrics import Constraint, Metric, MetricName
-from .model import Benchmark, Code, Model, Store, Target
+from .model import Benchmark, Model, Store, Target
+from .runner import Runner
 from .stages import Stage
 
 Phase = Literal["Pending", "Running", "Suspended", "Stopped", "Succeeded", "Failed"]
@@ -30,6 +32,9 @@ class CompressionJobSpec(ApiModel):
     target: Target = Field(default_factory=Target)
     benchmark: Benchmark = Field(default_factory=Benchmark)
     store: Store | None = Field(default=None, description="Local runs default to ./modelpress-runs.")
+    runner: Runner | None = Field(
+        default=None, description="How a cluster runs the pods; a local run uses the machine as it is."
+    )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of every random choice.")
     suspend: bool = Field(
         default=False, description="Stop running, after a checkpoint, until it is false again. May change at any time."
@@ -80,6 +85,22 @@ class Artifact(ApiModel):
     )
 
 
+class Point(ApiModel):
+    """One intermediate score."""
+
+    step: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Chunks of training done when it was measured.")
+    value: float = Field(description="The evaluator's score then.")
+
+
+class Progress(ApiModel):
+    """Where a running attempt is."""
+
+    stage: Text = Field(description="What it does.")
+    step: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Chunks done.")
+    total: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Chunks in all; 0: not known.")
+    time: Time = Field(description="When it said so.")
+
+
 class CompressionJobStatus(ApiModel):
     """What was observed of a CompressionJob. Older clients treat an unknown phase as Running."""
 
@@ -97,6 +118,10 @@ class CompressionJobStatus(ApiModel):
     )
     start_time: Time | None = Field(default=None, description="When the first attempt started.")
     completion_time: Time | None = Field(default=None, description="When it was Complete or Failed.")
+    progress: Progress | None = None
+    intermediate: Annotated[list[Point], Field(max_length=64)] | None = Field(
+        default=None, description="The scores of the latest attempt so far, by step; thinned to 64."
+    )
     metrics: MetricsPair | None = None
     code_digest: Annotated[str, Field(max_length=64)] | None = Field(
         default=None, description="Digest of the code that ran."

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .base import ApiModel, Uri
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+from .code import RelativePath, SecretReference, Sha256
+from .meta import ObjectName
 
 
 class Source(ApiModel):
@@ -38,10 +38,11 @@ class Model(ApiModel):
     )
 
 
-class Code(ApiModel):
-    """Where the Python of the entrypoint is."""
+class VolumeClaim(ApiModel):
+    """A PersistentVolumeClaim in the same namespace, that every pod of the job may mount at once."""
 
-    path: Uri = Field(description="A folder, relative to the YAML file. Local runs only.")
+    name: ObjectName = Field(description="Its name.")
+    sub_path: RelativePath | None = Field(default=None, description="Folder of the volume; none: its root.")
 
 
 class Store(ApiModel):
@@ -50,6 +51,16 @@ class Store(ApiModel):
     uri: Uri = Field(description="s3://bucket/prefix, gs://, az://, file:///path, or, on one machine, a path.")
     endpoint: Uri | None = Field(default=None, description="Endpoint of an S3-compatible server.")
     region: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Region of the bucket.")
+    secret_ref: SecretReference | None = Field(
+        default=None,
+        description="Its keys are environment variables of the pods: AWS_ACCESS_KEY_ID, GOOGLE_SERVICE_ACCOUNT_KEY, "
+        "AZURE_STORAGE_ACCOUNT_KEY, ... None: workload identity. Local runs have their own environment.",
+    )
+    volume_claim: VolumeClaim | None = Field(
+        default=None,
+        description="Mounted at the path of a file:// store, which needs it on a cluster. Local runs use the folder of "
+        "that path.",
+    )
 
 
 class Target(ApiModel):

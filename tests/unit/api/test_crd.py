@@ -76,7 +76,8 @@ def test_schema_is_structural(kind: str) -> None:
     allowed = {*crd._Converter._KEPT, "items", "properties", "additionalProperties", "required", "nullable"}
     allowed |= {"exclusiveMinimum", "exclusiveMaximum"}
     for path, node in nodes(schema(kind)):
-        assert "type" in node or node.get("x-kubernetes-preserve-unknown-fields"), path
+        untyped = ("x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string")
+        assert "type" in node or any(node.get(key) for key in untyped), path
         assert {key for key in node if not key.startswith("x-kubernetes-")} <= allowed, path
         assert not ("properties" in node and "additionalProperties" in node), path
         for bound in ("exclusiveMinimum", "exclusiveMaximum"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from modelpress.api.errors import Problem
 from modelpress.api.probing import can_take, last, probes
 from modelpress.api.semantic import job_problems, sweep_problems
-from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec, FloatRange, IntRange, Parameter
+from modelpress.api.semantic_places import mount_path
+from modelpress.api.semantic_runner import quantity
+from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec, FloatRange, IntRange, Parameter, Store
 
 PRUNE = {"prune": {"configList": [{"opTypes": ["Conv2d"], "sparsity": 0.5}]}}
 
@@ -128,6 +131,104 @@ def test_object_stores_are_on_cluster(uri: str) -> None:
     model = {"entrypoint": "a:b", "weights": {"uri": "/models/digits.pt"}}
     assert job_problems(job(store={"uri": uri}, model=model), cluster=True) == []
     assert paths(job_problems(job(), cluster=True)) == ["spec.store"]
+
+
+def test_volumes_make_a_folder_outlive_its_pod() -> None:
+    """A file:// store is on a cluster if it lies on a volume claim; so is code that comes with the pod."""
+    store = {"uri": "file:///models/out", "volumeClaim": {"name": "models"}}
+    assert job_problems(job(store=store, code={"path": ".", "configMap": {"name": "a"}}), cluster=True) == []
+    problems = job_problems(job(store={"uri": "file:///models/out"}), cluster=True)
+    assert [problem.fix for problem in problems] == ["use s3://, gs:// or az://, or add volumeClaim"]
+    archive = {"source": {"uri": "code/a.tar.gz", "sha256": "0" * 64}}
+    assert paths(job_problems(job(store=store, code=archive), cluster=True)) == ["spec.code.source.uri"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "mounted"),
+    [
+        ("file:///models/out", "/models/out"),
+        ("file://localhost/models/out/", "/models/out"),
+        ("file:///models/../data%20sets", "/data sets"),
+    ],
+)
+def test_volumes_are_mounted_where_the_uri_points(uri: str, mounted: str) -> None:
+    """The path of a file:// URI is the folder in the pod, decoded and without detours."""
+    assert mount_path(Store(uri=uri)) == mounted
+
+
+@pytest.mark.parametrize("folder", ["/", "/etc/x", "/workspace", "/var", "/usr/../tmp", "/a:b"])
+def test_volumes_hide_nothing_that_a_pod_needs(folder: str) -> None:
+    """A volume is mounted neither over nor around the folders of the image and of modelpress."""
+    store = {"uri": f"file://{folder}", "volumeClaim": {"name": "models"}}
+    assert paths(job_problems(job(store=store))) == ["spec.store.uri"]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2", "2"),
+        ("500m", "0.5"),
+        ("1.5Gi", "1610612736"),
+        ("3k", "3000"),
+        ("2Ki", "2048"),
+        ("1E", "1e18"),
+        ("7n", "7e-9"),
+    ],
+)
+def test_quantities(text: str, number: str) -> None:
+    """Units are powers of 1000, those with an i of 1024."""
+    assert quantity(text) == Decimal(number)
+
+
+def test_requests_are_compared_as_numbers() -> None:
+    """1000m is one core; a device may be requested as long as the limit says the same."""
+    resources = {
+        "requests": {"cpu": "1000m", "memory": "1Gi", "amd.com/gpu": 1},
+        "limits": {"cpu": 1, "memory": "1024Mi", "amd.com/gpu": "1"},
+    }
+    assert job_problems(job(runner={"resources": resources})) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ({"volumes": "data"}, "volumes"),
+        ({"volumes": [{"emptyDir": {}}]}, "volumes[0]"),
+        ({"containers": [{"name": "runner", "env": {"A": "b"}}]}, "containers[0].env"),
+        ({"containers": [{"name": "runner", "env": [{"value": "b"}]}]}, "containers[0].env[0]"),
+        ({"containers": [{"name": "runner", "securityContext": []}]}, "containers[0].securityContext"),
+        ({"initContainers": [{"name": "runner"}]}, "initContainers[0].name"),
+        ({"securityContext": "none"}, "securityContext"),
+        ({"securityContext": {"sysctls": []}}, "securityContext.sysctls"),
+        ({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, "securityContext.seccompProfile"),
+        ({"securityContext": {"seLinuxOptions": {"type": "spc_t"}}}, "securityContext.seLinuxOptions"),
+        (
+            {"initContainers": [{"name": "a", "securityContext": {"procMount": "Unmasked"}}]},
+            "initContainers[0].securityContext.procMount",
+        ),
+        ({"affinity": {"$patch": "remove"}}, "affinity.$patch"),
+        ({"tolerations": [{"$setElementOrder/x": []}]}, "tolerations[0].$setElementOrder/x"),
+    ],
+)
+def test_pod_templates(spec: dict[str, Any], path: str) -> None:
+    """What cannot be merged, and what a restricted pod cannot have, has one problem at its place."""
+    problems = job_problems(job(runner={"podTemplate": {"spec": spec}}))
+    assert paths(problems) == [f"spec.runner.podTemplate.spec.{path}"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"hostUsers": True, "hostNetwork": False, "containers": [{"name": "other", "$patch": "delete"}]},
+        {"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "a.json"}}},
+        {"securityContext": {"seLinuxOptions": {"level": "s0:c123,c456"}, "fsGroup": 0, "supplementalGroups": [1]}},
+        {"containers": [{"name": "runner", "securityContext": {"readOnlyRootFilesystem": False}}]},
+        {"volumes": [{"name": "tmp", "$patch": "delete"}, {"name": "d", "csi": {"driver": "x"}}]},
+    ],
+)
+def test_pod_templates_within_restricted(spec: dict[str, Any]) -> None:
+    """What PodSecurity restricted allows may be said."""
+    assert job_problems(job(runner={"podTemplate": {"spec": spec}})) == []
 
 
 def test_cluster_problems_of_a_template_have_its_path() -> None:

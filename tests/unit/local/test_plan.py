@@ -64,6 +64,7 @@ def test_the_endpoint_stays_with_a_remote_store(tmp_path: Path) -> None:
         (job_dict(), {"store": "file://host/x"}, "--store", "names no file on this machine"),
         (job_dict(store={"uri": "taken/out"}), {}, "spec.store.uri", "taken is a file"),
         (job_dict(code={"path": "nowhere"}), {}, "spec.code.path", "there is no folder"),
+        (job_dict(code={"configMap": {"name": "code"}}), {}, "spec.code.configMap", "a local run has no ConfigMaps"),
         (job_dict(suspend=True), {}, "spec.suspend", "would do nothing"),
         (sweep_dict(suspend=True), {}, "spec.suspend", "would do nothing"),
         (
@@ -83,6 +84,13 @@ def test_what_cannot_be_honoured_is_a_problem_of_its_field(
     assert len(found) == 1
     assert words in str(found[0])
     assert found[0].fix
+
+
+def test_a_folder_goes_before_other_places_of_code(tmp_path: Path) -> None:
+    """Local runs use path where it is given; a commit without it is left to the runner."""
+    assert plan(job_dict(code={"path": ".", "configMap": {"name": "code"}}), tmp_path).code_path == str(tmp_path)
+    settled = plan(job_dict(code={"git": {"url": "https://example.com/a.git", "commit": "0" * 40}}), tmp_path)
+    assert (settled.code_path, settled.problems) == (None, ())
 
 
 def test_code_is_relative_to_the_file_and_lines_are_those_of_the_field(tmp_path: Path) -> None:
