@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tools" / "cluster"))
+sys.path[:0] = [str(ROOT / "tools" / "cluster"), str(Path(__file__).resolve().parent)]
 
 from control_plane import ControlPlane  # noqa: E402
 
@@ -17,7 +17,7 @@ from control_plane import ControlPlane  # noqa: E402
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """etcd, kube-apiserver and kube-controller-manager, with the CRDs of crds/ established."""
-    with ControlPlane(tmp_path_factory.mktemp("control-plane")) as cluster:
+    with ControlPlane(tmp_path_factory.mktemp("control-plane"), audit=True) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
         cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         cluster.kubectl("create", "namespace", "team-a")

@@ -1,0 +1,46 @@
+"""python -m modelpress_operator"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from . import logs
+from .aio import ConnectionSettingsError
+from .execute import Render
+from .process import serve
+from .settings import Settings, SettingsError, load_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the operator; 0 after SIGTERM, 1 when it failed and should be started again, 2 when it was told nonsense."""
+    try:
+        settings = load_settings(arguments)
+    except SettingsError as error:
+        print(f"modelpress-operator: {error}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level)
+    try:
+        return asyncio.run(serve(settings, _render(settings)))
+    except ConnectionSettingsError as error:
+        print(f"modelpress-operator: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"modelpress-operator: cannot listen on port {settings.port}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _render(settings: Settings) -> Render:
+    from .render import RenderSettings, render_job
+
+    chosen = RenderSettings(
+        image=settings.runner_image,
+        image_pull_policy=settings.runner_image_pull_policy,
+        service_account=settings.runner_service_account,
+    )
+    return lambda action, owner: render_job(action, owner, chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""What the operator knows of the cluster: the newest version of each watched object, as plain dicts, by owner.
+
+It is fed by listings, watch events and the answers to our own writes. Whatever comes in, in whatever order, an object
+never goes back to an older version, and one that was deleted does not come back: so nothing is decided on a state from
+before our own writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+
+from .resources import (
+    COMPRESSION_JOBS,
+    COMPRESSION_SWEEPS,
+    JOBS,
+    PODS,
+    RawObject,
+    Resource,
+    controller_uid,
+    meta_of,
+    version_of,
+)
+
+MAX_TOMBSTONES = 50_000  # uids of deleted objects that are remembered
+_NUMBERED = re.compile(r"(.+)-(\d{5})")
+
+Place = tuple[Resource, str, str]  # resource, namespace, name
+# (resource, before, after, whether we wrote it ourselves); before or after is None where it was created or is gone.
+Listener = Callable[[Resource, RawObject | None, RawObject | None, bool], None]
+
+
+class Cache:
+    """For one event loop. What it returns must not be changed."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Resource, dict[tuple[str, str], RawObject]] = {}
+        self._by_owner: dict[str, dict[Place, None]] = {}
+        self._numbered: dict[tuple[str, str], dict[str, None]] = {}
+        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._listed: set[tuple[Resource, str | None]] = set()
+        self._namesakes: dict[Place, RawObject] = {}
+        self.listener: Listener | None = None
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def get(self, resource: Resource, namespace: str, name: str) -> RawObject | None:
+        """The object of that name."""
+        return self._objects.get(resource, {}).get((namespace, name))
+
+    def all(self, resource: Resource) -> Iterator[RawObject]:
+        """Every object of a kind."""
+        return iter(self._objects.get(resource, {}).values())
+
+    def owned(self, uid: str, resource: Resource) -> list[RawObject]:
+        """The objects of a kind that the object of this uid controls."""
+        places = self._by_owner.get(uid, {})
+        return [self._objects[place[0]][place[1:]] for place in places if place[0] is resource]
+
+    def numbered(self, namespace: str, stem: str) -> list[RawObject]:
+        """CompressionJobs called <stem>-00000 and so on, whosever they are."""
+        names = self._numbered.get((namespace, stem), {})
+        jobs = self._objects[COMPRESSION_JOBS] if names else {}
+        return [jobs[(namespace, name)] for name in names]
+
+    def namesake(self, resource: Resource, namespace: str, name: str) -> RawObject | None:
+        """An object that is not ours but has a name that we wanted to give, as it was when we ran into it."""
+        return self._namesakes.get((resource, namespace, name))
+
+    @property
+    def namesakes(self) -> list[Place]:
+        return list(self._namesakes)
+
+    def listed(self, resource: Resource, namespace: str | None) -> bool:
+        """Whether all objects of a kind in a namespace (None: everywhere) were seen once."""
+        return (resource, namespace) in self._listed
+
+    def phases(self) -> Counter[tuple[str, str]]:
+        """How many CompressionJobs and CompressionSweeps are in each phase."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for resource in (COMPRESSION_JOBS, COMPRESSION_SWEEPS):
+            for obj in self.all(resource):
+                counts[resource.kind, (obj.get("status") or {}).get("phase") or "Pending"] += 1
+        return counts
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def put(self, resource: Resource, obj: RawObject, *, ours: bool = False) -> bool:
+        """Take in an object; False if it is no news. `ours`: it is the answer to our own write."""
+        meta = meta_of(obj)
+        uid = meta.get("uid") or ""
+        place = (resource, meta.get("namespace") or "", meta.get("name") or "")
+        if uid in self._tombstones:
+            return False
+        before = self.get(*place)
+        if before is not None and version_of(obj) <= version_of(before):
+            return False
+        after = _kept(resource, obj)
+        if before is not None:
+            self._forget(place, before)
+            if meta_of(before).get("uid") != uid:
+                self._bury(meta_of(before).get("uid") or "")
+                self._tell(resource, before, None, ours)
+                before = None
+        self._objects.setdefault(resource, {})[place[1:]] = after
+        owner = controller_uid(after)
+        if owner is not None:
+            self._by_owner.setdefault(owner, {})[place] = None
+        if resource is COMPRESSION_JOBS and (match := _NUMBERED.fullmatch(place[2])):
+            self._numbered.setdefault((place[1], match[1]), {})[place[2]] = None
+        self._namesakes.pop(place, None)
+        self._tell(resource, before, after, ours)
+        return True
+
+    def remove(self, resource: Resource, obj: RawObject, *, ours: bool = False) -> bool:
+        """Take in that an object is gone; False if that is no news."""
+        meta = meta_of(obj)
+        self._bury(meta.get("uid") or "")
+        place = (resource, meta.get("namespace") or "", meta.get("name") or "")
+        before = self.get(*place)
+        if before is None or meta_of(before).get("uid") != meta.get("uid"):
+            return False
+        self._forget(place, before)
+        self._tell(resource, before, None, ours)
+        return True
+
+    def replace(self, resource: Resource, namespace: str | None, objects: Iterable[RawObject], version: int) -> None:
+        """Take in a complete listing made at `version`: what is older and not in it was deleted meanwhile."""
+        uids = set()
+        for obj in objects:
+            uids.add(meta_of(obj).get("uid"))
+            self.put(resource, obj)
+        gone = [
+            obj
+            for obj in self.all(resource)
+            if meta_of(obj).get("uid") not in uids
+            and version_of(obj) <= version
+            and namespace in (None, meta_of(obj).get("namespace"))
+        ]
+        for obj in gone:
+            self.remove(resource, obj)
+        self._listed.add((resource, namespace))
+
+    def note_namesake(self, resource: Resource, namespace: str, name: str, obj: RawObject | None) -> None:
+        """Remember somebody else's object of a name that we wanted to give; None: it is gone."""
+        place = (resource, namespace, name)
+        if obj is None:
+            self._namesakes.pop(place, None)
+        elif self.get(*place) is None:
+            self._namesakes[place] = _kept(resource, obj)
+
+    def _bury(self, uid: str) -> None:
+        self._tombstones[uid] = None
+        self._tombstones.move_to_end(uid)
+        while len(self._tombstones) > MAX_TOMBSTONES:
+            self._tombstones.popitem(last=False)
+
+    def _forget(self, place: Place, obj: RawObject) -> None:
+        del self._objects[place[0]][place[1:]]
+        owner = controller_uid(obj)
+        if owner is not None and place in (owned := self._by_owner.get(owner, {})):
+            del owned[place]
+            if not owned:
+                del self._by_owner[owner]
+        if place[0] is COMPRESSION_JOBS and (match := _NUMBERED.fullmatch(place[2])):
+            names = self._numbered[(place[1], match[1])]
+            del names[place[2]]
+            if not names:
+                del self._numbered[(place[1], match[1])]
+
+    def _tell(self, resource: Resource, before: RawObject | None, after: RawObject | None, ours: bool) -> None:
+        if self.listener is not None:
+            self.listener(resource, before, after, ours)
+
+
+def _kept(resource: Resource, obj: RawObject) -> RawObject:
+    """The object without what nobody reads; a Job's template and a pod's spec may be 256 KiB each."""
+    meta = {key: value for key, value in meta_of(obj).items() if key != "managedFields"}
+    kept = {"apiVersion": resource.api_version, "kind": resource.kind, **obj, "metadata": meta}
+    if resource is PODS:
+        meta.pop("annotations", None)
+        kept.pop("spec", None)
+    elif resource is JOBS:
+        kept["spec"] = {key: value for key, value in (obj.get("spec") or {}).items() if key != "template"}
+    return kept

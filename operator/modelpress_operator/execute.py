@@ -1,0 +1,194 @@
+"""Carries out a plan: its actions in order, none after one that failed, each harmless if it was done before.
+
+Answers go into the cache at once, so the next reconciliation knows what this one did without waiting for the watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from modelpress.api.v1alpha1 import CompressionJobStatus, CompressionSweepStatus, Stop
+from modelpress.reconcile import Action, CreateJob, CreateTrial, DeleteJob, EmitEvent, PatchStatus, Plan, StopTrial
+from modelpress.reconcile.conditions import stamp
+
+from .cache import Cache
+from .client import AlreadyExistsError, ClusterClient, ConflictError, InvalidError, NotFoundError, merge_patch
+from .events import EventWriter
+from .lease import Leadership
+from .metrics import Metrics
+from .observe import parse_time
+from .resources import (
+    BY_KIND,
+    COMPRESSION_JOBS,
+    JOBS,
+    Key,
+    RawObject,
+    Resource,
+    controller_uid,
+    is_deleting,
+    meta_of,
+)
+
+log = logging.getLogger(__name__)
+Render = Callable[[CreateJob, RawObject], list[RawObject]]
+
+
+class NameTakenError(Exception):
+    """A name that we wanted to give belongs to somebody else, or to an object that is being deleted."""
+
+    def __init__(self, message: str, *, foreign: bool) -> None:
+        super().__init__(message)
+        self.foreign = foreign
+
+
+class UnfitError(Exception):
+    """The API server, or the renderer, will never take what the specification asks for; the text says why."""
+
+
+class Executor:
+    """Writes to the cluster, as long as this replica leads."""
+
+    def __init__(
+        self,
+        client: ClusterClient,
+        cache: Cache,
+        leadership: Leadership,
+        events: EventWriter,
+        metrics: Metrics,
+        render: Render,
+        clock: Callable[[], Any],
+    ) -> None:
+        self._client = client
+        self._cache = cache
+        self._leadership = leadership
+        self._events = events
+        self._metrics = metrics
+        self._render = render
+        self._clock = clock
+
+    async def carry_out(self, key: Key, observed: RawObject, plan: Plan) -> None:
+        """All actions of a plan that was made for this version of the object.
+
+        Raises:
+            ClusterError: a request failed.
+            NameTakenError, UnfitError: a child cannot be created.
+            LeaseLostError: another replica leads.
+        """
+        rest = [action for action in plan.actions if isinstance(action, EmitEvent)]
+        lonely = len(rest) + 1 == len(plan.actions)
+        for action in plan.actions:
+            if isinstance(action, EmitEvent):
+                self._events.emit(observed, action)
+                continue
+            self._leadership.check()
+            await self._execute(key, observed, action, lonely)
+
+    async def _execute(self, key: Key, observed: RawObject, action: Action, lonely: bool) -> None:
+        match action:
+            case PatchStatus(status=status):
+                await self._patch_status(key, observed, status, lonely)
+            case CreateJob():
+                await self._create_job(observed, action)
+            case DeleteJob(name=name, uid=uid):
+                await self._delete(JOBS, key.namespace, name, uid)
+            case CreateTrial(job=job):
+                body = job.to_dict()
+                body.pop("status", None)
+                await self._create(COMPRESSION_JOBS, key.namespace, body, meta_of(observed)["uid"])
+            case StopTrial(name=name, uid=uid, reason=reason):
+                await self._stop_trial(key.namespace, name, uid, reason)
+
+    async def _patch_status(
+        self, key: Key, observed: RawObject, status: CompressionJobStatus | CompressionSweepStatus, lonely: bool
+    ) -> None:
+        """An equal status is sent too where it fences other actions: an empty patch still checks the version."""
+        patch = merge_patch(observed.get("status") or {}, status.to_dict())
+        if not patch and lonely:
+            return
+        version = str(meta_of(observed)["resourceVersion"])
+        try:
+            answer = await self._client.patch_status(key.resource, key.namespace, key.name, patch, version)
+        except NotFoundError as error:
+            self._cache.remove(key.resource, observed, ours=True)
+            raise ConflictError(str(error), status=404) from error
+        self._cache.put(key.resource, answer, ours=True)
+        self._record_end(key, observed, answer)
+
+    async def _create_job(self, owner: RawObject, action: CreateJob) -> None:
+        try:
+            rendered = await asyncio.to_thread(self._render, action, owner)
+        except ValueError as error:
+            raise UnfitError(str(error)) from error
+        for body in rendered:
+            await self._create(BY_KIND[body["kind"]], meta_of(owner)["namespace"], body, meta_of(owner)["uid"])
+        self._metrics.attempts.labels(action.purpose).inc()
+
+    async def _create(self, resource: Resource, namespace: str, body: RawObject, owner_uid: str) -> None:
+        name = meta_of(body)["name"]
+        try:
+            answer = await self._client.create(resource, namespace, body)
+        except InvalidError as error:
+            raise UnfitError(f"{resource.kind} {name}: {error}") from error
+        except AlreadyExistsError:
+            try:
+                answer = await self._client.get(resource, namespace, name)
+            except NotFoundError:
+                raise NameTakenError(f"{resource.kind} {name} was there a moment ago", foreign=False) from None
+            if controller_uid(answer) != owner_uid:
+                if resource not in (JOBS, COMPRESSION_JOBS):
+                    text = f"the {resource.kind} {name} belongs to somebody else; delete it, or rename this object"
+                    raise UnfitError(text) from None
+                self._cache.note_namesake(resource, namespace, name, answer)
+                text = f"{resource.kind} {name} belongs to somebody else"
+                raise NameTakenError(text, foreign=True) from None
+            if is_deleting(answer):
+                self._cache.put(resource, answer, ours=True)
+                raise NameTakenError(f"{resource.kind} {name} is being deleted", foreign=False) from None
+        self._cache.put(resource, answer, ours=True)
+
+    async def _delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        try:
+            answer = await self._client.delete(resource, namespace, name, uid)
+        except (NotFoundError, ConflictError):  # gone, or another object of that name by now
+            answer = None
+        if answer is not None:
+            self._cache.put(resource, answer, ours=True)
+            return
+        there = self._cache.get(resource, namespace, name)
+        if there is not None and meta_of(there).get("uid") == uid:
+            self._cache.remove(resource, there, ours=True)
+
+    async def _stop_trial(self, namespace: str, name: str, uid: str, reason: str) -> None:
+        trial = self._cache.get(COMPRESSION_JOBS, namespace, name)
+        if trial is None or meta_of(trial).get("uid") != uid or (trial.get("status") or {}).get("stop"):
+            return
+        stop = Stop(reason=reason, time=stamp(self._clock())).to_dict()
+        version = str(meta_of(trial)["resourceVersion"])
+        try:
+            answer = await self._client.patch_status(COMPRESSION_JOBS, namespace, name, {"stop": stop}, version)
+        except NotFoundError:
+            return
+        self._cache.put(COMPRESSION_JOBS, answer)  # the trial itself has to act on it
+
+    def _record_end(self, key: Key, before: RawObject, after: RawObject) -> None:
+        old, new = before.get("status") or {}, after.get("status") or {}
+        phase = new.get("phase")
+        if phase not in ("Succeeded", "Failed", "Stopped") or old.get("phase") == phase:
+            return
+        if key.resource is not COMPRESSION_JOBS:
+            return
+        trial = controller_uid(after) is not None
+        seconds = _between(new.get("startTime"), new.get("completionTime"))
+        histogram = self._metrics.trial_seconds if trial else self._metrics.job_seconds
+        if seconds is not None:
+            histogram.labels(phase).observe(seconds)
+        if trial:
+            self._metrics.trials.labels(phase).inc()
+
+
+def _between(start: str | None, end: str | None) -> float | None:
+    first, last = parse_time(start), parse_time(end)
+    return None if first is None or last is None else max(0.0, (last - first).total_seconds())

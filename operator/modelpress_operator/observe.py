@@ -1,0 +1,225 @@
+"""What a Job and its pods mean to the reconcile core. Pure.
+
+The Job's conditions say that a run is over, because only they are final; its pods say how it ended and why, because
+they have the exit code, the termination message and the disruption.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from modelpress.reconcile.model import Cause, ObservedJob
+from modelpress.request import Purpose
+from modelpress.result import ExitCode
+
+from .resources import LABELS, RawObject, controller_uid, is_deleting, labels_of, meta_of
+
+RUNNER = "runner"  # the container whose termination message and exit code count
+ABANDONED_SECONDS = 120.0  # a pod that should be gone for so long sits on a node that nobody hears from
+MAX_DETAIL = 700
+_EXIT_CODE = re.compile(r"exit code (\d+)")
+
+State = Literal["pending", "running", "succeeded", "failed"]
+
+
+@dataclass(frozen=True)
+class _Pod:
+    """What counts of one pod."""
+
+    raw: RawObject
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.raw.get("status") or {}
+
+    @property
+    def container(self) -> dict[str, Any]:
+        """Status of the runner's container."""
+        found = (item for item in self.status.get("containerStatuses") or () if item.get("name") == RUNNER)
+        return next(found, {})
+
+    @property
+    def terminated(self) -> dict[str, Any] | None:
+        return (self.container.get("state") or {}).get("terminated")
+
+    @property
+    def running(self) -> dict[str, Any] | None:
+        return (self.container.get("state") or {}).get("running")
+
+    @property
+    def started_at(self) -> dt.datetime | None:
+        state = self.running or self.terminated or {}
+        return parse_time(state.get("startedAt"))
+
+    @property
+    def over(self) -> bool:
+        return self.status.get("phase") in ("Succeeded", "Failed")
+
+    @property
+    def disruption(self) -> dict[str, Any] | None:
+        return _condition(self.status, "DisruptionTarget")
+
+    @property
+    def rank(self) -> int:
+        text = (meta_of(self.raw).get("labels") or {}).get("batch.kubernetes.io/job-completion-index", "0")
+        return int(text) if text.isdigit() else 0
+
+    def lost(self, now: dt.datetime) -> bool:
+        """Whether it should have ended long ago and nobody says that it has."""
+        due = parse_time(meta_of(self.raw).get("deletionTimestamp"))
+        return due is not None and not self.over and (now - due).total_seconds() >= ABANDONED_SECONDS
+
+
+def observed_job(job: RawObject, pods: list[RawObject], now: dt.datetime | None = None) -> ObservedJob:
+    """A batch/v1 Job and its pods as the reconcile core sees them.
+
+    With `now`, a run whose pods have all been terminating for over two minutes, unheard of, counts as disrupted.
+    """
+    meta, status, labels = meta_of(job), job.get("status") or {}, labels_of(job)
+    seen = sorted((_Pod(pod) for pod in pods), key=lambda pod: (pod.rank, _age(pod.raw)))
+    failed, complete = _condition(status, "Failed"), _condition(status, "Complete")
+    state: State = "pending"
+    cause: Cause | None = None
+    reason: str | None = None
+    detail: str | None = None
+    if complete is not None:
+        state = "succeeded"
+    elif failed is not None:
+        state = "failed"
+        cause, reason, detail = _cause(failed, seen)
+    elif now is not None and seen and all(pod.lost(now) or pod.over for pod in seen) and any(p.lost(now) for p in seen):
+        state, cause, reason = "failed", "disrupted", "NodeLost"
+        detail = "Its node has not been heard from since the runner was told to end."
+    elif any(pod.running or pod.terminated for pod in seen):
+        state = "running"
+    else:
+        reason, detail = _waiting(job, seen)
+    return ObservedJob(
+        name=meta.get("name") or "",
+        uid=meta.get("uid") or "",
+        owner_uid=controller_uid(job),
+        purpose=_purpose(labels),
+        attempt=_attempt(labels),
+        state=state,
+        cause=cause,
+        reason=reason,
+        detail=detail[:MAX_DETAIL] if detail else None,
+        message=_message(seen),
+        started_at=min((pod.started_at for pod in seen if pod.started_at), default=None),
+        finished_at=_finished(status, failed or complete, seen) if state in ("succeeded", "failed") else None,
+        deleting=is_deleting(job),
+    )
+
+
+def recheck_after(pods: list[RawObject], now: dt.datetime) -> float | None:
+    """Seconds until a terminating pod counts as lost, None if none is terminating."""
+    left = [
+        ABANDONED_SECONDS - (now - due).total_seconds()
+        for pod in map(_Pod, pods)
+        if (due := parse_time(meta_of(pod.raw).get("deletionTimestamp"))) is not None and not pod.over
+    ]
+    waits = [seconds for seconds in left if seconds > 0]
+    return min(waits) + 0.5 if waits else None
+
+
+def parse_time(text: Any) -> dt.datetime | None:
+    """A time as Kubernetes writes it."""
+    if not isinstance(text, str):
+        return None
+    try:
+        value = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return value if value.tzinfo is not None else value.replace(tzinfo=dt.UTC)
+
+
+def _cause(failed: dict[str, Any], pods: list[_Pod]) -> tuple[Cause, str | None, str | None]:
+    """Why a Job failed, in the order of its FailJob rules: exit 2, 143, a disruption; then memory, then all else."""
+    text = str(failed.get("message") or "")
+    codes = {int(pod.terminated["exitCode"]): pod for pod in pods if pod.terminated and "exitCode" in pod.terminated}
+    said = _EXIT_CODE.search(text)
+    known = {*codes, *((int(said[1]),) if said else ())}
+    if ExitCode.INVALID in known:
+        return "invalid", "Invalid", None
+    if ExitCode.TERMINATED in known:
+        return "terminated", "Terminated", None
+    for pod in pods:
+        if pod.disruption is not None or pod.status.get("reason") in ("Evicted", "Preempting", "NodeLost", "Shutdown"):
+            why = pod.disruption or {}
+            reason = pod.status.get("reason") or why.get("reason")
+            return "disrupted", reason, pod.status.get("message") or why.get("message")
+    if "DisruptionTarget" in text:
+        return "disrupted", "DisruptionTarget", text
+    for pod in pods:
+        if pod.terminated and pod.terminated.get("reason") == "OOMKilled":
+            return "oom", "OOMKilled", None
+    for code, pod in sorted(codes.items()):
+        if code != 0:
+            named = (pod.terminated or {}).get("reason")
+            return "error", named if named not in (None, "Error") else f"ExitCode{code}", pod.status.get("message")
+    return "error", failed.get("reason"), text or None
+
+
+def _waiting(job: RawObject, pods: list[_Pod]) -> tuple[str | None, str | None]:
+    """Why nothing runs yet, in the cluster's words."""
+    if (job.get("spec") or {}).get("suspend"):
+        return "Queued", "The Job is suspended until a queue admits it."
+    for pod in pods:
+        waiting = (pod.container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return waiting["reason"], waiting.get("message")
+        for item in pod.status.get("initContainerStatuses") or ():
+            waiting = (item.get("state") or {}).get("waiting") or {}
+            if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+                return waiting["reason"], waiting.get("message")
+        for item in pod.status.get("conditions") or ():
+            if item.get("type") == "PodScheduled" and item.get("status") == "False":
+                return item.get("reason"), item.get("message")
+    return None, None
+
+
+def _message(pods: list[_Pod]) -> str | None:
+    """The termination message of the first rank that left one; of one rank the newest pod's."""
+    for pod in pods:
+        text = (pod.terminated or {}).get("message")
+        if text:
+            return str(text)
+    return None
+
+
+def _finished(status: dict[str, Any], condition: dict[str, Any] | None, pods: list[_Pod]) -> dt.datetime | None:
+    ends = [parse_time((pod.terminated or {}).get("finishedAt")) for pod in pods]
+    last = max((end for end in ends if end is not None), default=None)
+    return (
+        last
+        or parse_time(status.get("completionTime"))
+        or parse_time((condition or {}).get("lastTransitionTime"))
+        or max((due for pod in pods if (due := parse_time(meta_of(pod.raw).get("deletionTimestamp")))), default=None)
+    )
+
+
+def _condition(status: dict[str, Any], type_: str) -> dict[str, Any] | None:
+    """A condition that holds."""
+    found = (
+        item for item in status.get("conditions") or () if item.get("type") == type_ and item.get("status") == "True"
+    )
+    return next(found, None)
+
+
+def _age(pod: RawObject) -> float:
+    """Sorts newer pods first."""
+    made = parse_time(meta_of(pod).get("creationTimestamp"))
+    return -made.timestamp() if made else 0.0
+
+
+def _purpose(labels: dict[str, str]) -> Purpose:
+    text = labels.get(f"{LABELS}/purpose", "trial")
+    return cast(Purpose, text) if text in get_args(Purpose) else "trial"
+
+
+def _attempt(labels: dict[str, str]) -> int:
+    text = labels.get(f"{LABELS}/attempt", "")
+    return int(text) if text.isascii() and text.isdigit() and 0 < len(text) <= 9 else 1

@@ -1,0 +1,116 @@
+"""From the cache to what the reconcile core observes of one object."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from modelpress.api.errors import SpecError, located_problems
+from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
+from modelpress.api.yamltext import to_json_numbers
+from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
+
+from .cache import Cache
+from .observe import observed_job, recheck_after
+from .resources import (
+    COMPRESSION_JOBS,
+    COMPRESSION_SWEEPS,
+    JOBS,
+    PODS,
+    RawObject,
+    controller_of,
+    meta_of,
+)
+
+COLLECT_ROUNDS = 3
+T = TypeVar("T", CompressionJob, CompressionSweep)
+
+
+class Snapshots:
+    """Typed views of the cache. Each object is parsed once per version: the search recognises trials by identity."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._jobs: dict[str, tuple[str, CompressionJob]] = {}
+        self._sweeps: dict[str, tuple[str, CompressionSweep]] = {}
+
+    def job(self, raw: RawObject) -> CompressionJob:
+        """The typed CompressionJob.
+
+        Raises:
+            SpecError: this version of modelpress does not understand it.
+        """
+        return _parsed(raw, CompressionJob, self._jobs)
+
+    def sweep(self, raw: RawObject) -> CompressionSweep:
+        """The typed CompressionSweep.
+
+        Raises:
+            SpecError: this version of modelpress does not understand it.
+        """
+        return _parsed(raw, CompressionSweep, self._sweeps)
+
+    def forget(self, uid: str) -> None:
+        """An object is gone."""
+        self._jobs.pop(uid, None)
+        self._sweeps.pop(uid, None)
+
+    def observe_job(self, raw: RawObject, problems: tuple[str, ...], now: dt.datetime) -> JobObserved | None:
+        """A CompressionJob as it stands; None for a trial whose sweep is gone, which soon goes too."""
+        job, owner = self.job(raw), None
+        ref = controller_of(raw)
+        if ref is not None and ref.get("kind") == COMPRESSION_SWEEPS.kind:
+            sweep = self._cache.get(COMPRESSION_SWEEPS, meta_of(raw)["namespace"], ref["name"])
+            if sweep is None or meta_of(sweep).get("uid") != ref.get("uid"):
+                return None
+            owner = OwnerState(ref["uid"], ref["name"], bool((sweep.get("spec") or {}).get("suspend")))
+        started, name = job.status.started, job.metadata.name
+        names = [naming.attempt_name(name, number) for number in (started, started + 1) if number > 0]
+        names += [naming.collect_name(name, started, round_) for round_ in range(1, COLLECT_ROUNDS + 1) if started > 0]
+        return JobObserved(job, owner, self._children(raw, names, now), problems)
+
+    def observe_sweep(self, raw: RawObject, problems: tuple[str, ...], now: dt.datetime) -> SweepObserved:
+        """A CompressionSweep as it stands, with everything that has a name of a trial of it."""
+        sweep, meta = self.sweep(raw), meta_of(raw)
+        ours = {id(trial): trial for trial in self._cache.owned(meta["uid"], COMPRESSION_JOBS)}
+        named = {id(trial): trial for trial in self._cache.numbered(meta["namespace"], meta["name"])}
+        trials = tuple(self.job(trial) for trial in (ours | named).values())
+        prepared, published = sweep.status.prepare_attempts, sweep.status.publish_attempts
+        names = [naming.prepare_name(meta["name"], number) for number in (prepared, prepared + 1) if number > 0]
+        names += [naming.publish_name(meta["name"], number) for number in (published, published + 1) if number > 0]
+        return SweepObserved(sweep, trials, self._children(raw, names, now), problems)
+
+    def recheck_after(self, raw: RawObject, now: dt.datetime) -> float | None:
+        """Seconds until what is observed may change though nothing happens."""
+        pods = [pod for job in self._cache.owned(meta_of(raw)["uid"], JOBS) for pod in self._pods(job)]
+        return recheck_after(pods, now)
+
+    def _children(self, owner: RawObject, names: list[str], now: dt.datetime) -> tuple[ObservedJob, ...]:
+        namespace = meta_of(owner)["namespace"]
+        found = {meta_of(job)["name"]: job for job in self._cache.owned(meta_of(owner)["uid"], JOBS)}
+        for name in names:
+            other = self._cache.get(JOBS, namespace, name) or self._cache.namesake(JOBS, namespace, name)
+            if other is not None:
+                found.setdefault(name, other)
+        return tuple(observed_job(job, self._pods(job), now) for _, job in sorted(found.items()))
+
+    def _pods(self, job: RawObject) -> list[RawObject]:
+        return self._cache.owned(meta_of(job).get("uid") or "", PODS)
+
+
+def _parsed(raw: RawObject, model: type[T], known: dict[str, tuple[str, T]]) -> T:
+    meta = meta_of(raw)
+    uid, version = meta.get("uid") or "", str(meta.get("resourceVersion"))
+    there = known.get(uid)
+    if there is not None and there[0] == version:
+        return there[1]
+    try:
+        parsed = model.model_validate(to_json_numbers(raw))
+    except ValidationError as error:
+        raise SpecError(problem for problem, _ in located_problems(error, model)) from None
+    if there is not None and there[1].spec == parsed.spec:
+        parsed = parsed.model_copy(update={"spec": there[1].spec})  # one copy in memory, whatever the status
+    known[uid] = version, parsed
+    return parsed
