@@ -1,11 +1,11 @@
 """The same prune-and-finetune work as a bare torch-pruning script and through mp.compress, paired in one run.
 
-Both sides of a pair start from the same dense digits CNN (another one for each pair), remove half of the channels of every
-convolution by L1 norm, train the same number of epochs and score after each. Pairs alternate their order, each side in a
-fresh process. Reported: the ratio of wall times (median of the pairs, with the extremes), the seconds that mp.compress
-takes beyond the script (planning in a child process, the proof, before-and-after metrics: a fixed cost), and accuracy
-with its standard error, MACs and parameters side by side. The criteria are each side's own l1: the paper's filter norm here,
-torch-pruning's mean over everything a channel touches there.
+Both sides of a pair start from the same dense digits CNN (another one for each pair), remove half of the channels of
+every convolution by L1 norm, train the same number of epochs and score after each. Pairs alternate their order, each
+side in a fresh process. Reported: the ratio of wall times (median of the pairs, with the extremes), the seconds that
+mp.compress takes beyond the script (planning in a child process, the proof, before-and-after metrics: a fixed cost),
+and accuracy with its standard error, MACs and parameters side by side. The criteria are each side's own l1: the
+paper's filter norm here, torch-pruning's mean over everything a channel touches there.
 
 Usage: python benchmarks/prune_finetune.py [--pairs 7] [--epochs 50]
 """
