@@ -122,7 +122,7 @@ def _check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> 
         known = {**dict.fromkeys(MEASURED, 1.0), **baseline}
         judge(spec.constraints or [], spec.metrics or {}, known, known)
     except ConstraintError as error:
-        raise InvalidSpecError(str(error), "spec") from error
+        raise InvalidSpecError(error.message, error.path) from error
 
 
 def _copy(model: nn.Module) -> nn.Module:
