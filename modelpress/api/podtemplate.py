@@ -25,7 +25,7 @@ VOLUME_KINDS = (
 )
 _OWN = "modelpress sets it"
 # Of the pod: key -> why it cannot be given.
-_FIXED_POD = {
+FIXED_POD = {
     "restartPolicy": f"{_OWN}: an attempt is one pod that runs once",
     "activeDeadlineSeconds": f"{_OWN}: spec.activeDeadlineSeconds counts running time",
     "subdomain": _OWN,
@@ -38,7 +38,7 @@ _FIXED_POD = {
     "hostIPC": "PodSecurity restricted forbids it",
 }
 # Of the container `runner`.
-_FIXED_RUNNER = {
+FIXED_RUNNER = {
     "command": f"{_OWN}; user code comes from spec.code or the image",
     "args": f"{_OWN}; user code comes from spec.code or the image",
     "terminationMessagePath": f"{_OWN}: results are read there",
@@ -65,7 +65,7 @@ def template_problems(template: Mapping[str, Any], path: str) -> Iterator[Proble
         yield from shapes
         return
     yield from _directive_problems(spec, where)
-    for key, why in _FIXED_POD.items():
+    for key, why in FIXED_POD.items():
         if key in spec and not (key.startswith("host") and spec[key] is False):
             yield Problem(f"{where}.{key}", f"cannot be given: {why}", _REMOVE)
     yield from _security_problems(spec.get("securityContext"), f"{where}.securityContext")
@@ -134,7 +134,7 @@ def _directive_problems(value: Any, path: str) -> Iterator[Problem]:
 def _container_problems(container: Mapping[str, Any], path: str, kind: str) -> Iterator[Problem]:
     own = kind == "containers" and container["name"] == CONTAINER
     if own:
-        for key, why in _FIXED_RUNNER.items():
+        for key, why in FIXED_RUNNER.items():
             if key in container:
                 yield Problem(f"{path}.{key}", f"cannot be given: {why}", _REMOVE)
     elif container["name"] == CONTAINER:
