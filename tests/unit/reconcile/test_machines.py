@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 from functools import partial
 from typing import Any
 
 import pytest
-from conftest import PROFILE
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from reconcile_objects import HashStrategy, make_job, make_sweep
+from reconcile_profiles import PROFILE, WALKS
 from simulator import SILENT, TOLD, Cluster, Key
 
 JOB: Key = ("CompressionJob", "digits")
@@ -386,9 +385,7 @@ TestAdaptiveSweep = AdaptiveSweepMachine.TestCase
 TestAdaptiveSweep.settings = PROFILE
 
 
-# Hypothesis varies what it has seen; walks are as many independent ones as there are seeds. MODELPRESS_WALKS sets the
-# number of job walks; there are a third as many of either kind of sweep.
-WALKS = int(os.environ.get("MODELPRESS_WALKS", "150"))
+# Hypothesis varies what it has seen; walks are as many independent ones as there are seeds.
 JOB_VALUES = {
     "backoff": (0, 1, 2),
     "disruptions": (0, 2, 5, 20),
