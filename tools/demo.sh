@@ -7,4 +7,4 @@ rm -rf "$store"
 .venv/bin/modelpress run examples/digits/sweep.yaml --store "$store" --parallel 2
 root=$(ls -d "$store"/default/digits-sweep-*)
 echo
-.venv/bin/python tools/verify_best.py "$root" examples/digits
+.venv/bin/python tools/verify_best.py "$root" "$store/.state/default/$(basename "$root")" examples/digits

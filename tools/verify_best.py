@@ -1,6 +1,7 @@
-"""Recomputes the numbers of a sweep's best.json in this process, which loads the model with mp.load and nothing else.
+"""Recomputes the numbers of a sweep's best.json in this process, which loads the model with mp.load and nothing else, and
+the parameters of every trial from the history that it recorded.
 
-Usage: python tools/verify_best.py ROOT DATA_FOLDER      exit 0: equal; 1: not
+Usage: python tools/verify_best.py ROOT STATE DATA_FOLDER      exit 0: all equal; 1: not
 """
 
 from __future__ import annotations
@@ -10,7 +11,20 @@ import sys
 from pathlib import Path
 
 
-def main(root: Path, data_folder: Path) -> int:
+def replay_differences(state: Path) -> list[str]:
+    """What replaying every trial's recorded history gives beyond its parameters; `state` is a local run's journal."""
+    from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
+    from modelpress.search import replay
+
+    sweep = CompressionSweep.model_validate(json.loads((state / "object.json").read_text())["object"])
+    files = sorted((state / "trials").glob("*.json"))
+    trials = [CompressionJob.model_validate(json.loads(file.read_text())["object"]) for file in files]
+    if len(trials) != sweep.spec.max_trials:
+        return [f"{len(trials)} trials are recorded instead of {sweep.spec.max_trials}"]
+    return replay(sweep.spec, trials)
+
+
+def main(root: Path, state: Path, data_folder: Path) -> int:
     import modelpress as mp
     from modelpress_runner.measure import static_metrics
 
@@ -39,12 +53,14 @@ def main(root: Path, data_folder: Path) -> int:
         wrong.append(f"macs: {recorded['macs']} is more than half of {baseline['macs']}")
     if recorded["default"] < 0.99 * baseline["default"]:
         wrong.append(f"default: {recorded['default']} lost more than 1 % of {baseline['default']}")
+    wrong += replay_differences(state)
     for line in wrong:
         print(f"verify: {line}", file=sys.stderr)
     if not wrong:
-        print(f"verify: trial {best['trial']} loaded in a fresh process gives the numbers of {root / 'best.json'}")
+        print(f"verify: trial {best['trial']} loaded in a fresh process gives the numbers of {root / 'best.json'};")
+        print("verify: every trial's recorded history replays to its parameters")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(*map(Path, sys.argv[1:4])))
