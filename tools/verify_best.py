@@ -1,5 +1,5 @@
-"""Recomputes the numbers of a sweep's best.json in this process, which loads the model with mp.load and nothing else, and
-the parameters of every trial from the history that it recorded.
+"""Recomputes the numbers of a sweep's best.json in this process, which loads the model with mp.load and nothing else,
+and the parameters of every trial from the history that it recorded.
 
 Usage: python tools/verify_best.py ROOT STATE DATA_FOLDER      exit 0: all equal; 1: not
 """
