@@ -50,6 +50,7 @@ from .snapshot import Snapshots
 
 log = logging.getLogger(__name__)
 START_LAG = 2.0  # seconds that news of a start waits: a short run is then written down once
+END_LAG = 0.05  # seconds that a sweep waits for further trials to end: at one time, one write
 COUNT_LAG = 10.0  # seconds that a sweep's counters may lag behind where nothing else changes
 BACKOFF = (0.25, 60.0)  # seconds after the first failure, and at most
 CONFLICT_SECONDS = 0.1  # until a stale view is looked at again
@@ -170,7 +171,7 @@ class Controller:
             return
         urgent = after is None or is_deleting(after) or (before is not None and _phase(after) in TERMINAL_PHASES)
         if urgent:
-            self._queue.add(sweep)
+            self._queue.add_after(sweep, END_LAG)
         elif before is None or _phase(before) != _phase(after):
             self._queue.add_after(sweep, COUNT_LAG)
 

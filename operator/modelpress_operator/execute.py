@@ -1,5 +1,7 @@
 """Carries out a plan: its actions in order, none after one that failed, each harmless if it was done before.
 
+One exception: a sweep's new trials come before the status that counts them (docs/design/0010-trials-before-count.md).
+
 Answers go into the cache at once, so the next reconciliation knows what this one did without waiting for the watch.
 """
 
@@ -23,6 +25,7 @@ from .observe import parse_time
 from .resources import (
     BY_KIND,
     COMPRESSION_JOBS,
+    COMPRESSION_SWEEPS,
     JOBS,
     Key,
     RawObject,
@@ -33,6 +36,7 @@ from .resources import (
 )
 
 log = logging.getLogger(__name__)
+MAX_WRITTEN = 10_000
 Render = Callable[[CreateJob, RawObject], list[RawObject]]
 
 
@@ -68,6 +72,7 @@ class Executor:
         self._metrics = metrics
         self._render = render
         self._clock = clock
+        self._written: dict[str, str] = {}  # of sweeps: the version that our last patch made, by uid
 
     async def carry_out(self, key: Key, observed: RawObject, plan: Plan) -> None:
         """All actions of a plan that was made for this version of the object.
@@ -77,9 +82,12 @@ class Executor:
             NameTakenError, UnfitError: a child cannot be created.
             LeaseLostError: another replica leads.
         """
-        rest = [action for action in plan.actions if isinstance(action, EmitEvent)]
-        lonely = len(rest) + 1 == len(plan.actions)
-        for action in plan.actions:
+        lonely = all(isinstance(action, EmitEvent) for action in plan.actions[1:])
+        actions = list(plan.actions)
+        if moved := _trials_first(observed, actions):
+            await self._fence(key, observed)
+            actions = moved
+        for action in actions:
             if isinstance(action, EmitEvent):
                 self._events.emit(observed, action)
                 continue
@@ -101,6 +109,13 @@ class Executor:
             case StopTrial(name=name, uid=uid, reason=reason):
                 await self._stop_trial(key.namespace, name, uid, reason)
 
+    async def _fence(self, key: Key, observed: RawObject) -> None:
+        """Make sure that what was observed still stands; what we wrote last does, as nobody else writes a status."""
+        version = str(meta_of(observed)["resourceVersion"])
+        if self._written.get(meta_of(observed)["uid"]) != version:
+            self._leadership.check()
+            await self._client.patch_status(key.resource, key.namespace, key.name, {}, version)
+
     async def _patch_status(
         self, key: Key, observed: RawObject, status: CompressionJobStatus | CompressionSweepStatus, lonely: bool
     ) -> None:
@@ -115,7 +130,15 @@ class Executor:
             self._cache.remove(key.resource, observed, ours=True)
             raise ConflictError(str(error), status=404) from error
         self._cache.put(key.resource, answer, ours=True)
+        self._note_written(answer)
         self._record_end(key, observed, answer)
+
+    def _note_written(self, answer: RawObject) -> None:
+        if answer.get("kind") == COMPRESSION_SWEEPS.kind:
+            meta = meta_of(answer)
+            self._written[meta["uid"]] = str(meta["resourceVersion"])
+            while len(self._written) > MAX_WRITTEN:
+                del self._written[next(iter(self._written))]
 
     async def _create_job(self, owner: RawObject, action: CreateJob) -> None:
         try:
@@ -187,6 +210,21 @@ class Executor:
             histogram.labels(phase).observe(seconds)
         if trial:
             self._metrics.trials.labels(phase).inc()
+
+
+def _trials_first(observed: RawObject, actions: list[Action]) -> list[Action]:
+    """The actions with new trials before the status that counts them; empty where that must not be.
+
+    A process that dies between the two then loses no trial: trials that the status does not know yet are counted by
+    the core all the same. Refused numbers are known from the status alone, so such a status is written first.
+    """
+    trials = [action for action in actions if isinstance(action, CreateTrial)]
+    first = actions[0] if actions else None
+    if not trials or not isinstance(first, PatchStatus) or not isinstance(first.status, CompressionSweepStatus):
+        return []
+    if first.status.refused != (observed.get("status") or {}).get("refused", ""):
+        return []
+    return [*trials, *(action for action in actions if not isinstance(action, CreateTrial))]
 
 
 def _between(start: str | None, end: str | None) -> float | None:

@@ -91,7 +91,8 @@ class FakeKubelet:
         with self._wake:
             self._wake.notify_all()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(10)
+        self._talk.close()
 
     def of(self, namespace: str, purpose: str = "trial") -> list[Run]:
         """The runs of one purpose in a namespace, in the order in which they were seen."""
@@ -108,7 +109,11 @@ class FakeKubelet:
         self._talk("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": None}})
 
     def _beat(self) -> None:
-        talk, path = _Connection(self._cluster), "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+        with contextlib.closing(_Connection(self._cluster)) as talk:
+            self._renew(talk)
+
+    def _renew(self, talk: _Connection) -> None:
+        path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
         spec = {"holderIdentity": NODE, "leaseDurationSeconds": 40}
         while not self._stopped.is_set():
             body = {"metadata": {"name": NODE}, "spec": {**spec, "renewTime": _now(micro=True)}}
@@ -120,9 +125,12 @@ class FakeKubelet:
     # Pods ------------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        with contextlib.closing(_Connection(self._cluster)) as talk:
+            self._follow(talk)
+
+    def _follow(self, talk: _Connection) -> None:
         version = ""
         while not self._stopped.is_set():
-            talk = _Connection(self._cluster)
             query = {"labelSelector": SELECTOR}
             try:
                 if not version:
@@ -130,7 +138,7 @@ class FakeKubelet:
                     for pod in listing["items"]:
                         self._seen("ADDED", pod)
                     version = listing["metadata"]["resourceVersion"]
-                query |= {"watch": "true", "resourceVersion": version, "timeoutSeconds": "5"}
+                query |= {"watch": "true", "resourceVersion": version, "timeoutSeconds": "3"}
                 for event in talk.stream(f"/api/v1/pods?{urllib.parse.urlencode(query)}"):
                     if event["type"] == "ERROR":
                         version = ""
@@ -139,6 +147,7 @@ class FakeKubelet:
                     self._seen(event["type"], event["object"])
             except (OSError, http.client.HTTPException):
                 version = ""
+                talk.reopen()
                 self._stopped.wait(0.2)
 
     def _seen(self, type_: str, pod: dict[str, Any]) -> None:
@@ -303,13 +312,20 @@ class _Connection:
             response = self._open.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException):
-            with contextlib.suppress(OSError):
-                self._open.close()
-            self._open = self._make()
+            self.reopen()
             raise
         if response.status >= 400 and response.status not in known:
             raise RuntimeError(f"{method} {path}: {response.status} {data[:500]!r}")
         return response.status, json.loads(data)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._open.close()
+
+    def reopen(self) -> None:
+        """Start over after an error."""
+        self._open.close()
+        self._open = self._make()
 
     def stream(self, path: str) -> Any:
         """The JSON lines of a watch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from typing import Any
 
 from control_plane import ControlPlane, free_port
 
-HERE = Path(__file__).resolve().parent
 ACCOUNT = "modelpress-operator"
 RULES = [
     {
@@ -47,8 +45,7 @@ LEASE_RULES = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "
 
 
 def make_account(cluster: ControlPlane, namespace: str, *, cluster_wide: bool = False) -> Path:
-    """A namespace with the operator's service account and rights; the kubeconfig with its token."""
-    cluster.kubectl("create", "namespace", namespace)
+    """The operator's service account in a namespace, with its rights; the kubeconfig with its token."""
     cluster.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": ACCOUNT}})
     rbac, group = "/apis/rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io"
     subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
@@ -87,11 +84,7 @@ class OperatorProcess:
     ) -> None:
         self.port = free_port()
         self.log = folder / f"operator-{identity}.log"
-        whole = importlib.util.find_spec("modelpress_operator.render") is not None
-        self._command = [
-            sys.executable,
-            *(("-m", "modelpress_operator") if whole else (str(HERE / "minimal_render.py"),)),
-        ]
+        self._command = [sys.executable, "-m", "modelpress_operator"]
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MODELPRESS_")},
             "MODELPRESS_KUBECONFIG": str(kubeconfig),
