@@ -30,6 +30,7 @@ from certificates import Authority, service_account_key  # noqa: E402
 
 AUDIENCE = "https://kubernetes.default.svc"
 START_SECONDS = 120
+BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 
 
 def build(*names: str) -> Path:
@@ -49,7 +50,7 @@ class ControlPlane:
     """One cluster without nodes. A context manager; `folder` keeps its data, certificates and logs.
 
     `bind` is the address of the API server (a bridge's, when kubelets must reach it). `apiserver_flags` and
-    `controller_flags` are added, or override a flag of the same name.
+    `controller_flags` are added, or override a flag of the same name. `scheduler` starts kube-scheduler too.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ControlPlane:
         apiserver_flags: Mapping[str, str] | None = None,
         controller_flags: Mapping[str, str] | None = None,
         audit: bool = False,
+        scheduler: bool = False,
     ) -> None:
         self.folder = folder
         self.bind = bind
@@ -70,6 +72,7 @@ class ControlPlane:
         self.audit_log = folder / "audit.log" if audit else None
         self._apiserver_flags = dict(apiserver_flags or {})
         self._controller_flags = dict(controller_flags or {})
+        self._scheduler = scheduler
         self._processes: list[subprocess.Popen[bytes]] = []
 
     # Start and stop --------------------------------------------------------------------------------------------------
@@ -86,7 +89,7 @@ class ControlPlane:
         self.stop()
 
     def _start(self) -> None:
-        self.bin = build()
+        self.bin = build(*BINARIES, *(["kube-scheduler"] if self._scheduler else []))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.authority = Authority(self.folder)
         service_ip = str(next(iter(_hosts(self.service_cidr))))
@@ -161,6 +164,20 @@ class ControlPlane:
         if self.pod_cidr:
             flags |= {"cluster-cidr": self.pod_cidr}
         self._spawn("kube-controller-manager", flags | self._controller_flags)
+        if self._scheduler:
+            pair = self.authority.issue("scheduler", "system:kube-scheduler")
+            kubeconfig = str(self.write_kubeconfig("scheduler", pair.certificate, pair.key))
+            self._spawn(
+                "kube-scheduler",
+                {
+                    "kubeconfig": kubeconfig,
+                    "authentication-kubeconfig": kubeconfig,
+                    "authorization-kubeconfig": kubeconfig,
+                    "leader-elect": "false",
+                    "bind-address": "127.0.0.1",
+                    "secure-port": "0",
+                },
+            )
         self._wait_for_default_service_account()
 
     def stop(self) -> None:
@@ -175,6 +192,11 @@ class ControlPlane:
                 process.wait()
         self._processes.clear()
 
+    @property
+    def processes(self) -> tuple[subprocess.Popen[bytes], ...]:
+        """What was started and not stopped."""
+        return tuple(self._processes)
+
     def _spawn(self, name: str, flags: Mapping[str, str]) -> None:
         arguments = [f"--{flag}={value}" for flag, value in flags.items() if value != ""]
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -187,7 +209,8 @@ class ControlPlane:
             )
         self._processes.append(process)
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises RuntimeError, with the end of its log, when a process has ended."""
         for process in self._processes:
             if process.poll() is not None:
                 name = Path(process.args[0]).name  # type: ignore[index]
@@ -204,7 +227,7 @@ class ControlPlane:
     def _poll(self, what: str, check: Any) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            self._check_alive()
+            self.check_alive()
             with contextlib.suppress(OSError):
                 if check():
                     return
