@@ -11,7 +11,8 @@ import typer
 
 from modelpress import __version__
 
-from .exits import Exit, report
+from .exits import Exit
+from .exits import report as report_error
 
 app = typer.Typer(
     name="modelpress",
@@ -44,7 +45,7 @@ def entry() -> None:
         sys.stderr.close()
         sys.exit(Exit.FAILED)
     except BaseException as error:
-        sys.exit(report(error))
+        sys.exit(report_error(error))
 
 
 def _version(wanted: bool) -> None:
@@ -113,3 +114,27 @@ def crd(
     from .crd import print_crds
 
     sys.exit(print_crds(output))
+
+
+@app.command(epilog="Example: modelpress report modelpress-runs/default/digits-sweep-4cedaea9")
+def report(
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Folder or URI of a sweep's results, the one that holds trials/.")
+    ],
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC[:GOAL]", help="What to plot: first upwards, second to the right. Repeat it."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write here, and nothing into the folder.")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Of an S3-compatible server.")] = None,
+    region: Annotated[str | None, typer.Option(metavar="NAME", help="Of an S3 bucket.")] = None,
+) -> None:
+    """Write a sweep's report.html again from its trials, also while it runs.
+
+    Exit codes: 0 done, 1 the store failed, 2 usage.
+    """
+    from .report import write_report
+
+    sys.exit(write_report(sweep, objectives=objective or (), output=output, endpoint=endpoint, region=region))

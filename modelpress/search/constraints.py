@@ -73,6 +73,21 @@ def judge(
     return violations
 
 
+def limit(constraint: Constraint, goal: Goal, dense: float) -> float:
+    """The value that just keeps a constraint, where the dense model has `dense`; min and max do not ask for that.
+
+    A loss of a maximized metric goes down from the dense model's value, that of a minimized one up.
+    """
+    kind = constraint.bound
+    bound = float(getattr(constraint, kind))
+    worse = 1.0 if goal == "minimize" else -1.0
+    if kind == "max_relative_loss":
+        return dense + worse * bound * abs(dense)
+    if kind == "max_absolute_loss":
+        return dense + worse * bound
+    return bound if kind in ("min", "max") else bound * dense
+
+
 def _judge_one(
     where: str,
     constraint: Constraint,
@@ -98,13 +113,11 @@ def _judge_one(
                 f"{where}.{_camel(kind)}",
                 f"{metric} of the dense model is 0, so nothing is relative to it; use maxAbsoluteLoss, min or max",
             )
-        worse = 1.0 if goal == "minimize" else -1.0
+        allowed = limit(constraint, goal, dense)
         if kind in ("max_relative_loss", "max_absolute_loss"):
-            allowed = dense + worse * bound * (abs(dense) if kind == "max_relative_loss" else 1.0)
-            excess = worse * (value - allowed)
+            excess = (1.0 if goal == "minimize" else -1.0) * (value - allowed)
             slack = max(abs(value), abs(dense))
         else:
-            allowed = bound * dense
             excess = (value - allowed) * math.copysign(1.0, dense) * (1.0 if kind == "max_ratio" else -1.0)
             slack = max(abs(value), abs(allowed))
     if excess <= TOLERANCE * slack:

@@ -240,6 +240,7 @@ def test_another_best_replaces_the_one_before(store: ArtifactStore, tmp_path: Pa
         "put_bytes best.json",
         "delete_prefix best/00000-1-aaaaaaaa",
         "put_bytes trials.csv",
+        "put_bytes report.html",
     ]
     record, files = best_of(store, tmp_path / "to")
     assert record["trial"] == 5
@@ -289,9 +290,12 @@ def test_no_feasible_trial(store: ArtifactStore) -> None:
 
 
 def test_no_trials_at_all(store: ArtifactStore) -> None:
-    """A sweep whose trials left nothing has a table of no rows."""
+    """A sweep whose trials left nothing has a table of no rows, and a report that says so."""
     publish(to_publish(None), store)
-    assert store.list("") == [ObjectInfo(f"{ROOT}/trials.csv", len("number,name,state,uri\n"))]
+    report, table = store.list("")
+    assert report.path == f"{ROOT}/report.html"
+    assert b"no trials" in store.get_bytes(report.path)
+    assert table == ObjectInfo(f"{ROOT}/trials.csv", len("number,name,state,uri\n"))
 
 
 def test_a_best_trial_that_cannot_be_published(store: ArtifactStore) -> None:

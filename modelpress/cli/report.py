@@ -1,0 +1,57 @@
+"""`modelpress report`: writes a sweep's report.html again, also while the sweep runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from modelpress.api.v1alpha1 import Goal, Objective
+from modelpress.local.errors import LocalError, UsageError
+from modelpress.store import StoreError, StoreUriError, open_store
+
+from .exits import Exit
+
+
+def write_report(
+    where: str, *, objectives: Sequence[str], output: Path | None, endpoint: str | None, region: str | None
+) -> int:
+    """Write the report of the sweep in this folder; the exit code.
+
+    Raises:
+        UsageError: this is no sweep's folder, or an option cannot be used.
+        LocalError: the store refused or failed.
+    """
+    wanted = [_objective(text) for text in objectives]
+    folder = where.removesuffix("/report.html").removesuffix("/trials")
+    if "://" not in folder and not os.path.isdir(folder):
+        raise UsageError(f"there is no folder {folder}; name a sweep's folder, <store>/<namespace>/<sweep>-<uid>")
+    # Part of the runner, though it needs nothing but what modelpress itself needs.
+    runner: Any = importlib.import_module("modelpress_runner.report")
+    try:
+        path, count = runner.refresh(open_store(folder, endpoint=endpoint, region=region), objectives=wanted, to=output)
+    except (runner.ReportError, StoreUriError) as error:
+        raise UsageError(str(error)) from error
+    except StoreError as error:
+        raise LocalError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"--output: cannot write {output}: {error.strerror}; name a writable file") from error
+    print(f"{path}: {count} trial{'s' if count != 1 else ''}")
+    return Exit.DONE
+
+
+def _objective(text: str) -> Objective:
+    metric, _, goal = text.partition(":")
+    goals = get_args(Goal)
+    try:
+        if goal and goal not in goals:
+            raise ValueError
+        return Objective.model_validate({"metric": metric, "goal": goal or None})
+    except (ValidationError, ValueError):
+        raise UsageError(
+            f"--objective: {text!r} is no objective; give a metric, or metric:{goals[0]} or metric:{goals[1]}"
+        ) from None
