@@ -17,6 +17,11 @@ from modelpress.api.v1alpha1.sweep import Scalar
 Purpose = Literal["trial", "prepare", "collect", "publish"]
 MAX_REQUEST_BYTES = 256 * 1024
 
+# What a pod has besides the request. On one machine none of it is there.
+CODE_FOLDER = "/workspace/code"  # where the ConfigMap of spec.code is mounted
+GIT_SECRET_FOLDER = "/var/run/secrets/modelpress.dev/git"  # where the Secret of spec.code.git is mounted
+RUN_UID_VARIABLE = "MODELPRESS_RUN_UID"  # environment variable with the run's uid, where the request has none
+
 
 class TrialIdentity(ApiModel):
     """Which trial of a sweep a run is."""

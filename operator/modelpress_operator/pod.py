@@ -8,15 +8,13 @@ from typing import Any
 from modelpress.api.podtemplate import CONTAINER, OWN_PREFIX
 from modelpress.api.semantic_places import mount_path
 from modelpress.api.v1alpha1 import GPU, ConfigMapCode, GitCode, Runner
-from modelpress.request import RunRequest
+from modelpress.request import CODE_FOLDER, GIT_SECRET_FOLDER, RUN_UID_VARIABLE, RunRequest
 
 from .resources import LABELS
 
 SPEC_ANNOTATION = f"{LABELS}/spec"
 REQUEST_FOLDER = "/etc/modelpress"
 RESULT = "/dev/termination-log"
-CODE_FOLDER = "/workspace/code"
-GIT_SECRET_FOLDER = "/var/run/secrets/modelpress.dev/git"
 PROGRESS_FOLDER = "/var/run/secrets/modelpress.dev/progress"
 HOME = "/tmp"
 
@@ -61,9 +59,10 @@ def pod_spec(
     mounts.add("tmp", HOME, {"emptyDir": {}}, own=False, read_only=False)
     env: list[dict[str, Any]] = [
         {"name": "HOME", "value": HOME},
+        {"name": "USER", "value": "modelpress"},  # torch asks who it is, and a uid of a template's has no name
         {"name": "PYTHONUNBUFFERED", "value": "1"},
         {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},
-        {"name": "MODELPRESS_RUN_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        {"name": RUN_UID_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
     ]
     env_from: list[dict[str, Any]] = []
     security: dict[str, Any] = {}

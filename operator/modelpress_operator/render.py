@@ -13,7 +13,7 @@ from typing import Any
 from modelpress.api.podtemplate import CONTAINER, template_problems
 from modelpress.api.v1alpha1 import ConfigMapCode, PodTemplate, Runner
 from modelpress.reconcile.model import CreateJob
-from modelpress.request import RunRequest
+from modelpress.request import CODE_FOLDER, RunRequest
 from modelpress.result import ExitCode
 
 from . import pod
@@ -81,7 +81,7 @@ def render_job(
         raise RenderError("spec.runner.image: names no image, and the operator has no default; add it")
     request = action.request
     if spec.code is not None and isinstance(spec.code.remote, ConfigMapCode):
-        request = request.model_copy(update={"code_path": pod.CODE_FOLDER})
+        request = request.model_copy(update={"code_path": CODE_FOLDER})
     elif request.code_path is not None:
         request = request.model_copy(update={"code_path": None})
     heavy = action.purpose in ("trial", "prepare")

@@ -22,6 +22,10 @@ class InvalidModelError(RunnerError):
     """The entrypoint, the model or the evaluator is not what it must be: exit code 2, never tried again."""
 
 
+class CodeUnavailableError(RunnerError):
+    """The user's code cannot be had now (a missing ConfigMap, a server that does not answer): exit code 1."""
+
+
 class UserCodeError(RunnerError):
     """The user's own code raised: exit code 1. The original exception is the cause."""
 

@@ -23,13 +23,14 @@ from pydantic import ValidationError
 
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import reasons
-from modelpress.request import MAX_REQUEST_BYTES, RunRequest
+from modelpress.request import MAX_REQUEST_BYTES, RUN_UID_VARIABLE, RunRequest
 from modelpress.result import ExitCode, RunRecord, RunResult
 from modelpress.store import layout, manifest, open_store
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import StoreError, StoreUriError
 from modelpress.store.manifest import ManifestError
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError, UserCodeError
+from modelpress_runner.fetch import with_code
 from modelpress_runner.progress import ProgressFile
 from modelpress_runner.stopping import StopFlag, Stopped
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = _read_request(options.request)
         if not request.run_uid:
-            request = request.model_copy(update={"run_uid": uuid.uuid4().hex})
+            uid = os.environ.get(RUN_UID_VARIABLE) or uuid.uuid4().hex
+            request = request.model_copy(update={"run_uid": uid})
         assert request.spec.store is not None
         store = open_store(
             request.spec.store.uri, endpoint=request.spec.store.endpoint, region=request.spec.store.region
@@ -86,12 +88,15 @@ def _serve(
         from modelpress_runner.collect import collect
 
         return collect(request, store)
-    _pin_threads()
-    from modelpress_runner import trial
+    with tempfile.TemporaryDirectory(prefix="modelpress-code-") as folder:
+        with stop.at_once():
+            request = with_code(request, Path(folder))
+        _pin_threads()
+        from modelpress_runner import trial
 
-    if request.purpose == "prepare":
-        return trial.prepare(request, store, progress, stop)
-    return trial.run(request, store, progress, stop)
+        if request.purpose == "prepare":
+            return trial.prepare(request, store, progress, stop)
+        return trial.run(request, store, progress, stop)
 
 
 def _failure(error: Exception) -> tuple[RunResult, ExitCode]:
