@@ -36,6 +36,13 @@ UNUSED = (
 SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
+# A process of its own namespaces: what it starts and mounts ends with it, and it ends with us, also by SIGKILL.
+CONTAINED = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+
+
 class ImageError(Exception):
     """An image could not be made; the message has the command and its last lines."""
 
@@ -67,7 +74,7 @@ class Images:
 
     def clean(self) -> None:
         """Removes the storage of other recipes, and what a killed build left. No containerd or buildah may run."""
-        for leftover in self.folder.glob("tmp-*"):
+        for leftover in (*self.folder.glob("tmp-*"), *(self._cache / "tmp").glob("buildah[0-9]*")):
             shutil.rmtree(leftover)
         for other in self._cache.glob("images-*"):
             if other != self.folder:
@@ -112,8 +119,7 @@ class Images:
     def _debootstrap(self, root: Path) -> None:
         mirror = os.environ.get("MODELPRESS_DEBIAN_MIRROR")
         command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(root)]
-        # In a mount namespace of its own, so that whatever it mounts goes away with it.
-        self._run(["unshare", "--mount", *command, *([mirror] if mirror else [])])
+        self._run([*CONTAINED, *command, *([mirror] if mirror else [])])
         for unused in UNUSED:
             for entry in (root / unused).iterdir() if (root / unused).is_dir() else ():
                 if entry.is_dir() and not entry.is_symlink():
@@ -192,7 +198,7 @@ class Images:
                 with self._scratch() as run:
                     source = f"containers-storage:[overlay@{self.folder / 'buildah'}+{run}]{name}"
                     copy = ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]
-                    self._run(["unshare", "--mount", *copy, source, f"oci:{layout}:{tag}"])
+                    self._run([*CONTAINED, *copy, source, f"oci:{layout}:{tag}"])
                 self._stream([*ctr, "images", "import", "--base-name", repository, "-"], layout)
             say(f"containerd took {name} in {time.monotonic() - started:.0f} s")
             older = [
@@ -243,8 +249,8 @@ class Images:
             "TMPDIR": str(temporary),
         }
         with self._scratch() as run:
-            # What it mounts, and what it notes about mounts, ends with the process, however that ends.
-            prefix = ["unshare", "--mount", "buildah", "--root", str(self.folder / "buildah"), "--runroot", str(run)]
+            # What it notes about its mounts is for this process only, as the mounts are.
+            prefix = [*CONTAINED, "buildah", "--root", str(self.folder / "buildah"), "--runroot", str(run)]
             return self._run([*prefix, command, *arguments], environment=environment, check=check)
 
     def _run(

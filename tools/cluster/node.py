@@ -316,10 +316,10 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 
 def cgroup_hierarchies() -> list[Path]:
-    """The mount points of the machine's cgroup controllers: one each of version 1, else the one of version 2."""
+    """The mount points of the machine's cgroups: one for each controller of version 1, else the one of version 2."""
     if (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS]
-    return [path for path in CGROUPS.iterdir() if (path / "cgroup.procs").exists() and path.name != "unified"]
+    return [path for path in CGROUPS.iterdir() if (path / "cgroup.procs").exists()]
 
 
 def main() -> int:
