@@ -8,6 +8,7 @@ Answers go into the cache at once, so the next reconciliation knows what this on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,15 @@ from modelpress.reconcile import Action, CreateJob, CreateTrial, DeleteJob, Emit
 from modelpress.reconcile.conditions import stamp
 
 from .cache import Cache
-from .client import AlreadyExistsError, ClusterClient, ConflictError, InvalidError, NotFoundError, merge_patch
+from .client import (
+    AlreadyExistsError,
+    ClusterClient,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    ServerError,
+    merge_patch,
+)
 from .events import EventWriter
 from .lease import Leadership
 from .metrics import Metrics
@@ -37,6 +46,7 @@ from .resources import (
 
 log = logging.getLogger(__name__)
 MAX_WRITTEN = 10_000
+CREATE_WAITS = (0.2, 1.0)  # seconds before a creation is sent again
 Render = Callable[[CreateJob, RawObject], list[RawObject]]
 
 
@@ -85,7 +95,7 @@ class Executor:
         lonely = all(isinstance(action, EmitEvent) for action in plan.actions[1:])
         actions = list(plan.actions)
         if moved := _trials_first(observed, actions):
-            await self._fence(key, observed)
+            observed = await self._fence(key, observed)
             actions = moved
         for action in actions:
             if isinstance(action, EmitEvent):
@@ -109,12 +119,19 @@ class Executor:
             case StopTrial(name=name, uid=uid, reason=reason):
                 await self._stop_trial(key.namespace, name, uid, reason)
 
-    async def _fence(self, key: Key, observed: RawObject) -> None:
-        """Make sure that what was observed still stands; what we wrote last does, as nobody else writes a status."""
+    async def _fence(self, key: Key, observed: RawObject) -> RawObject:
+        """Make sure that what was observed still stands; what we wrote last does, as nobody else writes a status.
+
+        Returns:
+            The object to go on from: asking may give it another version.
+        """
         version = str(meta_of(observed)["resourceVersion"])
-        if self._written.get(meta_of(observed)["uid"]) != version:
-            self._leadership.check()
-            await self._client.patch_status(key.resource, key.namespace, key.name, {}, version)
+        if self._written.get(meta_of(observed)["uid"]) == version:
+            return observed
+        self._leadership.check()
+        answer = await self._client.patch_status(key.resource, key.namespace, key.name, {}, version)
+        self._cache.put(key.resource, answer, ours=True)
+        return answer
 
     async def _patch_status(
         self, key: Key, observed: RawObject, status: CompressionJobStatus | CompressionSweepStatus, lonely: bool
@@ -152,7 +169,7 @@ class Executor:
     async def _create(self, resource: Resource, namespace: str, body: RawObject, owner_uid: str) -> None:
         name = meta_of(body)["name"]
         try:
-            answer = await self._client.create(resource, namespace, body)
+            answer = await self._insist(resource, namespace, body)
         except InvalidError as error:
             raise UnfitError(f"{resource.kind} {name}: {error}") from error
         except AlreadyExistsError:
@@ -171,6 +188,15 @@ class Executor:
                 self._cache.put(resource, answer, ours=True)
                 raise NameTakenError(f"{resource.kind} {name} is being deleted", foreign=False) from None
         self._cache.put(resource, answer, ours=True)
+
+    async def _insist(self, resource: Resource, namespace: str, body: RawObject) -> RawObject:
+        """Create an object, again at once where the API server failed: its status says already that it is there."""
+        for wait in CREATE_WAITS:
+            with contextlib.suppress(ServerError):
+                return await self._client.create(resource, namespace, body)
+            await asyncio.sleep(wait)
+            self._leadership.check()
+        return await self._client.create(resource, namespace, body)
 
     async def _delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         try:

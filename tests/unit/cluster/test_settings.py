@@ -1,0 +1,106 @@
+"""Settings from flags and variables, log lines, and probes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application
+
+from modelpress_operator import logs
+from modelpress_operator.health import Health, routes
+from modelpress_operator.metrics import Metrics
+from modelpress_operator.resources import PODS, WATCHED
+from modelpress_operator.settings import SettingsError, load_settings
+
+
+def test_flags_win_over_variables() -> None:
+    """Lists are separated by commas; what is not given has its default."""
+    environ = {"MODELPRESS_NAMESPACES": "a, b,,a", "MODELPRESS_WORKERS": "3", "MODELPRESS_PORT": "0"}
+    settings = load_settings(["--workers", "5"], environ)
+    assert settings.namespaces == ("a", "b")
+    assert (settings.workers, settings.port, settings.lease_seconds) == (5, 0, 15.0)
+    assert settings.lease_namespace == "a"
+    assert not settings.cluster_wide
+    assert settings.identity
+
+
+def test_the_lease_lies_in_the_pods_namespace() -> None:
+    """Unless it is told otherwise."""
+    assert load_settings([], {"POD_NAMESPACE": "system"}).lease_namespace == "system"
+    assert load_settings([], {"POD_NAMESPACE": "system", "MODELPRESS_LEASE_NAMESPACE": "x"}).lease_namespace == "x"
+    assert load_settings([], {}).lease_namespace == "default"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "text"),
+    [
+        (["--workers", "many"], {}, "--workers: 'many' is not a whole number; give a whole number of at least 1"),
+        ([], {"MODELPRESS_WORKERS": "0"}, "MODELPRESS_WORKERS: 0 is out of range; give at least 1"),
+        (["--lease-seconds", "nan"], {}, "--lease-seconds: nan is out of range; give at least 1"),
+        (["--log-level", "loud"], {}, "--log-level: 'loud' is not known; use one of debug, info, warning, error"),
+    ],
+)
+def test_nonsense_is_refused(arguments: list[str], environ: dict[str, str], text: str) -> None:
+    """With the flag's or the variable's name and what to do."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(arguments, environ)
+    assert str(caught.value) == text
+
+
+def test_log_lines_say_what_they_are_about() -> None:
+    """One JSON object per line; keys that do not apply are left out, tracebacks are a value."""
+    stream = io.StringIO()
+    root, before = logging.getLogger(), (logging.getLogger().handlers[:], logging.getLogger().level)
+    try:
+        logs.configure("info", stream)
+        log = logging.getLogger("modelpress_operator.test")
+        with logs.about(controller="compressionjob", namespace="n", name="j", generation=2, trial=None):
+            log.info("hello %s", "there")
+        log.debug("not this")
+        try:
+            raise ValueError("no")
+        except ValueError:
+            log.exception("failed")
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert list(first) == ["ts", "level", "logger", "msg", "controller", "namespace", "name", "generation"]
+    assert (first["msg"], first["level"], first["name"], first["generation"]) == ("hello there", "info", "j", 2)
+    assert list(second) == ["ts", "level", "logger", "msg", "error"]
+    assert second["error"].endswith("ValueError: no")
+
+
+async def test_probes_notice_a_silent_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ready once the cluster is listed; not alive when one of the watches has said nothing for too long."""
+    clock = [1000.0]
+    monkeypatch.setattr("modelpress_operator.health.time.monotonic", lambda: clock[0])
+    metrics = Metrics()
+    health = Health(metrics, silence=300)
+    app = Application()
+    app.add_routes(routes(health, metrics))
+    async with TestClient(TestServer(app)) as client:
+
+        async def get(path: str) -> tuple[int, str]:
+            async with client.get(path) as response:
+                return response.status, await response.text()
+
+        assert (await get("/healthz"))[0] == 200
+        assert (await get("/readyz"))[0] == 503
+        health.synced = True
+        assert (await get("/readyz"))[0] == 200
+        clock[0] += 299
+        for resource in WATCHED:
+            if resource is not PODS:
+                health.heard(resource)
+        clock[0] += 2
+        assert await get("/healthz") == (503, "nothing heard from the watch of pods (301 s)\n")
+        assert (await get("/readyz"))[0] == 503
+        health.heard(PODS)
+        assert await get("/healthz") == (200, "ok\n")
+        text = (await get("/metrics"))[1]
+    assert 'modelpress_watch_last_activity_timestamp_seconds{resource="pods"}' in text
