@@ -27,9 +27,11 @@ SWEEP_MUTABLE: dict[str, Cel | None] = {
     "parallelism": None,
     "maxTrials": Cel("self.maxTrials >= oldSelf.maxTrials", f"maxTrials {_RAISED_ONLY}"),
     "budget": Cel(
-        "!(has(self.budget) && has(self.budget.wallClockSeconds)) || (has(oldSelf.budget) && "
-        "has(oldSelf.budget.wallClockSeconds) && "
-        "self.budget.wallClockSeconds >= oldSelf.budget.wallClockSeconds)",
+        " && ".join(
+            f"(!(has(self.budget) && has(self.budget.{kind})) || (has(oldSelf.budget) && has(oldSelf.budget.{kind}) && "
+            f"self.budget.{kind} >= oldSelf.budget.{kind}))"
+            for kind in ("wallClockSeconds", "gpuSeconds")
+        ),
         f"budget {_RAISED_ONLY}; leaving it out means no limit",
     ),
 }

@@ -44,6 +44,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
     problems += _objective_problems(spec)
     earlier = spec.template.spec.constraints or []
     problems += constraint_problems(spec.constraints or [], "spec.constraints", earlier)
+    problems += _budget_problems(spec)
     if spec.template.spec.suspend:
         message = "a suspended template would suspend every trial for good"
         problems.append(Problem("spec.template.spec.suspend", message, "suspend the sweep itself with spec.suspend"))
@@ -228,6 +229,13 @@ def _algorithm_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
             yield Problem(
                 _at(index, "float"), "grid cannot list a continuous range", "add a step, or use random or tpe"
             )
+
+
+def _budget_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
+    runner = spec.template.spec.runner
+    if spec.budget is not None and spec.budget.gpu_seconds is not None and not (runner is not None and runner.gpus):
+        message = "template.spec.runner.gpus is 0, so nothing is counted"
+        yield Problem("spec.budget.gpuSeconds", message, "set runner.gpus, or use wallClockSeconds")
 
 
 def _objective_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:

@@ -209,13 +209,15 @@ def _check_mutable(obj: Root, kept: dict[str, Any], folder: Path) -> None:
         raise UsageError(
             f"spec.maxTrials: may only be raised; this sweep has {had}, the file says {obj.spec.max_trials}; {fix}"
         )
-    old = Budget.model_validate(kept.get("budget") or {}).wall_clock_seconds
-    new = obj.spec.budget.wall_clock_seconds if obj.spec.budget else None
-    if new is not None and (old is None or new < old):
-        was = "none" if old is None else str(old)
-        raise UsageError(
-            f"spec.budget.wallClockSeconds: may only be raised; this sweep has {was}, the file says {new}; {fix}"
-        )
+    before = Budget.model_validate(kept.get("budget") or {})
+    after = obj.spec.budget or Budget()
+    for key, old, new in (
+        ("wallClockSeconds", before.wall_clock_seconds, after.wall_clock_seconds),
+        ("gpuSeconds", before.gpu_seconds, after.gpu_seconds),
+    ):
+        if new is not None and (old is None or new < old):
+            was = "none" if old is None else str(old)
+            raise UsageError(f"spec.budget.{key}: may only be raised; this sweep has {was}, the file says {new}; {fix}")
 
 
 def artifact_root(plan: RunPlan, obj: Root) -> str:

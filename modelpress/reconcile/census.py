@@ -61,11 +61,43 @@ class SweepFacts:
             return 0.0
         return max(0.0, seconds(self.status.start_time, at) - self.suspended_seconds)
 
-    def budget_left(self, at: dt.datetime) -> float | None:
-        """Seconds of the wall-clock budget left at that time, None if there is no budget."""
+    @property
+    def gpus(self) -> int:
+        """What every trial asks for."""
+        runner = self.sweep.spec.template.spec.runner
+        return runner.gpus if runner is not None else 0
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPUs x running time of all attempts that are over, those of trials that were deleted since included."""
+        seen = self.gpus * sum(job.status.active_seconds for job in self.trials.values())
+        return max(self.status.gpu_seconds, round(seen, 3))
+
+    def budget_left(self, at: dt.datetime) -> tuple[float, str] | None:
+        """Seconds until the first budget is used up, as seen at that time, and which one; None if none will be."""
         budget = self.sweep.spec.budget
-        limit = budget.wall_clock_seconds if budget else None
-        return None if limit is None else limit - self.elapsed(at)
+        if budget is None:
+            return None
+        left: list[tuple[float, str]] = []
+        if budget.wall_clock_seconds is not None:
+            left.append((budget.wall_clock_seconds - self.elapsed(at), "wallClockSeconds"))
+        if budget.gpu_seconds is not None:
+            running = self._running(at)
+            rest = budget.gpu_seconds - self.gpu_seconds - self.gpus * sum(running)
+            pace = self.gpus * len(running)
+            if rest <= 0 or pace > 0:
+                left.append((rest / pace if rest > 0 else rest, "gpuSeconds"))
+        return min(left, default=None)
+
+    def _running(self, at: dt.datetime) -> list[float]:
+        """Seconds that each attempt which runs has run."""
+        attempts = [self.trials[number].status.attempts[-1:] for number in self.live]
+        return [
+            max(0.0, seconds(attempt.start_time, at))
+            for last in attempts
+            for attempt in last
+            if attempt.start_time is not None and attempt.finish_time is None
+        ]
 
     def counts(self, created: int, refused: int, new: int) -> TrialCounts:
         """The trials by state once `new` more were created and `refused` were refused in all."""

@@ -151,7 +151,8 @@ def _trials(draft: Draft) -> Verdict | None:
     ending = ending or end_of_search(draft)
     limit = facts.sweep.spec.max_trials
     going = Verdict("Running", r.RUNNING, f"{len(facts.finished)} trials finished of {limit}.")
-    left = facts.budget_left(facts.now)
+    budget = facts.budget_left(facts.now)
+    left = budget[0] if budget is not None else None
     if ending is not None and ending.reason in (r.BUDGET_EXHAUSTED, r.TOO_MANY_FAILED_TRIALS):
         draft.actions += [
             StopTrial(trial.metadata.name, trial.metadata.uid or "", ending.reason)
@@ -209,9 +210,9 @@ def end_of_search(draft: Draft) -> Verdict | None:
         text = f"{failed} trials failed{refused}, spec.maxFailedTrials is {spec.max_failed_trials}."
         return Verdict("Failed", r.TOO_MANY_FAILED_TRIALS, text)
     over = draft.created >= spec.max_trials or draft.exhausted
-    left = facts.budget_left(facts.now)
-    if left is not None and left <= 0 and (not over or facts.live or facts.awaited or facts.seen.stopped):
-        return Verdict("Succeeded", r.BUDGET_EXHAUSTED, "spec.budget.wallClockSeconds is used up.")
+    budget = facts.budget_left(facts.now)
+    if budget and budget[0] <= 0 and (not over or facts.live or facts.awaited or facts.seen.stopped):
+        return Verdict("Succeeded", r.BUDGET_EXHAUSTED, f"spec.budget.{budget[1]} is used up.")
     if draft.created >= spec.max_trials:
         return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.")
     if draft.exhausted:
@@ -400,6 +401,7 @@ def _plan(draft: Draft, verdict: Verdict) -> Plan:
         "front": _front(draft)[:MAX_FRONT],
         "code_digest": digest,
         "baseline": old.baseline or _baseline(facts),
+        "gpu_seconds": facts.gpu_seconds,
         "suspended_seconds": old.suspended_seconds if facts.sweep.spec.suspend else facts.suspended_seconds,
         **draft.update,
     }
@@ -442,12 +444,12 @@ def _continues(facts: SweepFacts) -> bool:
     ready = find(status.conditions, r.READY)
     if spec.suspend or facts.problems or ready is None or ready.reason not in _CONTINUABLE:
         return False
-    left = facts.budget_left(status.completion_time or facts.now)
+    budget = facts.budget_left(status.completion_time or facts.now)
     return (
         facts.created < spec.max_trials
         and not status.exhausted
         and facts.seen.failed + status.trials.refused <= spec.max_failed_trials
-        and (left is None or left > 0)
+        and (budget is None or budget[0] > 0)
     )
 
 

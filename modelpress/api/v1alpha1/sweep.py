@@ -147,6 +147,9 @@ class Budget(ApiModel):
     wall_clock_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
         default=None, description="Since the sweep started, suspended time excluded."
     )
+    gpu_seconds: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
+        default=None, description="`runner.gpus` of the template x running time of the trials, lost attempts included."
+    )
 
 
 class CompressionSweepSpec(ApiModel):
@@ -234,6 +237,9 @@ class CompressionSweepStatus(ApiModel):
     publish_attempts: Annotated[int, Field(ge=0)] = Field(default=0, description="Publish Jobs created.")
     publish_base: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Publish attempts made before the sweep was last continued."
+    )
+    gpu_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="`runner.gpus` x running time of all attempts that are over."
     )
     suspended_seconds: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Time spent suspended.")
     start_time: Time | None = Field(default=None, description="When the sweep was accepted.")

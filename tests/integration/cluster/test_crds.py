@@ -159,6 +159,8 @@ def test_a_sweep_grows_only(control_plane: ControlPlane, sweep: dict[str, Any]) 
     assert change(control_plane, sweep, {"maxTrials": 8}) is not None
     assert change(control_plane, sweep, {"budget": {"wallClockSeconds": 200}}) is None
     assert change(control_plane, sweep, {"budget": {"wallClockSeconds": 150}}) is not None
+    assert change(control_plane, sweep, {"budget": {"gpuSeconds": 100}}) is not None
+    assert change(control_plane, sweep, {"budget": {"wallClockSeconds": None}}) is None
     assert change(control_plane, sweep, {"algorithm": {"name": "random"}}) is not None
     assert change(control_plane, sweep, {"suspend": True}) is None
 

@@ -154,6 +154,11 @@ def test_everything_else_changes_the_uid() -> None:
             "spec.budget.wallClockSeconds: may only be raised; this sweep has 600, the file says 60",
         ),
         (sweep_dict(), sweep_dict(budget={"wallClockSeconds": 60}), "this sweep has none"),
+        (
+            sweep_dict(budget={"gpuSeconds": 600}, template={"spec": job_dict(runner={"gpus": 1})["spec"]}),
+            sweep_dict(budget={"gpuSeconds": 60}, template={"spec": job_dict(runner={"gpus": 1})["spec"]}),
+            "spec.budget.gpuSeconds: may only be raised; this sweep has 600, the file says 60",
+        ),
     ],
 )
 def test_lowering_what_may_only_be_raised_is_refused(

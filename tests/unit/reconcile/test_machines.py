@@ -190,7 +190,7 @@ SWEEP_BEGIN: dict[str, st.SearchStrategy[Any]] = {
     "parallelism": st.integers(1, 3),
     "most": st.integers(1, 6),
     "failed": st.integers(0, 6),
-    "budget": st.sampled_from((None, 60, 100_000)),
+    "budget": st.sampled_from((None, {"wallClockSeconds": 60}, {"wallClockSeconds": 100_000}, {"gpuSeconds": 100})),
     "exhausted": st.sampled_from((None, None, 0, 3)),
     "refused": st.frozensets(st.integers(0, 5), max_size=2),
     "prepares": st.booleans(),
@@ -282,13 +282,13 @@ class SweepMachine(Machine):
         parallelism: int,
         most: int,
         failed: int,
-        budget: int | None,
+        budget: dict[str, int] | None,
         exhausted: int | None,
         refused: frozenset[int],
         prepares: bool,
     ) -> None:
         """A user applies a sweep; one that searches below /model needs no prepare Job."""
-        limits = {"budget": {"wallClockSeconds": budget}} if budget else {}
+        limits = {"budget": budget} if budget else {}
         space = [{"name": "width", "paths": ["/model/args/width"], "int": {"min": 1, "max": 9}}]
         given = {} if prepares else {"searchSpace": space}
         sweep = make_sweep(
@@ -296,7 +296,7 @@ class SweepMachine(Machine):
             parallelism=parallelism,
             maxTrials=most,
             maxFailedTrials=failed,
-            template={"backoffLimit": 1, "maxDisruptions": 3},
+            template={"backoffLimit": 1, "maxDisruptions": 3, "runner": {"gpus": 2}},
             **limits,
         )
         self.cluster.strategy = HashStrategy(sweep, adaptive=self.adaptive, exhausted_at=exhausted, refused=refused)
@@ -399,7 +399,7 @@ SWEEP_VALUES = {
     "parallelism": (1, 2, 3),
     "most": (3, 6, 10),
     "failed": (0, 2, 6, 6),
-    "budget": (None, None, 2_000, 100_000),
+    "budget": (None, None, {"wallClockSeconds": 2_000}, {"wallClockSeconds": 100_000, "gpuSeconds": 2_000}),
     "exhausted": (None, None, None, 3),
     "refused": (frozenset(), frozenset({0, 3}), frozenset({1})),
     "prepares": (False, False, True),

@@ -492,6 +492,59 @@ def test_budget() -> None:
     assert conditions(status.conditions)["Complete"] == ("True", r.BUDGET_EXHAUSTED)
 
 
+GPUS = {"template": {"runner": {"gpus": 2}}}
+
+
+def since(second: float, **more: Any) -> dict[str, Any]:
+    """The status of a trial whose attempt runs since then."""
+    return {"attempts": [{"number": 1, "outcome": "Running", "startTime": at(second).isoformat()}], **more}
+
+
+def test_gpu_budget() -> None:
+    """GPUs x running time, of attempts that are over and of those that run; queued time is free."""
+    sweep = going(maxTrials=9, budget={"gpuSeconds": 100}, **GPUS)
+    waiting = (trial(0, "Pending"), trial(1, "Pending"))
+    assert plan_of(sweep, 5_000, trials=waiting).requeue_after is None
+    # 2 x 10 s are over, 2 x 10 s run by now, and 60 GPU seconds are left, for 2 x 2 GPUs.
+    running = (trial(0, **since(90, activeSeconds=10.0)), trial(1, **since(100)))
+    assert plan_of(sweep, 100, trials=running).requeue_after == 15.0
+    assert "StopTrial" not in kinds(plan_of(sweep, 114, trials=running))
+    plan = plan_of(sweep, 115, trials=running)
+    assert [action.name for action in plan.actions if isinstance(action, StopTrial)] == ["search-00000", "search-00001"]
+    assert "spec.budget.gpuSeconds is used up." in str(status_of(plan).conditions)
+
+
+def test_gpu_seconds_are_summed_from_the_trials() -> None:
+    """The status changes when an attempt is over, is the same however often it is reconciled, and never falls."""
+    sweep = going(maxTrials=9, parallelism=2, **GPUS)
+    trials = (trial(0, **since(30, activeSeconds=12.5)), trial(1, **since(30)))
+    plan = plan_of(sweep, 50, trials=trials)
+    assert status_of(plan).gpu_seconds == 25.0
+    sweep = after(sweep, plan)
+    assert plan_of(sweep, 60, trials=trials).actions == ()
+    status = status_of(plan_of(sweep, 70, trials=(trial(1, "Succeeded", activeSeconds=5.0),)))
+    assert status.gpu_seconds == 25.0
+
+
+def test_without_gpus_there_is_nothing_to_count() -> None:
+    """Trials that ask for none use up no budget of GPUs (validation refuses it)."""
+    sweep = going(maxTrials=9, budget={"gpuSeconds": 1})
+    plan = plan_of(sweep, 9_000, trials=(trial(0, **since(20, activeSeconds=900.0)), trial(1)))
+    assert "StopTrial" not in kinds(plan)
+
+
+def test_raising_the_gpu_budget_continues_a_finished_sweep() -> None:
+    """As for the wall clock."""
+    sweep = going(maxTrials=9, budget={"gpuSeconds": 100}, **GPUS)
+    trials = tuple(trial(number, "Succeeded", activeSeconds=25.0) for number in (0, 1))
+    sweep = after(sweep, plan_of(sweep, 60, trials=trials))
+    sweep = after(sweep, plan_of(sweep, 80, trials=trials, children=(publish(finished_at=at(79)),)))
+    assert conditions(sweep.status.conditions)["Complete"] == ("True", r.BUDGET_EXHAUSTED)
+    assert sweep.spec.budget is not None
+    more = edited(sweep, budget=sweep.spec.budget.model_copy(update={"gpu_seconds": 101}))
+    assert len(created(plan_of(more, 90, trials=trials))) == 2
+
+
 def test_budget_stops_the_last_trials_too() -> None:
     """Also when maxTrials is reached, what runs is stopped when the budget is used up."""
     sweep = going(maxTrials=2, budget={"wallClockSeconds": 60})
