@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import site
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -52,12 +54,19 @@ def describe(raised: BaseException) -> str:
 def user_line(raised: BaseException) -> str | None:
     """file:line of the last frame that is neither in a library nor in the runner; None if there is none."""
     if isinstance(raised, SyntaxError) and raised.filename:
-        return f"{raised.filename}:{raised.lineno}"
+        return f"{_short(raised.filename)}:{raised.lineno}"
     frames = traceback.extract_tb(raised.__traceback__)
     for frame in reversed(frames):
         if not is_library_file(frame.filename) and not frame.filename.startswith((_OURS, "<")):
-            return f"{frame.filename}:{frame.lineno}"
+            return f"{_short(frame.filename)}:{frame.lineno}"
     return None
+
+
+def _short(path: str) -> str:
+    """The path below the folder that it was imported from: a termination message holds 1 KiB."""
+    above = [str(Path(entry).resolve()) + os.sep for entry in sys.path]
+    longest = max((folder for folder in above if path.startswith(folder)), key=len, default="")
+    return path.removeprefix(longest)
 
 
 def is_library_file(path: str) -> bool:

@@ -60,7 +60,7 @@ CASES = [
     Case(
         "syntax-error",
         INVALID,
-        ("spec.model.entrypoint", "broken_syntax.py", "line 1"),
+        ("spec.model.entrypoint", "broken_syntax.py:1"),
         {"model.entrypoint": "broken_syntax:create"},
     ),
     Case(
