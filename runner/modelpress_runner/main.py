@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = ExitCode.TERMINATED
     except Exception as error:
         result, code = _failure(error)
+        if isinstance(error, StoreError) and (hint := _missing_secret(request)):
+            result = result.model_copy(update={"message": f"{hint}; {result.message}"})
     # From here on everything is short, and a second signal must not lose the result.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     level = logging.INFO if code == ExitCode.DONE else logging.ERROR
@@ -114,6 +116,20 @@ def _failure(error: Exception) -> tuple[RunResult, ExitCode]:
     if cause is not None or not known:
         log.error("traceback:", exc_info=cause or error)
     return RunResult(phase="Failed", reason=reason, message=message), code
+
+
+def _missing_secret(request: RunRequest | None) -> str | None:
+    """What a pod lacks whose store's Secret is not there, or has other keys than the store needs."""
+    store = request.spec.store if request is not None else None
+    if store is None or store.secret_ref is None or RUN_UID_VARIABLE not in os.environ:
+        return None
+    family = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}.get(store.uri.partition("://")[0])
+    if family is None or any(name.startswith(family) for name in os.environ):
+        return None
+    name = store.secret_ref.name
+    return (
+        f"spec.store.secretRef: there is no Secret {name} in the pod's namespace, or it has no key {family}*; create it"
+    )
 
 
 def _read_request(path: Path) -> RunRequest:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from modelpress.result import ExitCode, RunResult
 
@@ -48,6 +51,20 @@ def test_what_cannot_be_fetched_may_be_there_next_time(bench: Any) -> None:
     assert code == ExitCode.FAILED
     assert message["reason"] == "RunnerFailed"
     assert message["message"].startswith(f"spec.code.git: {url} cannot be fetched (")
+
+
+def test_a_missing_secret_of_the_store_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod starts without it; what the store says alone would not tell where the credentials should come from."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    store = {"uri": "s3://models/out", "endpoint": "http://127.0.0.1:1", "secretRef": {"name": "s3-keys"}}
+    request = bench.request(purpose="collect", spec={"store": store})
+    pod = {"MODELPRESS_RUN_UID": "feedbeef-1111", "NO_PROXY": "127.0.0.1", "AZURE_X": "of another store"}
+    code, message, _ = bench.run(request, **pod)
+    assert code == ExitCode.FAILED
+    assert message["message"].startswith("spec.store.secretRef: there is no Secret s3-keys in the pod's namespace, or ")
+    assert "s3://models/out" in message["message"]
 
 
 def test_what_never_will_be_there_is_told_once(bench: Any) -> None:
