@@ -55,7 +55,7 @@ def argo_cd(obj: dict[str, Any]) -> tuple[str, str]:
 
 
 def flux(obj: dict[str, Any], expressions: list[dict[str, str]]) -> str:
-    """The status by the rules of healthCheckExprs: the generation, then inProgress, failed, current, else in progress."""
+    """By the rules of healthCheckExprs: the generation, then inProgress, failed, current, else in progress."""
     if obj["status"].get("observedGeneration", obj["metadata"]["generation"]) != obj["metadata"]["generation"]:
         return "InProgress"
     (found,) = [one for one in expressions if (one["apiVersion"], one["kind"]) == (obj["apiVersion"], obj["kind"])]
