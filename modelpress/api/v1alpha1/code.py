@@ -42,7 +42,7 @@ class ConfigMapCode(ApiModel):
 
 
 class GitCode(ApiModel):
-    """One commit of a git repository, without its submodules."""
+    """One commit of a git repository, without its submodules. The image, or the machine, needs the command git."""
 
     url: Annotated[
         str,
@@ -76,8 +76,10 @@ class Code(ApiModel):
         default=None, description="A folder, relative to the YAML file. Local runs use it, whatever stands beside it."
     )
     config_map: ConfigMapCode | None = Field(default=None, description="Up to 1 MiB of files; on a cluster.")
-    git: GitCode | None = None
-    source: ArchiveCode | None = None
+    git: GitCode | None = Field(
+        default=None, description="One commit of a repository; the image needs the command git."
+    )
+    source: ArchiveCode | None = Field(default=None, description="An archive in an object store.")
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
