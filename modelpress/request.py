@@ -48,9 +48,7 @@ class RunRequest(ApiModel):
     name: str = Field(description="Name of the CompressionJob, or of the sweep when preparing or publishing.")
     uid: str
     attempt: Annotated[int, Field(ge=1)] = 1
-    run_uid: str = Field(
-        default="", description="Pod or Job uid, or a random id."
-    )
+    run_uid: str = Field(default="", description="Pod or Job uid, or a random id.")
     root: Uri = Field(
         description="<namespace>/<sweep or standalone job>-<uid8>, below the store's URI; the dense cache lies in it."
     )
