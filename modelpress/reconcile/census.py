@@ -24,6 +24,7 @@ class SweepFacts:
     now: dt.datetime
     status: CompressionSweepStatus
     problems: tuple[str, ...]
+    problems_reason: str
     trials: dict[int, CompressionJob]  # ours, by number
     foreign_trials: dict[str, CompressionJob]
     ours: tuple[ObservedJob, ...]
@@ -141,6 +142,7 @@ def sweep_facts(observed: SweepObserved, now: dt.datetime) -> SweepFacts:
         now=now,
         status=status,
         problems=observed.problems,
+        problems_reason=observed.problems_reason,
         trials=trials,
         foreign_trials=foreign_trials,
         ours=ours,

@@ -26,6 +26,7 @@ class JobFacts:
     now: dt.datetime
     suspended: Verdict | None
     problems: tuple[str, ...]
+    problems_reason: str
     ours: tuple[ObservedJob, ...]
     foreign: dict[str, ObservedJob]
     started: int
@@ -74,6 +75,7 @@ def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
         now=now,
         suspended=_suspended(observed),
         problems=observed.problems,
+        problems_reason=observed.problems_reason,
         ours=ours,
         foreign={child.name: child for child in observed.children if child not in ours},
         started=started,

@@ -132,7 +132,9 @@ def _suspended(books: Books) -> Verdict | None:
 
 def _invalid_spec(books: Books) -> Verdict | None:
     problems = books.facts.problems
-    return Verdict("Pending", r.INVALID_SPEC, _problems(problems), stalled=True) if problems else None
+    if not problems:
+        return None
+    return Verdict("Pending", books.facts.problems_reason, _problems(problems), stalled=True)
 
 
 def _unfit(books: Books) -> Verdict | None:

@@ -12,6 +12,7 @@ from modelpress.api.v1alpha1 import (
     CompressionSweep,
     CompressionSweepStatus,
 )
+from modelpress.api.v1alpha1 import reasons as r
 from modelpress.request import Purpose, RunRequest
 
 # Why a child Job failed. error: exit code 1 and all that is named nowhere else. invalid: exit code 2. terminated: 143.
@@ -64,6 +65,7 @@ class JobObserved:
     children: tuple[ObservedJob, ...] = ()
     # Semantic errors of the spec, as `path: what is wrong; what to do`, found by the shell (api.semantic).
     problems: tuple[str, ...] = ()
+    problems_reason: str = r.INVALID_SPEC  # what they are: this, NotOnCluster or SpecTooLarge
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class SweepObserved:
     trials: tuple[CompressionJob, ...] = ()
     children: tuple[ObservedJob, ...] = ()
     problems: tuple[str, ...] = ()
+    problems_reason: str = r.INVALID_SPEC
 
 
 # Actions -------------------------------------------------------------------------------------------------------------

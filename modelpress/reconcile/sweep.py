@@ -109,7 +109,7 @@ def _invalid_spec(draft: Draft) -> Verdict | None:
     if not problems:
         return None
     more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-    return Verdict("Pending", r.INVALID_SPEC, cut("; ".join(problems[:8]) + more), stalled=True)
+    return Verdict("Pending", draft.facts.problems_reason, cut("; ".join(problems[:8]) + more), stalled=True)
 
 
 def _suspended(draft: Draft) -> Verdict | None:

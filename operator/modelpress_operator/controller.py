@@ -14,12 +14,12 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from modelpress.api.errors import SpecError
 from modelpress.api.semantic import job_problems, sweep_problems
-from modelpress.api.v1alpha1 import TERMINAL_PHASES
+from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionSweepSpec
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.reconcile import Plan, reconcile_job, reconcile_sweep
 from modelpress.reconcile.conditions import Verdict, cut, merge, stamp, summary
@@ -46,7 +46,7 @@ from .resources import (
     is_deleting,
     meta_of,
 )
-from .snapshot import Snapshots
+from .snapshot import Problems, Snapshots
 
 log = logging.getLogger(__name__)
 START_LAG = 2.0  # seconds that news of a start waits: a short run is then written down once
@@ -64,9 +64,8 @@ class _Memory:
     """What is known of one object in one generation, worked out once."""
 
     generation: int
-    problems: tuple[str, ...] = ()
+    problems: Problems  # with those that are found only when a child is to be created
     strategy: Strategy | None = None
-    unfit: list[str] = field(default_factory=list)  # found only when a child was to be created
 
 
 class Controller:
@@ -241,7 +240,8 @@ class Controller:
             return await self._not_understood(key, raw, error)
         except UnfitError as error:
             log.warning("%s", error)
-            self._memories[meta_of(raw)["uid"]].unfit.append(str(error))
+            memory = self._memories[meta_of(raw)["uid"]]
+            memory.problems = memory.problems.also(str(error), error.reason)
             self._queue.add(key)
             return "unfit"
         except NameTakenError as error:
@@ -277,8 +277,8 @@ class Controller:
             memory = self._memory(raw)
             if memory is None:
                 job = self._snapshots.job(raw)
-                memory = self._remember(raw, tuple(str(problem) for problem in job_problems(job.spec, cluster=True)))
-            observed = self._snapshots.observe_job(raw, (*memory.problems, *memory.unfit), now)
+                memory = self._remember(raw, Problems.of(job_problems(job.spec, cluster=True)))
+            observed = self._snapshots.observe_job(raw, memory.problems, now)
             return None if observed is None else reconcile_job(observed, now)
         sweep = self._snapshots.sweep(raw)
         memory = self._memory(raw)
@@ -286,7 +286,7 @@ class Controller:
         if memory is None:
             problems, strategy = await loop.run_in_executor(self._threads, _study, sweep.spec)
             memory = self._remember(raw, problems, strategy)
-        seen = self._snapshots.observe_sweep(raw, (*memory.problems, *memory.unfit), now)
+        seen = self._snapshots.observe_sweep(raw, memory.problems, now)
         strategy = memory.strategy or _NoSearch()
         return await loop.run_in_executor(self._threads, reconcile_sweep, seen, now, strategy)
 
@@ -294,7 +294,7 @@ class Controller:
         memory = self._memories.get(meta_of(raw)["uid"])
         return memory if memory is not None and memory.generation == meta_of(raw).get("generation") else None
 
-    def _remember(self, raw: RawObject, problems: tuple[str, ...], strategy: Strategy | None = None) -> _Memory:
+    def _remember(self, raw: RawObject, problems: Problems, strategy: Strategy | None = None) -> _Memory:
         memory = _Memory(int(meta_of(raw).get("generation") or 0), problems, strategy)
         self._memories[meta_of(raw)["uid"]] = memory
         return memory
@@ -362,14 +362,14 @@ class _NoSearch:
         return None, []
 
 
-def _study(spec: Any) -> tuple[tuple[str, ...], Strategy | None]:
-    problems = tuple(str(problem) for problem in sweep_problems(spec, cluster=True))
-    if problems:
+def _study(spec: CompressionSweepSpec) -> tuple[Problems, Strategy | None]:
+    problems = Problems.of(sweep_problems(spec, cluster=True))
+    if problems.texts:
         return problems, None
     try:
-        return (), strategy_for(spec)
+        return problems, strategy_for(spec)
     except SpaceError as error:
-        return (str(error),), None
+        return problems.also(str(error), r.INVALID_SPEC), None
 
 
 def _key(resource: Resource, obj: RawObject) -> Key:

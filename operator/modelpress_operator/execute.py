@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modelpress.api.v1alpha1 import CompressionJobStatus, CompressionSweepStatus, Stop
+from modelpress.api.v1alpha1 import reasons as r
 from modelpress.reconcile import Action, CreateJob, CreateTrial, DeleteJob, EmitEvent, PatchStatus, Plan, StopTrial
 from modelpress.reconcile.conditions import stamp
 
@@ -31,6 +32,7 @@ from .events import EventWriter
 from .lease import Leadership
 from .metrics import Metrics
 from .observe import parse_time
+from .render import RenderError, SpecTooLargeError
 from .resources import (
     BY_KIND,
     COMPRESSION_JOBS,
@@ -60,6 +62,10 @@ class NameTakenError(Exception):
 
 class UnfitError(Exception):
     """The API server, or the renderer, will never take what the specification asks for; the text says why."""
+
+    def __init__(self, message: str, reason: str = r.INVALID_SPEC) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Executor:
@@ -160,7 +166,9 @@ class Executor:
     async def _create_job(self, owner: RawObject, action: CreateJob) -> None:
         try:
             rendered = await asyncio.to_thread(self._render, action, owner)
-        except ValueError as error:
+        except SpecTooLargeError as error:
+            raise UnfitError(str(error), r.SPEC_TOO_LARGE) from error
+        except RenderError as error:
             raise UnfitError(str(error)) from error
         for body in rendered:
             await self._create(BY_KIND[body["kind"]], meta_of(owner)["namespace"], body, meta_of(owner)["uid"])

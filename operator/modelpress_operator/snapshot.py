@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from modelpress.api.errors import SpecError, located_problems
+from modelpress.api.errors import Problem, SpecError, located_problems
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
+from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.yamltext import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
 
@@ -26,6 +29,25 @@ from .resources import (
 
 COLLECT_ROUNDS = 3
 T = TypeVar("T", CompressionJob, CompressionSweep)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is wrong with a specification, and what kind of wrong: InvalidSpec, NotOnCluster or SpecTooLarge."""
+
+    texts: tuple[str, ...] = ()
+    reason: str = r.INVALID_SPEC
+
+    @classmethod
+    def of(cls, found: Iterable[Problem]) -> Problems:
+        """One reason for all: a specification that is wrong anywhere is called so first."""
+        problems = list(found)
+        elsewhere = problems and all(problem.reason == r.NOT_ON_CLUSTER for problem in problems)
+        return cls(tuple(str(problem) for problem in problems), r.NOT_ON_CLUSTER if elsewhere else r.INVALID_SPEC)
+
+    def also(self, text: str, reason: str) -> Problems:
+        """With one more, found later."""
+        return Problems((*self.texts, text), reason)
 
 
 class Snapshots:
@@ -57,7 +79,7 @@ class Snapshots:
         self._jobs.pop(uid, None)
         self._sweeps.pop(uid, None)
 
-    def observe_job(self, raw: RawObject, problems: tuple[str, ...], now: dt.datetime) -> JobObserved | None:
+    def observe_job(self, raw: RawObject, problems: Problems, now: dt.datetime) -> JobObserved | None:
         """A CompressionJob as it stands; None for a trial whose sweep is gone, which soon goes too."""
         job, owner = self.job(raw), None
         ref = controller_of(raw)
@@ -69,9 +91,9 @@ class Snapshots:
         started, name = job.status.started, job.metadata.name
         names = [naming.attempt_name(name, number) for number in (started, started + 1) if number > 0]
         names += [naming.collect_name(name, started, round_) for round_ in range(1, COLLECT_ROUNDS + 1) if started > 0]
-        return JobObserved(job, owner, self._children(raw, names, now), problems)
+        return JobObserved(job, owner, self._children(raw, names, now), problems.texts, problems.reason)
 
-    def observe_sweep(self, raw: RawObject, problems: tuple[str, ...], now: dt.datetime) -> SweepObserved:
+    def observe_sweep(self, raw: RawObject, problems: Problems, now: dt.datetime) -> SweepObserved:
         """A CompressionSweep as it stands, with everything that has a name of a trial of it."""
         sweep, meta = self.sweep(raw), meta_of(raw)
         ours = {id(trial): trial for trial in self._cache.owned(meta["uid"], COMPRESSION_JOBS)}
@@ -80,7 +102,7 @@ class Snapshots:
         prepared, published = sweep.status.prepare_attempts, sweep.status.publish_attempts
         names = [naming.prepare_name(meta["name"], number) for number in (prepared, prepared + 1) if number > 0]
         names += [naming.publish_name(meta["name"], number) for number in (published, published + 1) if number > 0]
-        return SweepObserved(sweep, trials, self._children(raw, names, now), problems)
+        return SweepObserved(sweep, trials, self._children(raw, names, now), problems.texts, problems.reason)
 
     def recheck_after(self, raw: RawObject, now: dt.datetime) -> float | None:
         """Seconds until what is observed may change though nothing happens."""

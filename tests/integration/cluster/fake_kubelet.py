@@ -80,7 +80,7 @@ class FakeKubelet:
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._work, self._beat)]
 
     def __enter__(self) -> FakeKubelet:
-        self._talk = _Connection(self._cluster)
+        self._talk = Connection(self._cluster)
         self._make_node()
         for thread in self._threads:
             thread.start()
@@ -109,10 +109,10 @@ class FakeKubelet:
         self._talk("PATCH", f"/api/v1/nodes/{NODE}", {"spec": {"taints": None}})
 
     def _beat(self) -> None:
-        with contextlib.closing(_Connection(self._cluster)) as talk:
+        with contextlib.closing(Connection(self._cluster)) as talk:
             self._renew(talk)
 
-    def _renew(self, talk: _Connection) -> None:
+    def _renew(self, talk: Connection) -> None:
         path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
         spec = {"holderIdentity": NODE, "leaseDurationSeconds": 40}
         while not self._stopped.is_set():
@@ -125,10 +125,10 @@ class FakeKubelet:
     # Pods ------------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        with contextlib.closing(_Connection(self._cluster)) as talk:
+        with contextlib.closing(Connection(self._cluster)) as talk:
             self._follow(talk)
 
-    def _follow(self, talk: _Connection) -> None:
+    def _follow(self, talk: Connection) -> None:
         version = ""
         while not self._stopped.is_set():
             query = {"labelSelector": SELECTOR}
@@ -292,7 +292,7 @@ def trial_result(request: dict[str, Any]) -> dict[str, Any]:
     return {**result, "baseline": BASELINE, "compressed": compressed, "smaller": True, "portable": True}
 
 
-class _Connection:
+class Connection:
     """One kept-alive HTTPS connection as cluster admin; for one thread."""
 
     def __init__(self, cluster: ControlPlane) -> None:

@@ -135,6 +135,11 @@ class OperatorProcess:
         return self._process.wait(seconds)
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -481,5 +481,6 @@ def test_what_no_pod_can_honour_is_refused(shared: Cluster) -> None:
     """A store on a laptop's disk stalls the job, with the field's path; nothing is created."""
     shared.create(job("laptop", store={"uri": "file:///tmp/out"}))
     stalled = shared.wait_condition("CompressionJob", "laptop", "Stalled", status="True")
+    assert stalled["reason"] == "NotOnCluster"
     assert "spec.store" in stalled["message"]
     assert [one for one in shared.list("apis/batch/v1/jobs") if one["metadata"]["name"].startswith("laptop")] == []
