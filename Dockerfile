@@ -3,7 +3,7 @@
 #   docker build --target operator -t modelpress/operator .      docker build --target runner -t modelpress/runner .
 # BASE: any image with Python 3.11 to 3.13 and its venv module. Everything from an index is pinned by hash in requirements/.
 # They run as user 65532 and write below /tmp only: a read-only root file system with a volume there is enough.
-ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
 RUN groupadd --gid 65532 modelpress \
