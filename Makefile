@@ -31,8 +31,9 @@ lint: setup  ## format, lint, types, layers
 bench: setup  ## timings against a peer, paired in one run, into benchmarks/results/
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/prune_finetune.py
 
-crds: setup  ## writes crds/ and the field tables of docs/reference again
+crds: setup  ## writes crds/, its copy in the chart and the field tables of docs/reference again
 	@.venv/bin/modelpress crd --output crds
+	@$(PY) tools/chart.py
 
 lock: setup  ## resolves the dependencies again
 	@tools/lock.sh --upgrade

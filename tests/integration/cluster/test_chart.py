@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,43 @@ def test_server_takes_every_object(control_plane: ControlPlane, helm: Helm) -> N
         control_plane.kubectl("create", "--dry-run=server", "-n", "strict", "--filename=-", text=json.dumps(pod))
 
 
+def test_prometheus_operator_takes_its_objects(control_plane: ControlPlane, helm: Helm) -> None:
+    """The ServiceMonitor and the PrometheusRule pass the Prometheus operator's own schemas, strictly."""
+    script = ROOT / "tools" / "cluster" / "monitoring.sh"
+    found = subprocess.run([str(script)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    files = [
+        f"--filename={found.stdout.strip()}/monitoring.coreos.com_{name}.yaml"
+        for name in ("servicemonitors", "prometheusrules")
+    ]
+    control_plane.kubectl("apply", "--server-side", *files)
+    try:
+        control_plane.kubectl("wait", "--for=condition=Established", *files, "--timeout=60s")
+        values = {
+            "serviceMonitor": {
+                "enabled": True,
+                "labels": {"release": "prometheus"},
+                "relabelings": [{"action": "labeldrop", "regex": "pod_ip"}],
+                "metricRelabelings": [{"action": "drop", "sourceLabels": ["le"], "regex": "0.001"}],
+            },
+            "prometheusRule": {
+                "enabled": True,
+                "alertLabels": {"team": "ml"},
+                "additionalRules": [{"record": "modelpress:trials", "expr": "sum(modelpress_trials_total)"}],
+            },
+        }
+        file = control_plane.folder / "monitoring.yaml"
+        file.write_text(yaml.safe_dump({"metrics": values}))
+        templates = [f"--show-only=templates/{name}.yaml" for name in ("servicemonitor", "prometheusrule")]
+        text = helm(
+            *("template", "m", str(CHART), "-n", "default", "--kube-version=1.35", "--values", str(file), *templates)
+        )
+        arguments = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename=-")
+        assert len(control_plane.kubectl(*arguments, text=text).splitlines()) == 2
+    finally:
+        control_plane.kubectl("delete", *files)
+
+
 def test_rights_cluster_wide(install: Callable[..., Path], control_plane: ControlPlane) -> None:
     """Everywhere the operator may do what it needs and no more: no Secret, no ConfigMap, no exec, no other kind."""
     install("press-wide")
@@ -262,5 +300,9 @@ def test_operator_works_with_the_charts_rights(
         )
         until(lambda: names(control_plane, "events", "--namespace", team), "an Event", context=operator.tail)
         assert operator.metric("modelpress_leader") == 1
+        script = (CHART / "files" / "test.py").read_text()  # what the pod of `helm test` runs
+        url = {"URL": f"http://127.0.0.1:{operator.port}"}
+        tested = subprocess.run([sys.executable, "-c", script], env=url, capture_output=True, text=True, timeout=90)
+        assert (tested.returncode, tested.stdout) == (0, f"{url['URL']}: ready, with metrics\n"), tested.stderr
         assert operator.metric("modelpress_api_requests_total", code="403") == 0
         assert operator.metric("modelpress_events_lost_total") == 0
