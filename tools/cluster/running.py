@@ -44,6 +44,12 @@ def restricted_pod(
     }
 
 
+HERE = Path(__file__).resolve().parent
+SYSTEM = "modelpress-system"  # the operator's namespace
+IDLE = "modelpress-idle"  # a namespace that an operator can serve while tests do without one
+RELEASE = "modelpress"
+
+
 class NotInCluster(Exception):  # noqa: N818
     """This process is not in a cluster's network; the message says how to get there."""
 
@@ -112,6 +118,22 @@ class Running:
     def helm(self, *arguments: str, seconds: float = 180) -> str:
         """Output of helm as cluster admin; RuntimeError with its message if it fails."""
         return self._run([str(self.tools / "helm"), *arguments], None, seconds)
+
+    def install(self, *settings: str) -> None:
+        """Installs the chart with this checkout's images, or changes it; `settings` as of helm --set. Waits for it."""
+        for name in (SYSTEM, IDLE):
+            labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+            self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        values = [*settings]
+        for key, target in (("image", "operator"), ("runner.image", "runner")):
+            repository, _, tag = self.images[target].rpartition(":")
+            values += [f"{key}.repository={repository}", f"{key}.tag={tag}"]
+        chart = str(HERE.parents[1] / "helm" / "modelpress")
+        command = ["upgrade", "--install", RELEASE, chart, "--namespace", SYSTEM, "--wait", "--timeout", "150s"]
+        try:
+            self.helm(*command, "--set", ",".join(values))
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}\n{self.story(SYSTEM)}") from None
 
     def _run(self, command: list[str], text: str | None, seconds: float) -> str:
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
@@ -193,6 +215,29 @@ class Running:
                 process.kill()
         text = f"{kind} {name} was not {' or '.join(wanted)} within {seconds} s; {path} was {last}"
         raise Timeout(f"{text}\n{self.story(namespace)}")
+
+    def log_until(self, pod: str, namespace: str, text: str, *, seconds: float = 300) -> list[str]:
+        """Follows the log of a pod that has started, from the beginning to the first line with the text.
+
+        Raises:
+            Timeout: the log ends without it, or goes on without it for `seconds`.
+        """
+        command = [str(self.bin / "kubectl"), "logs", "--follow", pod, "--namespace", namespace]
+        environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
+        lines = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            timer = threading.Timer(seconds, process.kill)
+            timer.start()
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    lines.append(line.rstrip("\n"))
+                    if text in line:
+                        return lines
+            finally:
+                timer.cancel()
+                process.kill()
+        raise Timeout(f"the log of {pod} has no {text!r}:\n" + "\n".join(lines[-25:]))
 
     def story(self, namespace: str) -> str:
         """What went on in a namespace: pods, events and the end of each log, for the message of a failed test."""
