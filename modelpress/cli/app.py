@@ -11,6 +11,7 @@ import typer
 
 from modelpress import __version__
 
+from .cluster.commands import register
 from .exits import Exit
 from .exits import report as report_error
 
@@ -34,10 +35,10 @@ class Output(StrEnum):
     YAML = "yaml"
 
 
-def entry() -> None:
-    """Run the command line and exit: never with a traceback, always with a code of exits.Exit."""
+def entry(application: typer.Typer | None = None) -> None:
+    """Run a command line and exit: never with a traceback, always with a code of exits.Exit."""
     try:
-        app()
+        (application or app)()
     except SystemExit:
         raise
     except BrokenPipeError:
@@ -138,3 +139,6 @@ def report(
     from .report import write_report
 
     sys.exit(write_report(sweep, objectives=objective or (), output=output, endpoint=endpoint, region=region))
+
+
+register(app, "modelpress")
