@@ -29,9 +29,10 @@ from modelpress.store import layout, manifest, open_store
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import StoreError, StoreUriError
 from modelpress.store.manifest import ManifestError
+from modelpress_runner import push
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError, UserCodeError
 from modelpress_runner.fetch import with_code
-from modelpress_runner.progress import ProgressFile
+from modelpress_runner.progress import ProgressFile, Report
 from modelpress_runner.stopping import StopFlag, Stopped
 
 log = logging.getLogger("modelpress")
@@ -59,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             request.spec.store.uri, endpoint=request.spec.store.endpoint, region=request.spec.store.region
         )
         reported = request.purpose == "trial" and manifest.read(store, request.prefix) is not None
-        result, code = _serve(request, store, ProgressFile(options.progress), stop, reported), ExitCode.DONE
+        file = ProgressFile(options.progress)
+        pushing = push.reporting(file) if request.purpose == "trial" and not reported else None
+        with pushing or contextlib.nullcontext(file) as report:
+            result, code = _serve(request, store, report, stop, reported), ExitCode.DONE
     except (Stopped, KeyboardInterrupt):
         message = "stopped on request; the next attempt goes on from the last checkpoint, if there is one"
         result = RunResult(phase="Failed", reason=reasons.RUNNER_TERMINATED, message=message)
@@ -79,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(code)
 
 
-def _serve(
-    request: RunRequest, store: ArtifactStore, progress: ProgressFile, stop: StopFlag, finished: bool
-) -> RunResult:
+def _serve(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag, finished: bool) -> RunResult:
     if request.purpose == "publish":
         from modelpress_runner.publish import publish
 

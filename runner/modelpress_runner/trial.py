@@ -22,14 +22,14 @@ from modelpress_runner.engine import plan_stages, run_stages
 from modelpress_runner.entrypoint import find
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.identity import checkpoint_identity, dense_digest
-from modelpress_runner.progress import ProgressFile
+from modelpress_runner.progress import Report
 from modelpress_runner.results import Measuring, static_counts
 from modelpress_runner.stopping import StopFlag
 
 log = logging.getLogger("modelpress")
 
 
-def prepare(request: RunRequest, store: ArtifactStore, progress: ProgressFile, stop: StopFlag) -> RunResult:
+def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
     """Builds the dense model and its baseline unless the store has them."""
     dense, code_digest = _dense(request, store, stop, timed=False)
     found = "was there already" if dense.cached else "is built"
@@ -42,7 +42,7 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: ProgressFile, s
     )
 
 
-def run(request: RunRequest, store: ArtifactStore, progress: ProgressFile, stop: StopFlag) -> RunResult:
+def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
     """Compresses, measures, writes the artefact and commits it."""
     spec = request.spec
     dense, code_digest = _dense(request, store, stop, timed=True)
