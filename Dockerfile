@@ -1,7 +1,7 @@
 # Two images of one source: `operator` (watches the cluster; no torch) and `runner` (one trial; torch). `example` is the runner
 # with scikit-learn, and the pattern for images with packages of your own.
 #   docker build --target operator -t modelpress/operator .      docker build --target runner -t modelpress/runner .
-# BASE: any image with Python 3.11 to 3.13 and its venv module. Everything from an index is pinned by hash in requirements/.
+# BASE: any image of Debian with Python 3.11 to 3.13 and its venv module. Everything from an index is pinned by hash in requirements/.
 # They run as user 65532 and write below /tmp only: a read-only root file system with a volume there is enough.
 ARG BASE=python:3.11-slim-bookworm
 
@@ -46,6 +46,8 @@ USER 65532:65532
 ENTRYPOINT ["python", "-m", "modelpress_operator"]
 
 FROM base AS runner
+# For code from git repositories.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends git openssh-client && rm -rf /var/lib/apt/lists/*
 COPY requirements/runner.txt /opt/modelpress/requirements.txt
 RUN --mount=type=cache,target=/tmp/.cache/pip \
     python3 -m venv --without-pip /opt/modelpress && python3 -m venv /tmp/pip \

@@ -193,3 +193,53 @@ def test_the_charts_own_test_passes(operator: Running) -> None:
     """`helm test` asks the operator for its metrics from a pod."""
     answer = operator.helm("test", RELEASE, "--namespace", SYSTEM, "--timeout", "60s")
     assert "Succeeded" in answer
+
+
+def test_a_volume_claim_is_a_store(operator: Running, namespace: str) -> None:
+    """A runner that is not root writes to a file:// store on a volume; mp.load opens the model from there."""
+    folder = operator.folder / "volumes" / namespace
+    folder.mkdir(parents=True)
+    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [operator.node]}
+    volume = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "",
+        "local": {"path": str(folder)},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+        "claimRef": {"name": "models", "namespace": namespace},
+    }
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "",
+        "volumeName": namespace,
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    meta = {"name": "models", "namespace": namespace}
+    operator.create(
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": volume},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": claim},
+    )
+    store = {"uri": "file:///models", "volumeClaim": {"name": "models"}}
+    apply(operator, namespace, "CompressionJob", store=store)
+
+    ending = operator.finished("cjob", "digits-l1", namespace, seconds=600)
+
+    status = operator.get("cjob", "digits-l1", namespace)["status"]
+    assert ending == "Complete", json.dumps(status, indent=1) + operator.story(namespace)
+    uri = status["artifact"]["uri"]
+    assert uri.startswith("file:///models/")
+    local = str(folder / uri.removeprefix("file:///models/"))
+    assert score(operator, local) == status["metrics"]["compressed"]["default"]
+    operator.kubectl("delete", "pv", namespace, "--wait=false")
+
+
+def test_uninstalling_leaves_jobs_and_their_kinds(operator: Running, namespace: str) -> None:
+    """`helm uninstall` takes the operator and its rights; the CRDs and what users made stay for the next release."""
+    apply(operator, namespace, "CompressionJob", suspend=True)
+    operator.watch("cjob", "digits-l1", namespace, "{.status.phase}", ["Suspended"], seconds=60)
+    operator.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
+    assert operator.list("deployments", SYSTEM) == []
+    assert operator.get("cjob", "digits-l1", namespace)["status"]["phase"] == "Suspended"
+    operator.install("replicas=2")
+    suspend(operator, namespace, False)
+    assert operator.finished("cjob", "digits-l1", namespace, seconds=600) == "Complete"

@@ -75,8 +75,12 @@ class S3:
 
 @dataclass(frozen=True)
 class Running:
-    """A cluster that e2e.py started. `images` maps a target of the Dockerfile to the image's name."""
+    """A cluster that e2e.py started. `folder` has its files and goes with it.
 
+    `images` maps a target of the Dockerfile to the image's name.
+    """
+
+    folder: Path
     node: str
     node_address: str
     s3: S3
@@ -100,6 +104,7 @@ class Running:
         state = json.loads(Path(path).read_text())
         s3 = state["s3"]
         return cls(
+            folder=Path(path).parent,
             node=state["node"],
             node_address=state["nodeAddress"],
             s3=S3(s3["endpoint"], s3["bucket"], s3["accessKey"], s3["secretKey"]),
