@@ -38,6 +38,8 @@ def _render(settings: Settings) -> Render:
         image=settings.runner_image,
         image_pull_policy=settings.runner_image_pull_policy,
         service_account=settings.runner_service_account,
+        progress_url=settings.progress_url,
+        progress_audience=settings.progress_audience,
     )
     return lambda action, owner: render_job(action, owner, chosen)
 

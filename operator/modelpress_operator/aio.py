@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,9 @@ CONCURRENT = 32  # requests at one time; the API server's own fairness does the 
 THROTTLED_TRIES = 4  # a 429 was not carried out, so that any request may be sent again
 MAX_THROTTLE_SECONDS = 30.0
 PAGE = 500
+DOCUMENT = Resource("", "", "document", "")  # for metrics
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+DEFAULT_KUBECONFIG = os.environ.get("KUBECONFIG") or "~/.kube/config"
 JSON, MERGE = "application/json", "application/merge-patch+json"
 
 
@@ -41,17 +44,28 @@ async def load_configuration(kubeconfig: str | None) -> Configuration:
     Raises:
         ConnectionSettingsError: neither is there.
     """
+    in_pod = kubeconfig is None and SERVICE_ACCOUNT_TOKEN.is_file()  # noqa: ASYNC240
+    if not in_pod and (missing := _missing(kubeconfig or DEFAULT_KUBECONFIG)):
+        raise ConnectionSettingsError(
+            f"cannot reach a cluster: this is no pod, and there is no {missing}; name a file with --kubeconfig"
+        )
     configuration = Configuration()  # without retries: the work queue tries again, on a new observation
     try:
-        if kubeconfig is None and SERVICE_ACCOUNT_TOKEN.is_file():  # noqa: ASYNC240
+        if in_pod:
             load_incluster_config(client_configuration=configuration)
         else:
             await load_kube_config(config_file=kubeconfig, client_configuration=configuration)
     except (ConfigException, OSError, ValueError) as error:
         raise ConnectionSettingsError(
-            f"cannot reach a cluster: {error}; run in a pod with a service account, or name a file with --kubeconfig"
+            f"cannot reach a cluster: {error}; give a valid file with --kubeconfig"
         ) from error
     return configuration
+
+
+def _missing(kubeconfig: str) -> str:
+    """The files of a KUBECONFIG list, if there is none of them."""
+    files = [Path(one).expanduser() for one in kubeconfig.split(os.pathsep)]
+    return "" if any(file.is_file() for file in files) else ", ".join(map(str, files))
 
 
 class AioClient:
@@ -109,6 +123,10 @@ class AioClient:
         answer = await self._send("delete", resource, "DELETE", resource.path(namespace, name), body=body)
         return answer if answer.get("kind") == resource.kind else None
 
+    async def read(self, path: str) -> RawObject:
+        """Any document that the API server serves to everybody who is signed in, such as its public keys."""
+        return await self._once("get", DOCUMENT, "GET", f"{self._host}{path}", None, accept="*/*")
+
     async def close(self) -> None:
         await self._api.close()
 
@@ -137,12 +155,11 @@ class AioClient:
                 await asyncio.sleep(wait)
         raise AssertionError("the loop returns or raises")
 
-    async def _once(self, verb: str, resource: Resource, method: str, url: str, body: RawObject | None) -> RawObject:
-        headers = {
-            "User-Agent": self._api.user_agent,
-            "Accept": JSON,
-            "Content-Type": MERGE if method == "PATCH" else JSON,
-        }
+    async def _once(
+        self, verb: str, resource: Resource, method: str, url: str, body: RawObject | None, *, accept: str = JSON
+    ) -> RawObject:
+        kind = MERGE if method == "PATCH" else JSON
+        headers = {"User-Agent": self._api.user_agent, "Accept": accept, "Content-Type": kind}
         code, began = "error", time.monotonic()
         try:
             await self._api.update_params_for_auth(headers, [], ["BearerToken"], url, method, body)

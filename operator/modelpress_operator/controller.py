@@ -171,6 +171,8 @@ class Controller:
         urgent = after is None or is_deleting(after) or (before is not None and _phase(after) in TERMINAL_PHASES)
         if urgent:
             self._queue.add_after(sweep, END_LAG)
+        elif before is not None and _intermediate(before) != _intermediate(after):
+            self._queue.add_after(sweep, START_LAG)
         elif before is None or _phase(before) != _phase(after):
             self._queue.add_after(sweep, COUNT_LAG)
 
@@ -382,6 +384,10 @@ def _spec(obj: RawObject) -> dict[str, Any]:
 
 def _phase(obj: RawObject | None) -> str | None:
     return ((obj or {}).get("status") or {}).get("phase")
+
+
+def _intermediate(obj: RawObject | None) -> Any:
+    return ((obj or {}).get("status") or {}).get("intermediate")
 
 
 def _ended(job: RawObject) -> bool:

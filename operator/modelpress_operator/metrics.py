@@ -50,6 +50,9 @@ class Metrics:
             "job_duration_seconds", "From a standalone job's first start to its end.", LONG, "result"
         )
         self.attempts = self._counter("attempts", "Child Jobs created, by what for.", "purpose")
+        self.progress = self._counter(
+            "progress_requests", "Reports of running trials, by how they were answered.", "code"
+        )
         self.events_lost = self._counter("events_lost", "Events that could not be written.")
 
     def watch_phases(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:

@@ -22,6 +22,7 @@ from .handlers import Watcher
 from .health import Health, Server, routes
 from .lease import Leadership, LeaseLostError
 from .metrics import Metrics
+from .progress import CachedPods, KeySet, ProgressServer, StatusWrites, TokenVerifier
 from .resources import WATCHED, RawObject, Resource
 from .settings import Settings
 
@@ -91,7 +92,15 @@ async def serve(settings: Settings, render: Render) -> int:
     watcher = Watcher(
         feed, metrics, namespaces=settings.namespaces, kubeconfig=settings.kubeconfig, user_agent=f"{agent}/watch"
     )
-    server = Server(routes(health, metrics), settings.host, settings.port)
+    writes = StatusWrites(client, cache, leadership.check)
+    progress = ProgressServer(
+        TokenVerifier(KeySet(client.read), settings.progress_audience),
+        CachedPods(cache),
+        leadership,
+        writes.accept,
+        count=lambda status: metrics.progress.labels(str(status)).inc(),
+    )
+    server = Server([*routes(health, metrics), *progress.routes()], settings.host, settings.port)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -103,14 +112,20 @@ async def serve(settings: Settings, render: Render) -> int:
         await controller.run(settings.workers)
 
     watcher.start()
-    parts = _Parts(events=events.run(), lease=leadership.run(), watcher=watcher.ended.wait(), reconcile=reconcile())
+    parts = _Parts(
+        events=events.run(),
+        lease=leadership.run(),
+        progress=writes.run(),
+        watcher=watcher.ended.wait(),
+        reconcile=reconcile(),
+    )
     try:
         ended = await parts.first(stop)
         code = STOPPED if ended is None else FAILED
         if ended is not None:
             health.failing = f"{ended} has ended"
     finally:
-        await parts.cancel("reconcile")
+        await parts.cancel("reconcile", "progress")
         await events.flush(FLUSH_SECONDS)
         await parts.cancel("lease", "events", "watcher")
         await leadership.release()

@@ -32,6 +32,8 @@ class Settings:
         None, "imagePullPolicy of runners.", choices=("Always", "IfNotPresent", "Never")
     )
     runner_service_account: str | None = _setting(None, "Service account of runners whose spec names none.")
+    progress_url: str | None = _setting(None, "Address that running trials report to; none: they do not.")
+    progress_audience: str = _setting("modelpress-progress", "Audience of the tokens that they report with.")
     identity: str = _setting("", "Name of this replica; the same after a restart of its container only.")
     lease_name: str = _setting("modelpress-operator", "Name of the Lease that the leader holds.")
     lease_namespace: str = _setting(

@@ -63,6 +63,12 @@ async def test_an_unknown_field_is_refused(client: AioClient) -> None:
         await client.create(COMPRESSION_JOBS, NAMESPACE, body)
 
 
+async def test_reads_the_public_keys(client: AioClient) -> None:
+    """Those that service-account tokens are signed with, whatever type the server gives them."""
+    assert (await client.read("/.well-known/openid-configuration"))["issuer"] == "https://kubernetes.default.svc"
+    assert [key["kty"] for key in (await client.read("/openid/v1/jwks"))["keys"]] == ["RSA"]
+
+
 async def test_without_rights(control_plane: ControlPlane, metrics: Metrics) -> None:
     """A service account's token signs in; what it may not do is ForbiddenError, a bad token too; both are counted."""
     path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default/token"

@@ -8,6 +8,8 @@ import json
 import random
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,19 +180,24 @@ def cluster(control_plane: ControlPlane, kubelet: FakeKubelet, request: Any, tmp
 
 
 @pytest.fixture(scope="module")
-def shared_cluster(control_plane: ControlPlane, kubelet: FakeKubelet, tmp_path_factory: Any) -> Iterator[Cluster]:
-    """One namespace and one operator for the tests that need no restart."""
-    cluster = Cluster(control_plane, kubelet, "op-shared", tmp_path_factory.mktemp("shared"))
-    with cluster.operator() as operator:
+def shared_cluster(control_plane: ControlPlane, kubelet: FakeKubelet, tmp_path_factory: Any) -> Cluster:
+    """One namespace for the tests that need no restart of the operator."""
+    return Cluster(control_plane, kubelet, "op-shared", tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def shared_operator(shared_cluster: Cluster) -> Iterator[OperatorProcess]:
+    """Its operator; it never logs a traceback."""
+    with shared_cluster.operator() as operator:
         operator.wait_ready()
-        yield cluster
+        yield operator
         assert operator.running
     assert not [line for line in operator.lines() if "error" in line]
 
 
 @pytest.fixture
-def shared(shared_cluster: Cluster) -> Iterator[Cluster]:
-    """The shared namespace; pods succeed at once unless a test says otherwise."""
+def shared(shared_cluster: Cluster, shared_operator: OperatorProcess) -> Iterator[Cluster]:
+    """The shared namespace and its operator; pods succeed at once unless a test says otherwise."""
     shared_cluster.kubelet.script = lambda run: Fate()
     yield shared_cluster
     shared_cluster.kubelet.script = lambda run: Fate()
@@ -294,7 +301,7 @@ def test_a_sweep_completes_within_its_budget_of_writes(cluster: Cluster, undistu
 def test_killed_at_random_moments_a_sweep_ends_the_same(cluster: Cluster, undisturbed: list[str]) -> None:
     """SIGKILL, 15 times: still exactly 30 trials, none run twice, with the parameters of an undisturbed run."""
     chance = random.Random(4)
-    cluster.kubelet.script = lambda run: Fate(run=chance.uniform(0.2, 1.6))
+    cluster.kubelet.script = lambda run: Fate(run=chance.uniform(1, 3))
     cluster.create(sweep("search", 30))
     with cluster.operator() as operator:
         operator.wait_ready()
@@ -463,6 +470,51 @@ def test_a_deadline_ends_a_run(shared: Cluster) -> None:
     assert condition(done, "Failed")["reason"] == "DeadlineExceeded"
     run = next(run for run in shared.kubelet.of(shared.namespace) if run.request["name"] == "slow")
     assert run.phase == "Terminated"
+
+
+def test_a_running_trial_reports_its_progress(shared: Cluster, shared_operator: OperatorProcess) -> None:
+    """A token of its pod opens the door: the report is in the status while the trial runs. No other token does."""
+    gate = threading.Event()
+    shared.fate_of("trial", Fate(gate=gate))
+    shared.create(job("long"))
+    run = until(
+        lambda: next((r for r in shared.kubelet.of(shared.namespace) if r.request["name"] == "long"), None), "the pod"
+    )
+    shared.wait_for("CompressionJob", "long", "Running")
+    path = f"/api/v1/namespaces/{shared.namespace}/serviceaccounts/default/token"
+    bound = {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": run.pod, "uid": run.uid}}
+
+    def report(spec: dict[str, Any]) -> int:
+        token = shared.plane.request("POST", path, {"spec": {"expirationSeconds": 600, **spec}})["status"]["token"]
+        body = {
+            "stage": "prune",
+            "step": 2,
+            "total": 8,
+            "points": [{"step": 1, "value": 0.5}, {"step": 2, "value": 0.75}],
+        }
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{shared_operator.port}/progress",
+            json.dumps(body).encode(),
+            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert report({"audiences": ["modelpress-progress"]}) == 401
+    assert report(bound) == 401
+    assert report({"audiences": ["modelpress-progress"], **bound}) == 202
+    until(lambda: shared.get("CompressionJob", "long")["status"].get("intermediate"), "the report", context=shared.logs)
+    status = shared.get("CompressionJob", "long")["status"]
+    assert [(point["step"], point["value"]) for point in status["intermediate"]] == [(1, 0.5), (2, 0.75)]
+    assert status["phase"] == "Running"
+    gate.set()
+    done = shared.wait_for("CompressionJob", "long", "Succeeded")
+    assert [point["step"] for point in done["status"]["intermediate"]] == [1, 2]
+    assert shared_operator.metric("modelpress_progress_requests_total", code="202") == 1
 
 
 def test_an_image_that_cannot_be_pulled_is_told(shared: Cluster) -> None:
