@@ -8,7 +8,7 @@ import signal
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-# Started in the background of a script, a test run inherits an ignored SIGINT, and so would every process that a test starts
-# and interrupts.
+# Started in the background of a script, a test run inherits an ignored SIGINT, and so would every process that a test
+# starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
