@@ -273,7 +273,7 @@ def connect(*, namespace: str | None = None, context: str | None = None, kubecon
             own = (SERVICE_ACCOUNT / "namespace").read_text().strip()
         except (config.ConfigException, OSError) as error:
             raise RequestError(f"this pod's service account is not usable: {error}") from error
-        return Cluster(client.ApiClient(configuration), namespace or own, "this pod's cluster")
+        return Cluster(_client(configuration), namespace or own, "this pod's cluster")
     if not there:
         raise RequestError(f"there is no kubeconfig ({files}); name one with --kubeconfig or KUBECONFIG")
     files = os.pathsep.join(str(Path(path).expanduser()) for path in there)
@@ -293,7 +293,13 @@ def connect(*, namespace: str | None = None, context: str | None = None, kubecon
     except Exception as error:  # the library reads it without checking what it finds
         raise RequestError(f"the kubeconfig {files} cannot be read ({type(error).__name__}); correct it") from error
     own = chosen["context"].get("namespace") or "default"
-    return Cluster(client.ApiClient(configuration), namespace or own, f"the cluster {configuration.host}")
+    return Cluster(_client(configuration), namespace or own, f"the cluster {configuration.host}")
+
+
+def _client(configuration: Any) -> Any:
+    from kubernetes.client import ApiClient
+
+    return ApiClient(configuration)
 
 
 def _decoded(data: bytes) -> Raw | None:

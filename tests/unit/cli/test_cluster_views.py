@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
-from modelpress.cli.cluster import tables, views
+from modelpress.cli.cluster import connection, tables, views
 from modelpress.cli.cluster.best import fetch
+from modelpress.cli.cluster.connection import connect
 from modelpress.cli.cluster.errors import ClusterError, RequestError
 from modelpress.cli.cluster.logs import newest
 from modelpress.cli.cluster.submit import _differences, _worst
@@ -240,3 +242,39 @@ def test_what_cannot_be_fetched(artefact: tuple[str, str], tmp_path: Path) -> No
     with pytest.raises(ClusterError, match="damaged or replaced"):
         fetch(uri, digest, tmp_path / "d", endpoint=None, store={})
     assert not (tmp_path / "d/manifest.json").exists()
+
+
+# Connecting ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Talking to a cluster is an extra; without it the command says what to install."""
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    with pytest.raises(RequestError, match=r"needs the package 'kubernetes'; install it with: pip install 'modelpress"):
+        connect()
+
+
+def test_without_a_kubeconfig_it_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither a file nor a pod's account is there."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(RequestError, match=r"there is no kubeconfig .*; name one with --kubeconfig or KUBECONFIG"):
+        connect()
+
+
+def test_a_pod_uses_its_own_account_and_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a cluster without a kubeconfig: the service account's token, its namespace unless another is named."""
+    from kubernetes.config import incluster_config
+
+    for name, text in (("token", "secret"), ("namespace", "team-a\n"), ("ca.crt", "certificate")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(connection, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(connection, "_client", lambda configuration: configuration)
+    found = connect()
+    assert (found.namespace, found.where) == ("team-a", "this pod's cluster")
+    assert found._api.host == "https://10.96.0.1:443"
+    assert connect(namespace="other").namespace == "other"
