@@ -1,7 +1,8 @@
-"""The commands on a cluster as processes against a real API server; the test plays the operator in the status."""
+"""The commands on a cluster against a real API server; the test plays the operator in the status."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from control_plane import ControlPlane
+
+from modelpress.cli.app import entry
 
 API = "/apis/modelpress.dev/v1alpha1"
 NOW = "2026-11-21T09:00:00Z"
@@ -44,23 +47,25 @@ class User:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "NO_COLOR": "1", "HOME": str(self.folder)}
 
-    def call(self, *words: str, code: int = 0, stdin: str | None = None, program: str = "modelpress.cli") -> str:
+    def call(self, *words: str, code: int = 0, stdin: str = "") -> str:
         """Run a command that must end with this code: what it prints, its errors behind it."""
-        run = (sys.executable, "-m", program) if program == "modelpress.cli" else (program,)
-        done = subprocess.run(
-            (*run, *words, *(() if "-n" in words or "-A" in words else ("-n", self.namespace))),
-            cwd=self.folder,
-            env=self.environment(),
-            text=True,
-            input=stdin,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        assert "should not have happened" not in done.stderr
-        return done.stdout + done.stderr
+        out, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        where = () if "-n" in words or "-A" in words else ("-n", self.namespace)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name, value in self.environment().items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["modelpress", *words, *where])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", errors)
+            with pytest.raises(SystemExit) as ended:
+                entry()
+        said, wrong = (stream.buffer.getvalue().decode() for stream in (out, errors))  # type: ignore[attr-defined]
+        assert ended.value.code == code, said + wrong
+        assert "Traceback" not in wrong
+        assert "should not have happened" not in wrong
+        return said + wrong
 
     def get(self, plural: str, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.plane.request("GET", f"{API}/namespaces/{self.namespace}/{plural}/{name}")
