@@ -20,7 +20,7 @@ demo: setup  ## the main job on real data: a sweep over pruning recipes of a dig
 	@tools/demo.sh
 
 test: setup s3  ## unit and integration tests
-	@$(PY) -m pytest -n $(WORKERS) --dist worksteal
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 lint: setup  ## format, lint, types, layers
 	@.venv/bin/ruff format --check .

@@ -1,4 +1,4 @@
-"""One real API server for all tests of this folder (per worker)."""
+"""One real API server for each file of tests: what one file installs or leaves behind meets no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT / "tools" / "cluster"), str(Path(__file__).resolve().pa
 from control_plane import ControlPlane  # noqa: E402
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """etcd, kube-apiserver and kube-controller-manager, with the CRDs of crds/ established."""
     with ControlPlane(tmp_path_factory.mktemp("control-plane"), audit=True) as cluster:

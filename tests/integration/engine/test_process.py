@@ -56,7 +56,7 @@ def test_an_exception_in_training_is_exit_code_1(bench):
     assert code == ExitCode.FAILED
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "no more data" in text)
     assert message["reason"] == "RunnerFailed"
-    assert message["message"] == f"training_func raised ValueError: no more data ({path}:{line})"
+    assert message["message"] == f"training_func raised ValueError: no more data ({path.name}:{line})"
     assert "Traceback" in log
     assert "ValueError: no more data" in log
     record = bench.store / bench.root / "1-1aaaaaaa" / "result.json"
