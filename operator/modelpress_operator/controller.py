@@ -56,6 +56,7 @@ BACKOFF = (0.25, 60.0)  # seconds after the first failure, and at most
 CONFLICT_SECONDS = 0.1  # until a stale view is looked at again
 NAME_SECONDS = 10.0  # until a name that somebody else has is looked at again
 STOP_SECONDS = 10  # to finish what is under way
+PARSED_AT_ONCE = 100
 SEARCH_THREADS = 2  # a sampler's suggestion may take seconds of CPU
 
 
@@ -288,6 +289,10 @@ class Controller:
         if memory is None:
             problems, strategy = await loop.run_in_executor(self._threads, _study, sweep.spec)
             memory = self._remember(raw, problems, strategy)
+        for number, trial in enumerate(self._cache.owned(meta_of(raw)["uid"], COMPRESSION_JOBS)):
+            self._snapshots.job(trial)  # after a start none is parsed yet; 10,000 at once would stall the Lease
+            if number % PARSED_AT_ONCE == PARSED_AT_ONCE - 1:
+                await asyncio.sleep(0)
         seen = self._snapshots.observe_sweep(raw, memory.problems, now)
         strategy = memory.strategy or _NoSearch()
         return await loop.run_in_executor(self._threads, reconcile_sweep, seen, now, strategy)

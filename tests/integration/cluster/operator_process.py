@@ -30,12 +30,6 @@ RULES = [
         "resources": ["compressionjobs/status", "compressionsweeps/status"],
         "verbs": ["patch"],
     },
-    # blockOwnerDeletion of a child needs this where OwnerReferencesPermissionEnforcement is on.
-    {
-        "apiGroups": ["modelpress.dev"],
-        "resources": ["compressionjobs/finalizers", "compressionsweeps/finalizers"],
-        "verbs": ["update"],
-    },
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch", "get", "create", "delete"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "create"]},
