@@ -16,6 +16,16 @@ def test_the_runner_imports_torch_as_a_plain_user_on_a_read_only_root(cluster: R
     assert cluster.output(namespace, cluster.images["runner"], ["python", "-c", program]).split() == ["65532", "6.0"]
 
 
+def test_the_runner_can_fetch_code_from_git(cluster: Running, namespace: str) -> None:
+    """The runner's image has what code.git needs, for https:// and for ssh://."""
+    program = (
+        "import shutil, subprocess; print(bool(shutil.which('ssh'))); subprocess.run(['git', '--version'], check=True)"
+    )
+    text = cluster.output(namespace, cluster.images["runner"], ["python", "-c", program])
+    assert "True" in text
+    assert "git version" in text
+
+
 def test_the_runner_says_how_it_is_used(cluster: Running, namespace: str) -> None:
     """python -m modelpress_runner.main --help lists the options that the operator gives."""
     command = ["python", "-m", "modelpress_runner.main", "--help"]

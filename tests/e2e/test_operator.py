@@ -42,7 +42,7 @@ def score(cluster: Running, uri: str) -> float:
     """Accuracy of the model at a URI, opened by mp.load in a clean process."""
     program = (
         "import sys, modelpress as mp\n"
-        "model = mp.load(sys.argv[1], endpoint=sys.argv[2])\n"
+        "model = mp.load(sys.argv[1], endpoint=sys.argv[2] if sys.argv[1].startswith('s3:') else None)\n"
         "assert 'digits' not in sys.modules\n"
         "sys.path.insert(0, sys.argv[3])\n"
         "import digits\n"

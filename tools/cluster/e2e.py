@@ -255,7 +255,9 @@ def run(arguments: Sequence[str], *, base: str | None, keep: bool) -> int:
     """Up, tests, down; pytest's exit code."""
     up(base=base, owned=not keep)
     try:
-        return run_in([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or ["tests/e2e"])])
+        named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+        tests = [] if named else [str(ROOT / "tests" / "e2e")]
+        return run_in([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, *tests])
     finally:
         if not keep:
             down()
@@ -282,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("--base", help="a public image to build on, instead of one that debootstrap makes")
         if name == "run":
             command.add_argument("--keep", action="store_true", help="leave the cluster up")
-            command.add_argument("pytest", nargs="*", help="arguments for pytest, after --; default: tests/e2e")
+            command.add_argument("pytest", nargs="*", help="arguments for pytest, after --; without a path: tests/e2e")
     commands.add_parser("down", help="end it and remove what it left")
     commands.add_parser("clean", help="end it and remove images and caches")
     commands.add_parser("exec", help="run a command in its network").add_argument("argv", nargs=argparse.REMAINDER)
