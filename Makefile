@@ -20,7 +20,7 @@ demo: setup  ## the main job on real data: a sweep over pruning recipes of a dig
 	@tools/demo.sh
 
 test: setup s3  ## unit and integration tests
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## format, lint, types, layers
 	@.venv/bin/ruff format --check .
