@@ -42,14 +42,14 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            there.tokens.append(self.headers["Authorization"])
+            there.got.append(json.loads(body))
             status, headers = there.answers.pop(0) if there.answers else (202, {})
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", "0")
-            self.end_headers()
-            there.tokens.append(self.headers["Authorization"])
-            there.got.append(json.loads(body))
+            self.end_headers()  # from here on the other side may go on
             there.arrived.release()
 
         def log_message(self, *_: Any) -> None:
