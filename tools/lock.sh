@@ -5,7 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv; [ -x "$uv" ] || uv=uv
 "$uv" lock --quiet "$@"
-for profile in dev runner operator; do
+for profile in dev runner operator examples; do
   "$uv" export --quiet --frozen --no-emit-project --no-header --no-annotate --format requirements-txt \
     --extra "$profile" --output-file "requirements/$profile.txt"
 done
+# What builds the wheel inside the images.
+"$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+  --output-file requirements/build.txt - <<<"$(sed -n 's/^requires = \["\(.*\)"\]$/\1/p' pyproject.toml)"

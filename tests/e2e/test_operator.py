@@ -79,8 +79,6 @@ def test_an_applied_job_completes(operator: Running, namespace: str) -> None:
 def pod_of(cluster: Running, namespace: str, job: str, attempt: int) -> str:
     """Name of the pod of an attempt that is under way, once it has started."""
     selector = f"modelpress.dev/job={job},modelpress.dev/attempt={attempt}"
-    # A Job's pod has a random name, and kubectl waits for the creation of named objects only.
-    cluster.watch("job", f"{job}-{attempt}", namespace, "{.metadata.name}", [f"{job}-{attempt}"], seconds=60)
     cluster.watch("job", f"{job}-{attempt}", namespace, "{.status.active}", ["1"], seconds=60)
     (pod,) = cluster.list("pods", namespace, selector)
     name: str = pod["metadata"]["name"]
@@ -146,6 +144,20 @@ def suspend(cluster: Running, namespace: str, value: bool) -> None:
     """Sets spec.suspend of the example's job."""
     change = json.dumps({"spec": {"suspend": value}})
     cluster.kubectl("patch", "cjob", "digits-l1", "--namespace", namespace, "--type=merge", "-p", change)
+
+
+def test_scores_show_up_while_a_job_runs(operator: Running, namespace: str) -> None:
+    """The runner's progress arrives with its projected token, through the Service and at the leader, in the status."""
+    stages = [{"prune": {"configList": [{"opTypes": ["Conv2d"], "sparsity": 0.5}]}}, {"finetune": {"epochs": 1000}}]
+    apply(operator, namespace, "CompressionJob", stages=stages)
+    operator.watch("cjob", "digits-l1", namespace, "{.status.progress.stage}", ["1-finetune"], seconds=180)
+    status = operator.get("cjob", "digits-l1", namespace)["status"]
+    assert status["phase"] == "Running"
+    assert 0 < status["progress"]["step"] <= status["progress"]["total"] == 1000
+    points = status["intermediate"]
+    assert len(points) > 1
+    assert [one["step"] for one in points] == sorted({one["step"] for one in points})
+    assert all(0.0 <= one["value"] <= 1.0 for one in points)
 
 
 def test_suspending_frees_the_node_and_resuming_goes_on(operator: Running, namespace: str) -> None:

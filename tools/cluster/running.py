@@ -196,11 +196,13 @@ class Running:
         return self.watch(kind, name, namespace, path, ("Complete", "Failed"), seconds=seconds)
 
     def watch(self, kind: str, name: str, namespace: str, path: str, wanted: Sequence[str], *, seconds: float) -> str:
-        """Waits until one of the words that a JSONPath of an object gives is wanted; the first of those.
+        """Waits until an object is there and a word that a JSONPath of it gives is wanted; the first such word.
 
         Raises:
             Timeout: none within `seconds`; the message has what went on.
         """
+        there = ("wait", "--for=create", f"{kind}/{name}", "--namespace", namespace, f"--timeout={seconds}s")
+        self.kubectl(*there, seconds=seconds + 10)
         command = [str(self.bin / "kubectl"), "get", kind, name, "--namespace", namespace, "--watch"]
         output = ["-o", f'jsonpath={path}{{"\\n"}}']
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
