@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup s3 demo test lint bench crds lock clean
+.PHONY: help setup s3 demo test e2e e2e-clean lint bench bench-operator crds lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,12 @@ demo: setup  ## the main job on real data: a sweep over pruning recipes of a dig
 test: setup s3  ## unit and integration tests
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+e2e:  ## a real cluster on this machine (Linux, root): images, chart, examples, S3
+	@tools/cluster/e2e.sh run
+
+e2e-clean:  ## frees what e2e keeps between runs (about 20 GB)
+	@tools/cluster/e2e.sh clean
+
 lint: setup  ## format, lint, types, layers
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -30,6 +36,9 @@ lint: setup  ## format, lint, types, layers
 
 bench: setup  ## timings against a peer, paired in one run, into benchmarks/results/
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/prune_finetune.py
+
+bench-operator: setup  ## a sweep under the operator on a fake kubelet: trials per second, writes, memory, turnover
+	@$(PY) benchmarks/operator_sweep.py
 
 crds: setup  ## writes crds/, its copy in the chart and the field tables of docs/reference again
 	@.venv/bin/modelpress crd --output crds
