@@ -5,21 +5,26 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup s3 demo test e2e e2e-clean lint bench bench-operator crds lock clean
+.PHONY: help setup binaries demo test e2e e2e-clean lint bench bench-operator crds lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup:  ## .venv with the locked versions and this checkout, editable
 	@tools/setup.sh dev
 
-s3: setup
-	@tools/s3/build.sh
+# The servers and tools that tests run against, built once per machine, so that no test waits minutes for a compiler.
+binaries: setup
+	@tools/s3/build.sh >/dev/null
+	@tools/cluster/build.sh >/dev/null
+	@tools/cluster/tools.sh helm kubeconform >/dev/null
+	@tools/cluster/promtool.sh >/dev/null
+	@tools/cluster/monitoring.sh >/dev/null
 
 demo: setup  ## the main job on real data: a sweep over pruning recipes of a digits CNN
 	@tools/demo.sh
 
-test: setup s3  ## unit and integration tests
+test: binaries  ## unit and integration tests
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 e2e:  ## a real cluster on this machine (Linux, root): images, chart, examples, S3
