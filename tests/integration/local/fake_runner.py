@@ -41,8 +41,8 @@ def main() -> int:
         "code": request.get("codePath"),
         "pid": os.getpid(),
     }
-    say(how, "start", said)
     try:
+        say(how, "start", said)  # whoever reads it may send a signal at once
         code = work(request, how, args)
     except SystemExit as exit_:
         code = exit_.code
