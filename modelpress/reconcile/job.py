@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modelpress.api.v1alpha1 import TERMINAL_PHASES, Artifact, Attempt, CompressionJobStatus, MetricsPair
+from modelpress.api.v1alpha1 import TERMINAL_PHASES, Artifact, Attempt, MetricsPair
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.result import RunResult
 
@@ -19,7 +19,8 @@ from . import naming
 from .attempts import Step, described, pending, settle
 from .conditions import Verdict, Wanted, cut, merge, seconds, summary, transition
 from .facts import WATCH_LAG, JobFacts, job_facts
-from .model import Action, CreateJob, DeleteJob, EmitEvent, JobObserved, ObservedJob, PatchStatus, Plan
+from .fence import fenced
+from .model import Action, CreateJob, DeleteJob, JobObserved, ObservedJob, Plan
 from .requests import artifact_uri, place, resolved, run_request, unfit
 
 MAX_ATTEMPTS = 8  # attempts that status lists
@@ -249,19 +250,9 @@ def _plan(
                 *actions,
                 *(DeleteJob(job.name, job.uid) for job in facts.ours if job.terminal and not job.deleting),
             ]
-    return _fenced(facts, old.model_copy(update=update), actions, transition(old.conditions, old.phase, verdict), wait)
-
-
-def _fenced(
-    facts: JobFacts,
-    status: CompressionJobStatus,
-    actions: list[Action],
-    events: list[EmitEvent],
-    wait: float | None,
-) -> Plan:
-    if status == facts.status and not actions:
-        return Plan(requeue_after=wait)
-    return Plan((PatchStatus(status), *actions, *events), wait)
+    return fenced(
+        facts.status, old.model_copy(update=update), actions, transition(old.conditions, old.phase, verdict), wait
+    )
 
 
 def _tidy(facts: JobFacts) -> Plan:
@@ -280,7 +271,7 @@ def _tidy(facts: JobFacts) -> Plan:
         conditions = [condition.model_copy(update=seen) for condition in status.conditions]
         status = status.model_copy(update={**seen, "conditions": conditions})
     actions: list[Action] = [DeleteJob(child.name, child.uid) for child in due]
-    return _fenced(facts, status, actions, [], left if kept and left is not None and left > 0 else None)
+    return fenced(facts.status, status, actions, [], left if kept and left is not None and left > 0 else None)
 
 
 def _stray(facts: JobFacts, step: Step | None) -> tuple[ObservedJob, ...]:

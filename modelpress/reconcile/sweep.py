@@ -16,7 +16,6 @@ from modelpress.api.v1alpha1 import (
     TERMINAL_PHASES,
     Artifact,
     CompressionJob,
-    CompressionSweepStatus,
     OwnerReference,
     TrialResult,
 )
@@ -40,7 +39,8 @@ from . import naming
 from .census import SweepFacts, code_digest, sweep_facts
 from .conditions import Verdict, Wanted, cut, find, merge, seconds, soonest, summary, transition
 from .facts import WATCH_LAG
-from .model import Action, CreateTrial, DeleteJob, EmitEvent, PatchStatus, Plan, StopTrial, SweepObserved
+from .fence import fenced
+from .model import Action, CreateTrial, DeleteJob, EmitEvent, Plan, StopTrial, SweepObserved
 from .once import Once, run_once
 from .requests import artifact_uri, resolved, sweep_root
 
@@ -416,7 +416,7 @@ def _plan(draft: Draft, verdict: Verdict) -> Plan:
             if not child.deleting and (not child.terminal or ttl == 0)
         ]
     events = [*draft.events, *transition(old.conditions, facts.observed_status.phase, verdict)]
-    return _fenced(facts, old.model_copy(update=update), draft.actions, events, wait)
+    return fenced(facts.observed_status, old.model_copy(update=update), draft.actions, events, wait)
 
 
 def _baseline(facts: SweepFacts) -> dict[str, float] | None:
@@ -424,18 +424,6 @@ def _baseline(facts: SweepFacts) -> dict[str, float] | None:
         if job.status.metrics is not None and job.status.metrics.baseline:
             return dict(job.status.metrics.baseline)
     return None
-
-
-def _fenced(
-    facts: SweepFacts,
-    status: CompressionSweepStatus,
-    actions: list[Action],
-    events: list[EmitEvent],
-    wait: float | None,
-) -> Plan:
-    if status == facts.observed_status and not actions:
-        return Plan(requeue_after=wait)
-    return Plan((PatchStatus(status), *actions, *events), wait)
 
 
 def _continues(facts: SweepFacts) -> bool:
@@ -483,4 +471,4 @@ def _tidy(facts: SweepFacts) -> Plan:
         conditions = [condition.model_copy(update=seen) for condition in status.conditions]
         status = status.model_copy(update={**seen, "conditions": conditions})
     actions: list[Action] = [DeleteJob(child.name, child.uid) for child in due]
-    return _fenced(facts, status, actions, [], left if kept and left is not None and left > 0 else None)
+    return fenced(facts.observed_status, status, actions, [], left if kept and left is not None and left > 0 else None)
