@@ -5,9 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv; [ -x "$uv" ] || uv=uv
 "$uv" lock --quiet "$@"
+# The runner's image trains with every evaluator.
+declare -A extras=([dev]=dev [runner]="runner lightning transformers deepspeed data" [operator]=operator [examples]=examples)
 for profile in dev runner operator examples; do
+  # shellcheck disable=SC2046
   "$uv" export --quiet --frozen --no-emit-project --no-header --no-annotate --format requirements-txt \
-    --extra "$profile" --output-file "requirements/$profile.txt"
+    $(printf -- '--extra %s ' ${extras[$profile]}) --output-file "requirements/$profile.txt"
 done
 # What builds the wheel inside the images.
 "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

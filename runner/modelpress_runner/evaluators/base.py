@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ class Evaluator(abc.ABC):
     counts_steps: bool = True  # False: train() knows epochs only
     train_needs: str = "what it needs to train"  # what to give so that can_train holds, for messages
     evaluate_needs: str = "what it needs to evaluate"
+    sharded: bool = False  # True: state_dict differs between ranks, so that of every rank is kept
 
     @property
     @abc.abstractmethod
@@ -94,3 +96,15 @@ class Evaluator(abc.ABC):
     @abc.abstractmethod
     def after_optimizer_step(self, hook: Callable[[], None]) -> None:
         """Calls `hook` after each step of any optimizer, until unbound."""
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """The whole gradient of a parameter of the bound model, seen from a hook before the optimizer step."""
+        return parameter.grad
+
+    @contextlib.contextmanager
+    def whole_parameters(self, modify: bool = False) -> Iterator[None]:
+        """Inside, every parameter of the bound model is there as a whole, on every rank; with `modify` it may change.
+
+        For evaluators that spread parameters over ranks; all ranks must enter it together, and change alike.
+        """
+        yield
