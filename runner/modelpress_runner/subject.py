@@ -201,6 +201,7 @@ class ModuleEvaluator(Evaluator):
         self._model, self._optimizer, self._epoch = model, optimizer, 0
 
     def unbind(self) -> None:
+        super().unbind()
         for handle in self._handles:
             handle.remove()
         self._handles, self._patches = [], []

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.hooks import BackwardHook, ForwardHook, Hook, TensorHook
+
+T = TypeVar("T")
 Score = dict[str, float]  # evaluator metrics; "default" is the score
 
 
@@ -27,6 +32,7 @@ class Evaluator(abc.ABC):
     train_needs: str = "what it needs to train"  # what to give so that can_train holds, for messages
     evaluate_needs: str = "what it needs to evaluate"
     sharded: bool = False  # True: state_dict differs between ranks, so that of every rank is kept
+    _hooks: tuple[Hook, ...] = ()  # on the bound model
 
     @property
     @abc.abstractmethod
@@ -54,7 +60,13 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def unbind(self) -> None:
-        """Reverts everything that `bind` and the hooks below did. Does nothing if not bound."""
+        """Reverts everything that `bind` and the hooks below did. Does nothing if not bound.
+
+        Implementations call super().unbind(), which takes the hooks of `register_..._hook` off the model.
+        """
+        hooks, self._hooks = self._hooks, ()
+        for hook in hooks:
+            hook.remove()
 
     @property
     @abc.abstractmethod
@@ -97,6 +109,44 @@ class Evaluator(abc.ABC):
     def after_optimizer_step(self, hook: Callable[[], None]) -> None:
         """Calls `hook` after each step of any optimizer, until unbound."""
 
+    def register_tensor_hook(self, tensor: torch.Tensor | str, hook: TensorHook) -> None:
+        """Puts `hook` on a parameter of the bound model, by its name, or on a tensor, until unbound.
+
+        Raises:
+            InvalidModelError: there is no such parameter, or the tensor requires no gradient.
+        """
+        name = tensor if isinstance(tensor, str) else "the tensor"
+        if isinstance(tensor, str):
+            tensor = _named(dict(self.model.named_parameters(remove_duplicate=False)), tensor, "parameter")
+        if not tensor.requires_grad:
+            raise InvalidModelError(f"{name} requires no gradient, so no hook can see one; set requires_grad")
+        self._remember(hook)
+        hook.attach(tensor)
+
+    def register_forward_hook(self, module: str, hook: ForwardHook) -> None:
+        """Puts `hook` on the module of this name in the bound model, until unbound.
+
+        Raises:
+            InvalidModelError: there is no such module.
+        """
+        found = _named(dict(self.model.named_modules(remove_duplicate=False)), module, "module")
+        self._remember(hook)
+        hook.attach(found)
+
+    def register_backward_hook(self, module: str, hook: BackwardHook) -> None:
+        """Puts `hook` on the module of this name in the bound model, until unbound.
+
+        Raises:
+            InvalidModelError: there is no such module.
+        """
+        found = _named(dict(self.model.named_modules(remove_duplicate=False)), module, "module")
+        self._remember(hook)
+        hook.attach(found)
+
+    def _remember(self, hook: Hook) -> None:
+        if not any(hook is known for known in self._hooks):
+            self._hooks = (*self._hooks, hook)
+
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
         """The whole gradient of a parameter of the bound model, seen from a hook before the optimizer step."""
         return parameter.grad
@@ -108,3 +158,11 @@ class Evaluator(abc.ABC):
         For evaluators that spread parameters over ranks; all ranks must enter it together, and change alike.
         """
         yield
+
+
+def _named(known: Mapping[str, T], name: str, kind: str) -> T:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    shown = ", ".join(map(repr, near or list(known)[:5]))
+    raise InvalidModelError(f"the model has no {kind} {name!r}; {'near' if near else 'it has'}: {shown}")

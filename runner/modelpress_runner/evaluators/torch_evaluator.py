@@ -151,6 +151,7 @@ class TorchEvaluator(Evaluator):
         return source(optimizer)
 
     def unbind(self) -> None:
+        super().unbind()
         for handle in self._handles:
             handle.remove()
         self._handles, self._patches = [], []
