@@ -2,6 +2,8 @@
 
 from .base import API_VERSION, GROUP, PYTHON_SPELLING, VERSION, ApiModel
 from .code import ArchiveCode, Code, ConfigMapCode, GitCode, KeyPath, SecretReference
+from .data import CalibrationData, Data, DataFormat, DataSource
+from .huggingface import Columns, FolderSource, HuggingFace, HuggingFaceTask
 from .job import (
     TERMINAL_PHASES,
     Artifact,
@@ -49,8 +51,10 @@ __all__ = [
     "Attempt",
     "Benchmark",
     "Budget",
+    "CalibrationData",
     "Categorical",
     "Code",
+    "Columns",
     "CompressionJob",
     "CompressionJobSpec",
     "CompressionJobStatus",
@@ -61,12 +65,18 @@ __all__ = [
     "ConfigEntry",
     "ConfigMapCode",
     "Constraint",
+    "Data",
+    "DataFormat",
+    "DataSource",
     "Duration",
     "EntrySchedule",
     "Finetune",
     "FloatRange",
+    "FolderSource",
     "GitCode",
     "Goal",
+    "HuggingFace",
+    "HuggingFaceTask",
     "IntRange",
     "JobMeta",
     "KeyPath",

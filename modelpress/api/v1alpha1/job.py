@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .base import ApiModel, Count, Text, Time, Uri
 from .code import Code
+from .data import Data
 from .meta import Condition, JobMeta, Stop
 from .metrics import Constraint, Metric, MetricName
 from .model import Benchmark, Model, Store, Target
@@ -24,6 +25,9 @@ class CompressionJobSpec(ApiModel):
 
     model: Model
     code: Code | None = Field(default=None, description="Where the Python is; none: in the image, or on sys.path.")
+    data: Data | None = Field(
+        default=None, description="What trains, scores and calibrates; an entrypoint may have data of its own."
+    )
     stages: Annotated[list[Stage], Field(min_length=1, max_length=32)]
     metrics: Annotated[dict[MetricName, Metric], Field(max_length=64)] | None = Field(
         default=None, description="Goals of the evaluator's own metrics; those not named are maximized."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
 
-from .base import ApiModel, Uri
+from .base import ApiModel, Cel, Uri, cel_exactly_one, exactly_one
 from .code import RelativePath, SecretReference, Sha256
+from .huggingface import HuggingFace
 from .meta import ObjectName
 
 
@@ -18,24 +20,53 @@ class Source(ApiModel):
     sha256: Sha256 | None = Field(default=None, description="Checked after the download when given.")
 
 
-class Model(ApiModel):
-    """The dense model."""
+Entrypoint = Annotated[
+    str,
+    Field(
+        max_length=512,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$",
+    ),
+]
 
-    entrypoint: Annotated[
-        str,
-        Field(
-            max_length=512,
-            pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$",
-        ),
-    ] = Field(
+
+class Model(ApiModel):
+    """The dense model, in exactly one of the forms that it can be given in."""
+
+    entrypoint: Entrypoint | None = Field(
+        default=None,
         description="module:attribute. A CompressionModule, or a function that returns (model, evaluator) or an "
-        "mp.Subject. Called again, it must give the same weights."
+        "mp.Subject. Called again, it must give the same weights.",
     )
-    args: dict[str, Any] | None = Field(default=None, max_length=64, description="Keyword arguments of the entrypoint.")
+    hugging_face: HuggingFace | None = Field(
+        default=None, description="A pretrained model of the transformers library; no code is needed."
+    )
+    script: RelativePath | None = Field(
+        default=None,
+        description="A Python file with a training loop of its own, below the code's folder: train.py. It hands its "
+        "model to mp.prepare_compression, which takes the stages from here, and calls the callbacks that it gets.",
+    )
+    args: dict[str, Any] | None = Field(
+        default=None,
+        max_length=64,
+        description="Keyword arguments of the entrypoint; of a script its command line, as in --epochs=3.",
+    )
     weights: Source | None = Field(
         default=None,
         description="Weights to load into the model: .safetensors, or .pth and .pt read with weights_only.",
     )
+
+    FORMS: ClassVar[tuple[str, ...]] = ("entrypoint", "hugging_face", "script")
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*map(to_camel, FORMS)),)
+
+    @model_validator(mode="after")
+    def _one(self) -> Model:
+        exactly_one(self, *self.FORMS)
+        return self
+
+    @property
+    def form(self) -> str:
+        """The name of the form that is set."""
+        return exactly_one(self, *self.FORMS)
 
 
 class VolumeClaim(ApiModel):
@@ -49,6 +80,10 @@ class Store(ApiModel):
     """Where trials and models are kept."""
 
     uri: Uri = Field(description="s3://bucket/prefix, gs://, az://, file:///path, or, on one machine, a path.")
+    path: Uri | None = Field(
+        default=None,
+        description="A folder, relative to where the command runs. Local runs use it, whatever stands beside it.",
+    )
     endpoint: Uri | None = Field(default=None, description="Endpoint of an S3-compatible server.")
     region: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Region of the bucket.")
     secret_ref: SecretReference | None = Field(
