@@ -6,8 +6,10 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from .errors import Problem
+from .semantic_loop import loop_problems
 from .semantic_places import not_on_cluster, place_problems, uri_problems
 from .semantic_runner import runner_problems
 from .v1alpha1 import MEASURED, CompressionJobSpec, ConfigEntry, Constraint, Prune
@@ -30,6 +32,7 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
     problems = [
         *_model_problems(spec),
         *_stage_problems(spec),
+        *loop_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
         *place_problems(spec),
@@ -99,10 +102,18 @@ def _metric_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
 
 
 def _model_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
-    for name in spec.model.args or {}:
+    for name, value in (spec.model.args or {}).items():
         if not name.isidentifier():
             message = f"'{name}' cannot be the name of a keyword argument"
             yield Problem(f"model.args.{name}", message, "use letters, digits and '_', first a letter or '_'")
+        elif spec.model.script is not None and not _fits_a_command_line(value):
+            message = f"{name} has no form on the command line of a script"
+            yield Problem(
+                f"model.args.{name}", message, "give text, a number, true, false or a list of texts and numbers"
+            )
+    if spec.model.script is not None and not spec.model.script.endswith(".py"):
+        message = f"'{spec.model.script}' is no Python file"
+        yield Problem("model.script", message, "name the file that trains, as in train.py")
     if weights := spec.model.weights:
         yield from uri_problems(weights.uri, "model.weights.uri")
         suffix = PurePosixPath(weights.uri).suffix
@@ -111,6 +122,13 @@ def _model_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
             found = f"'{suffix}'" if suffix else "none"
             message = f"weights need one of the suffixes {listed}; found {found}"
             yield Problem("model.weights.uri", message, "save the state_dict as .safetensors")
+
+
+def _fits_a_command_line(value: Any) -> bool:
+    """Whether an argument can be passed to a script: text, a number, a flag, or a list of texts and numbers."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value)
+    return isinstance(value, str | int | float)
 
 
 def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ Scope = Literal["local", "global"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -34,16 +35,31 @@ class Duration(ApiModel):
 
 
 class EntrySchedule(ApiModel):
-    """How the sparsity of one config entry grows over the rounds of its stage."""
+    """How the sparsity of one config entry grows, over the rounds of its stage or over the steps of the user's loop."""
 
     type: ScheduleType = Field(
         default="one_shot",
         description="Sparsity after round t of n, from initial i to target s. one_shot: s at once. linear: i+(s-i)t/n. "
-        "agp: s+(i-s)(1-t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878).",
+        "agp: s+(i-s)(1-t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878). In a loop: t-startStep of endStep-startStep.",
     )
     rounds: Rounds = Field(default=1, description="Rounds until the target is reached.")
-    initial_sparsity: Sparsity = Field(default=0.0, description="Sparsity before the first round.")
+    initial_sparsity: Sparsity = Field(default=0.0, description="Sparsity before the first round, or at startStep.")
+    start_step: LoopStep | None = Field(
+        default=None,
+        description="Only in a loop of the user's own (model.script, mp.prepare_compression): how many optimizer steps "
+        "are done when pruning begins; 0: before the first.",
+    )
+    end_step: LoopStep | None = Field(
+        default=None, description="Steps done when the target is reached; one_shot reaches it at startStep."
+    )
+    frequency: Steps | None = Field(
+        default=None, description="Steps between two prunings from startStep on; 1 if left out. endStep prunes, too."
+    )
 
+    other_spellings: ClassVar[dict[str, str]] = {
+        "pruning_frequency": "frequency",
+        "update_frequency_on_step": "frequency",
+    }
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel("self.type != 'one_shot' || self.rounds == 1", "one_shot has one round; set type to linear or agp"),
     )
