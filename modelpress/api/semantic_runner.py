@@ -26,6 +26,9 @@ def runner_problems(runner: Runner | None) -> Iterator[Problem]:
         return
     if runner.resources is not None:
         yield from _resource_problems(runner.resources, runner.gpus)
+    if runner.gpus and runner.processes_per_node > runner.gpus:
+        message = f"{runner.processes_per_node} processes cannot have a GPU each: runner.gpus gives a pod {runner.gpus}"
+        yield Problem("runner.processesPerNode", message, f"lower it to {runner.gpus}, or raise gpus")
     first: dict[str, int] = {}
     for index, claim in enumerate(runner.resource_claims or []):
         if claim.name in first:

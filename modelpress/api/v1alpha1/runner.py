@@ -11,6 +11,7 @@ from .code import SecretReference
 from .meta import LabelKey, LabelValue, ObjectName
 
 GPU = "nvidia.com/gpu"
+MAX_NODES = 256  # a Job's name, `-` and the last index make a hostname of at most 63 characters
 
 
 def _plain_text(value: Any) -> Any:
@@ -110,6 +111,17 @@ class Runner(ApiModel):
     gpus: Annotated[int, Field(ge=0, le=64)] = Field(
         default=0, description=f"{GPU} of each pod; devices of others go into resources.limits or resourceClaims."
     )
+    nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = Field(
+        default=1,
+        description="Pods that train one model together, one process or more in each; a local run starts all of their "
+        "processes on the one machine.",
+    )
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="Processes that train together in each pod, as a rule one for each of its GPUs."
+    )
+    launcher: Literal["torchrun", "deepspeed"] = Field(
+        default="torchrun", description="What starts the processes and gives each its rank."
+    )
     resources: Resources | None = None
     resource_claims: Annotated[list[ResourceClaim], Field(max_length=16)] | None = None
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = Field(
@@ -126,3 +138,8 @@ class Runner(ApiModel):
         default=None, description="A LocalQueue of Kueue. Jobs then begin suspended, and Kueue starts them."
     )
     pod_template: PodTemplate | None = None
+
+    @property
+    def processes(self) -> int:
+        """How many processes train one model together."""
+        return self.nodes * self.processes_per_node
