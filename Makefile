@@ -45,9 +45,11 @@ bench: setup  ## timings against a peer, paired in one run, into benchmarks/resu
 bench-operator: setup  ## a sweep under the operator on a fake kubelet: trials per second, writes, memory, turnover
 	@$(PY) benchmarks/operator_sweep.py
 
-crds: setup  ## writes crds/, its copy in the chart and the field tables of docs/reference again
+crds: setup  ## writes crds/, its copy in the chart, the field tables of docs/reference and the code in examples again
 	@.venv/bin/modelpress crd --output crds
+	@$(PY) -m modelpress.api.reference docs/reference
 	@$(PY) tools/chart.py
+	@$(PY) tools/examples.py
 
 lock: setup  ## resolves the dependencies again
 	@tools/lock.sh --upgrade

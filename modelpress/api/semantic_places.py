@@ -112,6 +112,9 @@ def _git_problems(git: GitCode) -> Iterator[Problem]:
 
 def _store_problems(store: Store) -> Iterator[Problem]:
     yield from uri_problems(store.uri, "store.uri")
+    if store.path is not None and "://" in store.path:
+        message = f"a local run needs a folder, found '{store.path}'"
+        yield Problem("store.path", message, "write it as ./modelpress-runs, or remove it")
     remote = store.uri.startswith(("s3://", "gs://", "az://"))
     if store.endpoint is not None:
         if not store.uri.startswith("s3://"):

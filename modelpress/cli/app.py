@@ -72,7 +72,7 @@ def run(
     ],
     store: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Folder or URI for results, instead of spec.store.uri. [./modelpress-runs]"),
+        typer.Option(metavar="URI", help="Folder or URI for results, instead of spec.store. [./modelpress-runs]"),
     ] = None,
     parallel: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1000, help="Trials at a time, instead of spec.parallelism.")

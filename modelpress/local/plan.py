@@ -46,7 +46,7 @@ def plan_run(document: Document, *, cwd: Path, store: str | None = None, paralle
 
     Args:
         cwd: what a relative store is relative to.
-        store: URI that overrides spec.store.uri.
+        store: URI that overrides spec.store.path and spec.store.uri.
         parallel: overrides a sweep's parallelism.
     """
     obj = document.obj
@@ -83,8 +83,9 @@ def _suspend_problems(obj: Root) -> list[Problem]:
 
 
 def _settle_store(given: Store | None, override: str | None, cwd: Path, where: str) -> tuple[Store, list[Problem]]:
-    uri = override or (given.uri if given else DEFAULT_STORE)
-    path = "--store" if override else f"{where}.store.uri"
+    uri, path = override or DEFAULT_STORE, "--store"
+    if given is not None and not override:
+        uri, path = given.path or given.uri, f"{where}.store.{'path' if given.path else 'uri'}"
     scheme, separator, rest = uri.partition("://")
     if separator and scheme == "memory":
         problem = Problem(

@@ -49,6 +49,15 @@ def test_the_state_lies_in_the_store_or_beside_it(tmp_path: Path) -> None:
     assert remote.states == tmp_path / "modelpress-runs/.state/default"
 
 
+def test_the_folder_of_a_store_goes_before_its_uri_and_a_flag_before_both(tmp_path: Path) -> None:
+    """A specification for a cluster and a laptop names the store of each; the laptop needs no credentials."""
+    cluster = {"uri": "s3://bucket/x", "endpoint": "http://s3.example", "secretRef": {"name": "keys"}}
+    settled = plan(job_dict(store=cluster | {"path": "out"}), tmp_path)
+    assert (settled.store, settled.problems) == (f"{tmp_path}/out", ())
+    assert settled.states == tmp_path / "out/.state/default"
+    assert plan(job_dict(store=cluster | {"path": "out"}), tmp_path, store="s3://b/y").store == "s3://b/y"
+
+
 def test_the_endpoint_stays_with_a_remote_store(tmp_path: Path) -> None:
     """Another bucket by --store is on the same server."""
     value = job_dict(store={"uri": "s3://a/x", "endpoint": "http://localhost:9000", "region": "eu"})
@@ -63,6 +72,7 @@ def test_the_endpoint_stays_with_a_remote_store(tmp_path: Path) -> None:
         (job_dict(store={"uri": "memory://x"}), {}, "spec.store.uri", "give a folder"),
         (job_dict(), {"store": "file://host/x"}, "--store", "names no file on this machine"),
         (job_dict(store={"uri": "taken/out"}), {}, "spec.store.uri", "taken is a file"),
+        (job_dict(store={"uri": "s3://b/x", "path": "taken"}), {}, "spec.store.path", "taken is a file"),
         (job_dict(code={"path": "nowhere"}), {}, "spec.code.path", "there is no folder"),
         (job_dict(code={"configMap": {"name": "code"}}), {}, "spec.code.configMap", "a local run has no ConfigMaps"),
         (job_dict(suspend=True), {}, "spec.suspend", "would do nothing"),
