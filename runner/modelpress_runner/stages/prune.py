@@ -31,7 +31,7 @@ def steps(prune: Prune, index: int) -> list[Step]:
     Raises:
         InvalidSpecError: an entry's schedule has more rounds than the stage.
     """
-    stage = _PruneStage(prune, index)
+    stage = PruneStage(prune, index)
     rounds, train = prune.schedule.rounds, prune.schedule.train
     for number, entry in enumerate(prune.config_list):
         if entry.schedule is not None and entry.schedule.rounds > rounds:
@@ -52,7 +52,9 @@ def steps(prune: Prune, index: int) -> list[Step]:
 
 
 @dataclass
-class _PruneStage:
+class PruneStage:
+    """A prune stage at work: rounds of masks, and the shrink. It keeps the dependency analysis between them."""
+
     prune: Prune
     index: int
     path: str = field(init=False)

@@ -1,4 +1,4 @@
-"""How sparsity grows over the rounds of a stage."""
+"""How sparsity grows over the rounds of a stage, or over the steps of a training loop of the user's own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,35 @@ def sparsity_at(schedule: EntrySchedule, target: float, round_: int) -> float:
     """Sparsity after round `round_` (1, 2, ...); the target once the schedule's own rounds are over.
 
     With t of n rounds done, initial sparsity i and target s: one_shot s; linear i + (s - i) t/n; agp
-    s + (i - s)(1 - t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878).
+    s + (i - s)(1 - t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878). Of a schedule by steps `round_` is the number of
+    optimizer steps done, t counts from startStep, where the sparsity is i (before it 0), and n = endStep - startStep.
     """
-    if schedule.type == "one_shot" or round_ >= schedule.rounds:
+    if by_steps(schedule):
+        start, end = schedule.start_step or 0, last_step(schedule)
+        if round_ < start:
+            return 0.0
+        done = 1.0 if round_ >= end else (round_ - start) / (end - start)
+    else:
+        done = 1.0 if round_ >= schedule.rounds else round_ / schedule.rounds
+    if schedule.type == "one_shot" or done == 1.0:
         return target
-    initial, done = schedule.initial_sparsity, round_ / schedule.rounds
+    initial = schedule.initial_sparsity
     if schedule.type == "linear":
         return initial + (target - initial) * done
     return target + (initial - target) * (1 - done) ** 3
+
+
+def by_steps(schedule: EntrySchedule) -> bool:
+    """Whether the schedule counts the optimizer steps of a loop, not rounds."""
+    return schedule.start_step is not None or schedule.end_step is not None
+
+
+def last_step(schedule: EntrySchedule) -> int:
+    """Optimizer steps done when a schedule by steps reaches its target."""
+    return schedule.end_step if schedule.end_step is not None else schedule.start_step or 0
+
+
+def prunes_at(schedule: EntrySchedule, step: int) -> bool:
+    """Whether a schedule by steps prunes after `step` optimizer steps: startStep, each frequency-th on, and endStep."""
+    start, end = schedule.start_step or 0, last_step(schedule)
+    return step == end or (start <= step < end and (step - start) % (schedule.frequency or 1) == 0)
