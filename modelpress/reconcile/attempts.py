@@ -22,6 +22,7 @@ from .ends import End, read, reported
 from .facts import MESSAGE_PATIENCE, WATCH_LAG, JobFacts
 from .model import Action, CreateJob, DeleteJob, ObservedJob
 from .requests import run_request
+from .waiting import waiting
 
 COLLECT_ROUNDS = 3  # collect Jobs that may fail before the next attempt starts, whose runner finds a manifest itself
 
@@ -60,12 +61,11 @@ def settle(facts: JobFacts) -> Step | None:
 
 def pending(facts: JobFacts, number: int, child: ObservedJob | None = None) -> Verdict:
     """The verdict while an attempt's Job waits for its runner to start."""
-    why = f" ({cut(child.reason, 64)})" if child is not None and child.reason else ""
-    text = f"Attempt {number} waits for its runner to start{why}."
+    reason, text = waiting(f"Attempt {number}", child)
     before = next((old for old in (*facts.past, facts.attempt) if old and old.number == number - 1), None)
     if before is not None and before.outcome in ("Failed", "Disrupted", "Lost"):
-        return Verdict("Pending", r.RETRYING, f"{text} {described(before)}", between=True)
-    return Verdict("Pending", r.PENDING, text, between=True)
+        return Verdict("Pending", reason or r.RETRYING, f"{text} {described(before)}", between=True)
+    return Verdict("Pending", reason or r.PENDING, text, between=True)
 
 
 def described(attempt: Attempt) -> str:
@@ -246,7 +246,7 @@ def _collect(facts: JobFacts, attempt: Attempt, otherwise: End) -> Step:
             create = CreateJob(name, "collect", attempt.number, request)
             return _looking(facts, attempt, since, () if fresh else (create,))
         if not collect.terminal or collect.deleting:
-            return _looking(facts, attempt, since)
+            return _looking(facts, attempt, since, child=collect)
         result = reported(collect)
         if result is None and (late := _remaining(facts, collect, MESSAGE_PATIENCE)) > 0:
             return _looking(facts, attempt, since, late=late)
@@ -274,8 +274,11 @@ def _looking(
     since: dt.datetime | None,
     actions: tuple[Action, ...] = (),
     late: float | None = None,
+    child: ObservedJob | None = None,
 ) -> Step:
     text = f"The runner of attempt {attempt.number} ended without a message; its manifest is being looked for."
+    why, hindrance = waiting("The collect Job", child)
+    text = text if why is None else f"{text} {hindrance}"
     spent = seconds(since, facts.now) if since else 0.0
     unseen = WATCH_LAG - spent if spent < WATCH_LAG else None
     return Step(

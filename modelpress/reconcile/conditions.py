@@ -13,6 +13,10 @@ from modelpress.api.v1alpha1 import reasons as r
 
 from .model import EmitEvent
 
+# Of what calls for a look though nothing has failed yet.
+_WORRYING = frozenset(
+    {r.RETRYING, r.COLLECTING, r.PODS_REFUSED, r.UNSCHEDULABLE, r.IMAGE_UNAVAILABLE, r.POD_NOT_STARTED}
+)
 MAX_MESSAGE = 1024  # characters; eleven conditions of this length leave a sweep's status far below 64 KiB
 _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 
@@ -99,7 +103,7 @@ def transition(previous: Sequence[Condition], phase: Phase | None, verdict: Verd
     ready = find(previous, r.READY)
     if phase == verdict.phase and ready is not None and ready.reason == reason_of(verdict.reason):
         return []
-    warn = verdict.stalled or verdict.phase == "Failed" or verdict.reason in (r.RETRYING, r.COLLECTING)
+    warn = verdict.stalled or verdict.phase == "Failed" or verdict.reason in _WORRYING
     return [EmitEvent("Warning" if warn else "Normal", reason_of(verdict.reason), cut(verdict.message))]
 
 

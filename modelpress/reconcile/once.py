@@ -14,11 +14,12 @@ from modelpress.result import RunResult
 
 from . import naming
 from .census import SweepFacts
-from .conditions import Verdict, cut, seconds, stamp
+from .conditions import Verdict, seconds, stamp
 from .ends import End, read, reported
 from .facts import MESSAGE_PATIENCE, WATCH_LAG
 from .model import Action, CreateJob, ObservedJob
 from .requests import sweep_request, unfit
+from .waiting import waiting
 
 OncePurpose = Literal["prepare", "publish"]
 
@@ -100,9 +101,10 @@ def _counts(child: ObservedJob) -> bool:
 
 
 def _waits(purpose: OncePurpose, attempts: int, child: ObservedJob | None = None) -> Verdict:
+    reason, text = waiting(f"The {purpose} Job", child)
     if purpose == "publish":
-        return Verdict("Running", r.PUBLISHING, "The report and the best model are being written.", between=True)
+        text = "The report and the best model are being written." if reason is None else text
+        return Verdict("Running", reason or r.PUBLISHING, text, between=True)
     if child is not None and child.state != "pending":
         return Verdict("Running", r.PREPARING, "The dense model and its baseline are being made.")
-    why = f" ({cut(child.reason, 64)})" if child is not None and child.reason else ""
-    return Verdict("Pending", r.PREPARING, f"The prepare Job waits for its runner to start{why}.", between=True)
+    return Verdict("Pending", reason or r.PREPARING, text, between=True)

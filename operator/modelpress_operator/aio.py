@@ -82,11 +82,17 @@ class AioClient:
         return await self._send("get", resource, "GET", resource.path(namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None, *, labels: Mapping[str, str] | None = None
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> list[RawObject]:
         query = {"limit": str(PAGE)}
-        if labels:
-            query["labelSelector"] = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        for name, wanted in (("labelSelector", labels), ("fieldSelector", fields)):
+            if wanted:
+                query[name] = ",".join(f"{key}={value}" for key, value in sorted(wanted.items()))
         items: list[RawObject] = []
         while True:
             page = await self._send("list", resource, "GET", resource.path(namespace), query=query)

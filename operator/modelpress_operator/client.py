@@ -77,9 +77,17 @@ class ClusterClient(Protocol):
         """One object. Raises NotFoundError."""
 
     async def list(
-        self, resource: Resource, namespace: str | None, *, labels: Mapping[str, str] | None = None
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> list[RawObject]:
-        """All objects of a namespace, or of all (None), that carry these labels."""
+        """All objects of a namespace, or of all (None), that carry these labels and have these values at these paths.
+
+        The server knows only some paths, other ones for each kind.
+        """
 
     async def create(self, resource: Resource, namespace: str, obj: RawObject) -> RawObject:
         """Create an object; the answer is how it is stored. Raises AlreadyExistsError, InvalidError."""

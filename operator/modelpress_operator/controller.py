@@ -33,6 +33,7 @@ from .execute import Executor, NameTakenError, UnfitError
 from .lease import LeaseLostError
 from .logs import about
 from .metrics import Metrics
+from .refusals import Refusals
 from .resources import (
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
@@ -86,7 +87,8 @@ class Controller:
         self._executor = executor
         self._metrics = metrics
         self._clock = clock or (lambda: dt.datetime.now(dt.UTC))
-        self._snapshots = Snapshots(cache)
+        self._refusals = Refusals(client)
+        self._snapshots = Snapshots(cache, self._refusals)
         self._memories: dict[str, _Memory] = {}
         self._failures: dict[Key, int] = {}
         self._queue: WorkQueue[Key] = WorkQueue()
@@ -140,6 +142,8 @@ class Controller:
         assert obj is not None
         if after is None and resource in (COMPRESSION_JOBS, COMPRESSION_SWEEPS):
             self._forget(resource, obj)
+        if after is None and resource is JOBS:
+            self._refusals.forget(meta_of(obj).get("uid") or "")
         if not self._active:
             return
         if resource is COMPRESSION_SWEEPS:
@@ -233,6 +237,7 @@ class Controller:
     async def _reconcile(self, key: Key, raw: RawObject) -> str:
         """Decide and do. What goes wrong decides when to look again; only a lost Lease ends the process."""
         try:
+            look = await self._ask_why(raw)
             plan = await self._plan(key, raw)
             if plan is None:
                 return "skipped"
@@ -268,7 +273,7 @@ class Controller:
         self._failures.pop(key, None)
         if plan.actions:
             log.info("%s", ", ".join(type(action).__name__ for action in plan.actions))
-        for seconds in (plan.requeue_after, self._snapshots.recheck_after(raw, self._clock())):
+        for seconds in (plan.requeue_after, self._snapshots.recheck_after(raw, self._clock()), look):
             if seconds is not None:
                 self._queue.add_after(key, seconds)
         await self._look_at_namesakes(key, raw)
@@ -296,6 +301,11 @@ class Controller:
         seen = self._snapshots.observe_sweep(raw, memory.problems, now)
         strategy = memory.strategy or _NoSearch()
         return await loop.run_in_executor(self._threads, reconcile_sweep, seen, now, strategy)
+
+    async def _ask_why(self, raw: RawObject) -> float | None:
+        """Ask why Jobs of this object have no pods, before anything is decided; seconds until the next look."""
+        waits = [await self._refusals.look(job) for job in self._snapshots.starving(raw)]
+        return min(waits, default=None)
 
     def _memory(self, raw: RawObject) -> _Memory | None:
         memory = self._memories.get(meta_of(raw)["uid"])

@@ -45,7 +45,12 @@ class MemoryClient:
         return copy.deepcopy(self._there(resource, namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None, *, labels: Mapping[str, str] | None = None
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> list[RawObject]:
         self._ask("list", resource, "")
         return [
@@ -54,6 +59,7 @@ class MemoryClient:
             if place[0] is resource
             and namespace in (None, place[1])
             and (labels or {}).items() <= labels_of(obj).items()
+            and all(_at(obj, path) == value for path, value in (fields or {}).items())
         ]
 
     async def create(self, resource: Resource, namespace: str, obj: RawObject) -> RawObject:
@@ -138,3 +144,10 @@ class MemoryClient:
 
 def _owners(obj: RawObject) -> list[dict[str, Any]]:
     return [ref for ref in meta_of(obj).get("ownerReferences") or () if ref.get("blockOwnerDeletion")]
+
+
+def _at(obj: RawObject, path: str) -> Any:
+    value: Any = obj
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

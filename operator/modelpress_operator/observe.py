@@ -20,6 +20,11 @@ from .resources import LABELS, RawObject, controller_uid, is_deleting, labels_of
 RUNNER = "runner"  # the container whose termination message and exit code count
 ABANDONED_SECONDS = 120.0  # a pod that should be gone for so long sits on a node that nobody hears from
 MAX_DETAIL = 700
+# Reasons of pods that a node ended or did not admit, whatever their containers did (Kubernetes, pkg/kubelet/lifecycle).
+_NODES_REASONS = frozenset(
+    {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"}
+    | {"NodeAffinity", "TopologyAffinityError", "UnexpectedAdmissionError", "PodOSNotSupported"}
+)
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 
 State = Literal["pending", "running", "succeeded", "failed"]
@@ -73,10 +78,13 @@ class _Pod:
         return due is not None and not self.over and (now - due).total_seconds() >= ABANDONED_SECONDS
 
 
-def observed_job(job: RawObject, pods: list[RawObject], now: dt.datetime | None = None) -> ObservedJob:
+def observed_job(
+    job: RawObject, pods: list[RawObject], now: dt.datetime | None = None, refused: str | None = None
+) -> ObservedJob:
     """A batch/v1 Job and its pods as the reconcile core sees them.
 
     With `now`, a run whose pods have all been terminating for over two minutes, unheard of, counts as disrupted.
+    `refused`: why its pods could not be created when that was last asked.
     """
     meta, status, labels = meta_of(job), job.get("status") or {}, labels_of(job)
     seen = sorted((_Pod(pod) for pod in pods), key=lambda pod: (pod.rank, _age(pod.raw)))
@@ -95,6 +103,8 @@ def observed_job(job: RawObject, pods: list[RawObject], now: dt.datetime | None 
         detail = "Its node has not been heard from since the runner was told to end."
     elif any(pod.running or pod.terminated for pod in seen):
         state = "running"
+    elif refused is not None and starved(job, pods):
+        reason, detail = "FailedCreate", refused
     else:
         reason, detail = _waiting(job, seen)
     return ObservedJob(
@@ -112,6 +122,17 @@ def observed_job(job: RawObject, pods: list[RawObject], now: dt.datetime | None 
         finished_at=_finished(status, failed or complete, seen) if state in ("succeeded", "failed") else None,
         deleting=is_deleting(job),
     )
+
+
+def starved(job: RawObject, pods: list[RawObject]) -> bool:
+    """Whether the Job controller has taken the Job up, and yet there is no pod: it wants one and is refused it.
+
+    A start time without an active pod is written only then; where pods are merely slow both are written at once.
+    """
+    status = job.get("status") or {}
+    over = any(_condition(status, type_) for type_ in ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"))
+    some = pods or any(status.get(key) for key in ("active", "succeeded", "failed", "terminating"))
+    return bool(status.get("startTime")) and not (over or some or is_deleting(job) or _suspended(job))
 
 
 def recheck_after(pods: list[RawObject], now: dt.datetime) -> float | None:
@@ -147,7 +168,7 @@ def _cause(failed: dict[str, Any], pods: list[_Pod]) -> tuple[Cause, str | None,
     if ExitCode.TERMINATED in known:
         return "terminated", "Terminated", None
     for pod in pods:
-        if pod.disruption is not None or pod.status.get("reason") in ("Evicted", "Preempting", "NodeLost", "Shutdown"):
+        if pod.disruption is not None or _turned_away(pod.status.get("reason") or ""):
             why = pod.disruption or {}
             reason = pod.status.get("reason") or why.get("reason")
             return "disrupted", reason, pod.status.get("message") or why.get("message")
@@ -165,7 +186,7 @@ def _cause(failed: dict[str, Any], pods: list[_Pod]) -> tuple[Cause, str | None,
 
 def _waiting(job: RawObject, pods: list[_Pod]) -> tuple[str | None, str | None]:
     """Why nothing runs yet, in the cluster's words."""
-    if (job.get("spec") or {}).get("suspend"):
+    if _suspended(job):
         return "Queued", "The Job is suspended until a queue admits it."
     for pod in pods:
         waiting = (pod.container.get("state") or {}).get("waiting") or {}
@@ -179,6 +200,14 @@ def _waiting(job: RawObject, pods: list[_Pod]) -> tuple[str | None, str | None]:
             if item.get("type") == "PodScheduled" and item.get("status") == "False":
                 return item.get("reason"), item.get("message")
     return None, None
+
+
+def _turned_away(reason: str) -> bool:
+    return reason in _NODES_REASONS or reason.startswith("OutOf")
+
+
+def _suspended(job: RawObject) -> bool:
+    return bool((job.get("spec") or {}).get("suspend"))
 
 
 def _message(pods: list[_Pod]) -> str | None:

@@ -16,7 +16,8 @@ from modelpress.api.yamltext import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
 
 from .cache import Cache
-from .observe import observed_job, recheck_after
+from .observe import observed_job, recheck_after, starved
+from .refusals import Refusals
 from .resources import (
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
@@ -53,8 +54,9 @@ class Problems:
 class Snapshots:
     """Typed views of the cache. Each object is parsed once per version: the search recognises trials by identity."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, refusals: Refusals) -> None:
         self._cache = cache
+        self._refusals = refusals
         self._jobs: dict[str, tuple[str, CompressionJob]] = {}
         self._sweeps: dict[str, tuple[str, CompressionSweep]] = {}
 
@@ -109,6 +111,10 @@ class Snapshots:
         pods = [pod for job in self._cache.owned(meta_of(raw)["uid"], JOBS) for pod in self._pods(job)]
         return recheck_after(pods, now)
 
+    def starving(self, raw: RawObject) -> list[RawObject]:
+        """The Jobs of an object that should have pods and have none."""
+        return [job for job in self._cache.owned(meta_of(raw)["uid"], JOBS) if starved(job, self._pods(job))]
+
     def _children(self, owner: RawObject, names: list[str], now: dt.datetime) -> tuple[ObservedJob, ...]:
         namespace = meta_of(owner)["namespace"]
         found = {meta_of(job)["name"]: job for job in self._cache.owned(meta_of(owner)["uid"], JOBS)}
@@ -116,7 +122,10 @@ class Snapshots:
             other = self._cache.get(JOBS, namespace, name) or self._cache.namesake(JOBS, namespace, name)
             if other is not None:
                 found.setdefault(name, other)
-        return tuple(observed_job(job, self._pods(job), now) for _, job in sorted(found.items()))
+        return tuple(self._observed(job, now) for _, job in sorted(found.items()))
+
+    def _observed(self, job: RawObject, now: dt.datetime) -> ObservedJob:
+        return observed_job(job, self._pods(job), now, self._refusals.why(meta_of(job).get("uid") or ""))
 
     def _pods(self, job: RawObject) -> list[RawObject]:
         return self._cache.owned(meta_of(job).get("uid") or "", PODS)

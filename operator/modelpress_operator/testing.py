@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from .client import AlreadyExistsError, ClusterClient, ConflictError, InvalidError, NotFoundError
-from .resources import COMPRESSION_JOBS, JOBS, LEASES, RawObject, meta_of
+from .resources import COMPRESSION_JOBS, EVENTS, JOBS, LEASES, RawObject, meta_of
 
 
 def lease(name: str, **spec: Any) -> RawObject:
@@ -36,6 +36,23 @@ def compression_job(name: str) -> RawObject:
         "kind": COMPRESSION_JOBS.kind,
         "metadata": {"name": name},
         "spec": spec,
+    }
+
+
+def event(name: str, uid: str, reason: str) -> RawObject:
+    """An Event on the Job of this uid."""
+    return {
+        "apiVersion": EVENTS.api_version,
+        "kind": EVENTS.kind,
+        "metadata": {"name": name},
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "type": "Warning",
+        "reason": reason,
+        "action": "Create",
+        "note": "a note",
+        "regarding": {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": uid},
+        "reportingController": "modelpress.dev/test",
+        "reportingInstance": "test",
     }
 
 
@@ -85,6 +102,14 @@ class ClusterClientContract:
         assert [meta_of(one)["name"] for one in found] == names[:1]
         assert set(names) <= {meta_of(one)["name"] for one in await client.list(LEASES, namespace)}
         assert await client.list(JOBS, namespace) == []
+
+    async def test_lists_by_field(self, client: ClusterClient, namespace: str) -> None:
+        """Paths that the server knows select: here what an Event is about, and its reason."""
+        uid = str(uuid.uuid4())
+        for reason in ("FailedCreate", "Other"):
+            await client.create(EVENTS, namespace, event(unique("event"), uid, reason))
+        found = await client.list(EVENTS, namespace, fields={"regarding.uid": uid, "reason": "FailedCreate"})
+        assert [(one["regarding"]["uid"], one["reason"]) for one in found] == [(uid, "FailedCreate")]
 
     async def test_a_patch_merges_into_the_version_it_names(self, client: ClusterClient, namespace: str) -> None:
         """Other fields stay, null removes, the version goes up; an older version is a conflict."""

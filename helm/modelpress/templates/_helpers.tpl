@@ -92,5 +92,5 @@ app.kubernetes.io/component: operator
   verbs: [get, create]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
 {{- end }}

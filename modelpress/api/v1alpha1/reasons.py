@@ -17,6 +17,11 @@ CODE_CHANGED = "CodeChanged"  # trials of one sweep ran different code
 
 # Reasons -------------------------------------------------------------------------------------------------------------
 PENDING = "Pending"  # nothing was started yet
+QUEUED = "Queued"  # the child Job waits until a queue admits it
+PODS_REFUSED = "PodsRefused"  # a quota, a policy or a webhook lets no pod be created; the message says which
+UNSCHEDULABLE = "Unschedulable"  # no node takes the pod
+IMAGE_UNAVAILABLE = "ImageUnavailable"  # the runner's image cannot be pulled
+POD_NOT_STARTED = "PodNotStarted"  # the node cannot start the pod: a Secret or a volume is missing, and the like
 RUNNING = "Running"  # a child Job runs
 RETRYING = "Retrying"  # an attempt was lost; the next one starts or has started
 COLLECTING = "Collecting"  # the runner ended without a message; its manifest is being read

@@ -36,7 +36,7 @@ OWN = {
     "jobs.batch": {"get", "list", "watch", "create", "delete"},
     "pods": {"list", "watch"},
     "services": {"get", "create"},
-    "events.events.k8s.io": {"create"},
+    "events.events.k8s.io": {"create", "list"},
 }
 LEASE = {"leases.coordination.k8s.io": {"create"}, "leases.coordination.k8s.io modelpress-operator": {"get", "patch"}}
 Helm = Callable[..., str]

@@ -138,10 +138,38 @@ def test_pending_child_changes_nothing() -> None:
     assert reconcile_job(observe(job, child(state="pending")), at(3)).actions == ()
 
 
-def test_pending_child_with_a_reason_is_told() -> None:
-    """What keeps a runner from starting is in the message."""
-    plan = reconcile_job(observe(begun(), child(state="pending", reason="ImagePullBackOff")), at(3))
-    assert status_of(plan).conditions[0].message == "Attempt 1 waits for its runner to start (ImagePullBackOff)."
+@pytest.mark.parametrize(
+    ("said", "detail", "reason", "message"),
+    [
+        ("ImagePullBackOff", None, r.IMAGE_UNAVAILABLE, "(ImagePullBackOff)."),
+        ("InvalidImageName", 'no "a b"', r.IMAGE_UNAVAILABLE, '(InvalidImageName): no "a b".'),
+        (
+            "CreateContainerConfigError",
+            "secret not found.",
+            r.POD_NOT_STARTED,
+            "(CreateContainerConfigError): secret not found.",
+        ),
+        ("Unschedulable", "0/3 nodes are available", r.UNSCHEDULABLE, "(Unschedulable): 0/3 nodes are available."),
+        ("FailedCreate", "exceeded quota", r.PODS_REFUSED, "(FailedCreate): exceeded quota."),
+        ("Queued", "It waits.", r.QUEUED, "(Queued): It waits."),
+    ],
+)
+def test_pending_child_with_a_reason_is_told(said: str, detail: str | None, reason: str, message: str) -> None:
+    """What keeps a runner from starting is a reason of ours and the cluster's words; it goes when the runner starts."""
+    job = begun()
+    plan = reconcile_job(observe(job, child(state="pending", reason=said, detail=detail)), at(3))
+    status = status_of(plan)
+    assert status.conditions[0].message == f"Attempt 1 waits for its runner to start {message}"
+    assert {name: conditions(status.conditions)[name] for name in ("Ready", "Reconciling", "Stalled")} == {
+        "Ready": ("False", reason),
+        "Reconciling": ("True", reason),
+        "Stalled": ("False", reason),
+    }
+    event = plan.actions[1]
+    assert isinstance(event, EmitEvent)
+    assert (event.type, event.reason) == ("Normal" if reason == r.QUEUED else "Warning", reason)
+    again = reconcile_job(observe(after(job, plan), child()), at(4))
+    assert conditions(status_of(again).conditions)["Ready"] == ("True", r.RUNNING)
 
 
 def test_running_child() -> None:
