@@ -7,6 +7,7 @@ the same way in the same code, so their state can be saved and set under the nam
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import random
 import sys
@@ -43,6 +44,16 @@ def restore(roots: Mapping[str, Any], states: Mapping[str, Any]) -> list[str]:
         else:
             _set(found[path], state["state"])
     return missing
+
+
+@contextlib.contextmanager
+def aside(roots: Mapping[str, Any]) -> Iterator[None]:
+    """What runs inside leaves all generators behind `roots` as they were."""
+    states = save(roots)
+    try:
+        yield
+    finally:
+        restore(roots, states)
 
 
 def _state(generator: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress_runner import generators, seeding
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.plain import load_optimizer, plain
@@ -184,9 +185,10 @@ class TorchEvaluator(Evaluator):
             model = self.model
         if self._evaluating_func is None:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
-        with flags_restored(model), torch.no_grad(), user_code("evaluating_func"):
+        with seeding.aside(), generators.aside(self.user_objects()), flags_restored(model), torch.no_grad():
             model.eval()
-            value = self._evaluating_func(model)
+            with user_code("evaluating_func"):
+                value = self._evaluating_func(model)
         return score_of(value)
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:

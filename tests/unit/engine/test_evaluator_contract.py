@@ -1,0 +1,158 @@
+"""The evaluators for plain PyTorch and for CompressionModules keep the contract that any evaluator must keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
+
+import modelpress as mp
+from modelpress_runner.evaluators.testing import EvaluatorContract
+from modelpress_runner.subject import subject_of
+
+
+def data() -> TensorDataset:
+    """24 points of four features; the class is the sign of the first."""
+    x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(x, (x[:, 0] > 0).long())
+
+
+def network() -> nn.Sequential:
+    """The same weights each time; norm and dropout, so that modes and random numbers matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, 2))
+
+
+def accuracy(model: nn.Module) -> float:
+    """Over all points, in shuffled order."""
+    right = [(model(x).argmax(1) == y).sum().item() for x, y in DataLoader(data(), 8, shuffle=True)]
+    return sum(right) / 24
+
+
+def training_step(batch, model):
+    """Cross entropy."""
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def loop(loader: DataLoader, breaks: bool = False):
+    """A training_func over the loader's batches."""
+
+    def training_func(model, optimizers, training_step, lr_schedulers, max_steps, max_epochs):
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        steps = 0
+        for _ in range(max_epochs or 1000):
+            model.train()
+            for batch in loader:
+                if max_steps is not None and steps >= max_steps:
+                    return
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                training_step(batch, model).backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                steps += 1
+                if breaks:
+                    raise ValueError("broken")
+            if lr_schedulers is not None:
+                lr_schedulers.step()
+
+    return training_func
+
+
+class TestTorchEvaluator(EvaluatorContract):
+    """One traced optimizer with momentum, a scheduler, shuffling by the global generator."""
+
+    def given(self, breaks=False):
+        model = network()
+        sgd = mp.trace(torch.optim.SGD)(model.parameters(), lr=0.1, momentum=0.9)
+        evaluator = mp.TorchEvaluator(
+            loop(DataLoader(data(), 8, shuffle=True), breaks),
+            sgd,
+            training_step,
+            mp.trace(lr_scheduler.ExponentialLR)(sgd, gamma=0.5),
+            torch.zeros(1, 4),
+            accuracy,
+        )
+        return evaluator, model
+
+    @pytest.fixture
+    def make(self):
+        return self.given
+
+    @pytest.fixture
+    def broken(self):
+        return lambda: self.given(True)
+
+
+class TestTorchEvaluatorWithFactories(EvaluatorContract):
+    """Two optimizers from factories, shuffling by a generator of the user's own."""
+
+    def given(self, breaks=False):
+        loader = DataLoader(data(), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+        evaluator = mp.TorchEvaluator(
+            loop(loader, breaks),
+            [lambda params: torch.optim.Adam(params[:2], lr=0.1), lambda params: torch.optim.SGD(params[2:], lr=0.1)],
+            training_step,
+            dummy_input=torch.zeros(1, 4),
+            evaluating_func=accuracy,
+        )
+        return evaluator, network()
+
+    @pytest.fixture
+    def make(self):
+        return self.given
+
+    @pytest.fixture
+    def broken(self):
+        return lambda: self.given(True)
+
+
+class TestModuleEvaluator(EvaluatorContract):
+    """The trainers of a CompressionModule, which train by epochs."""
+
+    def given(self, breaks=False):
+        class Digits(mp.CompressionModule):
+            @classmethod
+            def model(cls):
+                return network()
+
+            @classmethod
+            def evaluator(cls):
+                return accuracy
+
+            @classmethod
+            def optimizer_factory(cls):
+                return lambda params: torch.optim.Adam(params, lr=0.05)
+
+            @classmethod
+            def criterion(cls):
+                return nn.CrossEntropyLoss()
+
+            @classmethod
+            def sparsifying_trainer(cls, algorithm_name):
+                def trainer(model, optimizer, criterion, current_epoch):
+                    step = lambda batch, model: criterion(model(batch[0]), batch[1])  # noqa: E731
+                    loop(DataLoader(data(), 8, shuffle=True), breaks)(model, optimizer, step, None, None, 1)
+
+                return trainer
+
+            @classmethod
+            def example_inputs(cls):
+                return torch.zeros(1, 4)
+
+        subject = subject_of(Digits)
+        subject.evaluator.dummy_input = subject.dummy_input
+        return subject.evaluator, subject.model
+
+    @pytest.fixture
+    def make(self):
+        return self.given
+
+    @pytest.fixture
+    def broken(self):
+        return lambda: self.given(True)
