@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -43,6 +43,7 @@ LOGS = CACHE / "logs"  # the last one's logs
 START_SECONDS = 180
 ALIASES = {"example": "registry.example.com/modelpress/example:0.1.0"}  # as examples/ call it
 _started: list[subprocess.Popen[bytes]] = []
+_reserved: list[IO[str]] = []
 
 
 class ClusterError(Exception):
@@ -55,11 +56,18 @@ class ClusterError(Exception):
 def up(*, base: str | None = None, targets: Sequence[str] = TARGETS, owned: bool = False) -> dict[str, Any]:
     """Starts a cluster with the images of `targets`; what there is to know about it, also in RUN/cluster.json.
 
-    An `owned` cluster ends with the process that calls this.
+    An `owned` cluster ends with the process that calls this; until then no other one starts on this machine.
+
+    Raises:
+        ClusterError: it does not start, or another one is up that `up` started and only `down` may end.
     """
     started = time.monotonic()
+    if owned:
+        _reserve()
     with _locked():
         packages.install()
+        if owned and _pid() is not None:
+            raise ClusterError("a cluster is up that somebody may be using; end it with: tools/cluster/e2e.sh down")
         _down()
         binaries = ("kube-scheduler", "kubelet", "kube-proxy")
         control_plane.build(*control_plane.BINARIES, *binaries)
@@ -136,9 +144,13 @@ def _built(script: Path, *arguments: str) -> str:
 
 
 def down() -> None:
-    """Ends the cluster, if there is one, and removes what any earlier one left, but not its images."""
+    """Ends the cluster, if there is one, and removes what any earlier one left, but not its images.
+
+    A process that owned a cluster ends that one only, not one that was started since.
+    """
     with _locked():
-        _down()
+        if not _started or _pid() in (None, *(process.pid for process in _started)):
+            _down()
 
 
 def _down() -> None:
@@ -265,14 +277,26 @@ def run(arguments: Sequence[str], *, base: str | None, keep: bool) -> int:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE.parent / "e2e.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another of these to finish")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with _lock("e2e.lock", "another of these to finish"):
         yield
+
+
+def _reserve() -> None:
+    """Keeps the machine for the cluster that this process owns, as long as it lives."""
+    if not _reserved:
+        _reserved.append(_lock("e2e.owned.lock", "another run of this to end"))
+
+
+def _lock(name: str, whom: str) -> IO[str]:
+    """A file that this process alone has locked, for as long as it is open."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    lock = open(CACHE.parent / name, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for {whom}")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
