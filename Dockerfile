@@ -30,13 +30,18 @@ RUN /pip/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /wh
 # stays in a folder that the same step removes.
 FROM base AS operator
 COPY requirements/operator.txt /opt/modelpress/requirements.txt
-# The Kubernetes client loads its thousands of models as they are needed; compiled ahead they would be a sixth of the image.
+# A quarter of it all would never be loaded: the Kubernetes client's classes for each kind (the operator speaks in plain
+# objects), what Optuna keeps studies in databases with, and tests.
 RUN --mount=type=cache,target=/tmp/.cache/pip \
     python3 -m venv --without-pip /opt/modelpress && python3 -m venv /tmp/pip \
  && /tmp/pip/bin/pip --python /opt/modelpress/bin/python install --no-compile \
       --require-hashes --requirement /opt/modelpress/requirements.txt \
- && rm -r /tmp/pip && find /opt/modelpress -type d -name tests -path '*/numpy/*' -prune -exec rm -r {} + \
- && python -m compileall -q -x '/kubernetes/(aio/)?client/(api|models)/' /opt/modelpress/lib
+ && /tmp/pip/bin/pip --python /opt/modelpress/bin/python uninstall --yes --quiet sqlalchemy alembic mako \
+ && rm -r /tmp/pip && cd /opt/modelpress/lib/python3*/site-packages \
+ && find kubernetes/client/api kubernetes/client/models kubernetes/aio/client/api kubernetes/aio/client/models \
+      -name '*.py' ! -name __init__.py -delete \
+ && find numpy -type d -name tests -prune -exec rm -r {} + \
+ && python -m compileall -q /opt/modelpress/lib
 COPY --from=wheel /wheels /opt/modelpress/wheels
 RUN python3 -m venv /tmp/pip \
  && /tmp/pip/bin/pip --python /opt/modelpress/bin/python install --no-deps --no-index /opt/modelpress/wheels/*.whl \
