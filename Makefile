@@ -42,8 +42,10 @@ lint: setup  ## format, lint, types, layers
 bench: setup  ## timings against a peer, paired in one run, into benchmarks/results/
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/prune_finetune.py
 
-bench-operator: setup  ## a sweep under the operator on a fake kubelet: trials per second, writes, memory, turnover
-	@$(PY) benchmarks/operator_sweep.py
+# The second one wants Linux and root, as e2e does.
+bench-operator: setup  ## a sweep of 1,000 trials on a fake kubelet; one of 24 on a real node beside a bare Job
+	@$(PY) benchmarks/operator_sweep.py --output benchmarks/results/operator_sweep.json
+	@$(PY) benchmarks/operator_overhead.py --output benchmarks/results/operator_overhead.json
 
 crds: setup  ## writes crds/, its copy in the chart, the field tables of docs/reference and the code in examples again
 	@.venv/bin/modelpress crd --output crds
