@@ -24,6 +24,7 @@ from modelpress_runner.engine import Outcome, run_stages
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.identity import checkpoint_identity
 from modelpress_runner.progress import Report, silent
+from modelpress_runner.reporting import reporting
 from modelpress_runner.results import Measured, Measuring
 from modelpress_runner.subject import Subject
 from modelpress_runner.weights import state_digest
@@ -106,20 +107,22 @@ def compress(
         benchmark: {"warmup": ..., "iterations": ..., ...}: times dense and compressed model; none: nothing is timed.
         checkpoint: URI of a folder for checkpoints. A call that was cut short goes on from there when it is repeated
             with the same model, recipe and seed.
-        report: gets progress events.
+        report: gets progress events, and what the user's code gives to mp.report.
 
     Raises:
         SpecError: the recipe is not valid.
         RunnerError: it does not fit the model, a method failed, or the user's code raised; see its subclasses.
     """
-    spec = _spec(model, stages, seed, target, benchmark)
+    if not isinstance(model, nn.Module):
+        raise InvalidModelError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
+    spec = recipe({"entrypoint": _entrypoint(model)}, stages, seed, target, benchmark)
     subject = Subject(model, evaluator, dummy_input)
     given = subject.evaluator
     if given is not None:
         given.resolve(model)
-    subject.model = _copied(model)
+    subject.model = copied(model)
     store = _checkpoints(checkpoint, spec, model)
-    with seeding.aside(), contextlib.ExitStack() as cleanup:
+    with seeding.aside(), reporting(report) as events, contextlib.ExitStack() as cleanup:
         if given is not None:
             cleanup.callback(given.unbind)
             cleanup.callback(generators.restore, given.user_objects(), generators.save(given.user_objects()))
@@ -127,15 +130,16 @@ def compress(
         baseline = measuring.dense(model)
         # A score between the stages costs a pass over the data: only where somebody sees it.
         shown = report is not silent
-        outcome = run_stages(subject, spec.stages, seed=seed, checkpointer=store, report=report, scores=shown)
+        outcome = run_stages(subject, spec.stages, seed=seed, checkpointer=store, report=events, scores=shown)
         with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             measured = measuring.compressed(outcome, model, baseline, Path(folder))
     if store is not None:
         store.delete()
-    return _result(outcome, measured, spec, subject)
+    return result_of(outcome, measured, spec, subject)
 
 
-def _result(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, subject: Subject) -> CompressionResult:
+def result_of(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, subject: Subject) -> CompressionResult:
+    """What came out of a recipe, with its measures."""
     if outcome.stages and measured.score and "score" not in outcome.stages[-1]:
         outcome.stages[-1]["score"] = measured.score
     metrics: dict[str, Any] = {
@@ -157,19 +161,20 @@ def _result(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, subj
     )
 
 
-def _spec(
-    model: Any,
+def recipe(
+    model: Mapping[str, Any],
     stages: Any,
     seed: int,
     target: Mapping[str, Any] | ApiModel | None,
     benchmark: Mapping[str, Any] | ApiModel | None,
 ) -> CompressionJobSpec:
-    if not isinstance(model, nn.Module):
-        raise InvalidModelError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
-    kind = type(model)
-    named = _ENTRYPOINT.fullmatch(kind.__module__) and _ENTRYPOINT.fullmatch(kind.__qualname__)
+    """The spec of a recipe that was given in Python, `model` being its block of that name.
+
+    Raises:
+        SpecError: it is not valid.
+    """
     spec = {
-        "model": {"entrypoint": f"{kind.__module__}:{kind.__qualname__}" if named else "python:model"},
+        "model": dict(model),
         "stages": [_plain(stage) for stage in stages] if isinstance(stages, Sequence) else stages,
         "seed": seed,
         "target": _plain(target),
@@ -186,11 +191,18 @@ def _spec(
     return job.spec
 
 
+def _entrypoint(model: nn.Module) -> str:
+    kind = type(model)
+    named = _ENTRYPOINT.fullmatch(kind.__module__) and _ENTRYPOINT.fullmatch(kind.__qualname__)
+    return f"{kind.__module__}:{kind.__qualname__}" if named else "python:model"
+
+
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ApiModel) else value
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the model; InvalidModelError if it cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:

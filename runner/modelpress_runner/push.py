@@ -144,16 +144,24 @@ class ProgressPush:
 
 
 class History:
-    """The scores so far, by step: at most 64 of them go out, evenly spread, the first and the last among them."""
+    """The scores so far, by step: at most 64 of them go out, evenly spread, the first and the last among them.
+
+    Steps are chunks of training, until the user's code reports scores by a count of its own: from then on that alone
+    counts, and what was there before is dropped, for the two cannot be compared.
+    """
 
     def __init__(self) -> None:
         self._points: dict[int, float] = {}
+        self._own = False
 
     def add(self, event: Event) -> None:
         """Take an event's score, if it has one; of one step the last counts."""
-        if event.value is None or not math.isfinite(event.value) or event.step < 0:
+        step = event.step if event.at is None else event.at
+        if event.value is None or not math.isfinite(event.value) or step < 0 or (self._own and event.at is None):
             return
-        self._points[int(event.step)] = float(event.value)
+        if event.at is not None and not self._own:
+            self._own, self._points = True, {}
+        self._points[int(step)] = float(event.value)
         if len(self._points) > 16 * MAX_POINTS:  # memory stays bounded, however long the run
             self._points = dict(_spread(sorted(self._points.items()), 8 * MAX_POINTS))
 

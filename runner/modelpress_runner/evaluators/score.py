@@ -33,33 +33,48 @@ def score_of(value: Any, source: str = "evaluating_func") -> Score:
     if DEFAULT_METRIC not in value:
         keys = ", ".join(map(repr, value)) or "nothing"
         raise InvalidModelError(f"{source} returned {keys} but no key 'default'; name the score 'default'")
-    if len(value) > _MOST:
-        raise InvalidModelError(f"{source} returned {len(value)} metrics; return at most {_MOST}")
+    return numbers_in(value, source)
+
+
+def numbers_in(values: Mapping[Any, Any], source: str, verb: str = "returned") -> Score:
+    """Metrics by name as finite floats.
+
+    Args:
+        values: numbers by name; at most 54.
+        source: who gave them, for messages.
+        verb: what `source` did with them, for messages.
+
+    Raises:
+        InvalidModelError: too many, a name that is none or that of a measured metric, or what is no finite number.
+    """
+    if len(values) > _MOST:
+        raise InvalidModelError(f"{source} {verb} {len(values)} metrics; give at most {_MOST}")
     score: Score = {}
-    for name, item in value.items():
+    for name, item in values.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidModelError(
-                f"{source} returned a metric named {name!r}; use at most 63 letters, digits and _ . / @ -, with a "
+                f"{source} {verb} a metric named {name!r}; use at most 63 letters, digits and _ . / @ -, with a "
                 "letter or _ first"
             )
         if name in MEASURED:
-            raise InvalidModelError(f"{source} returned {name!r}, which modelpress measures itself; rename it")
-        score[name] = _number(item, source, name)
+            raise InvalidModelError(f"{source} {verb} {name!r}, which modelpress measures itself; rename it")
+        score[name] = _number(item, source, name, verb)
     return score
 
 
-def _number(value: Any, source: str, name: str | None) -> float:
+def _number(value: Any, source: str, name: str | None, verb: str = "returned") -> float:
     what = source if name is None else f"{source}, metric {name!r},"
     if isinstance(value, torch.Tensor):
         if value.dim() != 0 or value.is_complex():
-            raise InvalidModelError(f"{what} returned a tensor of shape {tuple(value.shape)}; return a single number")
+            raise InvalidModelError(f"{what} {verb} a tensor of shape {tuple(value.shape)}; give a single number")
         value = value.item()
     elif getattr(value, "shape", None) == () and hasattr(value, "item"):  # a NumPy number or 0-d array
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         given = "nothing (None)" if value is None else f"a {type(value).__name__}"
-        raise InvalidModelError(f"{what} returned {given}; return a number, or a dict with the key 'default'")
+        remedy = "return a number, or a dict with the key 'default'" if verb == "returned" else "give a number"
+        raise InvalidModelError(f"{what} {verb} {given}; {remedy}")
     number = float(value)
     if not math.isfinite(number):
-        raise InvalidModelError(f"{what} returned {number}; a score must be finite")
+        raise InvalidModelError(f"{what} {verb} {number}; a metric must be finite")
     return number

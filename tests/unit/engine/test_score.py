@@ -33,7 +33,7 @@ def test_integers_and_dicts_are_scores():
         (True, "returned a bool"),
         ("0.5", "returned a str"),
         (torch.zeros(1), r"tensor of shape \(1,\)"),
-        (float("nan"), "returned nan; a score must be finite"),
+        (float("nan"), "returned nan; a metric must be finite"),
         (float("-inf"), "returned -inf"),
         ({}, "returned nothing but no key 'default'"),
         ({"accuracy": 1.0}, "returned 'accuracy' but no key 'default'"),
@@ -41,7 +41,7 @@ def test_integers_and_dicts_are_scores():
         ({"default": 1.0, "top 1": 5}, "a metric named 'top 1'"),
         ({"default": 1.0, "f1": None}, r"metric 'f1', returned nothing"),
         ({"default": 1.0, "f1": float("inf")}, r"metric 'f1', returned inf"),
-        ({"default": 1.0} | {f"m{i}": 0.0 for i in range(54)}, "returned 55 metrics; return at most 54"),
+        ({"default": 1.0} | {f"m{i}": 0.0 for i in range(54)}, "returned 55 metrics; give at most 54"),
     ],
 )
 def test_everything_else_is_refused(value, message):
