@@ -69,7 +69,9 @@ def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
         past = [
             old if old.finish_time else old.model_copy(update={"outcome": "Lost", "finish_time": now}) for old in past
         ]
-        attempt = Attempt(number=started, outcome="Running")
+        there = trials.get(started)
+        made = stamp(there.created_at) if there is not None and there.created_at is not None else None
+        attempt = Attempt(number=started, outcome="Running", create_time=made)
     return JobFacts(
         job=job,
         now=now,

@@ -238,7 +238,7 @@ def _plan(
         "failures": books.failures,
         "disruptions": books.disruptions,
         "active_seconds": books.active_seconds,
-        "start_time": old.start_time or (facts.now if started else None),
+        "start_time": old.start_time or (_first_start(attempts) or facts.now if started else None),
     }
     if terminal:
         update["completion_time"] = facts.now
@@ -253,6 +253,11 @@ def _plan(
     return fenced(
         facts.status, old.model_copy(update=update), actions, transition(old.conditions, old.phase, verdict), wait
     )
+
+
+def _first_start(attempts: tuple[Attempt, ...]) -> dt.datetime | None:
+    """When the first attempt was decided on, or began: its Job may be older than the first status."""
+    return attempts[0].create_time or attempts[0].start_time
 
 
 def _tidy(facts: JobFacts) -> Plan:

@@ -34,6 +34,7 @@ class ObservedJob:
     reason: str | None = None  # what the cluster calls it: OOMKilled, Evicted, ImagePullBackOff, ...
     detail: str | None = None  # a sentence for people: the last line of stderr, the kubelet's message
     message: str | None = None  # termination message of container `runner`, verbatim
+    created_at: dt.datetime | None = None
     started_at: dt.datetime | None = None  # the runner started
     finished_at: dt.datetime | None = None
     deleting: bool = False

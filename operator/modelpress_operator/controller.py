@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import math
 import random
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from modelpress.api.errors import SpecError
@@ -33,6 +34,7 @@ from .execute import Executor, NameTakenError, UnfitError
 from .lease import LeaseLostError
 from .logs import about
 from .metrics import Metrics
+from .patience import patient
 from .refusals import Refusals
 from .resources import (
     COMPRESSION_JOBS,
@@ -52,7 +54,8 @@ from .snapshot import Problems, Snapshots
 log = logging.getLogger(__name__)
 START_LAG = 2.0  # seconds that news of a start waits: a short run is then written down once
 END_LAG = 0.05  # seconds that a sweep waits for further trials to end: at one time, one write
-COUNT_LAG = 10.0  # seconds that a sweep's counters may lag behind where nothing else changes
+COUNT_LAG = 10.0  # seconds that a sweep's counters wait for something else that changes
+COUNT_INTERVAL = 30.0  # least seconds between two writes of counters alone
 BACKOFF = (0.25, 60.0)  # seconds after the first failure, and at most
 CONFLICT_SECONDS = 0.1  # until a stale view is looked at again
 NAME_SECONDS = 10.0  # until a name that somebody else has is looked at again
@@ -68,6 +71,7 @@ class _Memory:
     generation: int
     problems: Problems  # with those that are found only when a child is to be created
     strategy: Strategy | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class Controller:
@@ -91,6 +95,7 @@ class Controller:
         self._snapshots = Snapshots(cache, self._refusals)
         self._memories: dict[str, _Memory] = {}
         self._failures: dict[Key, int] = {}
+        self._counts: dict[Key, float] = {}  # when a sweep is to be looked at for its counters alone
         self._queue: WorkQueue[Key] = WorkQueue()
         self._threads = ThreadPoolExecutor(SEARCH_THREADS, "search")
         self._busy: set[asyncio.Task[Any]] = set()
@@ -179,7 +184,7 @@ class Controller:
         elif before is not None and _intermediate(before) != _intermediate(after):
             self._queue.add_after(sweep, START_LAG)
         elif before is None or _phase(before) != _phase(after):
-            self._queue.add_after(sweep, COUNT_LAG)
+            self._count_soon(sweep)
 
     def _child_changed(self, obj: RawObject, before: RawObject | None, after: RawObject | None, ours: bool) -> None:
         owner = self._owner(obj)
@@ -205,6 +210,14 @@ class Controller:
         else:
             self._queue.add_after(owner, START_LAG)
 
+    def _count_soon(self, sweep: Key) -> None:
+        """Look at a sweep whose counters alone have changed, unless something else makes it look sooner."""
+        now = time.monotonic()
+        due = self._counts.get(sweep, -math.inf)
+        if due <= now:
+            due = self._counts[sweep] = max(now + COUNT_LAG, due + COUNT_INTERVAL)
+        self._queue.add_after(sweep, due - now)
+
     def _owner(self, obj: RawObject) -> Key | None:
         ref = controller_of(obj)
         if ref is None:
@@ -217,6 +230,7 @@ class Controller:
         self._memories.pop(uid, None)
         self._snapshots.forget(uid)
         self._failures.pop(_key(resource, obj), None)
+        self._counts.pop(_key(resource, obj), None)
 
     # One object ------------------------------------------------------------------------------------------------------
 
@@ -287,7 +301,9 @@ class Controller:
                 job = self._snapshots.job(raw)
                 memory = self._remember(raw, Problems.of(job_problems(job.spec, cluster=True)))
             observed = self._snapshots.observe_job(raw, memory.problems, now)
-            return None if observed is None else reconcile_job(observed, now)
+            if observed is None:
+                return None
+            return patient(raw, reconcile_job(observed, now), time.monotonic() - memory.since)
         sweep = self._snapshots.sweep(raw)
         memory = self._memory(raw)
         loop = asyncio.get_running_loop()

@@ -22,6 +22,7 @@ from .cache import Cache
 from .client import (
     AlreadyExistsError,
     ClusterClient,
+    ClusterError,
     ConflictError,
     InvalidError,
     NotFoundError,
@@ -32,6 +33,7 @@ from .events import EventWriter
 from .lease import Leadership
 from .metrics import Metrics
 from .observe import parse_time
+from .progress import StatusWrites
 from .render import RenderError, SpecTooLargeError
 from .resources import (
     BY_KIND,
@@ -69,7 +71,7 @@ class UnfitError(Exception):
 
 
 class Executor:
-    """Writes to the cluster, as long as this replica leads."""
+    """Writes to the cluster, as long as this replica leads. `progress`: what a job's status takes along."""
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Executor:
         metrics: Metrics,
         render: Render,
         clock: Callable[[], Any],
+        progress: StatusWrites | None = None,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -88,6 +91,7 @@ class Executor:
         self._metrics = metrics
         self._render = render
         self._clock = clock
+        self._progress = progress
         self._written: dict[str, str] = {}  # of sweeps: the version that our last patch made, by uid
 
     async def carry_out(self, key: Key, observed: RawObject, plan: Plan) -> None:
@@ -143,7 +147,9 @@ class Executor:
         self, key: Key, observed: RawObject, status: CompressionJobStatus | CompressionSweepStatus, lonely: bool
     ) -> None:
         """An equal status is sent too where it fences other actions: an empty patch still checks the version."""
-        patch = merge_patch(observed.get("status") or {}, status.to_dict())
+        wanted = status.to_dict()
+        said = self._progress.take(key) if self._progress is not None else None
+        patch = merge_patch(observed.get("status") or {}, wanted if said is None else wanted | said.status())
         if not patch and lonely:
             return
         version = str(meta_of(observed)["resourceVersion"])
@@ -152,6 +158,10 @@ class Executor:
         except NotFoundError as error:
             self._cache.remove(key.resource, observed, ours=True)
             raise ConflictError(str(error), status=404) from error
+        except ClusterError:
+            if self._progress is not None and said is not None:
+                self._progress.give_back(key, said)
+            raise
         self._cache.put(key.resource, answer, ours=True)
         self._note_written(answer)
         self._record_end(key, observed, answer)

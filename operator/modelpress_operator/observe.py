@@ -118,6 +118,7 @@ def observed_job(
         reason=reason,
         detail=detail[:MAX_DETAIL] if detail else None,
         message=_message(seen),
+        created_at=parse_time(meta.get("creationTimestamp")),
         started_at=min((pod.started_at for pod in seen if pod.started_at), default=None),
         finished_at=_finished(status, failed or complete, seen) if state in ("succeeded", "failed") else None,
         deleting=is_deleting(job),

@@ -86,13 +86,13 @@ async def serve(settings: Settings, render: Render) -> int:
         address=settings.address,
     )
     events = EventWriter(client, metrics, identity=settings.identity)
-    executor = Executor(client, cache, leadership, events, metrics, render, lambda: dt.datetime.now(dt.UTC))
+    writes = StatusWrites(client, cache, leadership.check)
+    executor = Executor(client, cache, leadership, events, metrics, render, lambda: dt.datetime.now(dt.UTC), writes)
     controller = Controller(client, cache, executor, metrics)
     feed = Feed(cache, health, settings.namespaces)
     watcher = Watcher(
         feed, metrics, namespaces=settings.namespaces, kubeconfig=settings.kubeconfig, user_agent=f"{agent}/watch"
     )
-    writes = StatusWrites(client, cache, leadership.check)
     progress = ProgressServer(
         TokenVerifier(KeySet(client.read), settings.progress_audience),
         CachedPods(cache),

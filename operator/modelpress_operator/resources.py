@@ -87,6 +87,12 @@ def labels_of(obj: RawObject) -> dict[str, str]:
     return labels
 
 
+def is_trial(obj: RawObject) -> bool:
+    """Whether a CompressionJob is a trial of a sweep."""
+    ref = controller_of(obj)
+    return ref is not None and ref.get("kind") == COMPRESSION_SWEEPS.kind
+
+
 def is_deleting(obj: RawObject) -> bool:
     """Whether the API server was asked to delete it already."""
     return meta_of(obj).get("deletionTimestamp") is not None

@@ -1,4 +1,8 @@
-"""From messages to statuses: of each job at most one write in 30 seconds, and always of what is newest."""
+"""From messages to statuses: of each job at most one write in 30 seconds, and always of what is newest.
+
+A status that is written for another reason takes the newest message along: so that a job runs and where it is are one
+write, and a finished job's status holds its last scores, however short it was.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from modelpress.api.v1alpha1 import TERMINAL_PHASES
@@ -20,9 +25,23 @@ from .message import Message
 
 log = logging.getLogger(__name__)
 INTERVAL_SECONDS = 30.0
+FIRST_SECONDS = 3.0  # that a first message waits for the status that tells of the start, and would take it along
 CONFLICT_SECONDS = 0.5  # until the cache has heard of whatever was written meanwhile
 CONFLICT_TRIES = 5  # in a row; then the next message says it
 MAX_WAITING = 20_000  # jobs; more than can run at one time
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A message that another status write takes along."""
+
+    message: Message
+    said: dt.datetime
+    not_before: float
+
+    def status(self) -> dict[str, Any]:
+        """The part of the status that it is."""
+        return self.message.status(_text(self.said))
 
 
 class StatusWrites:
@@ -33,6 +52,7 @@ class StatusWrites:
         cache: the newest version of each job.
         check: raises LeaseLostError when this replica does not lead.
         interval: least seconds between two writes of one job.
+        first: seconds that a message waits where none was written lately.
         clock: monotonic seconds.
     """
 
@@ -43,12 +63,14 @@ class StatusWrites:
         check: Callable[[], None],
         *,
         interval: float = INTERVAL_SECONDS,
+        first: float = FIRST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._cache = cache
         self._check = check
         self._interval = interval
+        self._first = first
         self._clock = clock
         self._waiting: dict[Key, tuple[Message, dt.datetime]] = {}
         self._not_before: dict[Key, float] = {}
@@ -59,7 +81,22 @@ class StatusWrites:
         """Take a message; a newer one replaces it until it is written."""
         if key in self._waiting or len(self._waiting) < MAX_WAITING:
             self._waiting[key] = message, dt.datetime.now(dt.UTC)
+            self._not_before.setdefault(key, self._clock() + self._first)
             self._news.set()
+
+    def take(self, key: Key) -> Taken | None:
+        """The message that waits, for a status that is written now; `give_back` it if that write fails."""
+        if key not in self._waiting:
+            return None
+        taken = Taken(*self._waiting.pop(key), self._not_before.get(key, 0.0))
+        self._not_before[key] = self._clock() + self._interval
+        return taken
+
+    def give_back(self, key: Key, taken: Taken) -> None:
+        """It was not written after all; a newer message takes its place."""
+        self._waiting.setdefault(key, (taken.message, taken.said))
+        self._not_before[key] = taken.not_before
+        self._news.set()
 
     async def run(self) -> None:
         """Write what is due, one after the other, until cancelled.

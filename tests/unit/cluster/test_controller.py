@@ -19,6 +19,8 @@ from modelpress_operator.execute import Executor
 from modelpress_operator.lease import Leadership, LeaseLostError
 from modelpress_operator.memory import MemoryClient
 from modelpress_operator.metrics import Metrics
+from modelpress_operator.progress import StatusWrites
+from modelpress_operator.progress.message import Message
 from modelpress_operator.render import RenderSettings, render_job
 from modelpress_operator.resources import (
     COMPRESSION_JOBS,
@@ -26,6 +28,7 @@ from modelpress_operator.resources import (
     EVENTS,
     JOBS,
     PODS,
+    Key,
     RawObject,
     Resource,
 )
@@ -55,6 +58,7 @@ class Operator:
         self.metrics = Metrics()
         self.leadership = Leadership(client, self.metrics, namespace=N, name="lease", identity="me")
         self.events = EventWriter(client, self.metrics, identity="me")
+        self.progress = StatusWrites(client, self.cache, self.leadership.check)
         settings = RenderSettings(image="runner:1")
         self.executor = Executor(
             client,
@@ -64,6 +68,7 @@ class Operator:
             self.metrics,
             lambda action, owner: render_job(action, owner, settings),
             lambda: dt.datetime.now(dt.UTC),
+            self.progress,
         )
         self.controller = Controller(client, self.cache, self.executor, self.metrics)
 
@@ -267,6 +272,54 @@ async def test_trials_come_before_the_status_that_counts_them(operator: Operator
     trials = await _all(operator, COMPRESSION_JOBS)
     assert [one["metadata"]["name"] for one in trials] == [f"s-0000{number}" for number in range(4)]
     assert [one["metadata"]["annotations"] for one in trials[:2]] == first
+
+
+async def test_a_short_trial_is_three_writes(operator: Operator) -> None:
+    """The trial, its Job, and one status at its end, which knows when it began; the sweep writes one for all."""
+    await operator.create(COMPRESSION_SWEEPS, "s", search(2, 2))
+    await until(lambda: ("create", "jobs", "s-00001-1") in operator.client.requests)
+    await operator.watch()
+    job = await operator.get(JOBS, "s-00000-1")
+    for name in ("s-00000-1", "s-00001-1"):
+        await operator.end(name, {**RESULT, "compressed": {"macs": 1.0}})
+    await until(lambda: phase(operator, "s-00001", "Succeeded"))
+    await until(lambda: phase(operator, "s-00000", "Succeeded"))
+    status = (await operator.get(COMPRESSION_JOBS, "s-00000"))["status"]
+    made = job["metadata"]["creationTimestamp"]
+    assert dt.datetime.fromisoformat(status["startTime"]) == dt.datetime.fromisoformat(made)
+    assert [attempt["outcome"] for attempt in status["attempts"]] == ["Succeeded"]
+    mine = [request for request in operator.client.requests if request[2].startswith("s-00000")]
+    assert [request for request in mine if request[1] in ("compressionjobs", "jobs") and request[0] != "get"] == [
+        ("create", "compressionjobs", "s-00000"),
+        ("create", "jobs", "s-00000-1"),
+        ("patch", "jobs", "s-00000-1"),  # this test's own
+        ("patch", "compressionjobs", "s-00000"),
+    ]
+
+
+async def test_a_trial_that_waits_is_told_after_a_while(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing happens to its Job: then its status says that it waits."""
+    monkeypatch.setattr("modelpress_operator.patience.FIRST_STATUS_SECONDS", 0.2)
+    await operator.create(COMPRESSION_SWEEPS, "s", search(1, 1))
+    await until(lambda: ("create", "jobs", "s-00000-1") in operator.client.requests)
+    assert "phase" not in (await operator.get(COMPRESSION_JOBS, "s-00000")).get("status", {})
+    await until(lambda: phase(operator, "s-00000", "Pending"))
+    attempt = (await operator.get(COMPRESSION_JOBS, "s-00000"))["status"]["attempts"][0]
+    assert (attempt["number"], attempt["outcome"]) == (1, "Running")
+
+
+async def test_the_last_status_holds_the_last_scores(operator: Operator) -> None:
+    """What a short run said is in the status that its end writes, without a write of its own."""
+    await operator.create(COMPRESSION_JOBS, "j", recipe())
+    await until(lambda: ("create", "jobs", "j-1") in operator.client.requests)
+    points = [{"step": 1, "value": 0.5}, {"step": 2, "value": 0.75}]
+    said = Message.model_validate({"stage": "finetune", "step": 2, "total": 2, "points": points})
+    operator.progress.accept(Key(COMPRESSION_JOBS, N, "j"), said)
+    await operator.end("j-1", RESULT)
+    await until(lambda: phase(operator, "j", "Succeeded"))
+    status = (await operator.get(COMPRESSION_JOBS, "j"))["status"]
+    assert (status["intermediate"], status["progress"]["step"]) == (points, 2)
+    assert operator.client.requests.count(("patch", "compressionjobs", "j")) == 2
 
 
 async def _all(operator: Operator, resource: Resource) -> list[RawObject]:

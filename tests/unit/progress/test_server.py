@@ -385,9 +385,9 @@ def test_points_are_sorted_and_of_one_step_the_last_counts() -> None:
 class Clocked:
     """StatusWrites over a server in memory; time stands still until it is moved."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: float = 0.0) -> None:
         self.client, self.cache, self.now = MemoryClient(), Cache(), 0.0
-        self.writes = StatusWrites(self.client, self.cache, lambda: None, clock=lambda: self.now)
+        self.writes = StatusWrites(self.client, self.cache, lambda: None, first=first, clock=lambda: self.now)
 
     async def add(self, name: str) -> Key:
         job = {
@@ -436,6 +436,42 @@ async def test_one_write_in_thirty_seconds_and_always_the_newest() -> None:
     found = await at.status(one)
     assert found["progress"]["step"] == 8
     assert found["intermediate"] == [{"step": 0, "value": 0.1}, {"step": 1, "value": 0.8}]
+
+
+async def test_a_first_message_waits_for_a_status_that_takes_it_along() -> None:
+    """Taken, it is not written again, and the next one waits its thirty seconds; left alone, it is written."""
+    at = Clocked(first=3.0)
+    key, other = await at.add("one"), await at.add("other")
+    at.writes.accept(key, message(1, 0.1))
+    at.writes.accept(other, message(1, 0.1))
+    assert await at.turn() == 3
+    at.now = 1.0
+    taken = at.writes.take(key)
+    assert taken is not None
+    assert taken.status()["intermediate"] == [{"step": 0, "value": 0.1}]
+    assert at.writes.take(key) is None
+    at.writes.accept(key, message(2, 0.1, 0.2))
+    at.now = 3.0
+    assert await at.turn() == 28
+    assert (at.patches(), (await at.status(other))["progress"]["step"]) == (1, 1)
+
+
+async def test_what_could_not_be_taken_along_is_given_back() -> None:
+    """It waits again as it did before, unless a newer message came meanwhile."""
+    at = Clocked(first=3.0)
+    key = await at.add("one")
+    at.writes.accept(key, message(1))
+    taken = at.writes.take(key)
+    assert taken is not None
+    at.writes.give_back(key, taken)
+    assert await at.turn() == 3
+    again = at.writes.take(key)
+    assert again is not None
+    at.writes.accept(key, message(2))
+    at.writes.give_back(key, again)
+    at.now = 3.0
+    await at.turn()
+    assert (at.patches(), (await at.status(key))["progress"]["step"]) == (1, 2)
 
 
 async def test_what_is_no_news_is_not_written() -> None:
