@@ -12,7 +12,7 @@ from .errors import Problem
 from .semantic_loop import loop_problems
 from .semantic_places import not_on_cluster, place_problems, uri_problems
 from .semantic_runner import runner_problems
-from .v1alpha1 import MEASURED, CompressionJobSpec, ConfigEntry, Constraint, Prune
+from .v1alpha1 import DATA_DRIVEN, MEASURED, CompressionJobSpec, ConfigEntry, Constraint, Prune
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -20,7 +20,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 COMPARISONS = ("compressionRatio", "speedup")
 
 # Algorithms that remove whole channels, which a speed-up can cut out.
-STRUCTURED = ("l1", "l2", "random")
+STRUCTURED = ("l1", "l2", "random", "taylor")
 
 
 def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Problem]:
@@ -162,6 +162,10 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     algorithms = {entry.algorithm or prune.algorithm for _, entry in entries}
     if prune.speedup and not algorithms & set(STRUCTURED):
         listed = ", ".join(sorted(algorithms))
+    if prune.scores is not None and not algorithms & DATA_DRIVEN:
+        listed = ", ".join(sorted(algorithms))
+        message = f"{listed} needs no data, so there are no scores to collect"
+        yield Problem(f"{path}.scores", message, f"remove it, or use {' or '.join(sorted(DATA_DRIVEN))}")
         message = f"{listed} removes single weights, which leaves nothing to shrink"
         yield Problem(f"{path}.speedup", message, "write 'speedup: false', or use l1 or l2")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .errors import Problem
-from .v1alpha1 import CompressionJobSpec, EntrySchedule, Prune
+from .v1alpha1 import DATA_DRIVEN, CompressionJobSpec, EntrySchedule, Prune
 
 
 def loop_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
@@ -21,6 +21,8 @@ def loop_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
             continue
         if stage.prune.speedup:
             shrinking.append(index)
+        if in_loop:
+            yield from _collecting(stage.prune, f"{path}.prune")
         for schedule, where in _schedules(stage.prune, f"{path}.prune"):
             yield from _in_loop(schedule, where) if in_loop else _outside(schedule, where)
         if in_loop and stage.prune.schedule.train is not None:
@@ -30,6 +32,16 @@ def loop_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         message = f"stages[{shrinking[0]}] shrinks the model at the end of the loop, and that happens once"
         fix = "write 'speedup: false', or put both into one stage"
         yield Problem(f"stages[{shrinking[1]}].prune.speedup", message, fix)
+
+
+def _collecting(prune: Prune, path: str) -> Iterator[Problem]:
+    for where, algorithm in [
+        (f"{path}.algorithm", prune.algorithm),
+        *((f"{path}.configList[{index}].algorithm", entry.algorithm) for index, entry in enumerate(prune.config_list)),
+    ]:
+        if algorithm in DATA_DRIVEN:
+            message = f"{algorithm} scores by training steps, which a training loop of your own cannot be asked for"
+            yield Problem(where, message, "use one that needs no data, such as l1")
 
 
 def _schedules(prune: Prune, path: str) -> Iterator[tuple[EntrySchedule, str]]:

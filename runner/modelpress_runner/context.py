@@ -38,6 +38,7 @@ class StageContext:
     masks: Masks = field(default_factory=dict)  # in force from now on: training keeps masked weights at zero
     cuts: list[Cut] = field(default_factory=list)  # all shrinks so far, against the dense model, in order of replay
     report: Callable[[str], None] = lambda message: None  # a line of progress for people
+    stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
 
 

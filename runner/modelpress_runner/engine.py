@@ -16,6 +16,7 @@ from modelpress_runner.checkpoint import Checkpoint, Checkpointer, other_buffers
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
+from modelpress_runner.methods.prune.collect import check_needs
 from modelpress_runner.progress import Event, Report, silent
 from modelpress_runner.subject import ModuleEvaluator, Subject
 from modelpress_runner.training import Chunk, TrainingRun, check_masks, chunks_of
@@ -138,6 +139,7 @@ def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[_PlannedStage
             chunks: tuple[Chunk, ...] = ()
             if isinstance(step, Training):
                 _check_can_train(subject.evaluator, step, stage.method, algorithm, path)
+            check_needs(stage.prune, path, subject.evaluator, subject.dummy_input)
                 assert subject.evaluator is not None
                 chunks = tuple(chunks_of(step, subject.evaluator.resumable))
             steps.append(_Planned(index, step, chunks))
@@ -227,6 +229,7 @@ class _Run:
         if self._evaluator is not None:
             self._evaluator.resolve(self._context.model)
         checkpoint = self._resume()
+            stop=stop,
         resumed = checkpoint is not None
         first_stage = len(checkpoint.records) if checkpoint else 0
         for stage in self._plan[:first_stage]:

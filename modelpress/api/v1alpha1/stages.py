@@ -9,7 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one
 
-PruneAlgorithm = Literal["level", "l1", "l2", "random"]
+PruneAlgorithm = Literal["level", "l1", "l2", "random", "taylor"]
+DATA_DRIVEN: frozenset[str] = frozenset({"taylor"})  # scored by training steps
 ScheduleType = Literal["one_shot", "linear", "agp"]
 Scope = Literal["local", "global"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -128,13 +129,25 @@ class ConfigEntry(ApiModel):
         return self
 
 
+class Scores(ApiModel):
+    """How scores are collected: from training steps in which the model does not change."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=10, description="Optimizer steps that the evaluator's training makes; their scores are summed."
+    )
+
+    other_spellings: ClassVar[dict[str, str]] = {"training_steps": "steps"}
+
+
 class Prune(ApiModel):
     """Removes weights or channels. algorithm, schedule, scope and sparsity are defaults that entries override."""
 
     algorithm: PruneAlgorithm = Field(
         default="l1",
         description="level: smallest weights. l1, l2: output channels of smallest norm (Li et al. 2016, arXiv "
-        "1608.08710). random: output channels by lot, the baseline that a score must beat.",
+        "1608.08710). random: output channels by lot, the baseline that a score must beat. taylor: output channels by "
+        "how little the loss would change without them, to first order (Molchanov et al. 2019, arXiv 1906.10771); "
+        "needs an evaluator that can train.",
     )
     config_list: Annotated[list[ConfigEntry], Field(min_length=1, max_length=128)]
     sparsity: Sparsity | None = Field(default=None, description="For entries that give none.")
@@ -142,6 +155,9 @@ class Prune(ApiModel):
         default="local", description="local: the share within each layer. global: one ranking over all global layers."
     )
     schedule: Schedule = Field(default_factory=Schedule)
+    scores: Scores | None = Field(
+        default=None, description="How algorithms that look at data (taylor) collect their scores, before each round."
+    )
     speedup: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     speedup_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
         default=300, description="Time limit for finding out which channels hang together."

@@ -12,6 +12,7 @@ from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
+from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, collect, is_data_driven
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
 from modelpress_runner.speedup.coupling import Coupling
@@ -70,11 +71,34 @@ class PruneStage:
         return self.prune.speedup and any(method(name).structured for name in algorithms)
 
     def round(self, context: StageContext, number: int) -> None:
+    def check(self, context: StageContext) -> None:
+        """Raises whatever `round` would have to say against the stage and this model, which stays as it is.
+
+        For a training loop of the user's own, which lends no training steps to collect scores from.
+        """
+        selection = select(context.model, self.prune, self.path)
+        for choice in selection.choices.values():
+            if is_data_driven(choice):
+                raise InvalidSpecError(
+                    f"{choice.algorithm} scores by training steps over a frozen model, and a training loop of your own "
+                    "cannot be asked for them; take an algorithm that looks at weights only, such as l1",
+                    f"{self.path}.algorithm",
+                )
+        coupling = self._coupling(context) if self.shrinks else None
+        round_masks(context.model, selection, coupling, context.masks, Round(context.seed, self.index, 0), self.path)
+
         """Scores and masks of one round; the masked weights are zero at once."""
         selection = select(context.model, self.prune, self.path)
         coupling = self._coupling(context) if self.shrinks else None
         outcome = round_masks(
-            context.model, selection, coupling, context.masks, Round(context.seed, self.index, number), self.path
+        steps = self.prune.scores.steps if self.prune.scores else DEFAULT_STEPS
+        scores = collect(context, selection, steps, (self.index, number), self.path)
+            context.model,
+            selection,
+            coupling,
+            context.masks,
+            Round(context.seed, self.index, number, scores),
+            self.path,
         )
         context.masks = outcome.masks
         apply_masks(context.model, context.masks)

@@ -39,7 +39,7 @@ def test_an_error_is_all_its_problems() -> None:
 def test_root_comes_before_the_path() -> None:
     """Callers that validate a part say where it lies."""
     assert told(Prune, {"algorithm": "l9", "configList": [{}]}, root="stages[2].prune") == [
-        "stages[2].prune.algorithm: must be level, l1, l2 or random, found the text 'l9'; write one of them"
+        "stages[2].prune.algorithm: must be level, l1, l2, random or taylor, found the text 'l9'; write one of them"
     ]
 
 
@@ -56,7 +56,7 @@ def test_a_misspelt_required_key_is_one_problem() -> None:
     assert told(Prune, {"configlist": [{}]}) == ["configlist: unknown key 'configlist'; did you mean configList?"]
     assert told(Prune, {"zebra": 1}) == [
         "configList: is required; add configList",
-        "zebra: unknown key 'zebra'; remove it; known here: algorithm, configList, sparsity, scope, schedule, speedup, "
+        "zebra: unknown key 'zebra'; remove it; known here: algorithm, configList, sparsity, scope, schedule, scores, speedup, "
         "speedupTimeoutSeconds",
     ]
 

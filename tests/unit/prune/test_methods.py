@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from modelpress.api.v1alpha1 import Prune
+import modelpress as mp
+from modelpress.api.v1alpha1 import DATA_DRIVEN, Prune
 from modelpress.api.v1alpha1.stages import PruneAlgorithm
 from modelpress_runner.context import StageContext, Transform
+from modelpress_runner.methods.prune.collect import collect
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.registry import METHODS, method
+from modelpress_runner.methods.prune.selection import select
 from modelpress_runner.stages.prune import steps
 
 MODULES = {
@@ -29,9 +32,41 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def trainer(model: nn.Module) -> mp.TorchEvaluator:
+    """Trains every part of `model` on its own, on random inputs: the loss is the sum of the squared outputs."""
+
+    def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+        for _ in range(max_steps):
+            optimizer.zero_grad()
+            training_step(None, model).backward()
+            optimizer.step()
+
+    return mp.TorchEvaluator(
+        training_func,
+        lambda params: torch.optim.SGD(params, lr=0.1),
+        lambda batch, model: sum(part(inputs(part)).square().sum() for part in model),
+    )
+
+
+def inputs(module: nn.Module) -> torch.Tensor:
+    """Random inputs for one module, in its type."""
+    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    sizes = [4] * (module.weight.dim() - 2)
+    return torch.randn(2, channels, *sizes, dtype=module.weight.dtype)
+
+
+def scores(each: PruneMethod, module: nn.Module, seed: int = 0) -> torch.Tensor:
+    """The module's scores, collected over two steps if the method is data-driven."""
+    if not each.needs.train:
+        return each.score(module, generator(seed))
+    model = nn.Sequential(module)
+    chosen = select(model, Prune.model_validate({"algorithm": each.name, "configList": [{"sparsity": 0.5}]}), "here")
+    return collect(StageContext(model, trainer(model), None, seed), chosen, 2, (0, 1), "here")["0"]
+
+
 def masked(model: nn.Module, **settings: object) -> StageContext:
     """The state after one prune stage without a shrink."""
-    context = StageContext(model, None, None, 0)
+    context = StageContext(model, trainer(model), None, 0)
     for step in steps(Prune.model_validate({"speedup": False, **settings}), 0):
         assert isinstance(step, Transform)
         step.apply(context)
@@ -50,8 +85,9 @@ def test_the_registry_has_the_methods_of_the_api() -> None:
     """Names of the API and of the registry are the same."""
     assert set(METHODS) == set(PruneAlgorithm.__args__)
     assert {name: method(name).structured for name in METHODS} == {
-        "level": False, "l1": True, "l2": True, "random": True,
+        "level": False, "l1": True, "l2": True, "random": True, "taylor": True,
     }  # fmt: skip
+    assert {name for name in METHODS if method(name).needs.train} == DATA_DRIVEN
 
 
 @pytest.mark.parametrize("each", METHODS.values(), ids=METHODS)
@@ -63,16 +99,16 @@ class TestEveryMethod:
         """float64 on the CPU, one for each channel or weight, none negative, for every default type."""
         assert set(each.op_types) == set(MODULES)
         module = MODULES[type_name]
-        scores = each.score(module, generator())
-        assert scores.dtype is torch.float64
-        assert scores.shape == ((6,) if each.structured else module.weight.shape)
-        assert bool((scores >= 0).all())
+        found = scores(each, module)
+        assert found.dtype is torch.float64
+        assert found.shape == ((6,) if each.structured else module.weight.shape)
+        assert bool((found >= 0).all())
 
     def test_scores_repeat_and_leave_the_module_alone(self, each: PruneMethod) -> None:
         """Same module, same generator, same scores; weights, gradients and the global random state stay."""
         module = nn.Conv2d(3, 5, 3)
         before, state = module.weight.detach().clone(), torch.get_rng_state()
-        first, second = (each.score(module, generator(4)) for _ in range(2))
+        first, second = (scores(each, module, 4) for _ in range(2))
         assert torch.equal(first, second)
         assert torch.equal(module.weight, before)
         assert module.weight.grad is None
@@ -80,12 +116,20 @@ class TestEveryMethod:
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_half_precision_is_summed_in_double(self, each: PruneMethod) -> None:
-        """Scores of bfloat16 weights are those of the same numbers in float64."""
+        """Scores of bfloat16 weights are those of the same numbers in float64; gradients are as exact as they come."""
         module = nn.Linear(300, 4).bfloat16()
         same = nn.Linear(300, 4).double()
         with torch.no_grad():
             same.weight.copy_(module.weight)
-        assert torch.equal(each.score(module, generator()), each.score(same, generator()))
+        if each.needs.train:
+            for model in (module, same):
+                model.weight.grad = torch.full_like(model.weight, 0.5)
+            collectors = [each.collector("x", model, trainer(nn.Sequential(model))) for model in (module, same)]
+            for collector in collectors:
+                collector.step()
+            assert torch.equal(collectors[0].total(), collectors[1].total())
+        else:
+            assert torch.equal(each.score(module, generator()), each.score(same, generator()))
 
     def test_masks_cover_weight_and_bias(self, each: PruneMethod) -> None:
         """Masks are shaped and typed like the parameters, hold 0 and 1, and are applied at once."""
@@ -110,7 +154,7 @@ class TestEveryMethod:
         """From round to round zeros are only added, although weights change in between."""
         model = nn.Sequential(nn.Linear(6, 20), nn.Linear(20, 20))
         schedule = {"type": "linear", "rounds": 4}
-        context = StageContext(model, None, None, 3)
+        context = StageContext(model, trainer(model), None, 3)
         before: dict[str, torch.Tensor] = {}
         shares = []
         for step in steps(
@@ -147,7 +191,7 @@ class TestEveryMethod:
         for _ in range(2):
             twin = nn.Sequential(nn.Linear(6, 20))
             twin.load_state_dict(model.state_dict())
-            context = StageContext(twin, None, None, 7)
+            context = StageContext(twin, trainer(twin), None, 7)
             step.apply(context)
             results.append(context.masks["0"]["weight"])
         assert torch.equal(*results)

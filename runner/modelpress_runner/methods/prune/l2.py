@@ -17,6 +17,7 @@ class L2:
     needs = Needs()
     op_types = CHANNEL_TYPES
     also: tuple[str, ...] = ()
+    comparable = False
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""

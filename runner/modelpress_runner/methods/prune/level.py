@@ -21,6 +21,7 @@ class Level:
     needs = Needs()
     op_types = CHANNEL_TYPES
     also = ("Embedding", "EmbeddingBag", "Bilinear")
+    comparable = False
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from modelpress_runner.context import Masks
 from modelpress_runner.errors import InvalidSpecError
+from modelpress_runner.methods.prune.collect import is_data_driven
 from modelpress_runner.methods.prune.ranking import Candidates, remove_global, remove_local
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.schedule import sparsity_at
@@ -26,11 +27,18 @@ from modelpress_runner.speedup.coupling import Coupling, DependencyGroup
 
 @dataclass(frozen=True)
 class Round:
-    """Which round of which stage, for schedules and generators."""
+    """Which round of which stage, for schedules and generators, and the scores that were collected for it."""
 
     seed: int
     stage: int
     number: int
+    collected: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
+        """The scores of one module, as PruneMethod.score gives them."""
+        if is_data_driven(choice):
+            return self.collected[choice.module]
+        return method(choice.algorithm).score(model.get_submodule(choice.module), self.generator(choice.module))
 
     def generator(self, module: str) -> torch.Generator:
         """A generator of its own for each module, whatever else is pruned in this round."""
@@ -132,7 +140,7 @@ def removed_units(model: nn.Module, coupling: Coupling, masks: Masks) -> torch.T
 def _alone(model: nn.Module, choice: Choice, outcome: Outcome, round_: Round) -> _Pool:
     name, pruner = choice.module, method(choice.algorithm)
     module = model.get_submodule(name)
-    scores = pruner.score(module, round_.generator(name))
+    scores = round_.scores(model, choice)
     before = outcome.masks.get(name, {})
     if pruner.structured:
         view = axis_of(model, name, "out")
@@ -173,7 +181,7 @@ def _together(
         axis = coupling.output(choice.module)
         inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
         where, channels = (torch.tensor(column) for column in zip(*inside, strict=True))
-        scores = method(choice.algorithm).score(model.get_submodule(choice.module), round_.generator(choice.module))
+        scores = round_.scores(model, choice)
         total.index_add_(0, where, scores[channels])
         count.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
         before = _weight_gone(axis_of(model, choice.module, "out"), outcome.masks.get(choice.module, {}))
@@ -205,9 +213,10 @@ def _decide(pools: Iterable[_Pool]) -> None:
             shared[pool.choice.algorithm, pool.sparsity].append(pool)
         else:
             pool.apply(remove_local(pool.candidates, pool.sparsity))
-    for (_, sparsity), members in shared.items():
-        for pool, removed in zip(members, remove_global([m.candidates for m in members], sparsity), strict=True):
-            pool.apply(removed)
+    for (algorithm, sparsity), members in shared.items():
+        removed = remove_global([m.candidates for m in members], sparsity, method(algorithm).comparable)
+        for pool, gone in zip(members, removed, strict=True):
+            pool.apply(gone)
 
 
 # Which groups ---------------------------------------------------------------------------------------------------------

@@ -43,14 +43,14 @@ def remove_local(one: Candidates, sparsity: float) -> torch.Tensor:
     return removed
 
 
-def remove_global(many: Sequence[Candidates], sparsity: float) -> list[torch.Tensor]:
+def remove_global(many: Sequence[Candidates], sparsity: float, comparable: bool = False) -> list[torch.Tensor]:
     """As `remove_local`, in one ranking over all members; each of them keeps at least one.
 
     Removed is the longest run of lowest scores whose weights stay within floor(total weight * sparsity). To compare
     layers, a layer's scores are divided by their L2 norm: s_i / sqrt(sum_j s_j^2) (Molchanov et al. 2016, arXiv
-    1611.06440, eq. 7). A layer whose scores are all zero keeps them.
+    1611.06440, eq. 7). A layer whose scores are all zero keeps them. `comparable` scores are taken as they are.
     """
-    scores = torch.cat([rounded(one.scores / _norm(one.scores)) for one in many])
+    scores = torch.cat([rounded(one.scores if comparable else one.scores / _norm(one.scores)) for one in many])
     weights = torch.cat([one.weights for one in many])
     gone = torch.cat([one.gone for one in many])
     # The best of each member is out of the ranking: it is what the member keeps at least.

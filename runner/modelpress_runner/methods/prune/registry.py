@@ -7,8 +7,9 @@ from modelpress_runner.methods.prune.l2 import L2
 from modelpress_runner.methods.prune.level import Level
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.random import Random
+from modelpress_runner.methods.prune.taylor import Taylor
 
-METHODS: dict[str, PruneMethod] = {method.name: method for method in (Level(), L1(), L2(), Random())}
+METHODS: dict[str, PruneMethod] = {method.name: method for method in (Level(), L1(), L2(), Random(), Taylor())}
 
 
 def method(name: str) -> PruneMethod:
