@@ -50,6 +50,13 @@ class Evaluator(abc.ABC):
     def enter_stage(self, method: str, algorithm: str | None) -> None:  # noqa: B027
         """Told before each stage what trains next: method "prune" with its algorithm, or "finetune" with None."""
 
+    def enter_training(self, max_steps: int | None, max_epochs: int | None) -> None:  # noqa: B027
+        """Told, before it is bound for a training step of the recipe, how long all its chunks are together.
+
+        One of both is set. For schedules that span the whole of a training; without it, or for other training (scores),
+        an evaluator knows the lengths of single calls of `train` only.
+        """
+
     def user_objects(self) -> dict[str, Any]:
         """The user's functions by name: random number generators of his own are looked for behind them."""
         return {}
