@@ -14,6 +14,7 @@ __version__ = "0.1.0.dev0"
 # public name -> (module, extra that brings it)
 _LAZY = {
     "TorchEvaluator": ("modelpress_runner.evaluators", "runner"),
+    "TransformersEvaluator": ("modelpress_runner.evaluators.transformers_evaluator", "transformers"),
     "CompressionModule": ("modelpress_runner.subject", "runner"),
     "Subject": ("modelpress_runner.subject", "runner"),
     "trace": ("modelpress_runner.trace", "runner"),
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress_runner.compress import CompressionResult as CompressionResult
     from modelpress_runner.compress import compress as compress
     from modelpress_runner.evaluators import TorchEvaluator as TorchEvaluator
+    from modelpress_runner.evaluators.transformers_evaluator import TransformersEvaluator as TransformersEvaluator
     from modelpress_runner.load import load as load
     from modelpress_runner.subject import CompressionModule as CompressionModule
     from modelpress_runner.subject import Subject as Subject

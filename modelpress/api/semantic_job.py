@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from .errors import Problem
+from .semantic_data import data_problems
 from .semantic_loop import loop_problems
 from .semantic_places import not_on_cluster, place_problems, uri_problems
 from .semantic_runner import runner_problems
@@ -33,6 +34,7 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
         *_model_problems(spec),
         *_stage_problems(spec),
         *loop_problems(spec),
+        *data_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
         *place_problems(spec),
@@ -160,12 +162,12 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
             yield Problem(f"{where}.sparsity", "nothing says how much to prune", "add sparsity here or to prune")
         yield from _schedule_problems(prune, entry, where, path)
     algorithms = {entry.algorithm or prune.algorithm for _, entry in entries}
-    if prune.speedup and not algorithms & set(STRUCTURED):
-        listed = ", ".join(sorted(algorithms))
     if prune.scores is not None and not algorithms & DATA_DRIVEN:
         listed = ", ".join(sorted(algorithms))
         message = f"{listed} needs no data, so there are no scores to collect"
         yield Problem(f"{path}.scores", message, f"remove it, or use {' or '.join(sorted(DATA_DRIVEN))}")
+    if prune.speedup and not algorithms & set(STRUCTURED):
+        listed = ", ".join(sorted(algorithms))
         message = f"{listed} removes single weights, which leaves nothing to shrink"
         yield Problem(f"{path}.speedup", message, "write 'speedup: false', or use l1 or l2")
 

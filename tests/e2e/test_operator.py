@@ -102,7 +102,7 @@ def test_a_sweep_completes_though_its_leader_is_killed(
     assert ending == "Complete", json.dumps(sweep["status"], indent=1) + operator.story(namespace)
     assert operator.list("lease", SYSTEM)[0]["spec"]["holderIdentity"].partition("_")[0] != leader
     trials = operator.list("cjob", namespace)
-    assert len(trials) == 4
+    assert len(trials) == 10
     assert {trial["status"]["phase"] for trial in trials} == {"Succeeded"}
     for name, value in operator.s3.credentials.items():
         monkeypatch.setenv(name, value)
@@ -111,7 +111,7 @@ def test_a_sweep_completes_though_its_leader_is_killed(
     best = json.loads(store.get_bytes(found))
     folder = found.removesuffix(".json")
     assert score(operator, f"s3://models/digits/{folder}") == best["metrics"]["compressed"]["default"]
-    assert store.get_bytes(f"{folder.removesuffix('best')}trials.csv").count(b"\n") == 5
+    assert store.get_bytes(f"{folder.removesuffix('best')}trials.csv").count(b"\n") == 11
 
 
 def steps(lines: list[str]) -> list[int]:

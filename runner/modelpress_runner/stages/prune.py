@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import torch
 
 from modelpress.api.v1alpha1 import Prune
+from modelpress_runner import ranks
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
 from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, collect, is_data_driven
+from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
 from modelpress_runner.speedup.coupling import Coupling
@@ -70,7 +71,6 @@ class PruneStage:
         algorithms = {entry.algorithm or self.prune.algorithm for entry in self.prune.config_list if not entry.exclude}
         return self.prune.speedup and any(method(name).structured for name in algorithms)
 
-    def round(self, context: StageContext, number: int) -> None:
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is.
 
@@ -87,12 +87,13 @@ class PruneStage:
         coupling = self._coupling(context) if self.shrinks else None
         round_masks(context.model, selection, coupling, context.masks, Round(context.seed, self.index, 0), self.path)
 
+    def round(self, context: StageContext, number: int) -> None:
         """Scores and masks of one round; the masked weights are zero at once."""
         selection = select(context.model, self.prune, self.path)
         coupling = self._coupling(context) if self.shrinks else None
-        outcome = round_masks(
         steps = self.prune.scores.steps if self.prune.scores else DEFAULT_STEPS
         scores = collect(context, selection, steps, (self.index, number), self.path)
+        outcome = round_masks(
             context.model,
             selection,
             coupling,
@@ -100,7 +101,7 @@ class PruneStage:
             Round(context.seed, self.index, number, scores),
             self.path,
         )
-        context.masks = outcome.masks
+        context.masks = ranks.agreed_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
         context.notes += [note for note in outcome.notes if note not in context.notes]
         context.report(_summary(outcome))
@@ -153,7 +154,8 @@ class PruneStage:
                     context.notes.append(text)
 
             try:
-                self.known = find_coupling(context.model, context.dummy_input, self.prune.speedup_timeout_seconds, note)
+                limit = self.prune.speedup_timeout_seconds
+                self.known = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note))
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known
