@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from .errors import Problem
+from .semantic_data import data_problems
 from .semantic_loop import loop_problems
 from .semantic_places import not_on_cluster, place_problems, uri_problems
 from .semantic_runner import runner_problems
@@ -33,6 +34,7 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
         *_model_problems(spec),
         *_stage_problems(spec),
         *loop_problems(spec),
+        *data_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
         *place_problems(spec),

@@ -11,17 +11,19 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
-from modelpress_runner import generators, seeding
-from modelpress_runner.checkpoint import Checkpoint, Checkpointer, other_buffers
+from modelpress_runner import generators, ranks, seeding
+from modelpress_runner.checkpoint import Checkpoint, Checkpointer, GeneratorStates, other_buffers
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.methods.prune.collect import check_needs
 from modelpress_runner.progress import Event, Report, silent
+from modelpress_runner.stopping import Stopped
 from modelpress_runner.subject import ModuleEvaluator, Subject
 from modelpress_runner.training import Chunk, TrainingRun, check_masks, chunks_of
 
 _SCORING = 2**31 - 1  # part of the seed for scoring: every score of a run sees the same random numbers
+_APART = 1e-3  # weights of two ranks that differ by more, relative to the largest, were not trained together
 
 
 @dataclass
@@ -101,6 +103,9 @@ def run_stages(
 ) -> Outcome:
     """Runs `stages` on the subject's model, in place.
 
+    In a process group every rank must call it, alike: all run the stages in step, decide alike, and go on from the same
+    checkpoint. Rank 0 alone reports and writes, and its scores count.
+
     Args:
         subject: the dense model, its evaluator and example inputs.
         stages: the recipe.
@@ -145,7 +150,7 @@ def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[_PlannedStage
             steps.append(_Planned(index, step, chunks))
             index += 1
         name = stage.name or f"{number}-{stage.method}"
-        planned.append(_PlannedStage(name, stage.method, algorithm, _asked(stage), path, tuple(steps)))
+        planned.append(_PlannedStage(name, stage.method, algorithm, asked(stage), path, tuple(steps)))
     return planned
 
 
@@ -186,11 +191,12 @@ def _check_can_train(
         raise InvalidSpecError("this evaluator trains by epochs; give epochs instead of maxSteps", path)
 
 
-def _asked(stage: Stage) -> tuple[float, ...]:
+def asked(stage: Stage) -> tuple[float, ...]:
+    """The sparsities that a prune stage is to reach, ascending; none for another stage."""
     if stage.prune is None:
         return ()
-    asked = {stage.prune.sparsity if entry.sparsity is None else entry.sparsity for entry in stage.prune.config_list}
-    return tuple(sorted(value for value in asked if value is not None))
+    given = {stage.prune.sparsity if entry.sparsity is None else entry.sparsity for entry in stage.prune.config_list}
+    return tuple(sorted(value for value in given if value is not None))
 
 
 class _Run:
@@ -208,7 +214,7 @@ class _Run:
         static: Callable[[nn.Module], dict[str, float]] | None,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
-        self._report, self._stop, self._static = report, stop, static
+        self._report, self._stop, self._static = report if ranks.is_main() else silent, stop, static
         self._evaluator = subject.evaluator
         self._scoring = scores and self._evaluator is not None and self._evaluator.can_evaluate
         self._total = sum(len(step.chunks) for stage in plan for step in stage.steps)
@@ -265,11 +271,12 @@ class _Run:
         if checkpoint is None:
             return None
         checkpoint.apply_to(self._context)
-        missing = (
-            []
-            if self._evaluator is None
-            else generators.restore(self._evaluator.user_objects(), checkpoint.own_generators)
-        )
+        own = checkpoint.generators_of(ranks.rank()).own
+        missing = [] if self._evaluator is None else generators.restore(self._evaluator.user_objects(), own)
+        if checkpoint.world != ranks.world():
+            self._note(
+                f"the run goes on with {ranks.world()} processes; until the last checkpoint there were {checkpoint.world}"
+            )
         if missing:
             self._context.notes.append(
                 f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
@@ -285,7 +292,7 @@ class _Run:
             if checkpoint is not None and planned.index < checkpoint.step:
                 self._progress.done_chunks += len(planned.chunks)
                 continue
-            self._stop()
+            self._stop_together()
             seeding.seed_all(seeding.derive(self._seed, planned.index))
             if isinstance(planned.step, Training):
                 at_work = checkpoint if checkpoint is not None and planned.index == checkpoint.step else None
@@ -307,11 +314,14 @@ class _Run:
             if first == len(planned.chunks):
                 return
         evaluator.enter_stage(stage.method, stage.algorithm)
+        assert isinstance(planned.step, Training)
+        evaluator.enter_training(planned.step.max_steps, planned.step.epochs)
         with TrainingRun(context.model, evaluator, context.masks, self._stop) as training:
             if checkpoint is not None:
-                training.load_state_dict(checkpoint.trainer)
-                seeding.restore(checkpoint.generators)
+                self._load_trainer(training, checkpoint)
+                seeding.restore(checkpoint.generators_of(ranks.rank()).everywhere)
             for number in range(first, len(planned.chunks)):
+                self._stop_together()
                 if self._checkpointer is not None:
                     self._checkpointer.started(planned.index, number)
                 self._progress.executed += 1
@@ -320,6 +330,7 @@ class _Run:
                 except CompressionError as error:
                     raise error if error.path else CompressionError(str(error), stage.path) from error
                 self._progress.done_chunks += 1
+                self._bring_together(stage)
                 self._score = self._scored() if self._scoring else None
                 if self._checkpointer is not None:
                     self._save(planned.index, number, training)
@@ -330,24 +341,76 @@ class _Run:
 
     def _save(self, step: int, chunk: int, training: TrainingRun) -> None:
         assert self._checkpointer is not None
-        context = self._context
+        context, evaluator = self._context, self._evaluator
+        assert evaluator is not None
+        states = ranks.every(GeneratorStates(seeding.capture(), generators.save(evaluator.user_objects())).to_plain())
+        trainer = training.state_dict()
+        if evaluator.sharded:
+            self._checkpointer.save_shard(step, chunk, trainer)
+            trainer = {}
+        with evaluator.whole_parameters():
+            weights = dict(context.model.state_dict())
+            if evaluator.sharded:  # they are there as a whole in here only
+                weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
         self._checkpointer.save(
             Checkpoint(
                 step=step,
                 chunk=chunk,
-                model=dict(context.model.state_dict()),
+                model=weights,
                 buffers=other_buffers(context.model),
                 masks=context.masks,
                 cuts=context.cuts,
-                trainer=training.state_dict(),
-                generators=seeding.capture(),
-                own_generators={} if self._evaluator is None else generators.save(self._evaluator.user_objects()),
+                trainer=trainer,
+                generators=states,
                 notes=context.notes,
                 records=self._progress.records,
                 seconds=time.perf_counter() - self._began,
                 score=self._score,
             )
         )
+
+    def _load_trainer(self, training: TrainingRun, checkpoint: Checkpoint) -> None:
+        assert self._evaluator is not None
+        assert self._checkpointer is not None
+        if not self._evaluator.sharded:
+            training.load_state_dict(checkpoint.trainer)
+        elif checkpoint.world == ranks.world():
+            training.load_state_dict(self._checkpointer.shard(checkpoint))
+        else:
+            self._note(
+                "the optimizers began anew where the run went on: their state was kept in parts, one for each process"
+            )
+
+    def _bring_together(self, stage: _PlannedStage) -> None:
+        """After a chunk every rank has rank 0's weights and statistics; weights that were apart were not trained together.
+
+        Raises:
+            CompressionError: they were apart.
+        """
+        assert self._evaluator is not None
+        if self._evaluator.sharded:
+            return
+        apart = ranks.same(self._context.model)
+        if apart > _APART:
+            raise CompressionError(
+                f"after training the weights of two processes differ by {apart:.3g} of the largest, so they did not train "
+                "one model together; let every process call backward() on a loss of the model that it is given",
+                stage.path,
+            )
+
+    def _stop_together(self) -> None:
+        """Raises Stopped on every rank if one of them is to stop: at places where all of them come by."""
+        asked = False
+        try:
+            self._stop()
+        except Stopped:
+            asked = True
+        if ranks.anyone(asked):
+            raise Stopped
+
+    def _note(self, text: str) -> None:
+        if text not in self._context.notes:
+            self._context.notes.append(text)
 
     def _scored(self) -> Score:
         assert self._evaluator is not None
@@ -378,6 +441,9 @@ class _Run:
 
 
 def score_aside(evaluator: Evaluator, model: nn.Module, seed: int) -> Score:
-    """The score of `model`, without effect on the random numbers of the run and seeded alike each time."""
+    """The score of `model`, without effect on the random numbers of the run and seeded alike each time.
+
+    Every rank evaluates, so that an evaluation may use all of them; rank 0's score counts.
+    """
     with seeding.aside(seeding.derive(seed, _SCORING)):
-        return evaluator.evaluate(model)
+        return ranks.agreed(evaluator.evaluate(model))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from modelpress.api.v1alpha1 import Prune
+from modelpress_runner import ranks
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, collect, is_data_driven
@@ -100,7 +101,7 @@ class PruneStage:
             Round(context.seed, self.index, number, scores),
             self.path,
         )
-        context.masks = outcome.masks
+        context.masks = ranks.agreed_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
         context.notes += [note for note in outcome.notes if note not in context.notes]
         context.report(_summary(outcome))
@@ -153,7 +154,8 @@ class PruneStage:
                     context.notes.append(text)
 
             try:
-                self.known = find_coupling(context.model, context.dummy_input, self.prune.speedup_timeout_seconds, note)
+                limit = self.prune.speedup_timeout_seconds
+                self.known = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note))
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known
