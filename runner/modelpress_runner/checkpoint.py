@@ -1,8 +1,12 @@
 """Checkpoints of a run in its store: what is needed to go on behind the last finished chunk of training.
 
+Of several processes that train together rank 0 writes, and the others read; only what differs between them (states of
+random number generators, and of optimizers that are spread over the ranks) is kept of each.
+
 `<prefix>/checkpoint/state.pt` holds tensors and plain data only and is read with weights_only; each write replaces it
 as a whole. `<prefix>/checkpoint/started/<step>-<chunk>-<attempt>` marks that an attempt began a chunk, so that chunks
-which ran more than once can be counted.
+which ran more than once can be counted. `<prefix>/checkpoint/ranks/<step>-<chunk>/<rank>.pt` are the parts of
+optimizers that are spread over the ranks; they are written before the state.pt that they belong to.
 """
 
 from __future__ import annotations
@@ -18,9 +22,23 @@ from torch import nn
 from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
+from modelpress_runner import ranks
 from modelpress_runner.context import Cut, Masks, StageContext
+from modelpress_runner.errors import StoreError
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class GeneratorStates:
+    """States of one rank's generators: `everywhere` the global ones, `own` the user's, by the way to them."""
+
+    everywhere: dict[str, Any]
+    own: dict[str, Any]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Tensors and plain data."""
+        return dict(self.__dict__)
 
 
 @dataclass
@@ -30,9 +48,8 @@ class Checkpoint:
     Attributes:
         step: index of the training step among all steps of the recipe.
         chunk: index of the finished chunk within it.
-        trainer: state of optimizers and schedulers.
-        generators: state of the global random number generators.
-        own_generators: states of the user's own, by the way to them.
+        trainer: state of optimizers and schedulers; empty where every rank's part is a file of its own.
+        generators: GeneratorStates of every rank, as plain data.
         records: the records of the stages that are finished.
         seconds: time spent on the stage so far.
         score: the last intermediate score, if there is one.
@@ -45,12 +62,20 @@ class Checkpoint:
     masks: Masks
     cuts: list[Cut]
     trainer: dict[str, Any]
-    generators: dict[str, Any]
-    own_generators: dict[str, Any] = field(default_factory=dict)
+    generators: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     score: dict[str, float] | None = None
+
+    @property
+    def world(self) -> int:
+        """How many processes trained together."""
+        return len(self.generators)
+
+    def generators_of(self, rank: int) -> GeneratorStates:
+        """What a rank goes on with; where it was not there, those of rank 0."""
+        return GeneratorStates(**self.generators[rank if rank < self.world else 0])
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain data."""
@@ -104,7 +129,26 @@ class Checkpointer:
         self._attempt = attempt or 1 + max((int(name.rsplit("-", 1)[-1]) for name in self._marks()), default=0)
 
     def load(self) -> tuple[Checkpoint | None, str | None]:
-        """The checkpoint that is there, or None; and why one that is there is of no use. Such a one is deleted."""
+        """The checkpoint that is there, or None; and why one that is there is of no use. Such a one is deleted.
+
+        On every rank the same, as rank 0 finds it.
+        """
+        mine: list[Checkpoint] = []
+
+        def look() -> tuple[bool, str | None]:
+            found, note = self._load()
+            mine.extend([found] if found else [])
+            return found is not None, note
+
+        there, note = ranks.by_main(look)
+        if there and not mine:
+            found, note = self._load()
+            if found is None:
+                raise StoreError(f"the checkpoint that rank 0 reads cannot be read by rank {ranks.rank()} ({note})")
+            mine.append(found)
+        return (mine[0] if mine else None), note
+
+    def _load(self) -> tuple[Checkpoint | None, str | None]:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "state.pt"
             try:
@@ -113,7 +157,7 @@ class Checkpointer:
                 return None, None
             try:
                 value = torch.load(local, map_location="cpu", weights_only=True)
-                identity = value["identity"]
+                identity = value["identity"] if value["format"] == FORMAT else None
                 checkpoint = Checkpoint.from_plain(value["checkpoint"]) if identity == self._identity else None
             except Exception as error:
                 note = f"an unreadable checkpoint was ignored ({type(error).__name__})"
@@ -126,19 +170,43 @@ class Checkpointer:
 
     def started(self, step: int, chunk: int) -> None:
         """Marks that this attempt begins a chunk."""
-        self._store.put_bytes(f"{self._folder}/started/{step}-{chunk}-{self._attempt}", b"")
+        if ranks.is_main():
+            self._store.put_bytes(f"{self._folder}/started/{step}-{chunk}-{self._attempt}", b"")
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replaces the checkpoint."""
+        if not ranks.is_main():
+            return
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "state.pt"
             plain = {"format": FORMAT, "identity": self._identity, "checkpoint": checkpoint.to_plain()}
             torch.save(plain, local)
             self._store.put_file(f"{self._folder}/state.pt", local)
+        current = f"{checkpoint.step}-{checkpoint.chunk}"
+        for info in self._store.list(f"{self._folder}/ranks"):
+            if info.path.rsplit("/", 2)[-2] != current:
+                self._store.delete(info.path)
+
+    def save_shard(self, step: int, chunk: int, trainer: dict[str, Any]) -> None:
+        """Keeps this rank's part of the optimizers; returns when every rank has done so."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "part.pt"
+            torch.save({"format": FORMAT, "identity": self._identity, "trainer": trainer}, local)
+            self._store.put_file(f"{self._folder}/ranks/{step}-{chunk}/{ranks.rank()}.pt", local)
+        ranks.barrier()
+
+    def shard(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """This rank's part of the optimizers."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "part.pt"
+            path = f"{self._folder}/ranks/{checkpoint.step}-{checkpoint.chunk}/{ranks.rank()}.pt"
+            self._store.get_file(path, local)
+            trainer: dict[str, Any] = torch.load(local, map_location="cpu", weights_only=True)["trainer"]
+        return trainer
 
     def executed(self) -> tuple[int, int]:
         """How many chunks were begun by all attempts together, and how many of them repeated an earlier one."""
-        names = self._marks()
+        names = ranks.by_main(self._marks)
         chunks = {name.rsplit("-", 1)[0] for name in names}
         return len(names), len(names) - len(chunks)
 
@@ -147,4 +215,5 @@ class Checkpointer:
 
     def delete(self) -> None:
         """Deletes the checkpoint and all marks."""
-        self._store.delete_prefix(self._folder)
+        if ranks.is_main():
+            self._store.delete_prefix(self._folder)

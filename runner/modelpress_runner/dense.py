@@ -2,6 +2,9 @@
 
 `<root>/dense/<digest>/model.safetensors` is written put-if-absent: of several builders one stands, and all go on with
 its weights. `baseline.json`, written last and put-if-absent, is the commit point.
+
+Of several processes that train together every one builds the model, so that a pretraining of the user's may use them
+all; rank 0 alone writes, and all go on with what stands in the store.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
 from modelpress.store.manifest import canonical_json
-from modelpress_runner import weights
-from modelpress_runner.entrypoint import Entrypoint, load_weights
+from modelpress_runner import ranks, weights
+from modelpress_runner.entrypoint import ModelSource, load_weights
 from modelpress_runner.errors import ArtifactError, InvalidModelError
 from modelpress_runner.identity import versions
 from modelpress_runner.results import Measuring, Metrics
@@ -60,31 +63,39 @@ class DenseCache:
         self._weights, self._baseline = f"{folder}/{layout.WEIGHTS}", f"{folder}/{layout.BASELINE}"
 
     def obtain(
-        self, spec: CompressionJobSpec, entry: Entrypoint, code_path: str | None, stop: StopFlag, timed: bool
+        self, spec: CompressionJobSpec, entry: ModelSource, base: str | None, stop: StopFlag, timed: bool
     ) -> Dense:
         """The dense model: from the cache where it is, else built and put there.
+
+        Args:
+            spec: the recipe.
+            entry: what gives the model.
+            base: the folder that a relative path of its weights refers to; None: the working directory.
+            stop: ends the run.
+            timed: whether latency will be measured.
 
         Raises:
             InvalidModelError: the entrypoint is not what it must be, or the cached weights do not fit what it gives.
             ArtifactError: the cache is damaged.
         """
         with stop.at_once():
-            cached = self._read_weights()
+            cached = self._cached_weights()
             train = cached is None and spec.model.weights is None
             subject = entry.subject(spec.model, seed=spec.seed, train=train)
             notes: list[str] = []
             if cached is not None:
                 notes += _replace(subject, cached, entry)
             elif spec.model.weights is not None:
-                load_weights(subject, spec.model.weights, code_path)
+                load_weights(subject, spec.model.weights, base)
             if subject.evaluator is not None:
                 subject.evaluator.resolve(subject.model)
             if cached is None:
                 self._write_weights(subject)
             digest = weights.state_digest(subject.model)
-            baseline = self._read_baseline(digest)
+            baseline = ranks.by_main(lambda: self._read_baseline(digest))
             if baseline is None:
-                baseline = self._write_baseline(Measuring(spec, subject, timed).dense(subject.model), digest)
+                measured = Measuring(spec, subject, timed).dense(subject.model)
+                baseline = ranks.by_main(lambda: self._write_baseline(measured, digest))
         return Dense(subject, baseline, digest, cached is not None, notes)
 
     def _read_weights(self) -> dict[str, Any] | None:
@@ -96,15 +107,24 @@ class DenseCache:
                 return None
             return weights.read(local)
 
+    def _cached_weights(self) -> dict[str, Any] | None:
+        """Those in the store, on every rank or on none."""
+        there = not ranks.together() or ranks.by_main(lambda: self._store.exists(self._weights))
+        return self._read_weights() if there else None
+
     def _write_weights(self, subject: Subject) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / layout.WEIGHTS
-            weights.save(subject.model, local)
-            ours = self._store.put_if_absent(self._weights, local.read_bytes())
-        if not ours:
+        ours = ranks.by_main(lambda: self._put_weights(subject))
+        if not ours or not ranks.is_main():
             standing = self._read_weights()
             if standing is not None:
                 weights.load_strict(subject.model, standing, f"{self._store.uri}/{self._weights}")
+
+    def _put_weights(self, subject: Subject) -> bool:
+        """Whether the weights in the store are the subject's now."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / layout.WEIGHTS
+            weights.save(subject.model, local)
+            return self._store.put_if_absent(self._weights, local.read_bytes())
 
     def _read_baseline(self, digest: str) -> Metrics | None:
         where = f"{self._store.uri}/{self._baseline}"
@@ -130,7 +150,7 @@ class DenseCache:
         return self._read_baseline(digest) or metrics
 
 
-def _replace(subject: Subject, cached: dict[str, Any], entry: Entrypoint) -> list[str]:
+def _replace(subject: Subject, cached: dict[str, Any], entry: ModelSource) -> list[str]:
     """Loads cached weights over what the entrypoint gave; a note if that was another model than the first time."""
     before = None if entry.knows_train else weights.state_digest(subject.model)
     try:
@@ -138,7 +158,7 @@ def _replace(subject: Subject, cached: dict[str, Any], entry: Entrypoint) -> lis
     except InvalidModelError as error:
         raise InvalidModelError(
             f"called again, {entry.name} gave another model: {error}; it must give the same one each time",
-            "spec.model.entrypoint",
+            entry.path,
         ) from error
     if before is not None and before != weights.state_digest(subject.model):
         return [

@@ -274,9 +274,7 @@ class _Run:
         own = checkpoint.generators_of(ranks.rank()).own
         missing = [] if self._evaluator is None else generators.restore(self._evaluator.user_objects(), own)
         if checkpoint.world != ranks.world():
-            self._note(
-                f"the run goes on with {ranks.world()} processes; until the last checkpoint there were {checkpoint.world}"
-            )
+            self._note(f"the run goes on with {ranks.world()} processes; before there were {checkpoint.world}")
         if missing:
             self._context.notes.append(
                 f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
@@ -382,7 +380,7 @@ class _Run:
             )
 
     def _bring_together(self, stage: _PlannedStage) -> None:
-        """After a chunk every rank has rank 0's weights and statistics; weights that were apart were not trained together.
+        """After a chunk every rank gets rank 0's weights and statistics; the weights should have been the same.
 
         Raises:
             CompressionError: they were apart.
@@ -393,8 +391,8 @@ class _Run:
         apart = ranks.same(self._context.model)
         if apart > _APART:
             raise CompressionError(
-                f"after training the weights of two processes differ by {apart:.3g} of the largest, so they did not train "
-                "one model together; let every process call backward() on a loss of the model that it is given",
+                f"after training the weights of two processes differ by {apart:.3g} of the largest, so they did not "
+                "train one model together; let every process call backward() on a loss of the model that it is given",
                 stage.path,
             )
 

@@ -2,6 +2,9 @@
 
 Usage: python -m modelpress_runner.main --request FILE --result FILE [--progress FILE] [--parent-pid N]
 
+A trial that several processes train (spec.runner.nodes, processesPerNode) is this process and, below it, one with
+`--worker FOLDER` for each of them; see launch.py.
+
 Nothing here imports torch before it is needed: a run whose manifest is there already, collect and publish do not.
 """
 
@@ -9,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -29,14 +31,14 @@ from modelpress.store import layout, manifest, open_store
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import StoreError, StoreUriError
 from modelpress.store.manifest import ManifestError
-from modelpress_runner import push
+from modelpress_runner import launch, push
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError, UserCodeError
 from modelpress_runner.fetch import with_code
-from modelpress_runner.progress import ProgressFile, Report
+from modelpress_runner.parent import die_with
+from modelpress_runner.progress import ProgressFile, Report, silent
 from modelpress_runner.stopping import StopFlag, Stopped
 
 log = logging.getLogger("modelpress")
-_PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,36 +46,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if options.parent_pid is not None:
-        _die_with(options.parent_pid)
+        die_with(options.parent_pid)
     stop = StopFlag()
     stop.install()
+    if options.worker is not None:
+        return _worker(options, stop)
     request: RunRequest | None = None
     store: ArtifactStore | None = None
+    result: RunResult | None
     reported = False  # an earlier attempt's result, which has its record
     try:
         request = _read_request(options.request)
         if not request.run_uid:
             uid = os.environ.get(RUN_UID_VARIABLE) or uuid.uuid4().hex
             request = request.model_copy(update={"run_uid": uid})
-        assert request.spec.store is not None
-        store = open_store(
-            request.spec.store.uri, endpoint=request.spec.store.endpoint, region=request.spec.store.region
-        )
+        store = _store(request)
         reported = request.purpose == "trial" and manifest.read(store, request.prefix) is not None
-        file = ProgressFile(options.progress)
-        pushing = push.reporting(file) if request.purpose == "trial" and not reported else None
-        with pushing or contextlib.nullcontext(file) as report:
-            result, code = _serve(request, store, report, stop, reported), ExitCode.DONE
+        result, code = _serve(request, store, options.progress, stop, reported)
     except (Stopped, KeyboardInterrupt):
-        message = "stopped on request; the next attempt goes on from the last checkpoint, if there is one"
-        result = RunResult(phase="Failed", reason=reasons.RUNNER_TERMINATED, message=message)
-        code = ExitCode.TERMINATED
+        result, code = launch.terminated(), ExitCode.TERMINATED
     except Exception as error:
         result, code = _failure(error)
         if isinstance(error, StoreError) and (hint := _missing_secret(request)):
             result = result.model_copy(update={"message": f"{hint}; {result.message}"})
     # From here on everything is short, and a second signal must not lose the result.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if result is None:  # another node tells it
+        return int(code)
     level = logging.INFO if code == ExitCode.DONE else logging.ERROR
     log.log(level, "%s: %s", result.phase, result.message or result.reason)
     first = tuple(constraint.metric for constraint in (request.spec.constraints or [])) if request else ()
@@ -83,24 +82,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(code)
 
 
-def _serve(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag, finished: bool) -> RunResult:
+def _serve(
+    request: RunRequest, store: ArtifactStore, progress: Path | None, stop: StopFlag, finished: bool
+) -> tuple[RunResult | None, ExitCode]:
     if request.purpose == "publish":
         from modelpress_runner.publish import publish
 
-        return publish(request, store)
+        return publish(request, store), ExitCode.DONE
     if request.purpose == "collect" or finished:
         from modelpress_runner.collect import collect
 
-        return collect(request, store)
+        return collect(request, store), ExitCode.DONE
     with tempfile.TemporaryDirectory(prefix="modelpress-code-") as folder:
         with stop.at_once():
             request = with_code(request, Path(folder))
+        group = launch.group_of(request.spec.runner, os.environ) if request.purpose == "trial" else None
+        if group is not None:
+            with tempfile.TemporaryDirectory(prefix="modelpress-ranks-") as reports:
+                return launch.run(request, group, Path(reports), stop, progress)
         _pin_threads()
         from modelpress_runner import trial
 
-        if request.purpose == "prepare":
-            return trial.prepare(request, store, progress, stop)
-        return trial.run(request, store, progress, stop)
+        with _reporting(request, ProgressFile(progress)) as report:
+            if request.purpose == "prepare":
+                return trial.prepare(request, store, report, stop), ExitCode.DONE
+            return trial.run(request, store, report, stop), ExitCode.DONE
+
+
+def _reporting(request: RunRequest, file: Report) -> contextlib.AbstractContextManager[Report]:
+    """Who is told of the progress of a run."""
+    pushing = push.reporting(file) if request.purpose == "trial" else None
+    return pushing or contextlib.nullcontext(file)
+
+
+def _worker(options: argparse.Namespace, stop: StopFlag) -> int:
+    """One of several processes that train together; leaves its word for the process that started them."""
+    rank, gone = int(os.environ["RANK"]), False
+    die_with(int(os.environ[launch.PARENT_VARIABLE]))
+    _pin_threads()
+    from modelpress_runner import ranks, trial
+
+    try:
+        request = _read_request(options.request)
+        store = _store(request)
+        with stop.at_once():
+            ranks.join()
+        with _reporting(request, ProgressFile(options.progress) if rank == 0 else silent) as report:
+            result, code = trial.run(request, store, report, stop), ExitCode.DONE
+    except (Stopped, KeyboardInterrupt):
+        result, code = launch.terminated(), ExitCode.TERMINATED
+    except Exception as error:
+        gone = ranks.gone(error)
+        if gone and stop.asked:
+            result, code, gone = launch.terminated(), ExitCode.TERMINATED, False
+        elif gone:
+            log.error("rank %d: another process has gone away (%s)", rank, error)
+            result, code = launch.terminated(f"another process has gone away: {error}"), ExitCode.TERMINATED
+        else:
+            log.error("rank %d failed", rank)
+            result, code = _failure(error)
+    launch.write_report(options.worker, rank, result, int(code), gone=gone)
+    if gone:
+        stop.wait(launch.LINGER_SECONDS)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the communication would be waited for, and peers that are gone do not answer.
+    os._exit(int(code))
+
+
+def _store(request: RunRequest) -> ArtifactStore:
+    place = request.spec.store
+    assert place is not None
+    return open_store(place.uri, endpoint=place.endpoint, region=place.region)
 
 
 def _failure(error: Exception) -> tuple[RunResult, ExitCode]:
@@ -194,21 +248,13 @@ def _pin_threads() -> None:
     torch.set_num_threads(threads)
 
 
-def _die_with(parent: int) -> None:
-    """SIGKILL for this process when the process that started it ends (Linux); at once if it has ended already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        log.error("the process %d that started this run has ended", parent)
-        sys.exit(int(ExitCode.TERMINATED))
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="modelpress_runner.main", description="Run one RunRequest.")
     parser.add_argument("--request", type=Path, required=True, help="RunRequest as JSON")
     parser.add_argument("--result", type=Path, required=True, help="where the RunResult goes, at most 1 KiB of JSON")
     parser.add_argument("--progress", type=Path, help="JSON lines are appended here while the run goes on")
     parser.add_argument("--parent-pid", type=int, help="end when this process ends")
+    parser.add_argument("--worker", type=Path, help="one of several processes; where it leaves its word")
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
-from modelpress_runner import measure
+from modelpress_runner import measure, ranks
 from modelpress_runner.benchmark import counts
 from modelpress_runner.engine import Outcome, score_aside
 from modelpress_runner.errors import CompressionError, InvalidModelError
@@ -90,7 +90,12 @@ class Measuring:
             counted = self._counted(outcome.model, program, baseline)
             measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
             if self._timed:
-                timed = measure.timed_metrics(dense, form, self._dummy_input, self._spec.target, self._spec.benchmark)
+                # On rank 0 alone: processes side by side would slow each other down.
+                timed = ranks.by_main(
+                    lambda: measure.timed_metrics(
+                        dense, form, self._dummy_input, self._spec.target, self._spec.benchmark
+                    )
+                )
                 measured.baseline |= timed.baseline
                 measured.compressed |= timed.compressed
                 measured.timing = timed.detail

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 
 class Stopped(BaseException):
@@ -20,6 +21,12 @@ class StopFlag:
     def __init__(self) -> None:
         self._asked = False
         self._at_once = False
+        self._told: Callable[[], None] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return self._asked
 
     def install(self) -> None:
         """Catches SIGTERM from now on. Main thread only."""
@@ -28,6 +35,8 @@ class StopFlag:
     def ask(self) -> None:
         """Asks the run to stop."""
         self._asked = True
+        if self._told is not None:
+            self._told()
         if self._at_once:
             raise Stopped
 
@@ -44,3 +53,21 @@ class StopFlag:
             yield
         finally:
             self._at_once = False
+
+    @contextlib.contextmanager
+    def told(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Within it `tell` is called when somebody asks, also if that was before: for those who stop others."""
+        self._told = tell
+        try:
+            if self._asked:
+                tell()
+            yield
+        finally:
+            self._told = None
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until somebody asks, at most so long; whether somebody has."""
+        end = time.monotonic() + seconds
+        while not self._asked and time.monotonic() < end:
+            time.sleep(0.05)
+        return self._asked
