@@ -54,6 +54,11 @@ def digest(path: str | None, module: str) -> str:
     return _of_files(Path(spec.origin).parent, [Path(spec.origin)])
 
 
+def digest_of(path: str | None, script: Path) -> str:
+    """As `digest`, of a script: the code folder's files, or, without one, the script alone."""
+    return _of_folder(Path(path)) if path is not None else _of_files(script.parent, [script])
+
+
 def _of_folder(folder: Path) -> str:
     files: list[Path] = []
     for current, folders, names in os.walk(folder):
