@@ -57,6 +57,9 @@ class RunRequest(ApiModel):
     trial: TrialIdentity | None = None
     publish: PublishRequest | None = None
     code_path: str | None = Field(default=None, description="Absolute folder of the code, resolved by a local shell.")
+    base_path: str | None = Field(
+        default=None, description="Absolute folder that relative paths of the spec refer to, by a local shell."
+    )
 
 
 def uid8(uid: str) -> str:

@@ -68,6 +68,11 @@ def not_on_cluster(spec: CompressionJobSpec) -> Iterator[Problem]:
         yield problem("store.uri", f"{kind} vanishes with the pod", fix)
     if spec.model.weights:
         yield from (problem(*said) for said in _unreachable(spec.model.weights.uri, "model.weights.uri"))
+    for name, split in spec.data.splits.items() if spec.data is not None else ():
+        yield from (problem(*said) for said in _unreachable(split.uri, f"data.{name}.uri"))
+    if spec.model.hugging_face is not None:
+        source = spec.model.hugging_face.source.uri
+        yield from (problem(*said) for said in _unreachable(source, "model.huggingFace.source.uri"))
 
 
 def _unreachable(uri: str, path: str) -> Iterator[tuple[str, str, str]]:

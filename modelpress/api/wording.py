@@ -43,6 +43,10 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "a relative path whose parts begin with a letter, a digit or '_'",
         "write it without a '/' before it, without '..' and without spaces",
     ),
+    r"^[A-Za-z0-9][A-Za-z0-9._/-]*$": (
+        "a commit, tag or branch: letters, digits and any of . _ / -, first a letter or digit",
+        "copy it from the repository's page",
+    ),
     r"^[A-Za-z0-9._-]+$": ("letters, digits and any of . _ -", "copy the key from the ConfigMap"),
     r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": (
         "the name of an image",

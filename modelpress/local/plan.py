@@ -31,6 +31,7 @@ class RunPlan:
 
     obj: Root
     code_path: str | None
+    base_path: str  # folder that other relative paths refer to: the code's, else the file's
     store: str  # absolute path, or URI
     states: Path  # folder of the state folders of its namespace
     problems: tuple[Problem, ...]
@@ -73,7 +74,9 @@ def plan_run(document: Document, *, cwd: Path, store: str | None = None, paralle
         obj = obj.model_copy(update={"spec": recipe})
     home = Path(settled.uri) if _is_path(settled.uri) else cwd / DEFAULT_STORE
     states = home / ".state" / obj.metadata.namespace
-    return RunPlan(obj, code_path, settled.uri, states, tuple(document.locate(problems)))
+    return RunPlan(
+        obj, code_path, code_path or str(document.folder), settled.uri, states, tuple(document.locate(problems))
+    )
 
 
 def _suspend_problems(obj: Root) -> list[Problem]:

@@ -261,6 +261,7 @@ class _Work:
                 cluster,
                 jobs,
                 code_path=plan.code_path,
+                base_path=plan.base_path,
                 strategy=_strategy(cluster.root),
                 problems=tuple(str(problem) for problem in plan.problems),
                 observer=display,

@@ -61,6 +61,7 @@ class LocalShell:
         jobs: JobProcesses,
         *,
         code_path: str | None = None,
+        base_path: str | None = None,
         strategy: Strategy | None = None,
         problems: tuple[str, ...] = (),
         observer: Observer | None = None,
@@ -68,7 +69,7 @@ class LocalShell:
     ) -> None:
         self.cluster = cluster
         self.jobs = jobs
-        self._code_path = code_path
+        self._code_path, self._base_path = code_path, base_path
         self._strategy = strategy
         self._problems = problems
         self._trial_problems: dict[str, tuple[str, ...]] = {}
@@ -249,7 +250,9 @@ class LocalShell:
             attempt=action.attempt,
         )
         if there is None:
-            request = action.request.model_copy(update={"run_uid": uid, "code_path": self._code_path})
+            request = action.request.model_copy(
+                update={"run_uid": uid, "code_path": self._code_path, "base_path": self._base_path}
+            )
             folder = self.cluster.journal.run_folder(action.name, uid).relative_to(self.cluster.journal.root)
             self.cluster.journal.write_text(f"{folder}/request.json", request.model_dump_json(exclude_none=True))
         self.cluster.create_job(record)

@@ -19,25 +19,32 @@ from torch import nn
 from modelpress import __version__
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import StoreError as ArtifactStoreError
-from modelpress.store import layout, manifest, open_store
+from modelpress.store import layout as names
+from modelpress.store import manifest, open_store
 from modelpress_runner.card import card
 from modelpress_runner.context import Cut, Masks
 from modelpress_runner.errors import ArtifactError, StoreError
 from modelpress_runner.export import weights
 from modelpress_runner.export.program import NotPortableError, export_program
+from modelpress_runner.subject import Layout, LayoutError
 
 API_VERSION = "modelpress.dev/v1alpha1"
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_files` wrote. `files` are local paths, in order of their names."""
+    """What `write_files` wrote into `folder`. `files` are local paths, in order of their names."""
 
+    folder: Path
     files: list[Path]
     portable: bool
     portable_reason: str | None = None
     required_imports: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def name_of(self, path: Path) -> str:
+        """The name of one of its files within the artefact: `model.pt2`, `transformers/config.json`."""
+        return path.relative_to(self.folder).as_posix()
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ def write_files(
     timing: Mapping[str, Any] | None = None,
     program: Path | None = None,
     versions: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
 ) -> Written:
     """Writes all files of an artefact but the manifest; equal arguments give equal bytes.
 
@@ -85,15 +93,20 @@ def write_files(
         timing: `measure.Timed.detail`.
         program: this very model as model.pt2, if it was exported already: it is copied, not exported again.
         versions: of what made it; none: `versions()`.
+        layout: another library's, for a folder of its name; where it cannot hold the model, a note says why.
 
     Raises:
         InvalidModelError: the model's state holds something that is no tensor.
     """
     out.mkdir(parents=True, exist_ok=True)
     files = weights.save(model, out, cuts, masks)
-    reason, imports, all_notes = _program(out / layout.PROGRAM, model, dummy_input, program, list(notes))
+    reason, imports, all_notes = _program(out / names.PROGRAM, model, dummy_input, program, list(notes))
     if reason is None:
-        files.append(out / layout.PROGRAM)
+        files.append(out / names.PROGRAM)
+    if layout is not None:
+        beside, note = _beside(layout, model, dummy_input, out)
+        files += beside
+        all_notes = [*all_notes, note] if note else all_notes
     plain = spec.to_dict() if isinstance(spec, CompressionJobSpec) else dict(spec)
     measured = {
         "baseline": dict(metrics.get("baseline") or {}),
@@ -105,8 +118,8 @@ def write_files(
         "requiredImports": imports,
         "notes": all_notes,
     }
-    files.append(_text(out / layout.METRICS, json.dumps(measured, indent=2, sort_keys=True, allow_nan=False) + "\n"))
-    files.append(_text(out / layout.JOB, job_yaml(name, plain)))
+    files.append(_text(out / names.METRICS, json.dumps(measured, indent=2, sort_keys=True, allow_nan=False) + "\n"))
+    files.append(_text(out / names.JOB, job_yaml(name, plain)))
     known = dict(versions) if versions is not None else module_versions()
     text = card(
         name=name,
@@ -114,14 +127,14 @@ def write_files(
         metrics=measured,
         timing=timing,
         target=(plain.get("target") or {}).get("format", "eager"),
-        files=[path.name for path in files],
+        files=[path.relative_to(out).as_posix() for path in files],
         portable_reason=reason,
         required_imports=imports,
         versions=known,
         notes=all_notes,
     )
-    files.append(_text(out / layout.CARD, text))
-    return Written(sorted(files), reason is None, reason, imports, all_notes)
+    files.append(_text(out / names.CARD, text))
+    return Written(out, sorted(files), reason is None, reason, imports, all_notes)
 
 
 def save(
@@ -156,12 +169,12 @@ def save(
             store = open_store(uri, endpoint=endpoint, region=region)
             if manifest.read(store, "") is not None:
                 raise _taken(uri)
-            below = layout.attempt_folder(attempt, run_uid or uuid.uuid4().hex)
+            below = names.attempt_folder(attempt, run_uid or uuid.uuid4().hex)
             entries = []
             for path in written.files:
-                entries.append(manifest.entry(layout.join(below, path.name), path))
+                entries.append(manifest.entry(names.join(below, written.name_of(path)), path))
                 store.put_file(entries[-1].path, path)
-            measured = json.loads((Path(folder) / layout.METRICS).read_text())
+            measured = json.loads((Path(folder) / names.METRICS).read_text())
             ours = manifest.Manifest.model_validate(
                 {
                     "apiVersion": API_VERSION,
@@ -222,6 +235,16 @@ def _program(
     except NotPortableError as error:
         return error.reason, [], notes
     return None, exported.required_imports, notes + exported.notes
+
+
+def _beside(layout: Layout, model: nn.Module, dummy_input: Any, out: Path) -> tuple[list[Path], str | None]:
+    """The files of another library's layout; where there are none, a note on why."""
+    folder = out / layout.name
+    try:
+        layout.write(model, dummy_input, folder)
+    except LayoutError as error:
+        return [], f"there is no folder {layout.name}: {error}; load it with mp.load(uri) or mp.load(uri, into=model)"
+    return [path for path in folder.rglob("*") if path.is_file()], None
 
 
 def _text(path: Path, text: str) -> Path:

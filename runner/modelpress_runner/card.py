@@ -60,11 +60,11 @@ def card(
         _table(metrics, timing),
         _measured(target, timing),
         "## How to load it",
-        _loading(portable_reason, required_imports),
+        _loading(portable_reason, required_imports) + _pretrained(files),
         "## Recipe",
         f"```yaml\n{_yaml({'stages': [dict(stage) for stage in recipe]})}```",
         "## Files",
-        "\n".join(f"- `{file}`: {_FILES.get(file, 'a file')}" for file in sorted(files)),
+        "\n".join(f"- `{file}`: {text}" for file, text in _described(files)),
         "## Versions",
         "\n".join(f"- {package} {version}" for package, version in sorted(versions.items())),
     ]
@@ -78,9 +78,16 @@ _FILES = {
     "model.safetensors": "the weights",
     "shrink.json": "which channels of the dense model were kept",
     "masks.safetensors": "which weights are held at zero (1 = kept)",
+    "transformers/": "the model and its tokenizer or image processor, as save_pretrained of transformers writes them",
     "metrics.json": "everything that was measured",
     "job.yaml": "the recipe as a CompressionJob, all values resolved",
 }
+
+
+def _described(files: Sequence[str]) -> list[tuple[str, str]]:
+    """Files with what is in them, in order of their names; those of a folder as one."""
+    known = {name.partition("/")[0] + "/" if "/" in name else name for name in files}
+    return [(name, _FILES.get(name, "a file")) for name in sorted(known)]
 
 
 def _summary(recipe: Sequence[Mapping[str, Any]]) -> str:
@@ -178,6 +185,18 @@ def _loading(portable_reason: str | None, required_imports: Sequence[str]) -> st
         "`eval()`, and can be finetuned:\n\n"
         f"```python\n{imports}import modelpress as mp\n\nmodel = mp.load(uri)  # the folder with manifest.json\n```\n\n"
         f"{into}"
+    )
+
+
+def _pretrained(files: Sequence[str]) -> str:
+    """How to load the layout of transformers, where it is among the files."""
+    if not any(name.startswith("transformers/") for name in files):
+        return ""
+    return (
+        "\n\nAs a transformers model, from the folder `transformers` beside this file. It was read back when it was "
+        "written, and gave the same outputs:\n\n"
+        "```python\nfrom transformers import AutoModel  # or the class of its task\n\n"
+        'model = AutoModel.from_pretrained("transformers")\n```'
     )
 
 

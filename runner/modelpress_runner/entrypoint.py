@@ -10,20 +10,41 @@ import inspect
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from modelpress.api.v1alpha1 import Model, Source
 from modelpress_runner import seeding, weights
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.inputs import Place
+from modelpress_runner.rows import Rows
 from modelpress_runner.subject import CompressionModule, Subject, is_compression_module, subject_of
 from modelpress_runner.usercode import describe, user_code
 
 _PATH = "spec.model.entrypoint"
+
+
+class ModelSource(Protocol):
+    """What gives the dense model, whichever form `spec.model` has."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def path(self) -> str:
+        """The field of the spec that it stands in."""
+
+    @property
+    def knows_train(self) -> bool:
+        """Whether it is told when its weights will be replaced, or always gives the same."""
+
+    def subject(self, model: Model, *, seed: int, train: bool) -> Subject:
+        """The dense model with what trains and scores it; see Entrypoint.subject."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,8 @@ class Entrypoint:
     name: str
     target: Any
     knows_train: bool  # it takes a keyword `train`, or can pretrain
+    data: Mapping[str, Rows] | None = None  # what its keyword `data` gets
+    path: str = _PATH
 
     def subject(self, model: Model, *, seed: int, train: bool) -> Subject:
         """Calls the entrypoint, seeded.
@@ -47,6 +70,8 @@ class Entrypoint:
         """
         seeding.seed_all(seed)
         args = dict(model.args or {})
+        if self.data is not None:
+            args["data"] = dict(self.data)
         if is_compression_module(self.target):
             return self._module_subject(self.target, args, train)
         if self.knows_train:
@@ -72,16 +97,18 @@ class Entrypoint:
         return subject
 
 
-def find(model: Model, code_path: str | None = None) -> Entrypoint:
+def find(model: Model, code_path: str | None = None, data: Mapping[str, Rows] | None = None) -> Entrypoint:
     """Imports the module of the entrypoint and checks what it names, and that it takes the recipe's arguments.
 
     Args:
         model: names the entrypoint and its arguments.
         code_path: the code folder; a module of the same name from elsewhere is an error.
+        data: the recipe's splits, for the keyword `data`; None: the recipe has none.
 
     Raises:
         InvalidModelError: no such module or attribute, an error in it, not callable, or arguments that do not fit.
     """
+    assert model.entrypoint is not None
     module_name, _, attribute = model.entrypoint.partition(":")
     module = _import(module_name)
     _check_origin(module_name, code_path)
@@ -102,8 +129,8 @@ def find(model: Model, code_path: str | None = None) -> Entrypoint:
                 _PATH,
             )
         function, knows_train = target, _takes_train(target)
-    _check_arguments(model, function, knows_train and function is target)
-    return Entrypoint(model.entrypoint, target, knows_train)
+    _check_arguments(model, function, knows_train and function is target, data is not None)
+    return Entrypoint(model.entrypoint, target, knows_train, data)
 
 
 def as_subject(made: Any, name: str) -> Subject:
@@ -126,17 +153,18 @@ def as_subject(made: Any, name: str) -> Subject:
     raise InvalidModelError(f"{name} returned {given}; it must return (model, evaluator) or an mp.Subject", _PATH)
 
 
-def load_weights(subject: Subject, source: Source, code_path: str | None) -> None:
+def load_weights(subject: Subject, source: Source, base: str | None) -> None:
     """Loads the weights that the recipe names into the subject's model, strictly.
 
-    A path without a scheme is relative to the code folder, or to the working directory where there is none.
+    A path without a scheme is relative to `base`, or to the working directory where there is none.
 
     Raises:
-        InvalidModelError: missing, damaged, of another sha256, or not of this model.
+        InvalidSpecError: there is no such file.
+        InvalidModelError: damaged, of another sha256, or not of this model.
     """
     path = "spec.model.weights"
     with tempfile.TemporaryDirectory() as folder:
-        local = _local(source.uri, code_path, Path(folder), f"{path}.uri")
+        local = Place(base, Path(folder)).file(source.uri, "weights", f"{path}.uri")
         if source.sha256 is not None:
             found = hashlib.sha256(local.read_bytes()).hexdigest()
             if found != source.sha256:
@@ -148,26 +176,6 @@ def load_weights(subject: Subject, source: Source, code_path: str | None) -> Non
             weights.load_strict(subject.model, weights.read(local), source.uri)
         except InvalidModelError as error:
             raise InvalidModelError(str(error), f"{path}.uri") from error
-
-
-def _local(uri: str, code_path: str | None, folder: Path, path: str) -> Path:
-    if "://" not in uri:
-        local = Path(code_path or ".") / Path(uri).expanduser()
-        if not local.is_file():
-            raise InvalidModelError(f"there is no file {local}; correct the path", path)
-        return local
-    from modelpress.store import open_store
-    from modelpress.store.errors import ObjectMissingError
-
-    parent, _, name = uri.rpartition("/")
-    if not name or parent.endswith(":/"):
-        raise InvalidModelError(f"{uri} names no file; give the URI of a weights file", path)
-    local = folder / name
-    try:
-        open_store(parent).get_file(name, local)
-    except ObjectMissingError:
-        raise InvalidModelError(f"there is no object {uri}; correct the URI", path) from None
-    return local
 
 
 def _import(name: str) -> Any:
@@ -218,12 +226,14 @@ def _takes_train(function: Callable[..., Any]) -> bool:
     return parameter is not None and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _check_arguments(model: Model, function: Callable[..., Any], knows_train: bool) -> None:
+def _check_arguments(model: Model, function: Callable[..., Any], knows_train: bool, has_data: bool) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return
     given = set(model.args or {}) | ({"train"} if knows_train else set())
+    if has_data and "data" in given:
+        raise InvalidModelError("the keyword data is given twice; remove it here, or spec.data", "spec.model.args.data")
     keywords = {
         name: parameter
         for name, parameter in signature.parameters.items()
@@ -236,9 +246,15 @@ def _check_arguments(model: Model, function: Callable[..., Any], knows_train: bo
             f"{model.entrypoint} takes no argument {unknown[0]!r}{_hint(unknown[0], keywords)}",
             f"spec.model.args.{unknown[0]}",
         )
+    if has_data and "data" not in keywords and not takes_any:
+        message = f"{model.entrypoint} takes no keyword data, so nothing would read it; let it take one, or remove it"
+        raise InvalidModelError(message, "spec.data")
+    given |= {"data"} if has_data else set()
     missing = [
         name for name, parameter in keywords.items() if parameter.default is parameter.empty and name not in given
     ]
+    if missing == ["data"]:
+        raise InvalidModelError(f"{model.entrypoint} needs data; add spec.data, or data to args", "spec.data")
     if missing:
         raise InvalidModelError(
             f"{model.entrypoint} needs the argument {missing[0]!r}; give it under args", "spec.model.args"

@@ -25,12 +25,14 @@ def checkpoint_identity(spec: CompressionJobSpec, dense: str) -> str:
     return _digest({"recipe": recipe, "dense": dense, "versions": versions()})
 
 
-def dense_digest(spec: CompressionJobSpec, code_digest: str) -> str:
-    """What a dense model and its baseline depend on: model, code, seed, versions, and the form that is measured."""
+def dense_digest(spec: CompressionJobSpec, code_digest: str, inputs_digest: str = "") -> str:
+    """What a dense model and its baseline depend on: model, code, inputs, seed, versions, and the form measured."""
     return _digest(
         {
             "model": spec.model.to_dict(),
+            "data": None if spec.data is None else spec.data.to_dict(),
             "code": code_digest,
+            "inputs": inputs_digest,
             "seed": spec.seed,
             "target": spec.target.to_dict(),
             "versions": versions(),

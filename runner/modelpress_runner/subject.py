@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,6 +18,26 @@ from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
 from modelpress_runner.usercode import flags_restored, user_code
 
 
+class LayoutError(Exception):
+    """A model cannot be written in another library's layout; the message is a clause that says why."""
+
+
+class Layout(Protocol):
+    """Another library's own layout of a model, which an artefact has beside its own two forms."""
+
+    name: str  # of its folder in the artefact
+
+    def write(self, model: nn.Module, dummy_input: Any, folder: Path) -> None:
+        """Writes `model` into `folder`, which it makes, and proves that it can be read back.
+
+        Raises:
+            LayoutError: the layout cannot hold this model; there is no folder then.
+        """
+
+    def open(self, folder: Path) -> nn.Module:
+        """The model in a folder that `write` wrote."""
+
+
 @dataclass
 class Subject:
     """A model and everything that a compression may need of its user.
@@ -26,6 +47,7 @@ class Subject:
         evaluator: an Evaluator, a function model -> number (or dict with the key 'default'), or None.
         example_inputs: as the model takes them: a tensor, or a tuple, list or dict; else the evaluator's dummy_input.
         calibration_data: batches for methods that need to see data.
+        layout: another library's layout, to be written into the artefact too.
 
     Raises:
         InvalidModelError: the model is no torch.nn.Module, or the evaluator neither an Evaluator nor a function.
@@ -35,11 +57,14 @@ class Subject:
     evaluator: Evaluator | None = None
     example_inputs: Any = None
     calibration_data: Iterable[Any] | None = None
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise InvalidModelError(f"the model is a {_kind(self.model)}; it must be a torch.nn.Module")
         self.evaluator = as_evaluator(self.evaluator)
+        if self.evaluator is not None:
+            self.evaluator.introduce(self.model)
 
     @property
     def dummy_input(self) -> Any:

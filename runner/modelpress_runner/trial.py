@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import logging
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -15,23 +18,31 @@ from modelpress.request import RunRequest
 from modelpress.result import RunResult
 from modelpress.search import ConstraintError, judge
 from modelpress.store.base import ArtifactStore
-from modelpress_runner import code, seeding, upload
+from modelpress_runner import code, ranks, seeding, upload
 from modelpress_runner.checkpoint import Checkpointer
 from modelpress_runner.dense import Dense, DenseCache
-from modelpress_runner.engine import plan_stages, run_stages
-from modelpress_runner.entrypoint import find
+from modelpress_runner.engine import Outcome, plan_stages, run_stages
+from modelpress_runner.entrypoint import ModelSource, find
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.identity import checkpoint_identity, dense_digest
+from modelpress_runner.inputs import Inputs, gathered
 from modelpress_runner.progress import Report
-from modelpress_runner.results import Measuring, static_counts
+from modelpress_runner.reporting import reporting
+from modelpress_runner.results import Measured, Measuring, static_counts
 from modelpress_runner.stopping import StopFlag
+from modelpress_runner.subject import Subject
 
 log = logging.getLogger("modelpress")
 
 
 def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
     """Builds the dense model and its baseline unless the store has them."""
-    dense, code_digest = _dense(request, store, stop, timed=False)
+    if request.spec.model.script is not None:
+        from modelpress_runner import script
+
+        return script.prepare(request, store, stop)
+    with _inputs(request, stop) as inputs:
+        dense, code_digest = _dense(request, inputs, store, stop, timed=False)
     found = "was there already" if dense.cached else "is built"
     return RunResult(
         phase="Succeeded",
@@ -43,38 +54,81 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: S
 
 
 def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
-    """Compresses, measures, writes the artefact and commits it."""
-    spec = request.spec
-    dense, code_digest = _dense(request, store, stop, timed=True)
+    """Compresses, measures, writes the artefact and commits it.
+
+    In a process group all ranks do so in step, until the numbers are there; what is left is rank 0's, and its result
+    counts.
+    """
+    if request.spec.model.script is not None:
+        from modelpress_runner import script
+
+        return script.run(request, store, progress, stop)
+    with _inputs(request, stop) as inputs:
+        return _run(request, inputs, store, progress, stop)
+
+
+def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
+    spec, main = request.spec, ranks.is_main()
+    dense, code_digest = _dense(request, inputs, store, stop, timed=True)
     for note in dense.notes:
         log.warning("%s", note)
     subject = dense.subject
     # What cannot work is said before anything is trained.
     plan_stages(subject, spec.stages)
-    _check_constraints(spec, dense.baseline)
+    check_constraints(spec, dense.baseline)
     measuring = Measuring(spec, subject, timed=True)
     original = _copy(subject.model)
-    identity = checkpoint_identity(spec, f"{dense.digest} {code_digest}")
+    identity = checkpoint_identity(spec, f"{dense.digest} {code_digest} {inputs.digest}")
     checkpointer = Checkpointer(store, request.prefix, identity, request.attempt)
-    outcome = run_stages(
-        subject,
-        spec.stages,
-        seed=spec.seed,
-        checkpointer=checkpointer,
-        report=progress,
-        stop=stop,
-        static=static_counts(subject.dummy_input),
-    )
+    with reporting(progress) as events:
+        outcome = run_stages(
+            subject,
+            spec.stages,
+            seed=spec.seed,
+            checkpointer=checkpointer,
+            report=events,
+            stop=stop,
+            static=static_counts(subject.dummy_input),
+        )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         seeding.seed_all(spec.seed)
         log.info("measuring the dense and the compressed model")
         measured = measuring.compressed(outcome, original, dense.baseline, Path(folder))
-        violations = judge(spec.constraints or [], spec.metrics or {}, measured.baseline, measured.compressed)
-        notes = [*dense.notes, *outcome.notes]
-        log.info("writing the artefact")
-        files = Path(folder) / "artefact"
-        written = upload.write(files, request, outcome, measured, subject.dummy_input, notes)
-        digest, ours = upload.commit(store, request, written, measured, outcome, code_digest)
+        ranks.leave()
+        if not main:
+            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artefact")
+        made = Made(outcome, measured, subject, [*dense.notes, *outcome.notes], code_digest)
+        return finish(request, store, made, checkpointer, Path(folder))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run made, with everything that its artefact needs."""
+
+    outcome: Outcome
+    measured: Measured
+    subject: Subject
+    notes: list[str]
+    code_digest: str
+
+
+def finish(
+    request: RunRequest, store: ArtifactStore, made: Made, checkpointer: Checkpointer, folder: Path
+) -> RunResult:
+    """Judges the constraints, writes the artefact and commits it.
+
+    Args:
+        request: the run.
+        store: where the artefact goes.
+        made: what it is of.
+        checkpointer: its checkpoints are deleted behind the commit.
+        folder: for the files before they are uploaded.
+    """
+    spec, measured = request.spec, made.measured
+    violations = judge(spec.constraints or [], spec.metrics or {}, measured.baseline, measured.compressed)
+    log.info("writing the artefact")
+    written = upload.write(folder / "artefact", request, made.outcome, measured, made.subject, made.notes)
+    digest, ours = upload.commit(store, request, written, measured, made.outcome, made.code_digest)
     checkpointer.delete()
     if not ours:
         from modelpress_runner.collect import collect
@@ -86,7 +140,7 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
         reason=reasons.SUCCEEDED,
         message=_summary(measured.baseline, measured.compressed),
         manifest_digest=digest,
-        code_digest=code_digest or None,
+        code_digest=made.code_digest or None,
         baseline=measured.baseline,
         compressed=measured.compressed,
         constraints_met=None if not spec.constraints else not violations,
@@ -97,18 +151,35 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
     )
 
 
-def _dense(request: RunRequest, store: ArtifactStore, stop: StopFlag, timed: bool) -> tuple[Dense, str]:
+@contextlib.contextmanager
+def _inputs(request: RunRequest, stop: StopFlag) -> Iterator[Inputs]:
+    """The files that the recipe names; a signal while they are fetched ends the run at once."""
+    with contextlib.ExitStack() as stack:
+        with stop.at_once():
+            found = stack.enter_context(gathered(request.spec, request.base_path or request.code_path))
+        yield found
+
+
+def _dense(request: RunRequest, inputs: Inputs, store: ArtifactStore, stop: StopFlag, timed: bool) -> tuple[Dense, str]:
     spec, path = request.spec, request.code_path
     code.use(path)
-    code_digest = code.digest(path, spec.model.entrypoint.partition(":")[0])
+    code_digest = code.digest(path, (spec.model.entrypoint or "").partition(":")[0])
     seeding.seed_all(spec.seed)
-    entry = find(spec.model, path)
-    cache = DenseCache(store, request.root, dense_digest(spec, code_digest))
+    entry = _model_source(spec, path, inputs)
+    cache = DenseCache(store, request.root, dense_digest(spec, code_digest, inputs.digest))
     log.info("building the dense model")
-    return cache.obtain(spec, entry, path, stop, timed), code_digest
+    return cache.obtain(spec, entry, request.base_path or path, stop, timed), code_digest
 
 
-def _check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> None:
+def _model_source(spec: CompressionJobSpec, code_path: str | None, inputs: Inputs) -> ModelSource:
+    if spec.model.hugging_face is None:
+        return find(spec.model, code_path, None if spec.data is None else inputs.data)
+    from modelpress_runner.huggingface.entry import PretrainedModel
+
+    return PretrainedModel(spec.model.hugging_face, inputs)
+
+
+def check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> None:
     """Raises InvalidSpecError if a constraint can never be judged: an unknown metric, a loss relative to zero."""
     for index, constraint in enumerate(spec.constraints or []):
         if constraint.metric not in baseline and constraint.metric not in MEASURED:
@@ -132,7 +203,7 @@ def _copy(model: nn.Module) -> nn.Module:
         raise InvalidModelError(
             f"the model cannot be copied ({type(error).__name__}: {error}); a tensor attribute that is the result of a "
             "computation must be a buffer or be detached",
-            "spec.model.entrypoint",
+            "spec.model",
         ) from error
 
 

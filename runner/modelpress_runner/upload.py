@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from modelpress.request import RunRequest
 from modelpress.store import layout, manifest
@@ -13,16 +12,17 @@ from modelpress_runner import artifact
 from modelpress_runner.artifact import Written
 from modelpress_runner.engine import Outcome
 from modelpress_runner.results import Measured
+from modelpress_runner.subject import Subject
 
 
 def write(
-    folder: Path, request: RunRequest, outcome: Outcome, measured: Measured, dummy_input: Any, notes: list[str]
+    folder: Path, request: RunRequest, outcome: Outcome, measured: Measured, subject: Subject, notes: list[str]
 ) -> Written:
     """Writes all files of the artefact into `folder`."""
     written = artifact.write_files(
         folder,
         model=outcome.model,
-        dummy_input=dummy_input,
+        dummy_input=subject.dummy_input,
         cuts=outcome.cuts,
         masks=outcome.masks,
         metrics={"baseline": measured.baseline, "compressed": measured.compressed},
@@ -32,6 +32,7 @@ def write(
         name=request.name,
         timing=measured.timing or None,
         program=measured.program,
+        layout=subject.layout,
     )
     _add_chunks(folder / layout.METRICS, outcome.chunks)
     return written
@@ -48,7 +49,7 @@ def commit(
     folder = layout.attempt_folder(request.attempt, request.run_uid)
     entries = []
     for path in written.files:
-        entries.append(manifest.entry(layout.join(folder, path.name), path))
+        entries.append(manifest.entry(layout.join(folder, written.name_of(path)), path))
         store.put_file(layout.join(request.prefix, entries[-1].path), path)
     ours = manifest.Manifest.model_validate(
         {

@@ -15,7 +15,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import Model, Source
 from modelpress_runner import code
 from modelpress_runner.entrypoint import find, load_weights
-from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.subject import ModuleEvaluator
 
 HEADER = """
@@ -213,9 +213,9 @@ def test_weights_are_loaded_strictly(module, tmp_path):
     assert bool((load(f"file://{tmp_path}/good.safetensors") == 7).all())
     with pytest.raises(InvalidModelError, match=r"spec\.model\.weights\.sha256: good\.safetensors has sha256 "):
         load("good.safetensors", "0" * 64)
-    with pytest.raises(InvalidModelError, match="there is no file"):
+    with pytest.raises(InvalidSpecError, match=r"^spec\.model\.weights\.uri: there is no file"):
         load("none.safetensors")
-    with pytest.raises(InvalidModelError, match="there is no object file:"):
+    with pytest.raises(InvalidSpecError, match=r"^spec\.model\.weights\.uri: there is no file"):
         load(f"file://{tmp_path}/none.safetensors")
     for tensors, message in (
         ({"weight": torch.zeros(2, 3)}, "missing in the file: bias"),

@@ -1,0 +1,105 @@
+"""What is wrong with `data` and `model.huggingFace` beyond their schema, found without opening either."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from .errors import Problem
+from .semantic_places import uri_problems
+from .v1alpha1 import Columns, CompressionJobSpec, HuggingFace
+from .v1alpha1.data import SUFFIXES
+
+HUB = "hf://"
+_HUB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?")
+_PATH = "model.huggingFace"
+
+
+def data_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+    """Problems of `data` and `model.huggingFace`; paths below spec."""
+    for name, split in spec.data.splits.items() if spec.data is not None else ():
+        yield from uri_problems(split.uri, f"data.{name}.uri")
+        if split.form is None:
+            suffix = PurePosixPath(split.uri).suffix
+            message = f"the suffix '{suffix}' does not say which format this is"
+            yield Problem(
+                f"data.{name}.format", message, f"add format, or use one of {', '.join(filter(None, SUFFIXES))}"
+            )
+        if split.form == "imageFolder" and split.sha256 is not None:
+            yield Problem(f"data.{name}.sha256", "a folder has no sha256", "remove it")
+    if spec.model.script is not None and spec.data is not None:
+        yield Problem("data", "a script reads its data itself", "remove it, and pass the place in model.args")
+    if spec.model.hugging_face is None:
+        return
+    yield from _source_problems(spec.model.hugging_face)
+    yield from _alone_problems(spec)
+    yield from _task_problems(spec, spec.model.hugging_face)
+    yield from _training_problems(spec)
+
+
+def _source_problems(model: HuggingFace) -> Iterator[Problem]:
+    uri, path = model.source.uri, f"{_PATH}.source"
+    if uri.startswith(HUB):
+        if not _HUB_NAME.fullmatch(uri.removeprefix(HUB)):
+            yield Problem(f"{path}.uri", f"'{uri}' names no repository", "write it as hf://organisation/name")
+        return
+    yield from uri_problems(uri, f"{path}.uri")
+    if model.source.revision is not None:
+        yield Problem(f"{path}.revision", "only an hf:// repository has revisions", "remove it")
+
+
+def _alone_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+    """What belongs to the other forms of a model."""
+    if spec.code is not None:
+        yield Problem("code", "huggingFace runs no code of yours", "remove it, or write an entrypoint")
+    if spec.model.args is not None:
+        yield Problem("model.args", "huggingFace takes no arguments", "remove it, or write an entrypoint")
+    if spec.model.weights is not None:
+        message = "the weights of huggingFace are those of its source"
+        yield Problem("model.weights", message, "remove it, or put the weights into the folder of the source")
+
+
+def _task_problems(spec: CompressionJobSpec, model: HuggingFace) -> Iterator[Problem]:
+    images = model.task == "image-classification"
+    for name, split in spec.data.splits.items() if spec.data is not None else ():
+        if split.form is not None and (split.form == "imageFolder") != images:
+            message = f"{model.task} reads {'a folder of images' if images else 'rows of text'}, not {split.form}"
+            fix = "give a folder with one folder of images for each class" if images else "give csv, jsonl or parquet"
+            yield Problem(f"data.{name}.format", message, fix)
+    if images and model.max_length is not None:
+        yield Problem(f"{_PATH}.maxLength", "an image has no length in tokens", "remove it")
+    columns = model.columns or Columns()
+    unused: dict[str, tuple[str, ...]] = {
+        "image-classification": ("text", "textPair", "label"),
+        "causal-lm": ("textPair", "label"),
+        "token-classification": ("textPair",),
+        "feature-extraction": ("label",),
+    }
+    for name in unused.get(model.task, ()):
+        if columns.to_dict().get(name) is not None:
+            yield Problem(f"{_PATH}.columns.{name}", f"{model.task} reads no such column", "remove it")
+    if model.task == "causal-lm":
+        yield from _goal_problems(spec)
+
+
+def _goal_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+    known = (spec.metrics or {}).get("perplexity")
+    if known is not None and known.goal != "minimize":
+        yield Problem("metrics.perplexity.goal", "less perplexity is better", "write minimize")
+    for index, constraint in enumerate(spec.constraints or []):
+        if constraint.metric == "perplexity" and known is None and constraint.bound.endswith("_loss"):
+            message = "nothing says that less perplexity is better"
+            yield Problem(f"constraints[{index}].metric", message, "add metrics: {perplexity: {goal: minimize}}")
+
+
+def _training_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+    if spec.data is not None and spec.data.train is not None:
+        return
+    for index, stage in enumerate(spec.stages):
+        path = f"stages[{index}].{stage.method}"
+        if stage.prune is not None and stage.prune.schedule.train is not None:
+            path += ".schedule.train"
+        elif stage.finetune is None:
+            continue
+        yield Problem(path, "this trains, and there is nothing to train on", "add data.train, or remove the training")

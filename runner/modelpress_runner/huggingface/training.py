@@ -1,0 +1,103 @@
+"""Training and scoring of a task, by the evaluator for plain PyTorch.
+
+The loop is our own and not transformers' Trainer: a Trainer would make its optimizer, its schedule and the order of its
+data anew for every chunk of training, where an own loop simply goes on with them, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelpress.api.v1alpha1 import HuggingFace
+from modelpress_runner.evaluators.base import Score
+from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.huggingface.tasks.base import Batch, Task
+from modelpress_runner.inputs import Inputs
+
+MAX_NORM = 1.0  # of all gradients together, as is usual for transformers
+
+
+class TaskEvaluator(TorchEvaluator):
+    """Trains a task on data.train and scores it on data.validation.
+
+    Args:
+        spec: batch size, learning rate and weight decay.
+        task: the task.
+        inputs: its data.
+
+    Raises:
+        InvalidSpecError: the data does not fit the task.
+    """
+
+    train_needs = "spec.data.train"
+    evaluate_needs = "spec.data.validation"
+
+    def __init__(self, spec: HuggingFace, task: Task, inputs: Inputs) -> None:
+        self.task, self._size = task, spec.batch_size
+        train, validation = inputs.data.get("train"), inputs.data.get("validation")
+        self._train = None if train is None else task.examples(train)
+        self._validation = None if validation is None else task.examples(validation)
+
+        def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+            given = list(parameters)
+            groups = [
+                {"params": [each for each in given if each.ndim >= 2], "weight_decay": spec.weight_decay},
+                {"params": [each for each in given if each.ndim < 2], "weight_decay": 0.0},
+            ]
+            return torch.optim.AdamW([group for group in groups if group["params"]], lr=spec.learning_rate)
+
+        super().__init__(
+            training_func=None if self._train is None else self._loop,
+            optimizers=optimizer,
+            training_step=lambda batch, model: task.loss(model, batch),
+            dummy_input=task.dummy_input(),
+            evaluating_func=None if self._validation is None else self._score,
+        )
+
+    def _loop(
+        self, model: nn.Module, optimizer: Any, step: Any, _: Any, max_steps: int | None, max_epochs: int | None
+    ) -> None:
+        assert self._train is not None
+        done = epoch = 0
+        while (max_epochs is None or epoch < max_epochs) and (max_steps is None or done < max_steps):
+            for batch in self._shuffled(self._train):
+                optimizer.zero_grad()
+                step(batch, model).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+                optimizer.step()
+                done += 1
+                if done == max_steps:
+                    return
+            epoch += 1
+
+    def _shuffled(self, examples: Sequence[Any]) -> Iterator[Batch]:
+        """Batches in an order by lot, from torch's own generator, which checkpoints save."""
+        order = torch.randperm(len(examples)).tolist()
+        for first in range(0, len(order), self._size):
+            yield self.task.batch([examples[index] for index in order[first : first + self._size]])
+
+    def _score(self, model: nn.Module) -> Score:
+        assert self._validation is not None
+        examples = self._validation
+        # Only the module itself takes texts of any length: a program was traced with the example inputs.
+        whole = getattr(model, "config", None) is None
+        batches = (
+            self.task.batch(examples[first : first + self._size], whole)
+            for first in range(0, len(examples), self._size)
+        )
+        return self.task.score(model, batches)
+
+
+def calibration_batches(spec: HuggingFace, task: Task, inputs: Inputs) -> list[dict[str, torch.Tensor]] | None:
+    """Batches of model inputs from data.calibration, all as long as the example inputs; None: there is none."""
+    rows = inputs.data.get("calibration")
+    if rows is None:
+        return None
+    examples = task.examples(rows)
+    return [
+        task.inputs(examples[first : first + spec.batch_size]) for first in range(0, len(examples), spec.batch_size)
+    ]
