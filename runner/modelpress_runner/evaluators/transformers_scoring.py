@@ -75,6 +75,7 @@ def evaluate(trainer: Trainer, model: nn.Module, prepared: bool) -> dict[str, fl
         The metrics, without the loss if `model` does not give it and it cannot be computed from its outputs.
     """
     reference = trainer.model
+    trainer._set_signature_columns_if_needed()  # which columns a batch keeps is a matter of the model's own class
     with contextlib.ExitStack() as reverted:
         if not prepared:
             reverted.enter_context(_instead(trainer, model))

@@ -470,7 +470,7 @@ def test_prune_and_finetune_end_to_end(task):
         {"finetune": {"max_steps": 12}},
     ]
     evaluator = task.evaluator()
-    result = mp.compress(task.model, stages, evaluator, {"x": task.data.x[:2]}, seed=0)
+    result = mp.compress(task.model, stages, evaluator, {"x": task.data.x[:2]}, seed=0, target={"format": "pt2"})
     assert result.model.fc1.weight.shape == (3, 4)
     assert int((result.model.fc2.weight == 0).sum()) == 3
     assert result.metrics["compressed"]["default"] > result.metrics["baseline"]["default"]
