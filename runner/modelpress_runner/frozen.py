@@ -96,10 +96,10 @@ class _Passes:
                 else:
                     self._evaluator.train(max_epochs=1)
             if self._done == done:
+                made = f"only {done}" if done else "none"
                 raise CompressionError(
-                    f"scores need {self._wanted} training steps, but training made {done or 'no'} optimizer step"
-                    f"{'s and then none' if done else ''}; check that it uses the model, the optimizer and the limits "
-                    "it is given"
+                    f"scores need {self._wanted} optimizer steps, but training made {made}; check that it uses the "
+                    "model, the optimizer and the limits it is given"
                 )
 
     def _before(self) -> None:

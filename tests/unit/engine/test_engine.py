@@ -45,6 +45,19 @@ SHRINKING = [
     {"finetune": {"epochs": 2}},
 ]
 
+TAYLOR = [
+    {
+        "prune": {
+            "algorithm": "taylor",
+            "sparsity": 0.5,
+            "configList": [{"opNames": ["0"]}],
+            "speedup": False,
+            "scores": {"steps": 3},
+            "schedule": {"type": "linear", "rounds": 3, "train": {"epochs": 1}},
+        }
+    },
+]
+
 
 def stages(recipe):
     return [Stage.model_validate(stage) for stage in recipe]
@@ -157,6 +170,17 @@ def test_a_run_cut_anywhere_equals_one_that_was_not(task, cut):
     assert without_clock(whole.stages) == without_clock(resumed.stages)
     assert resumed.chunks["planned"] == 7
     assert resumed.chunks["executed"] == 7 + resumed.chunks["repeated"]
+
+
+@pytest.mark.parametrize("cut", [3, 5, 9, 20, 22, 24, 40])
+def test_scores_are_collected_alike_after_a_restart(task, cut, tmp_path):
+    """Wherever the first attempt ended, within the passes of a round too, the second takes the same masks."""
+    dense = copy.deepcopy(task.model)
+    whole = run_stages(Subject(task.model, noisy(task)), stages(TAYLOR), seed=3)
+    task.model = dense
+    resumed = interrupted(task, TAYLOR, open_store(str(tmp_path)), [cut])
+    assert same(whole.masks["0"], resumed.masks["0"])
+    assert same(state(whole.model), state(resumed.model))
 
 
 def test_a_shrunk_model_is_resumed_by_replaying_its_cuts(task, tmp_path):
