@@ -11,6 +11,11 @@ from .v1alpha1 import DATA_DRIVEN, CompressionJobSpec, EntrySchedule, Prune
 def loop_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     """Schedules by steps where modelpress runs the training, and what trains where a script does; paths below spec."""
     in_loop = spec.model.script is not None
+    if in_loop and spec.runner is not None:
+        for name, alias in (("nodes", "nodes"), ("processes_per_node", "processesPerNode")):
+            if getattr(spec.runner, name) > 1:
+                message = "a script trains in one process, which may start others of its own"
+                yield Problem(f"runner.{alias}", message, "remove it, or use an entrypoint")
     shrinking: list[int] = []
     for index, stage in enumerate(spec.stages):
         path = f"stages[{index}]"
@@ -35,13 +40,18 @@ def loop_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
 
 
 def _collecting(prune: Prune, path: str) -> Iterator[Problem]:
-    for where, algorithm in [
-        (f"{path}.algorithm", prune.algorithm),
-        *((f"{path}.configList[{index}].algorithm", entry.algorithm) for index, entry in enumerate(prune.config_list)),
-    ]:
-        if algorithm in DATA_DRIVEN:
-            message = f"{algorithm} scores by training steps, which a training loop of your own cannot be asked for"
-            yield Problem(where, message, "use one that needs no data, such as l1")
+    """What scores by gradients cannot prune before the first step."""
+    for index, entry in enumerate(prune.config_list):
+        algorithm = entry.algorithm or prune.algorithm
+        schedule, where = (
+            (entry.schedule, f"{path}.configList[{index}].schedule")
+            if entry.schedule is not None
+            else (prune.schedule, f"{path}.schedule")
+        )
+        at_once = schedule.type == "one_shot" or schedule.initial_sparsity > 0
+        if not entry.exclude and algorithm in DATA_DRIVEN and at_once and not schedule.start_step:
+            message = f"{algorithm} scores by the gradients of training steps, and at step 0 there were none"
+            yield Problem(f"{where}.startStep", message, "give the number of optimizer steps to wait for, such as 10")
 
 
 def _schedules(prune: Prune, path: str) -> Iterator[tuple[EntrySchedule, str]]:

@@ -17,8 +17,10 @@ from modelpress.api.v1alpha1 import Prune, Stage
 from modelpress_runner.context import StageContext
 from modelpress_runner.engine import Outcome, asked
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
-from modelpress_runner.methods.prune.schedule import last_step, prunes_at, sparsity_at
-from modelpress_runner.methods.prune.selection import Selection, select
+from modelpress_runner.loopscores import ScoreWindow
+from modelpress_runner.methods.prune.collect import Scores
+from modelpress_runner.methods.prune.schedule import last_step, next_step, prunes_at, sparsity_at
+from modelpress_runner.methods.prune.selection import Choice, Selection, select
 from modelpress_runner.progress import Event, Report, silent
 from modelpress_runner.stages.prune import PruneStage
 from modelpress_runner.subject import Subject
@@ -107,6 +109,8 @@ class Loop:
 
     def before_step(self) -> None:
         """Gradients are there, and the optimizer is about to use them."""
+        for part in self._parts:
+            part.look(self.steps)
 
     def stepped(self) -> None:
         """An optimizer step is over: pruned weights are set to zero again, and more are pruned if it is time."""
@@ -131,6 +135,11 @@ class Loop:
     def say(self, message: str, stage: str = "loop") -> None:
         """Reports how far the loop is."""
         self._report(Event(stage, self.epochs, self.total, message))
+
+    def close(self) -> None:
+        """Takes off the model again what collecting scores has put on it."""
+        for part in self._parts:
+            part.close()
 
     def end(self) -> Outcome:
         """Checks that all stages did what they should, and shrinks the model if one wants that.
@@ -175,7 +184,7 @@ class Loop:
         pruned = False
         for part in self._parts:
             if part.is_due(self.steps):
-                part.stage.round(self.context, self.steps)
+                part.stage.round(self.context, self.steps, part.scores())
                 pruned = True
                 if self.steps == part.last:
                     part.seconds = time.perf_counter() - self._began
@@ -216,6 +225,7 @@ class _Part:
         self.stage = PruneStage(prune, index)
         self.seconds = 0.0
         self._selection: Selection | None = None
+        self._window: ScoreWindow | None = None
 
     @classmethod
     def of(cls, stage: Stage, number: int) -> _Part:
@@ -229,6 +239,13 @@ class _Part:
         """Finds the modules that it prunes, and goes once through everything that could be wrong with them."""
         self._selection = select(context.model, self.prune, self.stage.path)
         self.stage.check(context)
+        self._window = ScoreWindow(context.model, self.selection.choices.values(), self.stage.path)
+        if self._window and self.is_due(0):
+            raise InvalidSpecError(
+                "nothing is known of any gradient before the first step, and a method here scores by gradients; prune "
+                "after some steps, as with startStep: 10",
+                f"{self.stage.path}.schedule.startStep",
+            )
 
     @property
     def selection(self) -> Selection:
@@ -245,3 +262,26 @@ class _Part:
             prunes_at(choice.schedule, step) and sparsity_at(choice.schedule, choice.sparsity, step) > 0
             for choice in self.selection.choices.values()
         )
+
+    def look(self, step: int) -> None:
+        """Gradients are there after `step` optimizer steps: they are scored by if it is soon time to prune."""
+        if not self._window:
+            return
+        coming = (self._next(choice, step) for choice in self.selection.choices.values())
+        if any(due is not None and due - step <= self.stage.scoring_steps for due in coming):
+            self._window.step()
+
+    def scores(self) -> Scores:
+        """What was scored by gradients since it was last asked."""
+        return self._window.scores() if self._window else {}
+
+    def close(self) -> None:
+        if self._window is not None:
+            self._window.close()
+
+    def _next(self, choice: Choice, step: int) -> int | None:
+        """When the sparsity of a module grows next."""
+        due = next_step(choice.schedule, step)
+        if due is not None and sparsity_at(choice.schedule, choice.sparsity, due) == 0:
+            due = next_step(choice.schedule, due)
+        return due

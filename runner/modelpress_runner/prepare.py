@@ -168,6 +168,7 @@ class Compression:
         self._attached = contextlib.ExitStack()  # everything that others have of this object
         events = self._attached.enter_context(reporting(report))
         self._loop = Loop(subject, spec.stages, spec.seed, events, stop, static_counts(subject.dummy_input))
+        self._attached.callback(self._loop.close)
         self.callbacks = Callbacks(self._loop, self._end)
         # A hook must not keep alive what nobody else needs any more.
         watch = weakref.WeakMethod(self.callbacks.optimizer_steps)

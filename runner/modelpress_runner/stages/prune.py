@@ -12,10 +12,11 @@ from modelpress.api.v1alpha1 import Prune
 from modelpress_runner import ranks
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, collect, is_data_driven
+from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, Scores, collect, is_data_driven
 from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
+from modelpress_runner.speedup.axes import axis_of
 from modelpress_runner.speedup.coupling import Coupling
 from modelpress_runner.speedup.plan import find_coupling
 from modelpress_runner.speedup.prove import prove
@@ -71,28 +72,34 @@ class PruneStage:
         algorithms = {entry.algorithm or self.prune.algorithm for entry in self.prune.config_list if not entry.exclude}
         return self.prune.speedup and any(method(name).structured for name in algorithms)
 
-    def check(self, context: StageContext) -> None:
-        """Raises whatever `round` would have to say against the stage and this model, which stays as it is.
+    @property
+    def scoring_steps(self) -> int:
+        """How many training steps data-driven methods score by."""
+        return self.prune.scores.steps if self.prune.scores else DEFAULT_STEPS
 
-        For a training loop of the user's own, which lends no training steps to collect scores from.
+    def check(self, context: StageContext) -> None:
+        """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
+        selection = select(context.model, self.prune, self.path)
+        coupling = self._coupling(context) if self.shrinks else None
+        equal = {
+            choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
+            if method(choice.algorithm).structured
+            else torch.ones_like(context.model.get_submodule(choice.module).weight, dtype=torch.float64, device="cpu")
+            for choice in selection.choices.values()
+            if is_data_driven(choice)
+        }
+        dry = Round(context.seed, self.index, 0, equal)
+        round_masks(context.model, selection, coupling, context.masks, dry, self.path)
+
+    def round(self, context: StageContext, number: int, scores: Scores | None = None) -> None:
+        """Scores and masks of one round; the masked weights are zero at once.
+
+        `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         """
         selection = select(context.model, self.prune, self.path)
-        for choice in selection.choices.values():
-            if is_data_driven(choice):
-                raise InvalidSpecError(
-                    f"{choice.algorithm} scores by training steps over a frozen model, and a training loop of your own "
-                    "cannot be asked for them; take an algorithm that looks at weights only, such as l1",
-                    f"{self.path}.algorithm",
-                )
         coupling = self._coupling(context) if self.shrinks else None
-        round_masks(context.model, selection, coupling, context.masks, Round(context.seed, self.index, 0), self.path)
-
-    def round(self, context: StageContext, number: int) -> None:
-        """Scores and masks of one round; the masked weights are zero at once."""
-        selection = select(context.model, self.prune, self.path)
-        coupling = self._coupling(context) if self.shrinks else None
-        steps = self.prune.scores.steps if self.prune.scores else DEFAULT_STEPS
-        scores = collect(context, selection, steps, (self.index, number), self.path)
+        if scores is None:
+            scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         outcome = round_masks(
             context.model,
             selection,

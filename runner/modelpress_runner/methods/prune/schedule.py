@@ -37,6 +37,14 @@ def last_step(schedule: EntrySchedule) -> int:
     return schedule.end_step if schedule.end_step is not None else schedule.start_step or 0
 
 
+def next_step(schedule: EntrySchedule, step: int) -> int | None:
+    """The first number of steps above `step` at which a schedule by steps prunes; None: it is over."""
+    start, end, frequency = schedule.start_step or 0, last_step(schedule), schedule.frequency or 1
+    if step < start:
+        return start
+    return None if step >= end else min(end, start + ((step - start) // frequency + 1) * frequency)
+
+
 def prunes_at(schedule: EntrySchedule, step: int) -> bool:
     """Whether a schedule by steps prunes after `step` optimizer steps: startStep, each frequency-th on, and endStep."""
     start, end = schedule.start_step or 0, last_step(schedule)
