@@ -14,12 +14,15 @@ __version__ = "0.1.0.dev0"
 # public name -> (module, extra that brings it)
 _LAZY = {
     "TorchEvaluator": ("modelpress_runner.evaluators", "runner"),
+    "LightningEvaluator": ("modelpress_runner.evaluators.lightning_evaluator", "lightning"),
     "TransformersEvaluator": ("modelpress_runner.evaluators.transformers_evaluator", "transformers"),
     "CompressionModule": ("modelpress_runner.subject", "runner"),
     "Subject": ("modelpress_runner.subject", "runner"),
     "trace": ("modelpress_runner.trace", "runner"),
     "compress": ("modelpress_runner.compress", "runner"),
     "CompressionResult": ("modelpress_runner.compress", "runner"),
+    "prepare_compression": ("modelpress_runner.prepare", "runner"),
+    "report": ("modelpress_runner.reporting", "runner"),
     "load": ("modelpress_runner.load", "runner"),
     "run": ("modelpress.local", ""),
 }
@@ -52,8 +55,11 @@ if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress_runner.compress import CompressionResult as CompressionResult
     from modelpress_runner.compress import compress as compress
     from modelpress_runner.evaluators import TorchEvaluator as TorchEvaluator
+    from modelpress_runner.evaluators.lightning_evaluator import LightningEvaluator as LightningEvaluator
     from modelpress_runner.evaluators.transformers_evaluator import TransformersEvaluator as TransformersEvaluator
     from modelpress_runner.load import load as load
+    from modelpress_runner.prepare import prepare_compression as prepare_compression
+    from modelpress_runner.reporting import report as report
     from modelpress_runner.subject import CompressionModule as CompressionModule
     from modelpress_runner.subject import Subject as Subject
     from modelpress_runner.trace import trace as trace

@@ -44,6 +44,9 @@ class Evaluator(abc.ABC):
     def can_evaluate(self) -> bool:
         """Whether `evaluate` will work."""
 
+    def introduce(self, model: nn.Module) -> None:  # noqa: B027
+        """Told which model it is for, as soon as both are there; the model may still get other weights."""
+
     def resolve(self, model: nn.Module) -> None:  # noqa: B027
         """Learns which parameters of the user's own `model` the optimizers hold, before it is copied or changed."""
 

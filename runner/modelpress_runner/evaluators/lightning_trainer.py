@@ -1,0 +1,256 @@
+"""Trainers made again from what the user gave, within the limits of a chunk and without files and noise."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from modelpress_runner import ranks
+from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.evaluators.lightning_package import Package, is_a, package_of
+from modelpress_runner.trace import Call, Traced, call_of
+
+Arguments = dict[str, Any]
+
+# Callbacks whose work spans a whole fit: they freeze, average or swap weights at its begin and end.
+_WHOLE_FIT = ("BaseFinetuning", "StochasticWeightAveraging", "WeightAveraging")
+_SHARDING = ("fsdp", "deepspeed", "model_parallel", "xla")
+_STARTING = ("spawn", "fork", "notebook")
+_SHOWN = {"enable_checkpointing": "Checkpoint", "enable_progress_bar": "ProgressBar"}
+_SHOWN |= {"enable_model_summary": "ModelSummary"}
+
+
+class TrainerSource:
+    """How a Trainer comes about: a recorded constructor call, or a function () -> Trainer.
+
+    Args:
+        given: what the user gave.
+        resumable: whether its training is cut into chunks.
+
+    Raises:
+        InvalidModelError: it is neither, or uses what cannot work here.
+    """
+
+    def __init__(self, given: Any, resumable: bool) -> None:
+        self._given, self._resumable = given, resumable
+        self._call: Call | None = call_of(given)
+        self.package: Package | None = package_of(given, "Trainer")
+        if self.package is not None:
+            if self._call is None:
+                kind = type(given).__name__
+                raise InvalidModelError(
+                    f"the {kind} was not traced, so it cannot be made again for each part of the training; make it "
+                    f"with mp.trace({kind})(...) or give a function () -> Trainer"
+                )
+        elif self._call is not None or isinstance(given, type | Traced) or not callable(given):
+            raise InvalidModelError(
+                f"trainer is {described(given)}; give mp.trace(Trainer)(...), with its arguments, or a function "
+                "() -> Trainer"
+            )
+        callbacks = [] if self.package is None else list(given.callbacks)
+        self.callback_states = {each.state_key: copy.deepcopy(each.state_dict()) for each in callbacks}
+        if self._call is not None:
+            self._check(self._call.kwargs)
+
+    def user_objects(self) -> dict[str, Any]:
+        """What random number generators may be behind."""
+        if self._call is None:
+            return {"trainer": self._given}
+        return {"trainer": {"factory": self._call.factory, "args": self._call.args, "kwargs": self._call.kwargs}}
+
+    def for_training(self, package: Package, max_steps: int | None, max_epochs: int | None) -> Any:
+        """A Trainer with these limits and no others; with neither, with the user's own."""
+
+        def change(given: Arguments) -> Arguments:
+            out = {**_quiet(given), **_placed(package, given), "num_sanity_val_steps": 0}
+            if max_steps is not None or max_epochs is not None:
+                out |= {"max_steps": -1 if max_steps is None else max_steps}
+                out |= {"max_epochs": -1 if max_epochs is None else max_epochs}
+                out |= {"min_steps": None, "min_epochs": None, "max_time": None}
+            return out
+
+        return self._make(package, change)
+
+    def for_testing(self, package: Package, on_cpu: bool = False) -> Any:
+        """A Trainer that tests on one device, all of the data in each process.
+
+        Args:
+            package: the model's.
+            on_cpu: for what was exported on the CPU, in its own precision.
+        """
+
+        def change(given: Arguments) -> Arguments:
+            callbacks = [each for each in _listed(given.get("callbacks")) if not is_a(each, "Checkpoint")]
+            out = {**_quiet(given), **_placed(package, given, alone=True), "callbacks": callbacks}
+            out |= dict.fromkeys(_SHOWN, False)
+            out |= {"inference_mode": False, "profiler": None, "max_time": None}
+            if on_cpu:
+                plugins = [each for each in _listed(out.get("plugins")) if not is_a(each, "Precision")]
+                out |= {"accelerator": "cpu", "devices": 1, "precision": None, "plugins": plugins}
+            return out
+
+        return self._make(package, change)
+
+    def _make(self, package: Package, change: Callable[[Arguments], Arguments]) -> Any:
+        def checked(given: Arguments) -> Arguments:
+            self._check(given)
+            return change(given)
+
+        with _arguments(package, checked):
+            if self._call is None:
+                made = self._given()
+            else:
+                made = self._call.factory(*self._call.args, **_own_strategy(self._call.kwargs))
+        if package_of(made, "Trainer") != package:
+            raise InvalidModelError(
+                f"the trainer is {described(made)} while the model is a LightningModule of {package.name}; make both "
+                f"with {package.name}"
+            )
+        # SIGTERM is the run's: it saves and ends between two steps, on all ranks alike.
+        made._signal_connector.register_signal_handlers = lambda: None
+        return made
+
+    def _check(self, given: Arguments) -> None:
+        if given.get("fast_dev_run"):
+            raise InvalidModelError(
+                "the Trainer has fast_dev_run, which trains for a few batches whatever the recipe says; use "
+                "limit_train_batches and limit_test_batches instead"
+            )
+        name = _strategy_name(given.get("strategy"))
+        if any(each in name for each in _SHARDING):
+            raise InvalidModelError(
+                f"the Trainer's strategy {name!r} spreads parameters over processes, which cannot be pruned here; use "
+                "'auto' or 'ddp', or DeepSpeed with mp.DeepspeedTorchEvaluator"
+            )
+        if not ranks.together():
+            wanted = {"devices": _count(given.get("devices")), "num_nodes": int(given.get("num_nodes") or 1)}
+            for argument, count in wanted.items():
+                if count > 1:
+                    field = "processesPerNode" if argument == "devices" else "nodes"
+                    raise InvalidModelError(
+                        f"the Trainer has {argument}={count}, but processes are started by the recipe; set "
+                        f"spec.runner.{field}: {count} and leave {argument} out"
+                    )
+        for each in _listed(given.get("callbacks")):
+            found = next((kind for kind in _WHOLE_FIT if is_a(each, kind)), None)
+            if found is not None and self._resumable:
+                raise InvalidModelError(
+                    f"the callback {type(each).__name__} needs a whole fit, but training is cut into chunks; give "
+                    "LightningEvaluator resumable=False, or leave it out"
+                )
+
+
+@contextlib.contextmanager
+def _arguments(package: Package, change: Callable[[Arguments], Arguments]) -> Iterator[None]:
+    """Inside, a Trainer is made with what `change` gives for the arguments that its maker gives."""
+    kind = package.part("Trainer")
+    original = kind.__init__
+    names = list(inspect.signature(original).parameters)[1:]
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, **change({**dict(zip(names, args, strict=False)), **kwargs}))
+
+    kind.__init__ = init
+    try:
+        yield
+    finally:
+        kind.__init__ = original
+
+
+def _quiet(given: Arguments) -> Arguments:
+    """The arguments with logger, checkpoints, progress bar and summary off unless they were asked for."""
+    out = dict(given)
+    if out.get("logger") is None:
+        out["logger"] = False
+    for argument, callback in _SHOWN.items():
+        if out.get(argument) is None:
+            out[argument] = any(is_a(each, callback) for each in _listed(given.get("callbacks")))
+    return out
+
+
+def _placed(package: Package, given: Arguments, alone: bool = False) -> Arguments:
+    """Where to run: one device per process, over the process group that is there; nothing starts other processes."""
+    kind = package.part("plugins.environments.ClusterEnvironment")
+    plugins = [each for each in _listed(given.get("plugins")) if not isinstance(each, kind)]
+    local = int(os.environ.get("LOCAL_RANK") or 0)
+    out: Arguments = {"plugins": [*plugins, _environment(kind)], "num_nodes": 1, "devices": 1, "strategy": "auto"}
+    if ranks.together() and alone:
+        if given.get("accelerator", "auto") != "cpu" and package.part("accelerators.CUDAAccelerator").is_available():
+            out["devices"] = [local]
+    elif ranks.together():
+        beside = _beside()
+        strategy = given.get("strategy", "auto")
+        started = isinstance(strategy, str) and any(each in strategy for each in _STARTING)
+        out["strategy"] = "ddp" if strategy in ("auto", None) or started else strategy
+        out |= {"devices": beside, "num_nodes": ranks.world() // beside}
+    elif isinstance(given.get("devices"), list | tuple):
+        out["devices"] = list(given["devices"])
+    return out
+
+
+def _beside() -> int:
+    """How many of the processes are on this machine."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return ranks.world()
+
+
+def _environment(kind: type) -> Any:
+    """Tells Lightning that all processes are there, whoever has started them."""
+    local, beside = int(os.environ.get("LOCAL_RANK") or 0), _beside()
+    methods = {
+        "creates_processes_externally": property(lambda self: True),
+        "main_address": property(lambda self: os.environ.get("MASTER_ADDR", "127.0.0.1")),
+        "main_port": property(lambda self: int(os.environ.get("MASTER_PORT") or 0)),
+        "detect": staticmethod(lambda: False),
+        "world_size": lambda self: ranks.world(),
+        "set_world_size": lambda self, size: None,
+        "global_rank": lambda self: ranks.rank(),
+        "set_global_rank": lambda self, rank: None,
+        "local_rank": lambda self: local,
+        "node_rank": lambda self: ranks.rank() // beside,
+    }
+    return type("RunnerEnvironment", (kind,), methods)()
+
+
+def _own_strategy(given: Arguments) -> Arguments:
+    """A strategy object keeps the model that it was set up with: each Trainer gets a copy."""
+    strategy = given.get("strategy")
+    return given if strategy is None or isinstance(strategy, str) else {**given, "strategy": copy.deepcopy(strategy)}
+
+
+def _strategy_name(strategy: Any) -> str:
+    if isinstance(strategy, str):
+        return strategy
+    name = type(strategy).__name__.lower()
+    return "model_parallel" if name == "modelparallelstrategy" else name
+
+
+def _count(devices: Any) -> int:
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([each for each in devices.split(",") if each.strip()])
+    return devices if isinstance(devices, int) else int(devices) if str(devices).isdigit() else 1
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def described(value: Any) -> str:
+    """What was given instead of what was expected, for messages."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Traced):
+        return f"{value!r}, not called"
+    return f"a {type(value).__name__}"
