@@ -64,9 +64,9 @@ class SweepFacts:
 
     @property
     def gpus(self) -> int:
-        """What every trial asks for."""
+        """What every trial asks for, on all of its nodes together."""
         runner = self.sweep.spec.template.spec.runner
-        return runner.gpus if runner is not None else 0
+        return runner.gpus * runner.nodes if runner is not None else 0
 
     @property
     def gpu_seconds(self) -> float:

@@ -188,7 +188,8 @@ def _first(chain: tuple[Policy, ...], books: Books) -> Verdict | None:
 def _advance(facts: JobFacts) -> Plan:
     step = settle(facts)
     books = _account(facts, step)
-    actions: list[Action] = [DeleteJob(child.name, child.uid) for child in books.strays if not child.deleting]
+    ending = [*books.strays, *(child for child in facts.ours if child.deserted)]
+    actions: list[Action] = [DeleteJob(child.name, child.uid) for child in ending if not child.deleting]
     attempt, started, wait = books.attempt, facts.started, None
     extra: list[Wanted] = []
     if step is not None and step.verdict is not None:
@@ -267,9 +268,8 @@ def _tidy(facts: JobFacts) -> Plan:
     left = (
         None if ttl is None else ttl - (seconds(status.completion_time, facts.now) if status.completion_time else ttl)
     )
-    due = [
-        child for child in facts.ours if not child.deleting and (not child.terminal or (left is not None and left <= 0))
-    ]
+    late = left is not None and left <= 0
+    due = [child for child in facts.ours if not child.deleting and (not child.terminal or child.deserted or late)]
     kept = [child for child in facts.ours if not child.deleting and child not in due]
     if status.observed_generation != facts.generation:
         seen = {"observed_generation": facts.generation}

@@ -38,6 +38,7 @@ class ObservedJob:
     started_at: dt.datetime | None = None  # the runner started
     finished_at: dt.datetime | None = None
     deleting: bool = False
+    deserted: bool = False  # failed, for one of several processes is lost; the others may still run and must be ended
 
     @property
     def terminal(self) -> bool:

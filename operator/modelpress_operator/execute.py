@@ -40,11 +40,13 @@ from .resources import (
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
     JOBS,
+    SERVICES,
     Key,
     RawObject,
     Resource,
     controller_uid,
     is_deleting,
+    is_gang,
     meta_of,
 )
 
@@ -121,7 +123,7 @@ class Executor:
             case CreateJob():
                 await self._create_job(observed, action)
             case DeleteJob(name=name, uid=uid):
-                await self._delete(JOBS, key.namespace, name, uid)
+                await self._delete_job(key.namespace, name, uid, meta_of(observed)["uid"])
             case CreateTrial(job=job):
                 body = job.to_dict()
                 body.pop("status", None)
@@ -215,6 +217,18 @@ class Executor:
             await asyncio.sleep(wait)
             self._leadership.check()
         return await self._client.create(resource, namespace, body)
+
+    async def _delete_job(self, namespace: str, name: str, uid: str, owner_uid: str) -> None:
+        """A Job, and the Service by which the pods of a gang find each other; one that is left goes with its owner."""
+        job = self._cache.get(JOBS, namespace, name)
+        gang = job is not None and meta_of(job).get("uid") == uid and is_gang(job)
+        await self._delete(JOBS, namespace, name, uid)
+        if not gang:
+            return
+        with contextlib.suppress(NotFoundError):
+            service = await self._client.get(SERVICES, namespace, name)
+            if controller_uid(service) == owner_uid:
+                await self._delete(SERVICES, namespace, name, meta_of(service)["uid"])
 
     async def _delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         try:

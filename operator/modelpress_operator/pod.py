@@ -24,7 +24,7 @@ SMALL_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"m
 
 @dataclass(frozen=True)
 class Group:
-    """Several pods that train one model: name of their Job and Service, how many, processes in each, port."""
+    """Processes that train one model: name of their Job and Service, how many pods, processes in each, port."""
 
     name: str
     nodes: int
@@ -48,7 +48,7 @@ def pod_spec(
 
     Args:
         progress: address and token audience of the operator's progress server.
-        group: the pods that this one is one of.
+        group: the processes that train together, if they are several.
     """
     heavy = request.purpose in ("trial", "prepare")
     store = request.spec.store
@@ -116,7 +116,7 @@ def pod_spec(
     spec |= _scheduling(runner, service_account)
     if heavy and runner.resource_claims:
         spec["resourceClaims"] = [claim.to_dict() for claim in runner.resource_claims]
-    if group is not None:
+    if group is not None and group.nodes > 1:
         spec["subdomain"] = group.name
     return spec
 
@@ -194,18 +194,29 @@ def _threads(runner: Runner) -> list[dict[str, Any]]:
 
 
 def _rendezvous(group: Group) -> list[dict[str, Any]]:
-    """Variables of torchrun (PET_*) and of torch.distributed's env:// initialisation; rank 0 is where all meet."""
-    address, port = f"{group.name}-0.{group.name}", str(group.port)
-    rank = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+    """What Kubeflow's trainers give a pod: variables of torchrun (PET_*) and of torch.distributed's env://.
+
+    All meet at the first pod. RANK is the pod's, as theirs is; the launcher in it numbers the processes.
+    """
+    several = group.nodes > 1
+    address, port = f"{group.name}-0.{group.name}" if several else "127.0.0.1", str(group.port)
     return [
         {"name": "MASTER_ADDR", "value": address},
         {"name": "MASTER_PORT", "value": port},
+        {"name": "WORLD_SIZE", "value": str(group.nodes * group.processes_per_node)},
+        {"name": "RANK", **_index(several)},
         {"name": "PET_MASTER_ADDR", "value": address},
         {"name": "PET_MASTER_PORT", "value": port},
         {"name": "PET_NNODES", "value": str(group.nodes)},
         {"name": "PET_NPROC_PER_NODE", "value": str(group.processes_per_node)},
-        {"name": "PET_NODE_RANK", "valueFrom": rank},
+        {"name": "PET_NODE_RANK", **_index(several)},
     ]
+
+
+def _index(several: bool) -> dict[str, Any]:
+    """The pod's number in its Job, as the value of a variable."""
+    path = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    return {"valueFrom": {"fieldRef": {"fieldPath": path}}} if several else {"value": "0"}
 
 
 def _scheduling(runner: Runner, service_account: str | None) -> dict[str, Any]:

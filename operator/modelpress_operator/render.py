@@ -65,10 +65,8 @@ class RenderSettings:
             raise ValueError("\n".join(problems))
 
 
-def render_job(
-    action: CreateJob, owner: RawObject, settings: RenderSettings, *, nodes: int = 1, processes_per_node: int = 1
-) -> list[RawObject]:
-    """The Job of an action, owned by `owner`; with several nodes an Indexed one, after its headless Service.
+def render_job(action: CreateJob, owner: RawObject, settings: RenderSettings) -> list[RawObject]:
+    """The Job of an action, owned by `owner`; a trial of several nodes as an Indexed one, after its headless Service.
 
     Raises:
         SpecTooLargeError: the specification does not fit into a pod's annotations.
@@ -85,6 +83,7 @@ def render_job(
     elif request.code_path is not None:
         request = request.model_copy(update={"code_path": None})
     heavy = action.purpose in ("trial", "prepare")
+    nodes = runner.nodes if action.purpose == "trial" else 1
     own = pod.pod_spec(
         request,
         runner,
@@ -94,7 +93,7 @@ def render_job(
         fs_group=settings.fs_group,
         grace_seconds=settings.grace_seconds,
         progress=(settings.progress_url, settings.progress_audience) if settings.progress_url else None,
-        group=pod.Group(action.name, nodes, processes_per_node, RENDEZVOUS_PORT) if nodes > 1 else None,
+        group=_group(action, runner),
     )
     templates = [dict(settings.pod_template or {}), runner.pod_template.to_dict() if runner.pod_template else {}]
     merged = own
@@ -128,6 +127,13 @@ def render_job(
         },
     }
     return [_service(metadata, labels, action.name), job] if nodes > 1 else [job]
+
+
+def _group(action: CreateJob, runner: Runner) -> pod.Group | None:
+    """The processes that train together: of trials, what else there is to do one process does."""
+    if action.purpose != "trial" or (runner.processes == 1 and runner.launcher == "torchrun"):
+        return None
+    return pod.Group(action.name, runner.nodes, runner.processes_per_node, RENDEZVOUS_PORT)
 
 
 def _labels(action: CreateJob, owner: RawObject) -> dict[str, str]:

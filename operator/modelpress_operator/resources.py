@@ -93,6 +93,11 @@ def is_trial(obj: RawObject) -> bool:
     return ref is not None and ref.get("kind") == COMPRESSION_SWEEPS.kind
 
 
+def is_gang(job: RawObject) -> bool:
+    """Whether a batch/v1 Job is one of several pods that train together."""
+    return int((job.get("spec") or {}).get("completions") or 1) > 1
+
+
 def is_deleting(obj: RawObject) -> bool:
     """Whether the API server was asked to delete it already."""
     return meta_of(obj).get("deletionTimestamp") is not None

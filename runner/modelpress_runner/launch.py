@@ -237,8 +237,9 @@ def judge(
     for code in (ExitCode.INVALID, ExitCode.FAILED):
         of_code = [report for report in reports.values() if report.code == code and not report.gone]
         if of_code:
-            told = min(of_code, key=lambda report: (report.time, report.rank))
-            return _by(told, group), code
+            told = min(of_code, key=lambda report: report.time).result.message
+            alike = [report for report in of_code if report.result.message == told]
+            return _by(min(alike, key=lambda report: report.rank), group), code
     if stopped or any(report.code == ExitCode.TERMINATED and not report.gone for report in reports.values()):
         return terminated(), ExitCode.TERMINATED
     killed = sorted(rank for rank in group.ranks if rank not in reports)

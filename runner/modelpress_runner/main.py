@@ -118,6 +118,8 @@ def _reporting(request: RunRequest, file: Report) -> contextlib.AbstractContextM
 def _worker(options: argparse.Namespace, stop: StopFlag) -> int:
     """One of several processes that train together; leaves its word for the process that started them."""
     rank, gone = int(os.environ["RANK"]), False
+    if rank > 0:  # what all of them would say, rank 0 says
+        log.setLevel(logging.WARNING)
     die_with(int(os.environ[launch.PARENT_VARIABLE]))
     _pin_threads()
     from modelpress_runner import ranks, trial

@@ -89,7 +89,7 @@ app.kubernetes.io/component: operator
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, create]
+  verbs: [get, create, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, list]

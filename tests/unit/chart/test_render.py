@@ -56,11 +56,22 @@ def test_operator_understands_its_environment(render: Render, values: dict[str, 
         assert settings.runner_image == "registry.example/runner:1"
         assert settings.runner_image_pull_policy == "Always"
         assert settings.runner_service_account == "trainer"
+        assert settings.runner_pod_template == EVERYTHING["runner"]["podTemplate"]
+        assert (settings.runner_fs_group, settings.runner_grace_seconds) == (2000, 45)
     else:
         assert settings.cluster_wide
         assert settings.runner_image == "modelpress/runner:0.1.0.dev0"
         assert settings.runner_image_pull_policy is None
         assert settings.runner_service_account is None
+        assert settings.runner_pod_template is None
+        assert (settings.runner_fs_group, settings.runner_grace_seconds) == (65532, 120)
+
+
+def test_no_group_is_a_group_too(render: Render) -> None:
+    """null leaves the choice to the cluster, 0 is root's."""
+    for value, meant in ((None, None), (0, 0)):
+        given = environment(render({"runner": {"fsGroup": value}}))
+        assert load_settings([], given).runner_fs_group == meant
 
 
 def test_numbers_reach_the_operator(render: Render) -> None:
@@ -70,6 +81,7 @@ def test_numbers_reach_the_operator(render: Render) -> None:
             {
                 "workers": 2000000,
                 "watchSilenceSeconds": 900,
+                "lostPodSeconds": 600.5,
                 "logLevel": "debug",
                 "leaderElection": {"leaseName": "press", "leaseSeconds": 2.5},
             }
@@ -77,6 +89,7 @@ def test_numbers_reach_the_operator(render: Render) -> None:
     )
     settings = load_settings([], given)
     assert (settings.workers, settings.watch_silence_seconds, settings.log_level) == (2000000, 900.0, "debug")
+    assert settings.lost_pod_seconds == 600.5
     assert (settings.lease_name, settings.lease_seconds) == ("press", 2.5)
 
 
@@ -162,8 +175,8 @@ def test_least_rights(render: Render, values: dict[str, Any]) -> None:
         ("modelpress.dev", "compressionsweeps/status"): {"patch"},
         ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
         ("", "pods"): {"list", "watch"},
-        ("", "services"): {"get", "create"},
-        ("events.k8s.io", "events"): {"create"},
+        ("", "services"): {"get", "create", "delete"},
+        ("events.k8s.io", "events"): {"create", "list"},
         ("coordination.k8s.io", "leases"): {"create", "get", "patch"},
     }
     cluster = [item["metadata"]["name"] for item in of_kind(objects, "ClusterRoleBinding")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
@@ -66,10 +66,9 @@ class Case:
     owner: CompressionJob | CompressionSweep
     purpose: Purpose = "trial"
     settings: RenderSettings = SETTINGS
-    more: dict[str, Any] = field(default_factory=dict)
 
     def render(self) -> list[dict[str, Any]]:
-        return render_job(action(self.owner, self.purpose), self.owner.to_dict(), self.settings, **self.more)
+        return render_job(action(self.owner, self.purpose), self.owner.to_dict(), self.settings)
 
 
 RUNNER: dict[str, Any] = {
@@ -135,7 +134,9 @@ CASES = {
     ),
     "publish": Case(sweep(store=VOLUME, code=CONFIG_MAP, runner=FULL), "publish"),
     "volume": Case(job(store=VOLUME)),
-    "nodes": Case(job(runner={"gpus": 8}), more={"nodes": 2, "processes_per_node": 8}),
+    "nodes": Case(job(runner={"gpus": 8, "nodes": 2, "processesPerNode": 8})),
+    "processes": Case(job(runner={"gpus": 4, "processesPerNode": 4, "launcher": "deepspeed"})),
+    "prepare_of_nodes": Case(sweep(runner={"gpus": 8, "nodes": 2, "processesPerNode": 8}), "prepare"),
     "cluster": Case(
         job(),
         settings=RenderSettings(
