@@ -99,7 +99,8 @@ class TextTask(Task):
         values = rows.column(column)
         for number, value in enumerate(values, 1):
             if not isinstance(value, str) or not value.strip():
-                found = "no text" if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+                empty = value is None or isinstance(value, str)
+                found = "no text" if empty else f"the {type(value).__name__} {str(value)[:40]}"
                 message = (
                     f"row {number} of {rows.where} has {found} in the column {column!r}; give text, or remove the row"
                 )
@@ -147,8 +148,8 @@ def forward(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
     return model(**{name: value.to(device) for name, value in inputs.items()})
 
 
-def label_ids(values: Sequence[Any], config: Any, where: str) -> list[int]:
-    """Labels, names or numbers, as numbers of the model's classes.
+def label_ids(values: Sequence[Any], config: Any, where: str, unit: str = "row") -> list[int]:
+    """Labels, names or numbers, as numbers of the model's classes; messages call the first one `<unit> 1 of <where>`.
 
     Raises:
         InvalidSpecError: the model has no such label.
@@ -164,7 +165,7 @@ def label_ids(values: Sequence[Any], config: Any, where: str) -> list[int]:
         if number is None:
             known = ", ".join(list(numbers)[:8]) + (", ..." if len(numbers) > 8 else "")
             found = "no label" if value is None or value == "" else f"the label {value!r}"
-            raise InvalidSpecError(f"row {row} of {where} has {found}; the model knows {known}", path)
+            raise InvalidSpecError(f"{unit} {row} of {where} has {found}; the model knows {known}", path)
         out.append(number)
     return out
 

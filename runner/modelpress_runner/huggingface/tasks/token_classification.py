@@ -44,7 +44,7 @@ class TokenClassification(TextTask):
                     f"row {number} of {rows.where} has {len(texts)} words and {len(given)} tags; give one tag a word"
                 )
                 raise InvalidSpecError(message, f"{path}.label")
-            ids = label_ids(given, self.config, f"{rows.where} (row {number})")
+            ids = label_ids(given, self.config, f"row {number} of {rows.where}", "word")
             example = self._encode([str(text) for text in texts], ids)
             cut += len(ids) - sum(item != IGNORED for item in example["labels"])
             out.append(example)

@@ -1,0 +1,151 @@
+"""What may be wrong with the folder of a pretrained model, said in one sentence before anything runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tiny_models import bert, gpt2, rows, settings, subject, vit
+
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
+from modelpress_runner.huggingface.source import fetch, load
+from modelpress_runner.inputs import Place
+
+PAIR = {"text": "red cat", "positive": "cat"}
+
+
+def changed(folder: Path, **keys: object) -> None:
+    """config.json with other values; None removes a key."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **keys}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def opened(folder: Path, task: str) -> object:
+    """The model in a folder, by the way that a run takes."""
+    spec = settings(task, source={"uri": str(folder)})
+    return load(spec, fetch(spec, Place(None, folder.parent / "fetched")))
+
+
+def refused(folder: Path, task: str, error: type[RunnerError], path: str, message: str) -> None:
+    """Opening fails with this one sentence."""
+    with pytest.raises(error) as caught:
+        opened(folder, task)
+    assert str(caught.value).startswith(f"spec.model.huggingFace.{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_pickled_are_never_opened(tmp_path):
+    """pytorch_model.bin alone is refused by its name; beside safetensors it is not looked at."""
+    folder = bert(tmp_path / "model")
+    (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
+    opened(folder, "feature-extraction")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "feature-extraction", InvalidSpecError, "source.uri", "holds pickled weights (pytorch_model.bin)")
+    (folder / "pytorch_model.bin").unlink()
+    refused(folder, "feature-extraction", InvalidSpecError, "source.uri", "has no model.safetensors")
+
+
+def test_folders_without_a_model(tmp_path):
+    """No folder, and one without config.json."""
+    refused(tmp_path / "none", "causal-lm", InvalidSpecError, "source.uri", "there is no folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "causal-lm", InvalidSpecError, "source.uri", "has no config.json")
+
+
+def test_code_in_the_folder_is_never_run(tmp_path):
+    """A model that needs code of its own is refused; code that stands beside a known model stays unread."""
+    folder = bert(tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass M: pass\nclass C: pass\n")
+    auto = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoModelForCausalLM": "evil.M"}
+    changed(folder, auto_map=auto)
+    opened(folder, "feature-extraction")
+    changed(folder, model_type="evil")
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "needs code of its own, which is never run")
+    changed(folder, auto_map=None)
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "transformers knows no model_type 'evil'")
+    changed(folder, model_type="berd")
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "did you mean bert?")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "message"),
+    [
+        ("BertModel", "text-classification", "the source is a BertModel, and text-classification needs a BertForSequ"),
+        ("BertForSequenceClassification", "token-classification", "needs a BertForTokenClassification"),
+        ("BertForMaskedLM", "causal-lm", "the source is a BertForMaskedLM, and causal-lm needs a BertLMHeadModel"),
+        ("BertModel", "image-classification", "a bert model cannot do image-classification"),
+    ],
+)
+def test_a_task_that_the_model_was_not_made_for(kind, task, message, tmp_path):
+    """A head of another task may fit by its shape, and would give numbers that mean nothing."""
+    refused(bert(tmp_path, kind), task, InvalidModelError, "task", message)
+
+
+def test_encoder_decoders_are_refused(tmp_path):
+    """They need a second input, which no task here has."""
+    config = transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    transformers.T5Model(config).save_pretrained(tmp_path)
+    refused(tmp_path, "feature-extraction", InvalidModelError, "task", "t5 is an encoder-decoder")
+
+
+def test_weights_that_lack_something(tmp_path):
+    """A head that is missing would be made by lot; a missing pooler is of no use to embeddings."""
+    from safetensors.torch import load_file, save_file
+
+    def without(folder: Path, beginning: str) -> Path:
+        tensors = load_file(folder / "model.safetensors")
+        kept = {name: value for name, value in tensors.items() if not name.startswith(beginning)}
+        assert kept.keys() != tensors.keys()
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    folder = without(bert(tmp_path / "head", "BertForSequenceClassification"), "classifier")
+    refused(folder, "text-classification", InvalidModelError, "source.uri", "the weights lack classifier.bias")
+    folder = without(bert(tmp_path / "pooler"), "pooler")
+    first = subject(folder, "feature-extraction", rows("validation", PAIR))
+    second = subject(folder, "feature-extraction", rows("validation", PAIR))
+    assert torch.equal(first.model.pooler.dense.weight, second.model.pooler.dense.weight)
+    shutil.copy(bert(tmp_path / "wide", hidden_size=32) / "model.safetensors", folder / "model.safetensors")
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "the model does not load")
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "the model does not load")
+
+
+def test_tokenizers_that_are_missing_or_too_large(tmp_path):
+    """Without a tokenizer, with one of another model, with a damaged one."""
+    folder = bert(tmp_path / "model")
+    wide = bert(tmp_path / "small", vocab_size=10)
+    refused(wide, "feature-extraction", InvalidModelError, "source.uri", "the tokenizer has 20 tokens and the model 10")
+    (folder / "tokenizer.json").write_text("{")
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "the tokenizer does not load")
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "there is no tokenizer beside the weights")
+
+
+def test_images_need_a_processor(tmp_path):
+    """preprocessor_config.json says how images become pixels."""
+    folder = vit(tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    refused(folder, "image-classification", InvalidModelError, "source.uri", "there is no preprocessor_config.json")
+
+
+def test_the_end_mark_pads_where_nothing_else_does(tmp_path):
+    """GPT-2 and its kin have no padding token."""
+    pretrained = opened(gpt2(tmp_path), "causal-lm")
+    assert pretrained.processor.pad_token == "[EOS]"
+
+
+def test_weights_are_float32(tmp_path):
+    """Half precision in the folder is read as float32, which training needs."""
+    with torch.random.fork_rng():
+        folder = bert(tmp_path)
+    model = transformers.BertModel.from_pretrained(folder).half()
+    model.save_pretrained(folder)
+    assert opened(folder, "feature-extraction").model.dtype == torch.float32
