@@ -38,6 +38,9 @@ def _render(settings: Settings) -> Render:
         image=settings.runner_image,
         image_pull_policy=settings.runner_image_pull_policy,
         service_account=settings.runner_service_account,
+        fs_group=settings.runner_fs_group,
+        grace_seconds=settings.runner_grace_seconds,
+        pod_template=settings.runner_pod_template,
         progress_url=settings.progress_url,
         progress_audience=settings.progress_audience,
     )

@@ -34,6 +34,7 @@ from .execute import Executor, NameTakenError, UnfitError
 from .lease import LeaseLostError
 from .logs import about
 from .metrics import Metrics
+from .observe import LOST_SECONDS
 from .patience import patient
 from .refusals import Refusals
 from .resources import (
@@ -75,7 +76,7 @@ class _Memory:
 
 
 class Controller:
-    """Reconciles while it runs; `workers` objects at a time."""
+    """Reconciles while it runs; `workers` objects at a time. `lost_after`: see observe.observed_job."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Controller:
         metrics: Metrics,
         *,
         clock: Callable[[], dt.datetime] | None = None,
+        lost_after: float = LOST_SECONDS,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -92,7 +94,7 @@ class Controller:
         self._metrics = metrics
         self._clock = clock or (lambda: dt.datetime.now(dt.UTC))
         self._refusals = Refusals(client)
-        self._snapshots = Snapshots(cache, self._refusals)
+        self._snapshots = Snapshots(cache, self._refusals, lost_after)
         self._memories: dict[str, _Memory] = {}
         self._failures: dict[Key, int] = {}
         self._counts: dict[Key, float] = {}  # when a sweep is to be looked at for its counters alone

@@ -13,18 +13,19 @@ from typing import Any, Literal, cast, get_args
 
 from modelpress.reconcile.model import Cause, ObservedJob
 from modelpress.request import Purpose
-from modelpress.result import ExitCode
+from modelpress.result import ExitCode, RunResult
 
-from .resources import LABELS, RawObject, controller_uid, is_deleting, labels_of, meta_of
+from .resources import LABELS, RawObject, controller_uid, is_deleting, is_gang, labels_of, meta_of
 
 RUNNER = "runner"  # the container whose termination message and exit code count
-ABANDONED_SECONDS = 120.0  # a pod that should be gone for so long sits on a node that nobody hears from
+LOST_SECONDS = 120.0  # a pod that should be gone for so long sits on a node that nobody hears from
 MAX_DETAIL = 700
 # Reasons of pods that a node ended or did not admit, whatever their containers did (Kubernetes, pkg/kubelet/lifecycle).
 _NODES_REASONS = frozenset(
     {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"}
     | {"NodeAffinity", "TopologyAffinityError", "UnexpectedAdmissionError", "PodOSNotSupported"}
 )
+_KILLED = 128 + 9
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 
 State = Literal["pending", "running", "succeeded", "failed"]
@@ -72,23 +73,48 @@ class _Pod:
         text = (meta_of(self.raw).get("labels") or {}).get("batch.kubernetes.io/job-completion-index", "0")
         return int(text) if text.isdigit() else 0
 
-    def lost(self, now: dt.datetime) -> bool:
+    @property
+    def exit_code(self) -> int | None:
+        code = (self.terminated or {}).get("exitCode")
+        return None if code is None else int(code)
+
+    @property
+    def decisive(self) -> bool:
+        """Whether its end explains a gang's: not by a signal that the end of another rank brought about."""
+        if self.disruption is not None or _turned_away(self.status.get("reason") or ""):
+            return True
+        code = self.exit_code
+        ordered = meta_of(self.raw).get("deletionTimestamp") is not None and code == _KILLED
+        return code not in (None, 0, ExitCode.TERMINATED) and not ordered
+
+    def lost(self, now: dt.datetime, after: float) -> bool:
         """Whether it should have ended long ago and nobody says that it has."""
         due = parse_time(meta_of(self.raw).get("deletionTimestamp"))
-        return due is not None and not self.over and (now - due).total_seconds() >= ABANDONED_SECONDS
+        return due is not None and not self.over and (now - due).total_seconds() >= after
 
 
 def observed_job(
-    job: RawObject, pods: list[RawObject], now: dt.datetime | None = None, refused: str | None = None
+    job: RawObject,
+    pods: list[RawObject],
+    now: dt.datetime | None = None,
+    *,
+    refused: str | None = None,
+    lost_after: float = LOST_SECONDS,
 ) -> ObservedJob:
     """A batch/v1 Job and its pods as the reconcile core sees them.
 
-    With `now`, a run whose pods have all been terminating for over two minutes, unheard of, counts as disrupted.
+    Of a gang (an Indexed Job of several pods) rank 0 reports; it has begun when all of its pods have, and what ended it
+    is told by the pod whose end the others' ends do not explain.
+
+    With `now`, a run whose pods should all have ended `lost_after` seconds ago, unheard of, counts as disrupted, and so
+    does a gang of which one should: the others wait for it in vain, so its Job is to be deleted.
     `refused`: why its pods could not be created when that was last asked.
     """
     meta, status, labels = meta_of(job), job.get("status") or {}, labels_of(job)
     seen = sorted((_Pod(pod) for pod in pods), key=lambda pod: (pod.rank, _age(pod.raw)))
     failed, complete = _condition(status, "Failed"), _condition(status, "Complete")
+    gang = is_gang(job)
+    lost = now is not None and _lost(seen, now, lost_after, gang)
     state: State = "pending"
     cause: Cause | None = None
     reason: str | None = None
@@ -97,11 +123,11 @@ def observed_job(
         state = "succeeded"
     elif failed is not None:
         state = "failed"
-        cause, reason, detail = _cause(failed, seen)
-    elif now is not None and seen and all(pod.lost(now) or pod.over for pod in seen) and any(p.lost(now) for p in seen):
+        cause, reason, detail = _cause(failed, seen, gang)
+    elif lost:
         state, cause, reason = "failed", "disrupted", "NodeLost"
         detail = "Its node has not been heard from since the runner was told to end."
-    elif any(pod.running or pod.terminated for pod in seen):
+    elif _begun(seen, gang):
         state = "running"
     elif refused is not None and starved(job, pods):
         reason, detail = "FailedCreate", refused
@@ -117,11 +143,12 @@ def observed_job(
         cause=cause,
         reason=reason,
         detail=detail[:MAX_DETAIL] if detail else None,
-        message=_message(seen),
+        message=_message(seen, cause) if gang else _first_message(seen),
         created_at=parse_time(meta.get("creationTimestamp")),
         started_at=min((pod.started_at for pod in seen if pod.started_at), default=None),
         finished_at=_finished(status, failed or complete, seen) if state in ("succeeded", "failed") else None,
         deleting=is_deleting(job),
+        deserted=gang and lost and state == "failed" and failed is None,
     )
 
 
@@ -136,10 +163,15 @@ def starved(job: RawObject, pods: list[RawObject]) -> bool:
     return bool(status.get("startTime")) and not (over or some or is_deleting(job) or _suspended(job))
 
 
-def recheck_after(pods: list[RawObject], now: dt.datetime) -> float | None:
+def _lost(pods: list[_Pod], now: dt.datetime, after: float, gang: bool) -> bool:
+    lost = [pod for pod in pods if pod.lost(now, after)]
+    return bool(lost) and (gang or all(pod.over for pod in pods if pod not in lost))
+
+
+def recheck_after(pods: list[RawObject], now: dt.datetime, lost_after: float = LOST_SECONDS) -> float | None:
     """Seconds until a terminating pod counts as lost, None if none is terminating."""
     left = [
-        ABANDONED_SECONDS - (now - due).total_seconds()
+        lost_after - (now - due).total_seconds()
         for pod in map(_Pod, pods)
         if (due := parse_time(meta_of(pod.raw).get("deletionTimestamp"))) is not None and not pod.over
     ]
@@ -158,22 +190,32 @@ def parse_time(text: Any) -> dt.datetime | None:
     return value if value.tzinfo is not None else value.replace(tzinfo=dt.UTC)
 
 
-def _cause(failed: dict[str, Any], pods: list[_Pod]) -> tuple[Cause, str | None, str | None]:
-    """Why a Job failed, in the order of its FailJob rules: exit 2, 143, a disruption; then memory, then all else."""
+def _begun(pods: list[_Pod], gang: bool) -> bool:
+    begun = [pod for pod in pods if pod.running or pod.terminated]
+    return bool(begun) and (not gang or all(pod.over for pod in pods if pod not in begun))
+
+
+def _cause(failed: dict[str, Any], pods: list[_Pod], gang: bool) -> tuple[Cause, str | None, str | None]:
+    """Why a Job failed, in the order of its FailJob rules: exit 2, 143, a disruption; then memory, then all else.
+
+    In a gang 143 comes last: every rank ends with it when another one is lost.
+    """
     text = str(failed.get("message") or "")
-    codes = {int(pod.terminated["exitCode"]): pod for pod in pods if pod.terminated and "exitCode" in pod.terminated}
+    explained = [pod for pod in pods if pod.decisive] if gang else []
+    pods = explained or pods
+    codes = {pod.exit_code: pod for pod in pods if pod.exit_code is not None}
     said = _EXIT_CODE.search(text)
     known = {*codes, *((int(said[1]),) if said else ())}
     if ExitCode.INVALID in known:
         return "invalid", "Invalid", None
-    if ExitCode.TERMINATED in known:
+    if ExitCode.TERMINATED in known and not explained:
         return "terminated", "Terminated", None
     for pod in pods:
         if pod.disruption is not None or _turned_away(pod.status.get("reason") or ""):
             why = pod.disruption or {}
             reason = pod.status.get("reason") or why.get("reason")
             return "disrupted", reason, pod.status.get("message") or why.get("message")
-    if "DisruptionTarget" in text:
+    if "DisruptionTarget" in text and not explained:
         return "disrupted", "DisruptionTarget", text
     for pod in pods:
         if pod.terminated and pod.terminated.get("reason") == "OOMKilled":
@@ -211,8 +253,18 @@ def _suspended(job: RawObject) -> bool:
     return bool((job.get("spec") or {}).get("suspend"))
 
 
-def _message(pods: list[_Pod]) -> str | None:
-    """The termination message of the first rank that left one; of one rank the newest pod's."""
+def _message(pods: list[_Pod], cause: Cause | None) -> str | None:
+    """A gang's termination message: rank 0's if it succeeded, else that of the rank which tells the cause."""
+    first = _first_message([pod for pod in pods if pod.rank == 0])
+    result = RunResult.from_message(first)
+    if cause is None or (result is not None and result.phase == "Succeeded"):
+        return first
+    telling = [pod for pod in pods if (pod.exit_code == ExitCode.INVALID if cause == "invalid" else pod.decisive)]
+    return _first_message(telling) if telling else first
+
+
+def _first_message(pods: list[_Pod]) -> str | None:
+    """The termination message of the first pod that left one."""
     for pod in pods:
         text = (pod.terminated or {}).get("message")
         if text:

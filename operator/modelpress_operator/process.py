@@ -88,7 +88,7 @@ async def serve(settings: Settings, render: Render) -> int:
     events = EventWriter(client, metrics, identity=settings.identity)
     writes = StatusWrites(client, cache, leadership.check)
     executor = Executor(client, cache, leadership, events, metrics, render, lambda: dt.datetime.now(dt.UTC), writes)
-    controller = Controller(client, cache, executor, metrics)
+    controller = Controller(client, cache, executor, metrics, lost_after=settings.lost_pod_seconds)
     feed = Feed(cache, health, settings.namespaces)
     watcher = Watcher(
         feed, metrics, namespaces=settings.namespaces, kubeconfig=settings.kubeconfig, user_agent=f"{agent}/watch"

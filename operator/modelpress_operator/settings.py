@@ -6,9 +6,16 @@ import argparse
 import os
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from pydantic import ValidationError
+
+from modelpress.api.errors import problems_of
+from modelpress.api.podtemplate import template_problems
+from modelpress.api.v1alpha1 import PodTemplate
+from modelpress.api.yamltext import parse
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -21,17 +28,57 @@ def _setting(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _group(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
+        raise ValueError(f"'{text}' is no group; give its number, or none")
+    return int(text)
+
+
+def _pod_template(text: str) -> Mapping[str, Any] | None:
+    documents, wrong = parse(text)
+    if wrong:
+        raise ValueError(f"is no YAML: {wrong[0]}")
+    if not documents:
+        return None
+    if len(documents) > 1 or not isinstance(documents[0].data, dict):
+        raise ValueError("is no mapping; give it the keys of spec.runner.podTemplate: metadata and spec")
+    try:
+        template = PodTemplate.model_validate(documents[0].data).to_dict()
+    except ValidationError as error:
+        raise ValueError("; ".join(str(problem) for problem in problems_of(error, PodTemplate))) from None
+    if problems := [str(problem) for problem in template_problems(template, "podTemplate")]:
+        raise ValueError("; ".join(problems))
+    return template or None
+
+
 @dataclass(frozen=True)
 class Settings:
     """Each field is the flag --field-name and the variable MODELPRESS_FIELD_NAME."""
 
-    namespaces: tuple[str, ...] = _setting((), "Namespaces to serve, separated by commas; none: all of the cluster.")
+    namespaces: tuple[str, ...] = _setting(
+        (), "Namespaces to serve, separated by commas; none: all of the cluster.", parse=_names
+    )
     kubeconfig: str | None = _setting(None, "File that says how to reach the cluster; none: the pod's service account.")
     runner_image: str = _setting("modelpress/runner:latest", "Image of runners whose spec names none.")
     runner_image_pull_policy: str | None = _setting(
         None, "imagePullPolicy of runners.", choices=("Always", "IfNotPresent", "Never")
     )
     runner_service_account: str | None = _setting(None, "Service account of runners whose spec names none.")
+    runner_pod_template: Mapping[str, Any] | None = _setting(
+        None,
+        "What every runner's pod gets, YAML or JSON like spec.runner.podTemplate, which goes on top.",
+        parse=_pod_template,
+    )
+    runner_fs_group: int | None = _setting(
+        65532, "Group of the files on a store's volume claim, or none.", parse=_group
+    )
+    runner_grace_seconds: int = _setting(120, "Time for a checkpoint between SIGTERM and SIGKILL.", least=1)
     progress_url: str | None = _setting(None, "Address that running trials report to; none: they do not.")
     progress_audience: str = _setting("modelpress-progress", "Audience of the tokens that they report with.")
     identity: str = _setting("", "Name of this replica; the same after a restart of its container only.")
@@ -48,6 +95,9 @@ class Settings:
     workers: int = _setting(8, "Objects reconciled at one time.", least=1)
     watch_silence_seconds: float = _setting(
         300.0, "Silence of a watch after which the process is not alive.", least=1.0
+    )
+    lost_pod_seconds: float = _setting(
+        120.0, "How long a pod may outstay its end before it counts as lost with its node.", least=1.0
     )
     log_level: str = _setting("info", "Least severe level to log.", choices=LEVELS)
 
@@ -95,8 +145,12 @@ def _shown(default: Any) -> str:
 def _parsed(item: Any, text: str, where: str) -> Any:
     text = text.strip()
     choices, least = item.metadata.get("choices"), item.metadata.get("least")
-    if item.name == "namespaces":
-        return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    parsing: Callable[[str], Any] | None = item.metadata.get("parse")
+    if parsing is not None:
+        try:
+            return parsing(text)
+        except ValueError as error:
+            raise SettingsError(f"{where}: {error}") from None
     if choices is not None and text not in choices:
         raise SettingsError(f"{where}: '{text}' is not known; use one of {', '.join(choices)}")
     if least is None:

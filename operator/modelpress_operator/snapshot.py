@@ -16,7 +16,7 @@ from modelpress.api.yamltext import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
 
 from .cache import Cache
-from .observe import observed_job, recheck_after, starved
+from .observe import LOST_SECONDS, observed_job, recheck_after, starved
 from .refusals import Refusals
 from .resources import (
     COMPRESSION_JOBS,
@@ -54,8 +54,9 @@ class Problems:
 class Snapshots:
     """Typed views of the cache. Each object is parsed once per version: the search recognises trials by identity."""
 
-    def __init__(self, cache: Cache, refusals: Refusals) -> None:
+    def __init__(self, cache: Cache, refusals: Refusals, lost_after: float = LOST_SECONDS) -> None:
         self._cache = cache
+        self._lost_after = lost_after
         self._refusals = refusals
         self._jobs: dict[str, tuple[str, CompressionJob]] = {}
         self._sweeps: dict[str, tuple[str, CompressionSweep]] = {}
@@ -109,7 +110,7 @@ class Snapshots:
     def recheck_after(self, raw: RawObject, now: dt.datetime) -> float | None:
         """Seconds until what is observed may change though nothing happens."""
         pods = [pod for job in self._cache.owned(meta_of(raw)["uid"], JOBS) for pod in self._pods(job)]
-        return recheck_after(pods, now)
+        return recheck_after(pods, now, self._lost_after)
 
     def starving(self, raw: RawObject) -> list[RawObject]:
         """The Jobs of an object that should have pods and have none."""
@@ -125,7 +126,8 @@ class Snapshots:
         return tuple(self._observed(job, now) for _, job in sorted(found.items()))
 
     def _observed(self, job: RawObject, now: dt.datetime) -> ObservedJob:
-        return observed_job(job, self._pods(job), now, self._refusals.why(meta_of(job).get("uid") or ""))
+        refused = self._refusals.why(meta_of(job).get("uid") or "")
+        return observed_job(job, self._pods(job), now, refused=refused, lost_after=self._lost_after)
 
     def _pods(self, job: RawObject) -> list[RawObject]:
         return self._cache.owned(meta_of(job).get("uid") or "", PODS)

@@ -14,11 +14,20 @@ EVERYTHING: dict[str, Any] = {
         "image": {"repository": "registry.example/runner", "tag": "1"},
         "imagePullPolicy": "Always",
         "serviceAccountName": "trainer",
+        "podTemplate": {
+            "metadata": {"annotations": {"example.com/price": "5$$ and $(POD_NAME)"}},
+            "spec": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+        },
+        "fsGroup": 2000,
+        "graceSeconds": 45,
     },
     "serviceAccount": {"annotations": {"example.com/role": "none"}},
     "service": {"annotations": {"example.com/scrape": "no"}},
     "podLabels": {"example.com/team": "ml", "app.kubernetes.io/component": "other"},
     "podAnnotations": {"example.com/note": "one"},
+    "podSecurityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": False},
+    "resources": {"requests": {"cpu": "1", "memory": "1Gi"}},
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
     "nodeSelector": {"kubernetes.io/os": "linux"},
     "tolerations": [{"key": "cpu-only", "operator": "Exists"}],
@@ -63,4 +72,9 @@ def only(objects: list[dict[str, Any]], kind: str, ending: str = "") -> dict[str
 def environment(objects: list[dict[str, Any]]) -> dict[str, str]:
     """Variables of the operator's container that have a literal value."""
     container = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
-    return {item["name"]: item["value"] for item in container["env"] if "value" in item}
+    return {item["name"]: expanded(item["value"]) for item in container["env"] if "value" in item}
+
+
+def expanded(value: str) -> str:
+    """A value as the kubelet hands it over, its references to other variables aside: $$ is $."""
+    return value.replace("$$", "$")

@@ -57,4 +57,4 @@ def render(
 @pytest.fixture(scope="session")
 def promtool() -> Path:
     """Prometheus' checker of rules."""
-    return tool("promtool.sh") / "promtool"
+    return tool("prometheus.sh") / "promtool"

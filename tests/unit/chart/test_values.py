@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,9 +37,63 @@ def test_every_value_is_described_and_in_the_schema() -> None:
     assert values == known.keys()
     deep = {path for path, part in own_paths(SCHEMA) if "properties" not in part} - FOR_PARENTS
     # Resources and contexts of Kubernetes have a description of their own, whatever the schema knows inside.
-    assert {path for path in deep if not any(path.startswith(f"{value}.") for value in values)} | {
-        "resources"
-    } == values
+    own = {path for path in deep if not any(path.startswith(f"{value}.") for value in values)}
+    assert own | {"resources", "runner.podTemplate"} == values
+
+
+def test_every_value_reaches_an_object(helm: Helm, tmp_path: Path) -> None:
+    """Whatever value is changed, some object changes: none is taken and ignored."""
+    known = descriptions((CHART / "values.yaml").read_text())
+    parts = dict(own_paths(SCHEMA))
+    file = tmp_path / "values.yaml"
+    quick = {"crds": {"enabled": False}}  # they are most of the text
+
+    def text(values: dict[str, Any]) -> str:
+        file.write_text(json.dumps(values))
+        done = helm("template", "modelpress", str(CHART), "--kube-version", "1.35", "--values", str(file))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    bases = [(base, text(base)) for base in ({**EVERYTHING, **quick}, quick, {})]
+    ignored = []
+    for path, default in leaves(VALUES, known):
+        now = at(EVERYTHING, path, default)
+        other = default if now != default else another(parts[path], default)
+        # Some values give way to others, such as a tag to a digest: in one of the cases it must show.
+        if not any(text(with_value(base, path, other)) != before for base, before in bases):
+            ignored.append(path)
+    assert ignored == []
+
+
+def at(values: dict[str, Any], path: str, otherwise: Any) -> Any:
+    """The value at a dotted path."""
+    found: Any = values
+    for key in path.split("."):
+        if not isinstance(found, dict) or key not in found:
+            return otherwise
+        found = found[key]
+    return found
+
+
+def with_value(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The values with another one at a dotted path."""
+    first, _, rest = path.partition(".")
+    return {**values, first: with_value(values.get(first, {}), rest, value) if rest else value}
+
+
+def another(part: dict[str, Any], default: Any) -> Any:
+    """A value that the schema allows and that is not the default; EVERYTHING has those that are hard to guess."""
+    if "enum" in part:
+        return next(value for value in part["enum"] if value != default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int | float):
+        return default + 1
+    if isinstance(default, str):
+        guesses = ("other", "1h", f"sha256:{'b' * 64}")
+        return next(text for text in guesses if text != default and re.search(part.get("pattern", ""), text))
+    assert "$ref" in part, "chart_objects.EVERYTHING must have another value than the default"
+    return {"example.com/key": "value"}
 
 
 def test_schema_is_closed() -> None:
@@ -91,6 +146,8 @@ def test_lint(helm: Helm, values: dict[str, Any], tmp_path: Path) -> None:
         ("watchSilenceSeconds=60", "/watchSilenceSeconds"),
         ("metrics.serviceMonitor.interval=30", "/metrics/serviceMonitor/interval"),
         ("podLabels.a=1", "/podLabels/a"),
+        ("runner.podTemplate.containers={a}", "containers"),
+        ("runner.graceSeconds=0", "/runner/graceSeconds"),
         ("imagePullSecrets={registry}", "/imagePullSecrets/0"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelpress_operator.observe import ABANDONED_SECONDS, observed_job, recheck_after
+from modelpress_operator.observe import LOST_SECONDS, observed_job, recheck_after
 
 NOW = dt.datetime(2026, 1, 1, 12, 0, 0, tzinfo=dt.UTC)
 START, END = "2026-01-01T11:00:00Z", "2026-01-01T11:30:00Z"
@@ -142,7 +142,7 @@ def test_causes(pods: list[Any], message: str, cause: str, reason: str) -> None:
 def test_a_pod_on_a_lost_node_is_given_up_after_a_while() -> None:
     """It should be gone for two minutes and nobody says that it is: disrupted, so that the next attempt may start."""
     lost = pod(state={"running": {"startedAt": START}}, phase="Running")
-    due = NOW - dt.timedelta(seconds=ABANDONED_SECONDS)
+    due = NOW - dt.timedelta(seconds=LOST_SECONDS)
     lost["metadata"]["deletionTimestamp"] = due.isoformat().replace("+00:00", "Z")
     before = NOW - dt.timedelta(seconds=1)
     assert observed_job(job(), [lost], before).state == "running"
@@ -150,6 +150,8 @@ def test_a_pod_on_a_lost_node_is_given_up_after_a_while() -> None:
     seen = observed_job(job(), [lost], NOW)
     assert (seen.state, seen.cause, seen.reason) == ("failed", "disrupted", "NodeLost")
     assert recheck_after([lost], NOW) is None
+    assert observed_job(job(), [lost], NOW, lost_after=LOST_SECONDS + 1).state == "running"
+    assert recheck_after([lost], NOW, LOST_SECONDS + 1) == 1.5
     alive = pod(rank=1, state={"running": {"startedAt": START}}, phase="Running")
     assert observed_job(job(), [lost, alive], NOW).state == "running"
 

@@ -42,6 +42,18 @@ def test_the_lease_lies_in_the_pods_namespace() -> None:
         ([], {"MODELPRESS_WORKERS": "0"}, "MODELPRESS_WORKERS: 0 is out of range; give at least 1"),
         (["--lease-seconds", "nan"], {}, "--lease-seconds: nan is out of range; give at least 1"),
         (["--log-level", "loud"], {}, "--log-level: 'loud' is not known; use one of debug, info, warning, error"),
+        (["--runner-fs-group", "staff"], {}, "--runner-fs-group: 'staff' is no group; give its number, or none"),
+        (
+            ["--runner-grace-seconds", "0"],
+            {},
+            "--runner-grace-seconds: 0 is out of range; give at least 1",
+        ),
+        (
+            [],
+            {"MODELPRESS_RUNNER_POD_TEMPLATE": "[]"},
+            "MODELPRESS_RUNNER_POD_TEMPLATE: is no mapping; "
+            "give it the keys of spec.runner.podTemplate: metadata and spec",
+        ),
     ],
 )
 def test_nonsense_is_refused(arguments: list[str], environ: dict[str, str], text: str) -> None:
@@ -49,6 +61,39 @@ def test_nonsense_is_refused(arguments: list[str], environ: dict[str, str], text
     with pytest.raises(SettingsError) as caught:
         load_settings(arguments, environ)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"spec": {"hostNetwork": true}}', "podTemplate.spec.hostNetwork"),
+        ('{"specs": {}}', "specs"),
+        ("spec: [", "is no YAML"),
+        ('{"spec": {"containers": [{"name": "runner", "command": ["sh"]}]}}', "command"),
+    ],
+)
+def test_a_bad_template_is_refused(text: str, said: str) -> None:
+    """A template that no job could have, is none for all jobs either; one line says where it is wrong."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(["--runner-pod-template", text], {})
+    assert str(caught.value).startswith("--runner-pod-template: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_runners_get() -> None:
+    """Template, group and grace; `none` is no group, and an empty template none."""
+    given = {
+        "MODELPRESS_RUNNER_POD_TEMPLATE": '{"spec": {"nodeSelector": {"pool": "gpu"}}}',
+        "MODELPRESS_RUNNER_FS_GROUP": "none",
+        "MODELPRESS_RUNNER_GRACE_SECONDS": "30",
+    }
+    settings = load_settings([], given)
+    assert settings.runner_pod_template == {"spec": {"nodeSelector": {"pool": "gpu"}}}
+    assert (settings.runner_fs_group, settings.runner_grace_seconds) == (None, 30)
+    settings = load_settings(["--runner-fs-group", "0", "--runner-pod-template", "{}"], {})
+    assert (settings.runner_fs_group, settings.runner_pod_template) == (0, None)
+    assert load_settings([], {}).runner_fs_group == 65532
 
 
 def test_log_lines_say_what_they_are_about() -> None:
