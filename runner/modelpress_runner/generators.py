@@ -1,5 +1,7 @@
 """Random number generators of the user's own, as in DataLoader(..., generator=g), found behind his functions.
 
+Scalers of gradients (torch.amp.GradScaler) are found with them: they too carry a state from step to step.
+
 A run that goes on from a checkpoint calls the entrypoint again, which makes such generators afresh. They are found by
 the same way in the same code, so their state can be saved and set under the name of that way.
 """
@@ -24,7 +26,7 @@ from modelpress_runner.usercode import is_library_file
 _MOST_DEPTH = 6
 _MOST_ITEMS = 64
 _MOST_OBJECTS = 10_000
-_Kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_Kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, torch.amp.GradScaler)
 _LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, nn.Module, types.ModuleType, type)
 _OURS = frozenset({"modelpress", "modelpress_runner"})
 
@@ -64,6 +66,8 @@ def _state(generator: Any) -> dict[str, Any]:
         return {"kind": kind, "state": _plain(generator.bit_generator.state)}
     if isinstance(generator, np.random.RandomState):
         return {"kind": kind, "state": _plain(generator.get_state(legacy=False))}
+    if isinstance(generator, torch.amp.GradScaler):
+        return {"kind": kind, "state": generator.state_dict()}
     version, numbers, gauss = generator.getstate()
     return {"kind": kind, "state": [version, list(numbers), gauss]}
 
@@ -75,6 +79,11 @@ def _set(generator: Any, state: Any) -> None:
         generator.bit_generator.state = _numpy(state)
     elif isinstance(generator, np.random.RandomState):
         generator.set_state(_numpy(state))
+    elif isinstance(generator, torch.amp.GradScaler):
+        if state:  # that of one which is not enabled is empty
+            generator.load_state_dict(state)
+        # What it noted of a step that was broken off in the middle must not meet the next optimizer.
+        generator._per_optimizer_states.clear()
     else:
         version, numbers, gauss = state
         generator.setstate((version, tuple(numbers), gauss))

@@ -13,7 +13,9 @@ from torch import nn
 
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
+from modelpress_runner.evaluators.parallel import inner, place, wrapped
 from modelpress_runner.evaluators.plain import load_optimizer, plain
+from modelpress_runner.evaluators.steps import after_step, before_step, unscaled
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
 from modelpress_runner.usercode import flags_restored, user_code
 
@@ -43,7 +45,7 @@ class Subject:
     """A model and everything that a compression may need of its user.
 
     Args:
-        model: the dense model.
+        model: the dense model; it is taken out of DistributedDataParallel.
         evaluator: an Evaluator, a function model -> number (or dict with the key 'default'), or None.
         example_inputs: as the model takes them: a tensor, or a tuple, list or dict; else the evaluator's dummy_input.
         calibration_data: batches for methods that need to see data.
@@ -62,6 +64,7 @@ class Subject:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise InvalidModelError(f"the model is a {_kind(self.model)}; it must be a torch.nn.Module")
+        self.model = inner(self.model)
         self.evaluator = as_evaluator(self.evaluator)
         if self.evaluator is not None:
             self.evaluator.introduce(self.model)
@@ -167,6 +170,7 @@ class ModuleEvaluator(Evaluator):
         self.dummy_input = scorer.dummy_input
         self._method, self._algorithm = "finetune", ""
         self._model: nn.Module | None = None
+        self._trained: nn.Module | None = None  # the bound model, or what it is wrapped in
         self._optimizer: torch.optim.Optimizer | None = None
         self._epoch = 0
         self._patches: list[Callable[[torch.Tensor, Any], torch.Tensor]] = []
@@ -215,6 +219,8 @@ class ModuleEvaluator(Evaluator):
     def bind(self, model: nn.Module) -> None:
         if self._model is not None:
             raise RuntimeError("the evaluator is already bound; unbind it first")
+        model = inner(model)
+        place(model)
         with user_code(f"{self._module.__name__}.optimizer_factory"):
             factory = self._module.optimizer_factory()
             optimizer = None if factory is None else factory(model.parameters())
@@ -230,7 +236,7 @@ class ModuleEvaluator(Evaluator):
         for handle in self._handles:
             handle.remove()
         self._handles, self._patches = [], []
-        self._model = self._optimizer = None
+        self._model = self._trained = self._optimizer = None
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
         model = self.model
@@ -239,12 +245,14 @@ class ModuleEvaluator(Evaluator):
         trainer, criterion = self._trainer(), self._module.criterion()
         if trainer is None or criterion is None or self._optimizer is None:
             raise InvalidModelError(f"{self._module.__name__} cannot train; give it {self.train_needs}")
+        if self._trained is None:
+            self._trained = wrapped(model)
         with flags_restored(model), torch.enable_grad(), self._patched(criterion) as loss:
             for _ in range(max_epochs):
-                if not model.training:
-                    model.train()
+                if not self._trained.training:
+                    self._trained.train()
                 with user_code(f"the trainer of {self._module.__name__}"):
-                    trainer(model, self._optimizer, loss, self._epoch)
+                    trainer(self._trained, self._optimizer, loss, self._epoch)
                 self._epoch += 1
 
     def _patched(self, criterion: Callable[..., torch.Tensor]) -> _PatchedCriterion:
@@ -270,11 +278,14 @@ class ModuleEvaluator(Evaluator):
 
     def before_optimizer_step(self, hook: Callable[[], None]) -> None:
         if self._optimizer is not None:
-            self._handles.append(self._optimizer.register_step_pre_hook(lambda *_: hook()))
+            self._handles.append(before_step(self._optimizer, hook))
 
     def after_optimizer_step(self, hook: Callable[[], None]) -> None:
         if self._optimizer is not None:
-            self._handles.append(self._optimizer.register_step_post_hook(lambda *_: hook()))
+            self._handles.append(after_step(self._optimizer, hook))
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        return unscaled(parameter, self.optimizers())
 
 
 class _PatchedCriterion:

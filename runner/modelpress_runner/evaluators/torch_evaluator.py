@@ -13,8 +13,10 @@ from torch import nn
 from modelpress_runner import generators, seeding
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
+from modelpress_runner.evaluators.parallel import inner, place, wrapped
 from modelpress_runner.evaluators.plain import load_optimizer, plain
 from modelpress_runner.evaluators.score import score_of
+from modelpress_runner.evaluators.steps import after_step, before_step, unscaled
 from modelpress_runner.trace import Plan, call_of
 from modelpress_runner.usercode import flags_restored, user_code
 
@@ -22,7 +24,15 @@ LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
 
 
 class TorchEvaluator(Evaluator):
-    """Training and evaluation as plain functions.
+    """Training and evaluation as plain functions. Whatever a recipe does not need may be left out.
+
+    In a process group the model is wrapped in DistributedDataParallel for training, so training_func and training_step
+    get the wrapped model, which must see this rank's share of the data; evaluating_func gets the model itself, on every
+    rank, with all of the data. A model that comes wrapped is taken out first.
+
+    A GradScaler may be used as ever. If it is made outside training_func its scale goes on from call to call and is
+    saved with checkpoints; made inside, every call begins with the initial scale. A step that it skips counts for
+    nobody: no hook, no mask, no score.
 
     Args:
         training_func: called as training_func(model, optimizers, training_step, lr_schedulers, max_steps, max_epochs),
@@ -38,6 +48,8 @@ class TorchEvaluator(Evaluator):
         evaluating_func: evaluating_func(model) -> a number, higher is better unless the recipe says otherwise, or a
             dict of numbers with the key 'default'. Called in eval mode without gradients.
         resumable: False: training_func cannot be cut; it is called once per stage and not resumed in between.
+        parallel: keyword arguments for DistributedDataParallel, as in {"find_unused_parameters": True}; False: the
+            model is not wrapped, and training_func itself makes the processes train together.
 
     Raises:
         InvalidModelError: something is of the wrong kind, or training_func stands without optimizers or training_step.
@@ -56,6 +68,7 @@ class TorchEvaluator(Evaluator):
         evaluating_func: Callable[[nn.Module], Any] | None = None,
         *,
         resumable: bool = True,
+        parallel: Mapping[str, Any] | bool = True,
     ) -> None:
         self._training_func = _callable(training_func, "training_func")
         self._training_step = _callable(training_step, "training_step")
@@ -73,8 +86,14 @@ class TorchEvaluator(Evaluator):
         self._check_scheduler_functions()
         self.dummy_input = dummy_input
         self.resumable = resumable
+        if not isinstance(parallel, bool | Mapping):
+            raise InvalidModelError(
+                f"parallel must be True, False or a dict for DistributedDataParallel, not a {type(parallel).__name__}"
+            )
+        self._parallel = parallel
         self._plan: Plan | None = None
         self._model: nn.Module | None = None
+        self._trained: nn.Module | None = None  # the bound model, or what it is wrapped in
         self._optimizers: list[torch.optim.Optimizer] = []
         self._schedulers: list[Any] = []
         self._patches: list[LossPatch] = []
@@ -82,6 +101,12 @@ class TorchEvaluator(Evaluator):
 
     def _check_scheduler_functions(self) -> None:
         functions = [source for source in self._scheduler_sources if call_of(source) is None]
+        for function in functions:
+            if not isinstance(function, type) and _positional(function) not in (1, 2):
+                raise InvalidModelError(
+                    f"a scheduler function must take (optimizer) or (params, optimizer); {_name(function)} takes "
+                    f"{_positional(function)} arguments"
+                )
         most = len(self._optimizer_sources)
         if functions and most > 1 and len(self._scheduler_sources) != most:
             raise InvalidModelError(
@@ -111,6 +136,7 @@ class TorchEvaluator(Evaluator):
         }
 
     def resolve(self, model: nn.Module) -> None:
+        model = inner(model)
         traced = [s for s in (*self._optimizer_sources, *self._scheduler_sources) if call_of(s) is not None]
         try:
             self._plan = Plan.of(traced, model)
@@ -122,8 +148,10 @@ class TorchEvaluator(Evaluator):
     def bind(self, model: nn.Module) -> None:
         if self._model is not None:
             raise RuntimeError("the evaluator is already bound; unbind it first")
+        model = inner(model)
         if self._plan is None:
             self.resolve(model)
+        place(model)
         assert self._plan is not None
         with user_code("making the optimizers again"):
             built = iter(self._plan.build(model))
@@ -147,9 +175,14 @@ class TorchEvaluator(Evaluator):
 
     def _scheduler(self, source: Callable[..., Any], index: int, model: nn.Module) -> Any:
         optimizer = self._optimizers[index if len(self._optimizers) > 1 else 0]
-        if _positional(source) >= 2:
-            return source(list(model.parameters()), optimizer)
-        return source(optimizer)
+        two = not isinstance(source, type) and _positional(source) == 2
+        scheduler = source(list(model.parameters()), optimizer) if two else source(optimizer)
+        if not callable(getattr(scheduler, "step", None)) or not callable(getattr(scheduler, "state_dict", None)):
+            raise InvalidModelError(
+                f"the scheduler function returned a {type(scheduler).__name__}; return a scheduler from "
+                "torch.optim.lr_scheduler"
+            )
+        return scheduler
 
     def unbind(self) -> None:
         super().unbind()
@@ -157,7 +190,7 @@ class TorchEvaluator(Evaluator):
             handle.remove()
         self._handles, self._patches = [], []
         self._optimizers, self._schedulers = [], []
-        self._model = None
+        self._model = self._trained = None
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
         model = self.model
@@ -168,9 +201,11 @@ class TorchEvaluator(Evaluator):
         if self._schedulers:
             schedulers = self._schedulers[0] if self._one_scheduler else list(self._schedulers)
         with flags_restored(model), torch.enable_grad(), user_code("training_func"):
-            if not model.training:
-                model.train()
-            self._training_func(model, optimizers, self._step, schedulers, max_steps, max_epochs)
+            if self._trained is None:
+                self._trained = model if self._parallel is False else wrapped(model, _options(self._parallel))
+            if not self._trained.training:
+                self._trained.train()
+            self._training_func(self._trained, optimizers, self._step, schedulers, max_steps, max_epochs)
 
     def _step(self, batch: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         assert self._training_step is not None
@@ -181,8 +216,7 @@ class TorchEvaluator(Evaluator):
         return with_loss(output, loss)
 
     def evaluate(self, model: nn.Module | None = None) -> Score:
-        if model is None:
-            model = self.model
+        model = self.model if model is None else inner(model)
         if self._evaluating_func is None:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
         with seeding.aside(), generators.aside(self.user_objects()), flags_restored(model), torch.no_grad():
@@ -211,11 +245,14 @@ class TorchEvaluator(Evaluator):
 
     def before_optimizer_step(self, hook: Callable[[], None]) -> None:
         if self._optimizers:
-            self._handles.append(self._optimizers[0].register_step_pre_hook(lambda *_: hook()))
+            self._handles.append(before_step(self._optimizers[0], hook))
 
     def after_optimizer_step(self, hook: Callable[[], None]) -> None:
         for optimizer in self._optimizers:
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: hook()))
+            self._handles.append(after_step(optimizer, hook))
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        return unscaled(parameter, self._optimizers)
 
 
 def loss_in(output: Any) -> torch.Tensor:
@@ -288,11 +325,21 @@ def _made(factory: Callable[..., Any], model: nn.Module) -> torch.optim.Optimize
     return optimizer
 
 
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _options(parallel: Mapping[str, Any] | bool) -> Mapping[str, Any] | None:
+    return parallel if isinstance(parallel, Mapping) else None
+
+
 def _positional(function: Callable[..., Any]) -> int:
-    """How many positional arguments a function must be given."""
+    """How many positional arguments a function must be given; 1 if that cannot be said."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return 1
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(1 for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
+    needed = sum(1 for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
+    takes_one = any(p.kind in (*kinds, inspect.Parameter.VAR_POSITIONAL) for p in parameters)
+    return max(needed, 1) if takes_one else 0
