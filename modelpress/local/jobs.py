@@ -54,10 +54,12 @@ class JobProcesses:
     command: Sequence[str] = RUNNER
     environment: Mapping[str, str] = field(default_factory=dict)  # on top of this process's own
     grace: float = GRACE_SECONDS
+    slots: Sequence[Mapping[str, str]] = ()  # more environment, another one for each process that runs beside others
 
     def __post_init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by Job uid, until the process is gone
         self._pids: dict[str, int] = {}
+        self._slots: dict[str, int] = {}
         self._killers: dict[str, asyncio.TimerHandle] = {}
         self.changed = asyncio.Event()  # a process has ended, or could not be watched any more
         self.failure: BaseException | None = None
@@ -151,6 +153,7 @@ class JobProcesses:
     def _done(self, uid: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(uid, None)
         self._pids.pop(uid, None)
+        self._slots.pop(uid, None)
         killer = self._killers.pop(uid, None)
         if killer is not None:
             killer.cancel()
@@ -220,7 +223,7 @@ class JobProcesses:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=log,
                     stderr=asyncio.subprocess.STDOUT,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment, **self._slot(record)},
                     process_group=0,
                 )
             except OSError as error:
@@ -246,6 +249,14 @@ class JobProcesses:
         cause, reason = judge_exit(code, out_of_memory)
         lines = last_lines(self.log_path(record), count=1)
         self._conclude(record, code, cause, reason, lines[-1] if lines and cause else None)
+
+    def _slot(self, record: JobRecord) -> Mapping[str, str]:
+        """The environment of the slot that fewest processes are in; those that train nothing need none."""
+        if not self.slots or record.purpose not in ("trial", "prepare"):
+            return {}
+        taken = list(self._slots.values())
+        self._slots[record.uid] = min(range(len(self.slots)), key=taken.count)
+        return self.slots[self._slots[record.uid]]
 
     def _conclude(
         self, record: JobRecord, code: int | None, cause: Cause | None, reason: str, detail: str | None

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from modelpress.api.errors import Problem
 from modelpress.api.semantic import job_problems, sweep_problems
-from modelpress.api.v1alpha1 import Budget, Code, CompressionJobSpec, CompressionSweep, Store
+from modelpress.api.v1alpha1 import Budget, Code, CompressionJobSpec, CompressionSweep, Runner, Store
 from modelpress.request import job_root, uid8
 
 from .cluster import Root, derived_uid
@@ -40,6 +40,12 @@ class RunPlan:
     def parallelism(self) -> int:
         """How many trials run at once."""
         return self.obj.spec.parallelism if isinstance(self.obj, CompressionSweep) else 1
+
+    @property
+    def runner(self) -> Runner | None:
+        """How its trials run."""
+        spec = self.obj.spec.template.spec if isinstance(self.obj, CompressionSweep) else self.obj.spec
+        return spec.runner
 
 
 def plan_run(document: Document, *, cwd: Path, store: str | None = None, parallel: int | None = None) -> RunPlan:

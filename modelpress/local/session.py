@@ -20,6 +20,7 @@ from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResul
 from modelpress.reconcile import EmitEvent
 
 from .cluster import Change, JobRecord, Key, LocalCluster, Root
+from .devices import environments, visible_devices
 from .errors import UsageError
 from .jobs import RUNNER, JobProcesses
 from .lines import LineDisplay
@@ -252,11 +253,21 @@ class _Work:
         display = self.display
         obj, journal = open_state(plan, display.notice if display else lambda text: None)
         try:
+            if display is not None and plan.runner is not None and plan.runner.nodes > 1:
+                display.notice(
+                    f"spec.runner.nodes: {plan.runner.nodes} pods of {plan.runner.processes_per_node} processes each "
+                    f"run as {plan.runner.processes} processes on this machine"
+                )
             cluster = LocalCluster(journal, lambda: dt.datetime.now(dt.UTC))
             resumed = (journal.root / "object.json").exists()
             cluster.load(obj)
             already = is_finished(cluster.root)
-            jobs = JobProcesses(cluster, self.command, child_environment(plan.parallelism))
+            jobs = JobProcesses(
+                cluster,
+                self.command,
+                child_environment(plan.parallelism),
+                slots=environments(visible_devices(), plan.parallelism, plan.runner),
+            )
             shell = LocalShell(
                 cluster,
                 jobs,

@@ -161,10 +161,11 @@ def _deepspeed(group: Group, port: int) -> list[str]:
 def _environment(request: RunRequest, group: Group) -> dict[str, str]:
     """The workers': one uid for the run, the node's threads shared out, and no detour through a network."""
     environment = {**os.environ, RUN_UID_VARIABLE: request.run_uid}
-    given = environment.get("OMP_NUM_THREADS", "")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(given) if given.isdigit() and int(given) > 0 else available
-    environment["OMP_NUM_THREADS"] = str(max(1, threads // group.per_node))
+    environment.setdefault("OMP_NUM_THREADS", str(available))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        if environment.get(name, "").isdigit():
+            environment[name] = str(max(1, int(environment[name]) // group.per_node))
     if group.nodes == 1:
         # A machine's name may stand for an address that nobody listens at.
         loopback = "lo0" if sys.platform == "darwin" else "lo"
