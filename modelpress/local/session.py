@@ -254,10 +254,7 @@ class _Work:
         obj, journal = open_state(plan, display.notice if display else lambda text: None)
         try:
             if display is not None and plan.runner is not None and plan.runner.nodes > 1:
-                display.notice(
-                    f"spec.runner.nodes: {plan.runner.nodes} pods of {plan.runner.processes_per_node} processes each "
-                    f"run as {plan.runner.processes} processes on this machine"
-                )
+                display.notice(f"spec.runner.nodes: all {plan.runner.processes} processes of a run are on this machine")
             cluster = LocalCluster(journal, lambda: dt.datetime.now(dt.UTC))
             resumed = (journal.root / "object.json").exists()
             cluster.load(obj)

@@ -88,10 +88,7 @@ def group_of(runner: Runner | None, environment: Mapping[str, str]) -> Group | N
     else:
         nodes, per_node, node, address, port = 1, runner.processes, 0, "127.0.0.1", 0
         if runner.nodes > 1:
-            log.info(
-                "runner.nodes: %d pods with %d processes each run as %d processes on this machine",
-                *(runner.nodes, runner.processes_per_node, per_node),
-            )
+            log.info("spec.runner.nodes: all %d processes run on this machine", per_node)
     if nodes * per_node == 1 and runner.launcher == "torchrun":
         return None
     return Group(nodes, per_node, node, address, port, runner.launcher)
