@@ -82,8 +82,8 @@ def _set(generator: Any, state: Any) -> None:
     elif isinstance(generator, torch.amp.GradScaler):
         if state:  # that of one which is not enabled is empty
             generator.load_state_dict(state)
-        # What it noted of a step that was broken off in the middle must not meet the next optimizer.
-        generator._per_optimizer_states.clear()
+            # What it noted of a step that was broken off in the middle must not meet the next optimizer.
+            generator._per_optimizer_states.clear()
     else:
         version, numbers, gauss = state
         generator.setstate((version, tuple(numbers), gauss))

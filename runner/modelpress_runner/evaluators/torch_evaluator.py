@@ -28,7 +28,7 @@ class TorchEvaluator(Evaluator):
 
     In a process group the model is wrapped in DistributedDataParallel for training, so training_func and training_step
     get the wrapped model, which must see this rank's share of the data; evaluating_func gets the model itself, on every
-    rank, with all of the data. A model that comes wrapped is taken out first.
+    rank, and rank 0's score counts. A model that comes wrapped is taken out first.
 
     A GradScaler may be used as ever. If it is made outside training_func its scale goes on from call to call and is
     saved with checkpoints; made inside, every call begins with the initial scale. A step that it skips counts for

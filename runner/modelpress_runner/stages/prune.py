@@ -12,7 +12,7 @@ from modelpress.api.v1alpha1 import Prune
 from modelpress_runner import ranks
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, Scores, collect, is_data_driven
+from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, NO_DUMMY_INPUT, Scores, collect, is_data_driven
 from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
@@ -150,11 +150,7 @@ class PruneStage:
     def _coupling(self, context: StageContext) -> Coupling:
         if self.known is None:
             if context.dummy_input is None:
-                raise InvalidSpecError(
-                    "shrinking needs a dummy_input to find out which channels hang together; give the evaluator one, "
-                    "or set speedup: false",
-                    f"{self.path}.speedup",
-                )
+                raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.speedup")
 
             def note(text: str) -> None:
                 if text not in context.notes:

@@ -18,6 +18,10 @@ from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice, Selection
 
 DEFAULT_STEPS = 10
+NO_DUMMY_INPUT = (
+    "shrinking needs a dummy_input to find out which channels hang together; give the evaluator one, or set speedup: "
+    "false"
+)
 _COLLECTING = 2**30  # part of the seed: the streams of collecting are others than those of the recipe's steps
 
 Scores = Mapping[str, torch.Tensor]  # of modules by name, as PruneMethod.score gives them
@@ -48,6 +52,8 @@ def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_inpu
         if pruner.needs.evaluate and (evaluator is None or not evaluator.can_evaluate):
             missing = "an evaluator" if evaluator is None else evaluator.evaluate_needs
             raise InvalidSpecError(f"{pruner.name} evaluates the model; give {missing}", where)
+        if prune.speedup and pruner.structured and dummy_input is None:
+            raise InvalidSpecError(NO_DUMMY_INPUT, f"{path}.speedup")
         if pruner.needs.dummy_input and dummy_input is None:
             raise InvalidSpecError(f"{pruner.name} runs the model; give the evaluator a dummy_input", where)
 
