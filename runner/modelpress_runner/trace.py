@@ -78,15 +78,23 @@ class Traced:
     def __instancecheck__(self, instance: Any) -> bool:
         return isinstance(instance, self.__wrapped__)
 
+    def __subclasscheck__(self, kind: type) -> bool:
+        return issubclass(kind, self.__wrapped__)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A class that is derived from a traced one is derived from the one behind it, and not traced itself."""
+        return (self.__wrapped__,)
+
     def __repr__(self) -> str:
         return f"mp.trace({getattr(self.__wrapped__, '__qualname__', self.__wrapped__)})"
 
 
 def trace(factory: Callable[..., Any]) -> Any:
-    """Wraps a class or function so that what it makes can be built again for a changed model.
+    """Wraps a class or function so that what it makes can be built again for a changed model. Also a class decorator.
 
     Args:
-        factory: an optimizer or scheduler class, or any other class or function that gives an object.
+        factory: the class of an optimizer, scheduler, Trainer or data module, or any other class or function that gives
+            an object.
 
     Raises:
         TypeError: `factory` cannot be called, or, at the call, what it gave cannot be remembered (a tuple, a number).

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from modelpress_runner import generators, seeding
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.lightning_package import Package, is_a, package_of
@@ -34,7 +36,7 @@ class DataSource:
                     f"the {kind} was not traced, so it cannot be made again for each stage; make it with "
                     f"mp.trace({kind})(...) or give a function () -> LightningDataModule"
                 )
-        elif self._call is not None or isinstance(given, type | Traced) or not callable(given):
+        elif self._call is not None or isinstance(given, type | Traced | nn.Module) or not callable(given):
             raise InvalidModelError(
                 f"data is {described(given)}; give mp.trace(MyDataModule)(...), with its arguments, MyDataModule being "
                 "a LightningDataModule, or a function that returns one"

@@ -16,7 +16,7 @@ from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.lightning_data import Data
 from modelpress_runner.evaluators.lightning_package import Package, is_a, lightning_code, quiet
-from modelpress_runner.evaluators.lightning_trainer import TrainerSource
+from modelpress_runner.evaluators.lightning_trainer import TrainerSource, states_of
 from modelpress_runner.evaluators.plain import load_optimizer, plain
 from modelpress_runner.usercode import flags_restored
 
@@ -209,7 +209,7 @@ class Fit:
             for counts in self._loops["epoch_progress"].values():
                 counts["processed"] -= 1
                 counts["completed"] -= 1
-        self._callbacks = {each.state_key: copy.deepcopy(each.state_dict()) for each in trainer.callbacks}
+        self._callbacks = states_of(trainer.callbacks)
         self._metrics = plain(dict(trainer.callback_metrics))
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
         self._ended = ranks.anyone(bool(trainer.should_stop))

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import signal
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from modelpress_runner.errors import InvalidModelError, RunnerError
@@ -26,6 +29,7 @@ _LOGGERS = (
 _IDLE_REMARKS = (
     r".*`training_step` returned `None`.*",
     r".*`configure_optimizers` returned `None`.*",
+    r"Checkpoint directory .* exists and is not empty",
     r"Trying to infer the `batch_size`.*",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning 2.6's own use of a newer torch
 )
@@ -86,7 +90,8 @@ def lightning_code(package: Package, what: str) -> Iterator[None]:
         UserCodeError: the user's code raised.
         KeyboardInterrupt: on Ctrl-C, of which Lightning makes an exit.
     """
-    refused = package.part("utilities.exceptions.MisconfigurationException")
+    own = str(Path(importlib.import_module(package.name).__file__ or "").parent)
+    interrupt = signal.getsignal(signal.SIGINT)
     with user_code(what):
         try:
             yield
@@ -94,9 +99,11 @@ def lightning_code(package: Package, what: str) -> Iterator[None]:
             raise
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):
+                signal.signal(signal.SIGINT, interrupt)  # Lightning ignores it from then on
                 raise KeyboardInterrupt from error
             raise
-        except refused as error:
-            if user_line(error) is not None:
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            if user_line(error) is not None or not frames or not frames[-1].filename.startswith(own):
                 raise
             raise InvalidModelError(f"{what}: Lightning says: {' '.join(str(error).split())}") from error

@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import nn
+
 from modelpress_runner import ranks
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.lightning_package import Package, is_a, package_of
@@ -47,13 +49,13 @@ class TrainerSource:
                     f"the {kind} was not traced, so it cannot be made again for each part of the training; make it "
                     f"with mp.trace({kind})(...) or give a function () -> Trainer"
                 )
-        elif self._call is not None or isinstance(given, type | Traced) or not callable(given):
+        elif self._call is not None or isinstance(given, type | Traced | nn.Module) or not callable(given):
             raise InvalidModelError(
                 f"trainer is {described(given)}; give mp.trace(Trainer)(...), with its arguments, or a function "
                 "() -> Trainer"
             )
         callbacks = [] if self.package is None else list(given.callbacks)
-        self.callback_states = {each.state_key: copy.deepcopy(each.state_dict()) for each in callbacks}
+        self.callback_states = states_of(callbacks)
         if self._call is not None:
             self._check(self._call.kwargs)
 
@@ -218,6 +220,12 @@ def _environment(kind: type) -> Any:
         "node_rank": lambda self: ranks.rank() // beside,
     }
     return type("RunnerEnvironment", (kind,), methods)()
+
+
+def states_of(callbacks: list[Any]) -> dict[str, Any]:
+    """Copies of the callbacks' states by their keys; those that need a whole fit have none that could go on."""
+    lasting = [each for each in callbacks if not any(is_a(each, kind) for kind in _WHOLE_FIT)]
+    return {each.state_key: copy.deepcopy(each.state_dict()) for each in lasting}
 
 
 def _own_strategy(given: Arguments) -> Arguments:
