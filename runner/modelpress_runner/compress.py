@@ -27,6 +27,7 @@ from modelpress_runner.progress import Report, silent
 from modelpress_runner.reporting import reporting
 from modelpress_runner.results import Measured, Measuring
 from modelpress_runner.subject import Subject
+from modelpress_runner.training import check_masks
 from modelpress_runner.weights import state_digest
 
 _ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -63,9 +64,12 @@ class CompressionResult:
 
         Raises:
             ArtifactError: another artefact is there already.
+            CompressionError: the model was trained further, and pruned weights are not zero any more.
             StoreError: the store refused or failed.
         """
         from modelpress_runner import artifact
+
+        check_masks(self.model, self.masks, "further training")
 
         assert self._spec is not None
         saved = artifact.save(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from modelpress_runner import generators, ranks, seeding
 from modelpress_runner.checkpoint import Checkpoint, Checkpointer, GeneratorStates, other_buffers
@@ -69,15 +69,9 @@ class LoopState:
             raise InvalidModelError("prepare_compression() was given lr_schedulers but no optimizers; give them too")
         return made
 
-    @contextlib.contextmanager
-    def watched(self, before: Callable[[], None]) -> Iterator[None]:
-        """Inside, `before` is called before every step of an optimizer."""
-        handles = [_inner(each).register_step_pre_hook(lambda *_: before()) for each in self._optimizers]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def watch(self, before: Callable[[], None]) -> list[RemovableHandle]:
+        """Has `before` called before every step of an optimizer, until the handles are removed."""
+        return [_inner(each).register_step_pre_hook(lambda *_: before()) for each in self._optimizers]
 
     def keep_in(self, checkpointer: Checkpointer, roots: Mapping[str, Any]) -> None:
         """Saves checkpoints from now on, if there are optimizers.

@@ -154,6 +154,7 @@ class Compression:
         state: LoopState,
         *,
         timed: bool,
+        folder: Path | None = None,
         report: Report = silent,
         stop: Callable[[], None] = lambda: None,
         ended: Callable[[], None] = lambda: None,
@@ -164,7 +165,7 @@ class Compression:
         self._measured: Measured | None = None
         # Only what is timed beside the compressed model has to be kept.
         self._dense = copied(subject.model) if timed else subject.model
-        self._folder = tempfile.TemporaryDirectory(prefix="modelpress-")
+        self._folder = folder
         self._attached = contextlib.ExitStack()  # everything that others have of this object
         events = self._attached.enter_context(reporting(report))
         self._loop = Loop(subject, spec.stages, spec.seed, events, stop, static_counts(subject.dummy_input))
@@ -172,7 +173,10 @@ class Compression:
         self.callbacks = Callbacks(self._loop, self._end)
         # A hook must not keep alive what nobody else needs any more.
         watch = weakref.WeakMethod(self.callbacks.optimizer_steps)
-        self._attached.enter_context(state.watched(lambda: (watch() or _nothing)()))
+        for handle in state.watch(lambda: (watch() or _nothing)()):
+            self._attached.callback(handle.remove)
+        # Not left to __del__: a handle that is garbage together with this object removes nothing any more.
+        weakref.finalize(self, self._attached.close).atexit = False
 
     @property
     def model(self) -> nn.Module:
@@ -240,21 +244,25 @@ class Compression:
         """Takes everything off again that was put on optimizers; nothing can be trained any more. Safe to repeat."""
         self.callbacks.close()
         self._attached.close()
-        self._folder.cleanup()
 
     def __del__(self) -> None:
         if not hasattr(self, "callbacks"):  # it was never complete
             return
         if self.callbacks.forgotten:
             log.error("a compression was thrown away without a result: %s", self.callbacks.unfinished())
-        self.close()
+
+    def _place(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the compressed model's program may be left: for as long as somebody needs it, or not at all."""
+        if self._folder is not None:
+            return contextlib.nullcontext(self._folder)
+        return tempfile.TemporaryDirectory(prefix="modelpress-")
 
     def _end(self) -> None:
         try:
-            with seeding.aside():
+            with seeding.aside(), self._place() as folder:
                 outcome = self._loop.end()
                 self._state.finish(outcome)
-                measured = self._measuring.compressed(outcome, self._dense, self.baseline, Path(self._folder.name))
+                measured = self._measuring.compressed(outcome, self._dense, self.baseline, Path(folder))
         finally:
             self._attached.close()
         if outcome.stages and measured.score:

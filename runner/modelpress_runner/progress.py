@@ -72,13 +72,12 @@ class Thinning:
     """Keeps n items, then every second of the next 2n, every fourth of the next 4n, ...: n log N lines of N."""
 
     def __init__(self, most: int = 1024) -> None:
-        self._most, self._stride, self._seen, self._kept = most, 1, 0, 0
+        self._most, self._stride, self._seen = most, 1, 0
 
     def keeps(self) -> bool:
         """Whether to keep the next item."""
         kept = self._seen % self._stride == 0
         self._seen += 1
-        self._kept += kept
-        if self._kept == self._most:
-            self._stride, self._seen, self._kept = 2 * self._stride, 0, 0
+        if self._seen == self._most * self._stride:
+            self._stride, self._seen = 2 * self._stride, 0
         return kept

@@ -11,7 +11,7 @@ from typing import Any
 from modelpress.api.v1alpha1 import DEFAULT_METRIC
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.score import numbers_in
-from modelpress_runner.progress import Event, Report
+from modelpress_runner.progress import Event, Report, silent
 
 MAX_STEP = 2**53  # what JSON carries exactly
 
@@ -80,8 +80,14 @@ class Reporting:
 
 @contextlib.contextmanager
 def reporting(then: Report) -> Iterator[Reporting]:
-    """Inside, mp.report goes to `then`, and so do events that are given to the yielded report."""
+    """Inside, mp.report goes to `then`, and so do events that are given to the yielded report.
+
+    Where nobody listens (`silent`), mp.report goes where it went before.
+    """
     active = Reporting(then)
+    if then is silent:
+        yield active
+        return
     _active.append(active)
     try:
         yield active

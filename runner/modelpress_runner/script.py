@@ -175,6 +175,7 @@ class _Run:
                     self.dense.baseline,
                     state,
                     timed=True,
+                    folder=Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="modelpress-"))),
                     report=self._progress,
                     stop=self._stop,
                     ended=self._ended,
