@@ -1,4 +1,4 @@
-"""A CNN for scikit-learn's handwritten digits that as many processes train as there are: data parallel, over its images.
+"""A CNN for scikit-learn's handwritten digits that as many processes train as there are, each on its share of a batch.
 
 Each process takes its share of every batch; modelpress wraps the model in DistributedDataParallel, which averages the
 gradients, so the processes hold the same weights all along.
