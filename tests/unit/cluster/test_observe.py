@@ -162,3 +162,102 @@ def test_a_foreign_job_is_seen_by_name() -> None:
     body["metadata"]["ownerReferences"] = []
     seen = observed_job(body, [])
     assert (seen.owner_uid, seen.purpose, seen.attempt) == (None, "trial", 1)
+
+
+# Gangs: Indexed Jobs of several pods ----------------------------------------------------------------------------------
+
+
+def gang(*conditions: dict[str, Any]) -> dict[str, Any]:
+    """A Job of two pods that train together."""
+    return job(*conditions, completions=2, parallelism=2, completionMode="Indexed")
+
+
+def deleted(body: dict[str, Any], at: str = END) -> dict[str, Any]:
+    """A pod that was told to end."""
+    body["metadata"]["deletionTimestamp"] = at
+    return body
+
+
+RUNNING = {"running": {"startedAt": START}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "state", "reason"),
+    [
+        ([pod(state=RUNNING), pod(rank=1, state=RUNNING)], "running", None),
+        ([pod(state=RUNNING), pod(rank=1, state=ended(0), phase="Succeeded")], "running", None),
+        ([pod(state=RUNNING), pod(rank=1, phase="Failed", reason="Evicted")], "running", None),
+        (
+            [pod(state=RUNNING), pod(rank=1, state={"waiting": {"reason": "ImagePullBackOff"}})],
+            "pending",
+            "ImagePullBackOff",
+        ),
+        (
+            [
+                pod(state=RUNNING),
+                pod(rank=1, conditions=({"type": "PodScheduled", "status": "False", "reason": "Unschedulable"},)),
+            ],
+            "pending",
+            "Unschedulable",
+        ),
+    ],
+)
+def test_a_gang_runs_when_all_of_its_pods_do(pods: list[Any], state: str, reason: str | None) -> None:
+    """Until then it waits, for the reason of the pod that does."""
+    seen = observed_job(gang(), pods)
+    assert (seen.state, seen.reason) == (state, reason)
+
+
+SAID = '{"v": 1, "phase": "Failed", "reason": "RunnerFailed", "message": "no data"}'
+DONE = '{"v": 1, "phase": "Succeeded", "reason": "Succeeded", "manifestDigest": "' + 64 * "a" + '"}'
+FAIL_143 = "Container runner for pod n/p-0 failed with exit code 143 matching FailJob rule at index 1"
+
+
+@pytest.mark.parametrize(
+    ("pods", "text", "cause", "reason", "message"),
+    [
+        # Rank 1 failed; rank 0 was ended for it, by the Job controller or by its own launcher.
+        ([pod(state=ended(143, "stopped")), pod(rank=1, state=ended(1, SAID))], "", "error", "ExitCode1", SAID),
+        ([pod(rank=1, state=ended(1, SAID))], FAIL_143, "error", "ExitCode1", SAID),
+        ([deleted(pod(state=ended(137))), pod(rank=1, state=ended(1, SAID))], "", "error", "ExitCode1", SAID),
+        ([pod(state=ended(143)), pod(rank=1, state=ended(2, "bad"))], "", "invalid", "Invalid", "bad"),
+        ([pod(state=ended(143)), pod(rank=1, state=ended(137, reason="OOMKilled"))], "", "oom", "OOMKilled", None),
+        # Rank 1 was evicted, by the API or by its node.
+        (
+            [pod(state=ended(143)), pod(rank=1, state=ended(143), conditions=(DISRUPTED,))],
+            "",
+            "disrupted",
+            "EvictionByEvictionAPI",
+            None,
+        ),
+        ([pod(state=ended(143)), pod(rank=1, phase="Failed", reason="Evicted")], "", "disrupted", "Evicted", None),
+        ([pod(state=ended(143, "stopped"))], FAIL_143, "terminated", "Terminated", "stopped"),
+        # One that hangs because its peer was deleted is killed in the end; that explains nothing.
+        ([deleted(pod(state=ended(137)))], FAIL_143, "terminated", "Terminated", None),
+        ([pod(state=ended(143, "a")), pod(rank=1, state=ended(143, "b"))], "", "terminated", "Terminated", "a"),
+        # A manifest is a success, whatever became of the others.
+        ([pod(state=ended(0, DONE)), pod(rank=1, state=ended(1, SAID))], "", "error", "ExitCode1", DONE),
+    ],
+)
+def test_what_ended_a_gang(pods: list[Any], text: str, cause: str, reason: str, message: str | None) -> None:
+    """The pod whose end is not explained by another one's tells the cause, and what is to be read."""
+    seen = observed_job(gang(holds("Failed", reason="PodFailurePolicy", message=text)), pods)
+    assert (seen.state, seen.cause, seen.reason, seen.message) == ("failed", cause, reason, message)
+
+
+def test_of_a_gang_rank_0_alone_reports_success() -> None:
+    """What another rank left is not read, also where rank 0 left nothing."""
+    pods = [pod(state=ended(0, "")), pod(rank=1, state=ended(0, "one"))]
+    assert observed_job(gang(holds("Complete")), pods).message is None
+
+
+def test_a_gang_that_lost_a_node_is_deserted() -> None:
+    """The rank on it will not come back and the others wait for it: disrupted, and to be deleted."""
+    due = NOW - dt.timedelta(seconds=LOST_SECONDS)
+    lost = deleted(pod(rank=1, state=RUNNING, phase="Running"), due.isoformat().replace("+00:00", "Z"))
+    pods = [pod(state=RUNNING, phase="Running"), lost]
+    before = observed_job(gang(), pods, NOW - dt.timedelta(seconds=1))
+    assert (before.state, before.deserted) == ("running", False)
+    seen = observed_job(gang(), pods, NOW)
+    assert (seen.state, seen.cause, seen.reason, seen.deserted) == ("failed", "disrupted", "NodeLost", True)
+    assert observed_job(gang(holds("Failed")), pods, NOW).deserted is False
