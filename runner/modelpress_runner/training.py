@@ -45,21 +45,24 @@ class MaskKeeper:
     """Sets masked weights to zero."""
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:
-        self._pairs: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._pairs: list[tuple[nn.Parameter, torch.Tensor]] = []  # with True where a weight is pruned
         for module_name, by_parameter in masks.items():
             module = model.get_submodule(module_name)
             for name, mask in by_parameter.items():
-                parameter = getattr(module, name)
-                self._pairs.append((parameter, mask.to(parameter.device, parameter.dtype)))
+                self._pairs.append((getattr(module, name), mask == 0))
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Multiplies every masked parameter by its mask."""
-        for parameter, mask in self._pairs:
-            parameter.mul_(mask)
+        """Sets every masked weight to zero, wherever training has moved the parameter."""
+        for number, (parameter, gone) in enumerate(self._pairs):
+            if gone.device != parameter.device:
+                gone = gone.to(parameter.device)
+                self._pairs[number] = (parameter, gone)
+            # .data: another loss may still be on its way back through the parameter, and nothing changes for it.
+            parameter.data.masked_fill_(gone, 0)
 
 
 def check_masks(model: nn.Module, masks: Masks, after: str) -> None:
@@ -78,6 +81,13 @@ def check_masks(model: nn.Module, masks: Masks, after: str) -> None:
             alive = int(torch.count_nonzero(parameter.detach().masked_fill(mask.to(torch.bool), 0)))
             if alive:
                 raise CompressionError(f"after {after} {alive} pruned weights of {full} are no longer zero")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises CompressionError if a parameter is NaN or infinite."""
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CompressionError(f"training made {name} NaN or infinite; lower the learning rate or prune less")
 
 
 class TrainingRun:
@@ -104,7 +114,8 @@ class TrainingRun:
         self._evaluator.before_optimizer_step(self._stop)
         self._evaluator.after_optimizer_step(self._after_step)
         trainable = {name: value for name, value in self._model.named_parameters() if value.requires_grad}
-        self._before = {name: value.detach().clone() for name, value in trainable.items()}
+        with self._evaluator.whole_parameters():
+            self._before = {name: value.detach().clone() for name, value in trainable.items()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -113,8 +124,7 @@ class TrainingRun:
 
     def _after_step(self) -> None:
         self._steps += 1
-        if self._masks:
-            self._masks.apply()
+        self._mask()
         if self._before is not None:  # only as long as it is open whether anything moves
             for optimizer in self._evaluator.optimizers():
                 for group in optimizer.param_groups:
@@ -139,11 +149,17 @@ class TrainingRun:
         """
         self._stop()
         self._evaluator.train(chunk.max_steps, chunk.max_epochs)
-        self._masks.apply()
+        self._mask()
         # Every chunk starts without gradients, so that a resumed chunk equals one that was not interrupted.
         self._clear_gradients()
-        self._check_moved(last)
-        self._check_finite()
+        with self._evaluator.whole_parameters():
+            self._check_moved(last)
+            check_finite(self._model)
+
+    def _mask(self) -> None:
+        if self._masks:
+            with self._evaluator.whole_parameters(modify=True):
+                self._masks.apply()
 
     def _clear_gradients(self) -> None:
         for parameter in self._model.parameters():
@@ -153,7 +169,7 @@ class TrainingRun:
         if self._before is None:
             return
         now = dict(self._model.named_parameters())
-        if any(not torch.equal(now[name], value) for name, value in self._before.items()):
+        if any(not torch.equal(now[name].detach(), value.to(now[name].device)) for name, value in self._before.items()):
             self._before = None
             return
         # A warm-up may well start at a learning rate of zero.
@@ -170,7 +186,7 @@ class TrainingRun:
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-        if held and not held & own:
+        if held and not held & own and not self._evaluator.sharded:  # which holds parts of parameters
             return (
                 "the optimizer holds parameters of another model; make it with mp.trace(...) from this model's "
                 "parameters, or give a function (params) -> Optimizer that uses the params it is given"
@@ -183,8 +199,3 @@ class TrainingRun:
             "the optimizer stepped but no weight has a gradient; check that the training trains the model it is given "
             "and calls backward() on its loss"
         )
-
-    def _check_finite(self) -> None:
-        for name, value in self._model.named_parameters():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise CompressionError(f"training made {name} NaN or infinite; lower the learning rate or prune less")
