@@ -31,6 +31,9 @@ def data_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     if spec.model.script is not None and spec.data is not None:
         yield Problem("data", "a script reads its data itself", "remove it, and pass the place in model.args")
     if spec.model.hugging_face is None:
+        if spec.target.format == "transformers":
+            message = "only a model that is given as huggingFace has this form"
+            yield Problem("target.format", message, "use eager or pt2")
         return
     yield from _source_problems(spec.model.hugging_face)
     yield from _alone_problems(spec)

@@ -160,7 +160,11 @@ def _change(before: float | None, after: float | None, style: str) -> str:
 
 
 def _measured(target: str, timing: Mapping[str, Any] | None) -> str:
-    form = {"eager": "the module in memory (its size: model.safetensors)", "pt2": "the program, model.pt2"}
+    form = {
+        "eager": "the module in memory (its size: model.safetensors)",
+        "pt2": "the program, model.pt2",
+        "transformers": "the model as transformers reads the folder transformers (its size: model.safetensors there)",
+    }
     text = f"Measured on {form.get(target, target)}."
     if timing:
         text += (

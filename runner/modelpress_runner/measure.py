@@ -31,17 +31,17 @@ def static_metrics(
     *,
     dense_parameters: float | None = None,
     dense_size: float | None = None,
-    program: Path | None = None,
+    size: int | None = None,
 ) -> dict[str, float]:
     """Metrics that need no clock.
 
     Args:
         model: as it is in memory, also where the target is pt2.
         dummy_input: example inputs; macs are counted with a batch of 1.
-        target: sizeBytes is that of model.safetensors (eager) or of model.pt2 (pt2).
+        target: sizeBytes is that of model.safetensors (eager, transformers) or of model.pt2 (pt2).
         dense_parameters: parameters of the dense model; none: this is the dense model.
         dense_size: sizeBytes of the dense model; none: compressionRatio is left out.
-        program: this very model as model.pt2, if it was exported already.
+        size: sizeBytes of this very model, if it was written in the target's form already.
 
     Returns:
         parameters, nonzeroParameters, macs, sizeBytes, sparsity = 1 - nonzeroParameters / dense parameters,
@@ -52,11 +52,9 @@ def static_metrics(
         NotPortableError: the target is pt2 and the model cannot be exported.
     """
     total, nonzero = counts.parameters(model), counts.nonzero_parameters(model)
-    if _format(target) == "eager":
+    if size is None and _format(target) != "pt2":
         size = counts.safetensors_bytes(model)
-    elif program is not None:
-        size = program.stat().st_size
-    else:
+    elif size is None:
         with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
             export_program(model, dummy_input, Path(folder, "model.pt2"))
             size = Path(folder, "model.pt2").stat().st_size

@@ -15,10 +15,10 @@ from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress_runner import measure, ranks
 from modelpress_runner.benchmark import counts
 from modelpress_runner.engine import Outcome, score_aside
-from modelpress_runner.errors import CompressionError, InvalidModelError
+from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.program import NotPortableError, export_program, open_program
-from modelpress_runner.subject import Subject
+from modelpress_runner.subject import Layout, LayoutError, Subject
 
 Metrics = dict[str, float]
 MEASURED_PROGRAM = "measured.pt2"
@@ -58,12 +58,16 @@ class Measuring:
 
     Raises:
         InvalidModelError: something has to be measured with an example input, and there is none.
+        InvalidSpecError: the target is transformers, and the model does not come from there.
     """
 
     def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool) -> None:
         self._spec, self._timed = spec, timed
         self._evaluator, self._dummy_input = subject.evaluator, subject.dummy_input
-        self._is_program = spec.target.format == "pt2"
+        self._is_program, self._layout = spec.target.format == "pt2", subject.layout
+        if spec.target.format == "transformers" and self._layout is None:
+            message = "only a model that is given as huggingFace has this form; use eager or pt2"
+            raise InvalidSpecError(message, "spec.target.format")
         if self._dummy_input is None and (timed or self._is_program):
             raise InvalidModelError(
                 "there is no example input to measure with; give the Subject example_inputs, or the evaluator a "
@@ -73,8 +77,8 @@ class Measuring:
 
     def dense(self, model: nn.Module) -> Metrics:
         """Score and counts of the dense model: everything that does not depend on a clock."""
-        with self._form(model, None) as (form, program):
-            return {**self._scored(form), **self._counted(model, program, None)}
+        with self._form(model, None) as form:
+            return {**self._scored(form.model), **self._counted(model, form, None)}
 
     def compressed(self, outcome: Outcome, dense: nn.Module, baseline: Metrics, folder: Path) -> Measured:
         """Score, counts and, where asked for, times of the compressed model beside the dense one.
@@ -85,15 +89,15 @@ class Measuring:
             baseline: what `dense` gave for it.
             folder: where a program may be left.
         """
-        with self._form(outcome.model, folder / MEASURED_PROGRAM) as (form, program):
-            score = self._scored(form)
-            counted = self._counted(outcome.model, program, baseline)
-            measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
+        with self._form(outcome.model, folder / MEASURED_PROGRAM) as form:
+            score = self._scored(form.model)
+            counted = self._counted(outcome.model, form, baseline)
+            measured = Measured(dict(baseline), {**score, **counted}, score=score, program=form.program)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
                 timed = ranks.by_main(
                     lambda: measure.timed_metrics(
-                        dense, form, self._dummy_input, self._spec.target, self._spec.benchmark
+                        dense, form.model, self._dummy_input, self._spec.target, self._spec.benchmark
                     )
                 )
                 measured.baseline |= timed.baseline
@@ -102,10 +106,15 @@ class Measuring:
         return measured
 
     @contextlib.contextmanager
-    def _form(self, model: nn.Module, path: Path | None) -> Iterator[tuple[nn.Module, Path | None]]:
-        """The model as the target has it, and its program where that is one."""
+    def _form(self, model: nn.Module, path: Path | None) -> Iterator[_Form]:
+        """The model as the target has it."""
+        if self._spec.target.format == "transformers":
+            assert self._layout is not None
+            with tempfile.TemporaryDirectory(prefix="modelpress-measure-") as folder:
+                yield self._read_back(model, self._layout, Path(folder) / self._layout.name)
+            return
         if not self._is_program:
-            yield model, None
+            yield _Form(model)
             return
         with tempfile.TemporaryDirectory(prefix="modelpress-measure-") as folder:
             path = path or Path(folder) / MEASURED_PROGRAM
@@ -116,18 +125,36 @@ class Measuring:
                     f"the model does not export ({error.reason}); make it exportable, or measure it with eager",
                     "spec.target.format",
                 ) from error
-            yield open_program(path), path
+            yield _Form(open_program(path), path, path.stat().st_size)
 
-    def _counted(self, model: nn.Module, program: Path | None, baseline: Metrics | None) -> Metrics:
+    def _read_back(self, model: nn.Module, layout: Layout, folder: Path) -> _Form:
+        try:
+            layout.write(model, self._dummy_input, folder)
+        except LayoutError as error:
+            message = f"the model cannot be measured as {layout.name} has it: {error}; use eager or pt2"
+            raise CompressionError(message, "spec.target.format") from error
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return _Form(layout.open(folder), size=size)
+
+    def _counted(self, model: nn.Module, form: _Form, baseline: Metrics | None) -> Metrics:
         dense = {} if baseline is None else {name: baseline.get(key) for name, key in _DENSE.items()}
         if self._dummy_input is not None:
-            return measure.static_metrics(model, self._dummy_input, self._spec.target, **dense, program=program)
+            return measure.static_metrics(model, self._dummy_input, self._spec.target, **dense, size=form.size)
         return _counted_without_input(model, **dense)
 
     def _scored(self, model: nn.Module) -> Score:
         if self._evaluator is None or not self._evaluator.can_evaluate:
             return {}
         return score_aside(self._evaluator, model, self._spec.seed)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A model as it is measured, its program where it is one, and its size on disk where that is not the module's."""
+
+    model: nn.Module
+    program: Path | None = None
+    size: int | None = None
 
 
 _DENSE = {"dense_parameters": "parameters", "dense_size": "sizeBytes"}

@@ -101,8 +101,11 @@ class Store(ApiModel):
 class Target(ApiModel):
     """The form that size, latency and final score are measured on."""
 
-    format: Literal["eager", "pt2"] = Field(
-        default="eager", description="eager: the module itself. pt2: the exported program, as mp.load opens it."
+    format: Literal["eager", "pt2", "transformers"] = Field(
+        default="eager",
+        description="eager: the module itself. pt2: the exported program, as mp.load opens it. transformers: the "
+        "model as from_pretrained reads it; of huggingFace alone, and only where a configuration can say what was cut "
+        "away.",
     )
     device: Literal["cpu"] = Field(default="cpu", description="Where it runs.")
 
