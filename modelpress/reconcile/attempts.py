@@ -119,7 +119,7 @@ def _missing(facts: JobFacts, attempt: Attempt) -> Step | None:
         text = "Its Job was deleted while it ran."
         return _collect(facts, attempt, End("Lost", r.RUNNER_DISRUPTED, text))
     unseen = WATCH_LAG - seconds(attempt.create_time, facts.now) if attempt.create_time else 0.0
-    if unseen > 0:
+    if unseen > 0 and naming.attempt_name(facts.name, attempt.number) not in facts.foreign:
         return Step(attempt, verdict=pending(facts, attempt.number), wait=unseen)
     return Step(attempt, vacant=True)
 

@@ -51,7 +51,7 @@ def run_once(
     if child is None:
         since = facts.status.last_create_time
         unseen = WATCH_LAG - seconds(since, facts.now) if since else 0.0
-        if unseen > 0:
+        if unseen > 0 and _name(facts, purpose, attempts) not in facts.foreign:
             return Once(attempts, verdict=_waits(purpose, attempts), wait=unseen)
         return _create(facts, purpose, attempts, attempts, publish)
     if not child.terminal:
@@ -75,8 +75,7 @@ def run_once(
 def _create(
     facts: SweepFacts, purpose: OncePurpose, attempts: int, number: int, publish: PublishRequest | None
 ) -> Once:
-    sweep = facts.sweep.metadata.name
-    name = (naming.prepare_name if purpose == "prepare" else naming.publish_name)(sweep, number)
+    name = _name(facts, purpose, number)
     other = facts.foreign.get(name)
     if other is not None and other.deleting:
         text = f"The Job {name} of a former owner is being deleted."
@@ -90,6 +89,10 @@ def _create(
         return Once(attempts, verdict=Verdict("Pending", why[0], f"spec.template.{why[1]}", stalled=True))
     create = CreateJob(name, purpose, number, request)
     return Once(number, verdict=_waits(purpose, number), actions=(create,), wait=WATCH_LAG)
+
+
+def _name(facts: SweepFacts, purpose: OncePurpose, number: int) -> str:
+    return (naming.prepare_name if purpose == "prepare" else naming.publish_name)(facts.sweep.metadata.name, number)
 
 
 def _counts(child: ObservedJob) -> bool:

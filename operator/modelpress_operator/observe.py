@@ -127,10 +127,10 @@ def observed_job(
     elif lost:
         state, cause, reason = "failed", "disrupted", "NodeLost"
         detail = "Its node has not been heard from since the runner was told to end."
+    elif refused is not None and starved(job, pods):  # also a gang that waits for its last pod
+        reason, detail = "FailedCreate", refused
     elif _begun(seen, gang):
         state = "running"
-    elif refused is not None and starved(job, pods):
-        reason, detail = "FailedCreate", refused
     else:
         reason, detail = _waiting(job, seen)
     return ObservedJob(
@@ -153,14 +153,16 @@ def observed_job(
 
 
 def starved(job: RawObject, pods: list[RawObject]) -> bool:
-    """Whether the Job controller has taken the Job up, and yet there is no pod: it wants one and is refused it.
+    """Whether the Job controller has taken the Job up, and yet there are too few pods: it wants more and is refused.
 
-    A start time without an active pod is written only then; where pods are merely slow both are written at once.
+    A start time without active pods is written only then; where pods are merely slow both are written at once.
     """
     status = job.get("status") or {}
     over = any(_condition(status, type_) for type_ in ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"))
-    some = pods or any(status.get(key) for key in ("active", "succeeded", "failed", "terminating"))
-    return bool(status.get("startTime")) and not (over or some or is_deleting(job) or _suspended(job))
+    counted = sum(int(status.get(key) or 0) for key in ("active", "succeeded", "failed", "terminating"))
+    wanted = int((job.get("spec") or {}).get("parallelism") or 1)
+    hungry = max(counted, len(pods)) < wanted
+    return hungry and bool(status.get("startTime")) and not (over or is_deleting(job) or _suspended(job))
 
 
 def _lost(pods: list[_Pod], now: dt.datetime, after: float, gang: bool) -> bool:

@@ -41,7 +41,9 @@ class Fate:
     reason: str | None = None  # of the terminated container
     disrupted: str | None = None  # reason of a DisruptionTarget condition
     evicted: bool = False
-    waiting: str | None = None  # reason for which the container never starts
+    waiting: str | None = None  # reason for which the container does not start, until the gate is set
+    unschedulable: bool = False  # no node takes the pod, until the gate is set
+    deaf: bool = False  # does not end when it is deleted, like a pod on a node that is gone
     commits: bool = True  # whether the artefact reaches the store
     gate: threading.Event | None = None  # runs at least until it is set
 
@@ -63,6 +65,7 @@ class Run:
     started: float | None = None
     ended: float | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    held: bool = False  # it was told why it does not start
 
 
 class FakeKubelet:
@@ -166,7 +169,7 @@ class FakeKubelet:
             run.fate = self.script(request)
             self.runs[meta["uid"]] = run
             self._after(run.fate.start, lambda: self._start(run))
-        if meta.get("deletionTimestamp") and run.phase in ("Pending", "Running"):
+        if meta.get("deletionTimestamp") and run.phase in ("Pending", "Running") and not run.fate.deaf:
             run.phase = "Ending"
             self._after(0.02, lambda: self._terminate(run))
 
@@ -174,17 +177,33 @@ class FakeKubelet:
         if run.phase != "Pending":
             return
         path = f"/api/v1/namespaces/{run.namespace}/pods/{run.pod}"
+        opened = run.fate.gate is not None and run.fate.gate.is_set()
+        if run.fate.unschedulable and not opened:
+            self._hold(run, None)
+            return
         binding = {"metadata": {"name": run.pod, "uid": run.uid}, "target": {"kind": "Node", "name": NODE}}
         if self._talk("POST", f"{path}/binding", binding, known=(404, 409))[0] == 404:
             return
-        if run.fate.waiting is not None:
-            state = {"waiting": {"reason": run.fate.waiting, "message": f"fate: {run.fate.waiting}"}}
-            self._patch(run, "Pending", state)
+        if run.fate.waiting is not None and not opened:
+            self._hold(run, {"waiting": {"reason": run.fate.waiting, "message": f"fate: {run.fate.waiting}"}})
             return
         run.phase, run.started = "Running", time.monotonic()
         run_state = {"running": {"startedAt": _now()}}
         self._patch(run, "Running", run_state)
         self._after(run.fate.run, lambda: self._end(run))
+
+    def _hold(self, run: Run, state: dict[str, Any] | None) -> None:
+        """Say once why it does not start, and try again until the gate is open."""
+        if not run.held and state is not None:
+            self._patch(run, "Pending", state)
+        elif not run.held:
+            no = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are free"}
+            path = f"/api/v1/namespaces/{run.namespace}/pods/{run.pod}/status"
+            body = {"metadata": {"uid": run.uid}, "status": {"conditions": [{**no, "lastTransitionTime": _now()}]}}
+            self._talk("PATCH", path, body, known=(404, 409))
+        run.held = True
+        if run.fate.gate is not None:
+            self._after(0.05, lambda: self._start(run))
 
     def _end(self, run: Run) -> None:
         if run.phase != "Running":

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from control_plane import ControlPlane
-from fake_kubelet import Fate, Run
-from operator_cluster import WRITES, Cluster, condition, job, parameters, sweep
+from fake_kubelet import Connection, Fate, Run
+from operator_cluster import API, PLURAL, WRITES, Cluster, condition, job, parameters, sweep
 from operator_process import OperatorProcess, until
 
 
@@ -116,10 +116,59 @@ def test_a_sweep_completes_within_its_budget_of_writes(cluster: Cluster, undistu
 
 
 def counted(asked: list[dict[str, Any]]) -> tuple[Counter[Any], list[Any]]:
-    """Writes by (verb, resource, subresource), Events apart; reads other than watches."""
-    verbs = Counter((one["verb"], one["objectRef"]["resource"], one["objectRef"].get("subresource")) for one in asked)
+    """Writes by (verb, resource, subresource), Events apart; reads of objects other than watches."""
+    about = [(one["verb"], one["objectRef"]) for one in asked if "objectRef" in one]
+    verbs = Counter((verb, what["resource"], what.get("subresource")) for verb, what in about)
     writes = Counter({key: count for key, count in verbs.items() if key[0] in WRITES and key[1] != "events"})
     return writes, [key for key in verbs if key[0] in ("get", "list")]
+
+
+def test_a_restart_over_two_hundred_finished_objects_writes_nothing(cluster: Cluster) -> None:
+    """Jobs that succeeded and that failed, sweeps with their trials: all are looked at, none is written."""
+    cluster.kubelet.script = lambda run: Fate(exit_code=2) if run["name"] == "bad" else Fate()
+    with cluster.operator() as operator:
+        operator.wait_ready()
+        for body in (job("good"), job("bad"), sweep("search", 2)):
+            cluster.create(body)
+        done = [cluster.wait_for("CompressionJob", "good", "Succeeded")]
+        done.append(cluster.wait_for("CompressionJob", "bad", "Failed"))
+        finished = cluster.wait_for("CompressionSweep", "search", "Succeeded")
+        trials = [one for one in cluster.trials() if one["metadata"]["name"].startswith("search-")]
+        assert operator.stop() == 0
+    with contextlib.closing(Connection(cluster.plane)) as talk:
+        copies = [copy_of(cluster, talk, done[number % 2], f"copy-{number}") for number in range(140)]
+        for number in range(20):
+            made = copy_of(cluster, talk, finished, f"again-{number}")
+            copies.append(made)
+            copies += [copy_of(cluster, talk, trial, f"again-{number}-{n:05d}", made) for n, trial in enumerate(trials)]
+    assert len(copies) == 200
+    before = cluster.audit_size()
+    with cluster.operator() as operator:
+        operator.wait_ready()
+        until(lambda: operator.metric("modelpress_reconcile_total", result="unchanged") >= 205, "a look at all objects")
+        assert operator.metric("modelpress_reconcile_total") == operator.metric(
+            "modelpress_reconcile_total", result="unchanged"
+        )
+        assert operator.stop() == 0
+    writes, reads = counted(cluster.requests(before))
+    assert (writes, [key for key in reads if key[0] == "get"]) == (Counter(), [])
+    versions = {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in copies}
+    now = {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in cluster.trials()}
+    assert versions.items() & now.items() == {pair for pair in versions.items() if pair[0] in now}
+
+
+def copy_of(
+    cluster: Cluster, talk: Connection, one: dict[str, Any], name: str, owner: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """An object with the spec and the status of another one, as it is stored."""
+    meta = {"name": name, **{key: one["metadata"][key] for key in ("labels", "annotations") if key in one["metadata"]}}
+    if owner is not None:
+        ref = one["metadata"]["ownerReferences"][0]
+        meta["ownerReferences"] = [{**ref, **{key: owner["metadata"][key] for key in ("name", "uid")}}]
+    path = f"{API}/{cluster.namespace}/{PLURAL[one['kind']]}"
+    _, made = talk("POST", path, {**{key: one[key] for key in ("apiVersion", "kind", "spec")}, "metadata": meta})
+    _, made = talk("PATCH", f"{path}/{name}/status", {"status": one["status"]})
+    return made
 
 
 def test_killed_at_random_moments_a_sweep_ends_the_same(cluster: Cluster, undisturbed: list[str]) -> None:
@@ -220,49 +269,6 @@ def test_results_are_collected_when_the_operator_missed_the_end(cluster: Cluster
     assert [attempt["outcome"] for attempt in again["status"]["attempts"]] == ["Failed", "Succeeded"]
 
 
-FAILURES = {
-    "exit-1": (Fate(exit_code=1), "Failed", "RunnerFailed", "Succeeded"),
-    "exit-2": (Fate(exit_code=2), "Invalid", "InvalidModel", "Failed"),
-    "exit-143": (Fate(exit_code=143, message=""), "Disrupted", "RunnerTerminated", "Succeeded"),
-    "memory": (Fate(exit_code=137, message="", reason="OOMKilled"), "Failed", "RunnerOOMKilled", "Succeeded"),
-    "evicted": (
-        Fate(exit_code=137, message="", disrupted="EvictionByEvictionAPI"),
-        "Disrupted",
-        "RunnerDisrupted",
-        "Succeeded",
-    ),
-    "pressure": (Fate(exit_code=137, message="", evicted=True), "Disrupted", "RunnerDisrupted", "Succeeded"),
-}
-
-
-def test_failures_are_told_apart(shared: Cluster) -> None:
-    """First attempts end badly; what their pods say decides whether it counts and whether another one starts."""
-    shared.kubelet.script = lambda run: (
-        FAILURES[run["name"]][0] if run["attempt"] == 1 and run["purpose"] == "trial" else Fate(commits=False)
-    )
-    for name in FAILURES:
-        shared.create(job(name))
-    for name, (_, outcome, reason, phase) in FAILURES.items():
-        status = shared.wait_for("CompressionJob", name, "Succeeded", "Failed")["status"]
-        first = status["attempts"][0]
-        assert (name, first["outcome"], first["reason"], status["phase"]) == (name, outcome, reason, phase)
-        assert (status["failures"], status["disruptions"]) == (outcome == "Failed", outcome == "Disrupted")
-
-
-def test_a_name_that_somebody_else_has(shared: Cluster) -> None:
-    """A foreign Job under the name that the first attempt would have: NameConflict until it is gone."""
-    pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "fake"}]}}
-    path = f"/apis/batch/v1/namespaces/{shared.namespace}/jobs"
-    shared.plane.request("POST", path, {"metadata": {"name": "taken-1"}, "spec": {"template": pod, "suspend": True}})
-    shared.create(job("taken"))
-    stalled = shared.wait_condition("CompressionJob", "taken", "Stalled", status="True")
-    assert stalled["reason"] == "NameConflict"
-    assert "taken-1" in stalled["message"]
-    shared.plane.request("DELETE", f"{path}/taken-1?propagationPolicy=Background")
-    done = shared.wait_for("CompressionJob", "taken", "Succeeded")
-    assert (done["status"]["started"], done["status"]["failures"]) == (1, 0)
-
-
 def test_suspend_and_resume(shared: Cluster) -> None:
     """Suspending a sweep ends its runs after a checkpoint; resuming goes on, and nothing counts as failed."""
     shared.fate_of("trial", Fate(run=60))
@@ -284,16 +290,6 @@ def test_suspend_and_resume(shared: Cluster) -> None:
         status = shared.get("CompressionJob", trial)["status"]
         assert [attempt["outcome"] for attempt in status["attempts"]] == ["Suspended", "Succeeded"]
         assert (status["failures"], status["disruptions"], status["started"]) == (0, 0, 2)
-
-
-def test_a_deadline_ends_a_run(shared: Cluster) -> None:
-    """A run that takes longer than activeDeadlineSeconds is ended, and its job fails for that reason."""
-    shared.fate_of("trial", Fate(run=60))
-    shared.create(job("slow", activeDeadlineSeconds=3))
-    done = shared.wait_for("CompressionJob", "slow", "Failed")
-    assert condition(done, "Failed")["reason"] == "DeadlineExceeded"
-    run = next(run for run in shared.kubelet.of(shared.namespace) if run.request["name"] == "slow")
-    assert run.phase == "Terminated"
 
 
 def test_a_running_trial_reports_its_progress(shared: Cluster, shared_operator: OperatorProcess) -> None:
@@ -339,18 +335,6 @@ def test_a_running_trial_reports_its_progress(shared: Cluster, shared_operator: 
     done = shared.wait_for("CompressionJob", "long", "Succeeded")
     assert [point["step"] for point in done["status"]["intermediate"]] == [1, 2]
     assert shared_operator.metric("modelpress_progress_requests_total", code="202") == 1
-
-
-def test_an_image_that_cannot_be_pulled_is_told(shared: Cluster) -> None:
-    """A container that waits shows why, in the condition that people look at."""
-    shared.fate_of("trial", Fate(waiting="ImagePullBackOff"))
-    shared.create(job("typo"))
-    until(
-        lambda: "ImagePullBackOff" in condition(shared.get("CompressionJob", "typo"), "Ready").get("message", ""),
-        "the reason to be told",
-        context=shared.logs,
-    )
-    assert shared.phase("CompressionJob", "typo") == "Pending"
 
 
 def test_what_no_pod_can_honour_is_refused(shared: Cluster) -> None:

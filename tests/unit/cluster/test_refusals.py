@@ -60,6 +60,8 @@ def listings(client: MemoryClient) -> int:
         (job(status={"conditions": [{"type": "Failed", "status": "True"}]}), [], False),
         (job(deletionTimestamp="2026-01-01T00:00:00Z"), [], False),
         ({**job(), "spec": {"suspend": True}}, [], False),
+        ({**job(status={"active": 2}), "spec": {"parallelism": 3, "completions": 3}}, [], True),
+        ({**job(status={"active": 2, "failed": 1}), "spec": {"parallelism": 3, "completions": 3}}, [], False),
     ],
 )
 def test_who_starves(there: RawObject, pods: list[RawObject], hungry: bool) -> None:

@@ -617,6 +617,15 @@ def test_name_conflict() -> None:
     assert "CreateJob" in kinds(reconcile_job(observe(job), at(9)))
 
 
+def test_a_name_conflict_that_the_creation_ran_into_is_told_at_once() -> None:
+    """Nobody waits for a Job that cannot have been created; once the name is free the attempt gets it, uncounted."""
+    plan = reconcile_job(observe(begun(), child(owner_uid="somebody")), at(1))
+    assert conditions(status_of(plan).conditions)["Stalled"] == ("True", r.NAME_CONFLICT)
+    plan = reconcile_job(observe(after(begun(), plan)), at(20))
+    assert isinstance(plan.actions[1], CreateJob)
+    assert (plan.actions[1].name, status_of(plan).started, status_of(plan).failures) == ("digits-1", 1, 0)
+
+
 def test_a_former_owners_job_that_is_going_is_awaited() -> None:
     """A namesake that is being deleted stalls nothing."""
     plan = reconcile_job(observe(make_job(), child(owner_uid="somebody", deleting=True)), at(0))

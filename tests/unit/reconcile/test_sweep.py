@@ -221,6 +221,8 @@ def test_prepare_name_conflict() -> None:
     status = status_of(plan := plan_of(make_sweep(), children=(foreign,)))
     assert conditions(status.conditions)["Stalled"] == ("True", r.NAME_CONFLICT)
     assert (kinds(plan), status.prepare_attempts) == (["PatchStatus"], 0)
+    met = status_of(plan_of(prepared(), 1, children=(foreign,)))  # what the creation ran into
+    assert conditions(met.conditions)["Stalled"] == ("True", r.NAME_CONFLICT)
     plan = plan_of(make_sweep(), children=(replace(foreign, deleting=True),))
     assert conditions(status_of(plan).conditions)["Stalled"][0] == "False"
     assert plan.requeue_after == 10.0
