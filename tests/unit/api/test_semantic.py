@@ -119,6 +119,26 @@ def test_cluster_problems_are_told_only_when_asked() -> None:
     assert {problem.reason for problem in problems} == {"NotOnCluster"}
 
 
+def test_local_data_is_not_on_cluster() -> None:
+    """Relative paths of data and of a pretrained model are; absolute ones may be in the image, hf:// is anywhere."""
+    model = {"huggingFace": {"source": {"uri": "model"}, "task": "causal-lm"}}
+    data = {
+        "train": {"uri": "train.csv"},
+        "validation": {"uri": "/data/val.csv"},
+        "calibration": {"uri": "memory://a/b.csv"},
+    }
+    spec = job(model=model, data=data, store={"uri": "s3://models/out"})
+    assert job_problems(spec) == []
+    problems = job_problems(spec, cluster=True)
+    assert {(problem.path, problem.reason) for problem in problems} == {
+        ("spec.data.train.uri", "NotOnCluster"),
+        ("spec.data.calibration.uri", "NotOnCluster"),
+        ("spec.model.huggingFace.source.uri", "NotOnCluster"),
+    }
+    hub = {"huggingFace": {"source": {"uri": "hf://org/name"}, "task": "causal-lm"}}
+    assert job_problems(job(model=hub, store={"uri": "s3://models/out"}), cluster=True) == []
+
+
 @pytest.mark.parametrize("uri", ["./out", "/data/out", "file:///data/out", "memory://x"])
 def test_local_stores_are_not_on_cluster(uri: str) -> None:
     """Whatever dies with the pod is no store for a cluster."""
