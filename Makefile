@@ -18,7 +18,7 @@ binaries: setup
 	@tools/s3/build.sh >/dev/null
 	@tools/cluster/build.sh >/dev/null
 	@tools/cluster/tools.sh helm kubeconform >/dev/null
-	@tools/cluster/promtool.sh >/dev/null
+	@tools/cluster/prometheus.sh >/dev/null
 	@tools/cluster/monitoring.sh >/dev/null
 
 demo: setup  ## the main job on real data: a sweep over pruning recipes of a digits CNN

@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -42,8 +43,15 @@ RUN = CACHE / "run"  # the running cluster's files
 LOGS = CACHE / "logs"  # the last one's logs
 START_SECONDS = 180
 ALIASES = {"example": "registry.example.com/modelpress/example:0.1.0"}  # as examples/ call it
+MINUTES = float(os.environ.get("MODELPRESS_E2E_MINUTES", "45"))  # for all of a run; a cold one needs about 20
+WORKERS = os.environ.get("MODELPRESS_E2E_WORKERS", "3")  # tests at a time: most of them wait for a pod
+_ERROR = re.compile(r"^E\d{4} |level=(error|fatal)|Traceback|Error")
 _started: list[subprocess.Popen[bytes]] = []
 _reserved: list[IO[str]] = []
+
+
+class TimeLimit(Exception):  # noqa: N818
+    """A run takes too long; the message says how long it was allowed to."""
 
 
 class ClusterError(Exception):
@@ -65,13 +73,16 @@ def up(*, base: str | None = None, targets: Sequence[str] = TARGETS, owned: bool
     if owned:
         _reserve()
     with _locked():
+        packages.check(CACHE)
         packages.install()
         if owned and _pid() is not None:
             raise ClusterError("a cluster is up that somebody may be using; end it with: tools/cluster/e2e.sh down")
         _down()
         binaries = ("kube-scheduler", "kubelet", "kube-proxy")
         control_plane.build(*control_plane.BINARIES, *binaries)
-        tools = Path(_built(HERE / "tools.sh", "coredns", "pause", "helm"))
+        tools = Path(_built(HERE / "tools.sh", "coredns", "pause", "helm", "kubeconform"))
+        # The tests cannot fetch anything from within the cluster's network.
+        prometheus, monitoring = _built(HERE / "prometheus.sh"), _built(HERE / "monitoring.sh")
         s3 = _built(ROOT / "tools" / "s3" / "build.sh")
         images = Images(CACHE, base=base)
         images.clean()
@@ -93,7 +104,7 @@ def up(*, base: str | None = None, targets: Sequence[str] = TARGETS, owned: bool
             raise
         state["images"] = {target: image.name for target, image in loaded.items()}
         state["imageBytes"] = {target: image.size for target, image in loaded.items()}
-        state["tools"] = str(tools)
+        state |= {"tools": str(tools), "prometheus": prometheus, "monitoring": monitoring}
         (RUN / "cluster.json").touch(mode=0o600)
         (RUN / "cluster.json").write_text(json.dumps(state, indent=2))
     say(f"the cluster is up after {time.monotonic() - started:.0f} s")
@@ -247,7 +258,7 @@ def cluster() -> dict[str, Any]:
     return state
 
 
-def run_in(command: Sequence[str]) -> int:
+def run_in(command: Sequence[str], *, seconds: float | None = None) -> int:
     """Runs a command in the cluster's network; its exit code."""
     state = cluster()
     pid = _pid()
@@ -260,19 +271,54 @@ def run_in(command: Sequence[str]) -> int:
         "MODELPRESS_E2E": str(RUN / "cluster.json"),
         "NO_PROXY": "*",
     }
-    return subprocess.run(["nsenter", "--target", str(first[0]), "--net", "--", *command], env=environment).returncode
+    enter = ["nsenter", "--target", str(first[0]), "--net", "--", *command]
+    return subprocess.run(enter, env=environment, timeout=seconds).returncode
 
 
 def run(arguments: Sequence[str], *, base: str | None, keep: bool) -> int:
-    """Up, tests, down; pytest's exit code."""
-    up(base=base, owned=not keep)
+    """Up, tests, down; pytest's exit code. Without arguments all of tests/e2e, those that can share first."""
     try:
-        named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
-        tests = [] if named else [str(ROOT / "tests" / "e2e")]
-        return run_in([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, *tests])
+        up(base=base, owned=not keep)
+        started = time.monotonic()
+        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+        everything = [str(ROOT / "tests" / "e2e"), "--durations=15"]
+        if arguments:
+            named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+            code = run_in([*pytest, *arguments, *([] if named else everything)])
+        else:
+            shared = run_in([*pytest, *everything, "-m", "not alone", "-n", WORKERS, "--dist", "worksteal"])
+            say(f"tests that share the cluster took {time.monotonic() - started:.0f} s")
+            alone = run_in([*pytest, *everything, "-m", "alone"])
+            code = shared or alone
+            say(f"all tests took {time.monotonic() - started:.0f} s")
+        if code:
+            story()
+        return code
+    except TimeLimit as error:
+        say(f"{error}: this is what there was")
+        story()
+        return 1
     finally:
+        signal.alarm(0)
         if not keep:
             down()
+
+
+def story() -> None:
+    """What goes on in the cluster, on standard error; for whoever reads a log of CI."""
+    script = """
+        kubectl get nodes,cjob,csweep,jobs,pods --all-namespaces -o wide
+        kubectl get events --all-namespaces --sort-by=.lastTimestamp | tail -n 40
+        kubectl logs -n modelpress-system -l app.kubernetes.io/component=operator --tail=20 --prefix
+    """
+    try:
+        run_in(["sh", "-c", f"exec >&2; {script}"], seconds=60)
+    except (ClusterError, subprocess.TimeoutExpired) as error:
+        say(f"the cluster does not say more: {error}")
+    for log in (RUN / "kubelet.log", RUN / "containerd.log", RUN / "node.log"):
+        if log.exists():
+            lines = [line for line in log.read_text(errors="replace").splitlines() if _ERROR.search(line)]
+            print(f"-- {log.name}", *lines[-10:], sep="\n", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -299,6 +345,10 @@ def _lock(name: str, whom: str) -> IO[str]:
     return lock
 
 
+def _too_long(*_: object) -> None:
+    raise TimeLimit(f"not done after {MINUTES:g} minutes (MODELPRESS_E2E_MINUTES)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; its exit code."""
     parser = argparse.ArgumentParser(prog="e2e.sh", description="A cluster of one real node for end-to-end tests.")
@@ -320,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             up(base=options.base)
             print(f"tools/cluster/e2e.sh exec {shlex.join(['kubectl', 'get', 'pods', '--all-namespaces'])}")
         elif options.command == "run":
+            signal.signal(signal.SIGALRM, _too_long)
+            signal.alarm(max(1, round(MINUTES * 60)))
             return run(options.pytest, base=options.base, keep=options.keep)
         elif options.command == "exec":
             if not options.argv:

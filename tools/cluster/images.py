@@ -1,7 +1,7 @@
 """The images of the test cluster: a Debian base, the pause process, and the targets of the Dockerfile.
 
 buildah makes them, containerd runs them. Both keep their storage in one folder, named after everything that makes the
-big layers; another Dockerfile or lock file starts a new folder and drops the old. Nothing is pushed anywhere.
+big layers, those of the runner; another recipe of these starts a new folder and drops the old. Nothing is pushed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 REGISTRY = "modelpress.local"  # no server: containerd has every image, and nobody is asked for one
 TARGETS = ("operator", "runner", "example")
+BIG = ("base", "runner")  # the stages of the Dockerfile whose layers have gigabytes
 SUITE = "bookworm"
 PACKAGES = ("ca-certificates", "python3", "python3-venv")
 # What a container has no use for; public slim images leave most of it out, too.
@@ -61,8 +63,8 @@ class Images:
     def __init__(self, cache: Path, *, base: str | None = None) -> None:
         self._cache = cache
         self._public_base = base
-        recipe = [base or f"{SUITE} {PACKAGES} {UNUSED}", (ROOT / "Dockerfile").read_bytes()]
-        recipe += [path.read_bytes() for path in sorted((ROOT / "requirements").glob("*.txt")) if path.stem != "dev"]
+        recipe = [base or f"{SUITE} {PACKAGES} {UNUSED}", *_stages((ROOT / "Dockerfile").read_text(), *BIG)]
+        recipe.append((ROOT / "requirements" / "runner.txt").read_text())
         self.folder = cache / f"images-{_hash(recipe)}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._log = self.folder / "build.log"
@@ -78,7 +80,7 @@ class Images:
             shutil.rmtree(leftover)
         for other in self._cache.glob("images-*"):
             if other != self.folder:
-                say(f"removing {other}: another Dockerfile or lock file made it")
+                say(f"removing {other}: the runner's image had other packages")
                 shutil.rmtree(other)
 
     # Build -----------------------------------------------------------------------------------------------------------
@@ -279,6 +281,13 @@ def _context_files() -> list[Path]:
         found = (path for path in sorted((ROOT / folder).rglob("*")) if path.is_file())
         names += [path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts]
     return names
+
+
+def _stages(dockerfile: str, *names: str) -> list[str]:
+    """The text of each of these stages."""
+    texts = re.split(r"^(?=FROM )", dockerfile, flags=re.MULTILINE)
+    found = {match[1]: text for text in texts if (match := re.match(r"FROM \S+ AS (\S+)", text))}
+    return [found[name] for name in names]
 
 
 def _hash(parts: Iterable[Any]) -> str:

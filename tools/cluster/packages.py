@@ -25,6 +25,11 @@ NEEDED = {
 }
 
 
+CGROUPS = Path("/sys/fs/cgroup")
+COLD_BYTES = 26_000_000_000  # the images twice, buildah's and containerd's, and what pip unpacks meanwhile
+WARM_BYTES = 4_000_000_000
+
+
 class MissingError(Exception):
     """Something is missing that this cannot install; the message says what to do."""
 
@@ -33,10 +38,8 @@ def install() -> None:
     """Installs the packages that are missing.
 
     Raises:
-        MissingError: not root, not on Debian, or apt-get failed.
+        MissingError: not on Debian, or apt-get failed.
     """
-    if os.geteuid() != 0:
-        raise MissingError("a node needs root: namespaces, mounts and cgroups; run this as root on a machine for tests")
     missing = sorted({package for name, package in NEEDED.items() if not _there(name)})
     if not missing:
         return
@@ -48,6 +51,39 @@ def install() -> None:
         done = subprocess.run(["apt-get", *arguments], env=environment, capture_output=True, text=True)
         if done.returncode:
             raise MissingError(f"apt-get {' '.join(arguments)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def check(folder: Path) -> None:
+    """Whether this machine can be a node, and keep images below `folder`.
+
+    Raises:
+        MissingError: it cannot; the message says what it lacks.
+    """
+    where = "run this as root on a machine or in a virtual machine for tests, or in a privileged container"
+    if os.geteuid() != 0:
+        raise MissingError(f"a node needs root, for namespaces, mounts and cgroups; {where}")
+    unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
+    tried = subprocess.run(unshare, capture_output=True, text=True)
+    if tried.returncode:
+        raise MissingError(f"the kernel refuses new namespaces ({tried.stderr.strip()}); {where}")
+    hierarchies = [path.parent for path in (*CGROUPS.glob("cgroup.procs"), *CGROUPS.glob("*/cgroup.procs"))]
+    if not hierarchies:
+        raise MissingError(f"no cgroups are mounted below {CGROUPS}; {where}")
+    for hierarchy in hierarchies[:1]:
+        probe = hierarchy / f"modelpress-probe-{os.getpid()}"
+        try:
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            raise MissingError(f"no cgroup can be made in {hierarchy} ({error.strerror}); {where}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    needed = WARM_BYTES if any(folder.glob("images-*/containerd")) else COLD_BYTES
+    if free < needed:
+        raise MissingError(
+            f"{folder} has {free / 1e9:.0f} GB free and {needed / 1e9:.0f} GB are needed; "
+            "free some, or set MODELPRESS_CACHE to a folder on a larger disk"
+        )
 
 
 def _there(name: str) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 def restricted_pod(
     name: str, namespace: str, image: str, command: Sequence[str], *, limits: Mapping[str, str] | None = None
@@ -46,7 +48,6 @@ def restricted_pod(
 
 HERE = Path(__file__).resolve().parent
 SYSTEM = "modelpress-system"  # the operator's namespace
-IDLE = "modelpress-idle"  # a namespace that an operator can serve while tests do without one
 RELEASE = "modelpress"
 
 
@@ -90,6 +91,8 @@ class Running:
     kubeconfig: Path
     bin: Path
     tools: Path
+    prometheus: Path  # folder of prometheus and promtool
+    monitoring: Path  # folder of the Prometheus operator's CustomResourceDefinitions
 
     @classmethod
     def find(cls) -> Running:
@@ -114,6 +117,8 @@ class Running:
             kubeconfig=Path(state["kubeconfig"]),
             bin=Path(state["bin"]),
             tools=Path(state["tools"]),
+            prometheus=Path(state["prometheus"]),
+            monitoring=Path(state["monitoring"]),
         )
 
     def kubectl(self, *arguments: str, text: str | None = None, seconds: float = 60) -> str:
@@ -126,9 +131,8 @@ class Running:
 
     def install(self, *settings: str) -> None:
         """Installs the chart with this checkout's images, or changes it; `settings` as of helm --set. Waits for it."""
-        for name in (SYSTEM, IDLE):
-            labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-            self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": labels}})
         values = [*settings]
         for key, target in (("image", "operator"), ("runner.image", "runner")):
             repository, _, tag = self.images[target].rpartition(":")
@@ -146,6 +150,20 @@ class Running:
         if done.returncode:
             raise RuntimeError(f"{Path(command[0]).name} {' '.join(command[1:])}: {done.stderr.strip()}")
         return done.stdout
+
+    def on_node(self, *command: str) -> str:
+        """Output of a command in the node's own file system, processes and network, as root."""
+        outermost = (self.folder / "pid").read_text().strip()
+        first = Path(f"/proc/{outermost}/task/{outermost}/children").read_text().split()[0]
+        return self._run(["nsenter", "--target", first, "--mount", "--pid", "--net", "--", *command], None, 60)
+
+    def rendered(self, **settings: str) -> list[dict[str, Any]]:
+        """All objects of the chart as helm renders them for the operator's namespace; settings as of helm --set."""
+        values = ",".join(f"{key.replace('__', '.')}={value}" for key, value in settings.items())
+        version = json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
+        command = ["template", RELEASE, str(HERE.parents[1] / "helm" / "modelpress"), "--namespace", SYSTEM]
+        text = self.helm(*command, f"--kube-version={version}", *(["--set", values] if values else []))
+        return [document for document in yaml.safe_load_all(text) if document]
 
     def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
         """One object."""
