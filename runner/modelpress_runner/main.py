@@ -40,11 +40,19 @@ from modelpress_runner.stopping import StopFlag, Stopped
 
 log = logging.getLogger("modelpress")
 
+# Lightning's hints and what it has found, for each Trainer that the user's code makes.
+_CHATTY = (
+    *("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"),
+    *("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one request; the exit code."""
     options = _arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     if options.parent_pid is not None:
         die_with(options.parent_pid)
     stop = StopFlag()
