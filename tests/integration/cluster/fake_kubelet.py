@@ -27,6 +27,7 @@ from control_plane import ControlPlane
 NODE = "fake-node"
 SELECTOR = "app.kubernetes.io/managed-by=modelpress-operator"
 SPEC = "modelpress.dev/spec"
+INDEX = "batch.kubernetes.io/job-completion-index"
 BASELINE = {"default": 1.0, "macs": 1000.0, "sizeBytes": 4000.0}
 
 
@@ -48,6 +49,7 @@ class Fate:
     gate: threading.Event | None = None  # runs at least until it is set
 
 
+# What becomes of a pod, by what it was asked to do; for a pod of an Indexed Job also by its `rank`.
 Script = Callable[[dict[str, Any]], Fate]
 
 
@@ -66,6 +68,11 @@ class Run:
     ended: float | None = None
     labels: dict[str, str] = field(default_factory=dict)
     held: bool = False  # it was told why it does not start
+
+    @property
+    def rank(self) -> int:
+        """Which pod of an Indexed Job it is."""
+        return int(self.labels.get(INDEX, "0"))
 
 
 class FakeKubelet:
@@ -166,7 +173,7 @@ class FakeKubelet:
             request = json.loads(meta["annotations"][SPEC])
             run = Run(meta["name"], meta["namespace"], meta["uid"], meta["labels"].get("job-name", ""), request, Fate())
             run.labels = meta["labels"]
-            run.fate = self.script(request)
+            run.fate = self.script({**request, "rank": run.rank} if INDEX in run.labels else request)
             self.runs[meta["uid"]] = run
             self._after(run.fate.start, lambda: self._start(run))
         if meta.get("deletionTimestamp") and run.phase in ("Pending", "Running") and not run.fate.deaf:
@@ -212,7 +219,8 @@ class FakeKubelet:
             self._after(0.05, lambda: self._end(run))
             return
         fate = run.fate
-        message = fate.message if fate.message is not None else self._result(run)
+        quiet = run.rank > 0 and fate.exit_code == 0  # rank 0 commits and reports
+        message = fate.message if fate.message is not None else "" if quiet else self._result(run)
         terminated = {"exitCode": fate.exit_code, "startedAt": _now(), "finishedAt": _now(), "message": message}
         terminated["reason"] = fate.reason or ("Completed" if fate.exit_code == 0 else "Error")
         run.phase, run.ended = ("Succeeded" if fate.exit_code == 0 else "Failed"), time.monotonic()
