@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 _LAZY = {
     "TorchEvaluator": ("modelpress_runner.evaluators", "runner"),
     "LightningEvaluator": ("modelpress_runner.evaluators.lightning_evaluator", "lightning"),
+    "DeepspeedTorchEvaluator": ("modelpress_runner.evaluators.deepspeed_evaluator", "deepspeed"),
     "TransformersEvaluator": ("modelpress_runner.evaluators.transformers_evaluator", "transformers"),
     "CompressionModule": ("modelpress_runner.subject", "runner"),
     "Subject": ("modelpress_runner.subject", "runner"),
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress_runner.compress import compress as compress
     from modelpress_runner.evaluators import TorchEvaluator as TorchEvaluator
     from modelpress_runner.evaluators.lightning_evaluator import LightningEvaluator as LightningEvaluator
+    from modelpress_runner.evaluators.deepspeed_evaluator import DeepspeedTorchEvaluator as DeepspeedTorchEvaluator
     from modelpress_runner.evaluators.transformers_evaluator import TransformersEvaluator as TransformersEvaluator
     from modelpress_runner.load import load as load
     from modelpress_runner.prepare import prepare_compression as prepare_compression
