@@ -120,9 +120,10 @@ class _Run:
     def script(self) -> Iterator[None]:
         """Runs the script. Inside the context it is over, but its classes are still those of `__main__`."""
         spec = self._request.spec
-        code.use(self._request.code_path)
         seeding.seed_all(spec.seed)
-        with self._cleanup, current.entered(self), _as_main(self._file, command_line(spec.model.args)) as module:
+        arguments = command_line(spec.model.args)
+        with self._cleanup, current.entered(self), _as_main(self._file, arguments) as module:
+            code.use(self._request.code_path)
             self._names = vars(module)
             self._cleanup.enter_context(self._stop.at_once())
             with contextlib.suppress(_Enough):

@@ -1,0 +1,90 @@
+"""A script as a runner's process: SIGTERM, exit codes, and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+from modelpress.result import ExitCode
+
+SCRIPT = """
+import os
+
+import torch
+from torch import nn
+
+import modelpress as mp
+from shapes import Net
+
+x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+model = Net()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+compression = mp.prepare_compression(model, dummy_input=x[:1], optimizers=optimizer)
+callbacks = compression.callbacks
+callbacks.on_train_begin()
+for epoch in compression.epochs(3):
+    for batch in range(2):
+        callbacks.on_step_begin(batch)
+        if epoch == int(os.environ.get("TEST_HANG", -1)):
+            open(os.path.join(os.environ["TEST_MARKS"], "hanging"), "w").close()
+            while True:
+                callbacks.on_step_begin(batch)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        callbacks.on_before_optimizer_step()
+        optimizer.step()
+        callbacks.on_after_optimizer_step()
+    mp.report(epoch, loss=0.5, default=epoch / 10)
+callbacks.on_train_end()
+print("went on at epoch", 3 - compression.result.metrics["chunks"]["executed"])
+"""
+SHAPES = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+"""
+
+
+def test_a_script_is_stopped_and_goes_on(bench):
+    """SIGTERM in the second epoch is exit code 143; the next attempt trains what is left, and its artefact is whole."""
+    (bench.code / "train").mkdir()
+    (bench.code / "train" / "loop.py").write_text(SCRIPT)
+    (bench.code / "shapes.py").write_text(SHAPES)
+    spec = {
+        "model": {"script": "train/loop.py"},
+        "stages": [{"prune": {"configList": [{"opNames": ["0"], "sparsity": 0.5}], "schedule": {"startStep": 1}}}],
+    }
+    os.mkfifo(bench.marks / "hanging")
+    process = bench.start(bench.request(1, spec=spec), TEST_HANG="1")
+    bench.wait_for("hanging", process)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=240)
+    assert process.returncode == ExitCode.TERMINATED, log
+    assert json.loads((bench.folder / "result.json").read_text())["reason"] == "RunnerTerminated"
+    code, message, log = bench.run(bench.request(2, spec=spec))
+    assert code == ExitCode.DONE, log
+    assert (message["baseline"]["parameters"], message["compressed"]["parameters"]) == (58, 30)
+    metrics = json.loads(bench.artefact()["metrics.json"].read_text())
+    assert metrics["chunks"] == {"planned": 3, "executed": 4, "repeated": 1}
+    lines = [json.loads(line) for line in (bench.folder / "progress.jsonl").read_text().splitlines()]
+    assert [(line["at"], line["value"], line["metrics"]) for line in lines if "at" in line] == [
+        (epoch, epoch / 10, {"default": epoch / 10, "loss": 0.5}) for epoch in (0, 1, 2)
+    ]
+
+
+def test_a_script_without_its_part_is_not_tried_again(bench):
+    """A script that hands no model over is exit code 2: another attempt would not help."""
+    (bench.code / "train.py").write_text("print('nothing to hand over')\n")
+    code, message, log = bench.run(bench.request(spec={"model": {"script": "train.py"}, "stages": LEVEL}))
+    assert code == ExitCode.INVALID, log
+    assert message["reason"] == "InvalidModel"
+    assert message["message"] == (
+        "spec.model.script: train.py ended without handing a model over; call mp.prepare_compression(model) in it"
+    )
+
+
+LEVEL = [{"prune": {"algorithm": "level", "speedup": False, "configList": [{"sparsity": 0.5}]}}]
