@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from fake_kubelet import Fate, Run
 from operator_cluster import Cluster, condition, job
 from operator_process import until
@@ -66,8 +65,7 @@ def check_second_attempt(cluster: Cluster, name: str, outcome: str, reason: str)
 
 
 def test_an_evicted_rank_starts_the_gang_again(shared: Cluster) -> None:
-    """The Job fails for the disruption, the pod that is left is told to end, and the next attempt has both again, free of
-    charge."""
+    """The Job fails for the disruption, the other pod is told to end; the next attempt has both, free of charge."""
     evicted = Fate(run=0.5, exit_code=137, message="", disrupted="EvictionByEvictionAPI")
     gang(shared, "evicted", lambda rank: evicted if rank == 1 else LONG)
     status = check_second_attempt(shared, "evicted", "Disrupted", "RunnerDisrupted")
@@ -80,7 +78,7 @@ def test_an_evicted_rank_starts_the_gang_again(shared: Cluster) -> None:
 
 
 def test_a_deleted_rank_starts_the_gang_again(shared: Cluster) -> None:
-    """A pod that somebody deletes ends with 143, which fails the Job: no new pod joins ranks that wait for the old one."""
+    """A deleted pod ends with 143, which fails the Job: no new pod joins ranks that wait for the old one."""
     gang(shared, "deleted", lambda rank: LONG)
     first, second = wait_running(shared, "deleted")
     shared.plane.request("DELETE", f"/api/v1/namespaces/{shared.namespace}/pods/{second.pod}")
@@ -91,7 +89,7 @@ def test_a_deleted_rank_starts_the_gang_again(shared: Cluster) -> None:
 
 
 def test_a_failed_rank_tells_why(shared: Cluster) -> None:
-    """Rank 1's own words count, not those of rank 0, which was ended because of it; and the attempt counts as failed."""
+    """Rank 1's own words count, not those of rank 0, which was ended because of it; the attempt counts as failed."""
     said = json.dumps({"v": 1, "phase": "Failed", "reason": "RunnerFailed", "message": "process 1 of 2: no data"})
     gang(shared, "failed", lambda rank: Fate(run=0.5, exit_code=1, message=said) if rank == 1 else LONG)
     status = check_second_attempt(shared, "failed", "Failed", "RunnerFailed")
@@ -124,8 +122,3 @@ def test_a_gang_waits_for_its_last_pod(shared: Cluster) -> None:
     gate.set()
     done = shared.wait_for("CompressionJob", "waiting", "Succeeded")
     assert (done["status"]["started"], done["status"]["disruptions"]) == (1, 0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_service_is_left_to_write(shared_operator: Any) -> None:
-    """The operator has the chart's rights only: a Service it may not delete would show as an error in its log."""

@@ -123,7 +123,7 @@ def test_selectors_find_the_operators_pods(render: Render) -> None:
         only(objects, "Deployment")["spec"]["selector"]["matchLabels"],
         service["spec"]["selector"],
         only(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        only(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        only(objects, "NetworkPolicy", "-operator")["spec"]["podSelector"]["matchLabels"],
     ]
     for selector in selectors:
         assert selector.items() <= labels
@@ -134,8 +134,26 @@ def test_selectors_find_the_operators_pods(render: Render) -> None:
     ]
     test_pod = only(objects, "Pod", "-test")["metadata"]["labels"].items()
     assert not selectors[1].items() <= test_pod
-    admitted = only(objects, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    admitted = only(objects, "NetworkPolicy", "-operator")["spec"]["ingress"][0]["from"]
     assert any(peer["podSelector"]["matchLabels"].items() <= test_pod for peer in admitted if "podSelector" in peer)
+
+
+def test_the_ranks_of_trials_talk_to_each_other_alone(render: Render) -> None:
+    """In each namespace that is served: the labels are those that the operator gives a trial's pods, in both places."""
+    from modelpress_operator.resources import LABELS, MANAGED_BY, MANAGER
+
+    policies = [
+        item for item in of_kind(render(EVERYTHING), "NetworkPolicy") if item["metadata"]["name"].endswith("-trials")
+    ]
+    assert [item["metadata"]["namespace"] for item in policies] == EVERYTHING["watchNamespaces"]
+    trials = {"matchLabels": {MANAGED_BY: MANAGER, f"{LABELS}/purpose": "trial"}}
+    for item in policies:
+        assert item["spec"] == {
+            "podSelector": trials,
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": trials}]}],
+        }
+    assert len(of_kind(render(), "NetworkPolicy")) == 1
 
 
 def test_replicas_are_spread_by_default(render: Render) -> None:
