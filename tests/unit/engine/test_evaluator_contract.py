@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,10 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
+from modelpress_runner import seeding
+from modelpress_runner.errors import CompressionError
 from modelpress_runner.evaluators.testing import EvaluatorContract
+from modelpress_runner.stopping import Stopped
 from modelpress_runner.subject import subject_of
 
 
@@ -156,3 +161,118 @@ class TestModuleEvaluator(EvaluatorContract):
     @pytest.fixture
     def broken(self):
         return lambda: self.given(True)
+
+
+# The contract finds what breaks it ------------------------------------------------------------------------------------
+
+
+class Forgetful(mp.TorchEvaluator):
+    """Leaves its step hooks on the optimizers."""
+
+    def unbind(self):
+        self._handles = []
+        super().unbind()
+
+
+class Clinging(mp.TorchEvaluator):
+    """Leaves a forward hook on the model."""
+
+    def register_forward_hook(self, module, hook):
+        hook.attach(self.model.get_submodule(module))
+
+
+class Patching(mp.TorchEvaluator):
+    """Puts a method of its own in front of the model's."""
+
+    def bind(self, model):
+        super().bind(model)
+        forward = model.forward
+        model.forward = lambda *args: forward(*args)
+
+
+class Anew(mp.TorchEvaluator):
+    """Makes optimizers for every call."""
+
+    def train(self, max_steps=None, max_epochs=None):
+        if self._steps_made:
+            model, patches = self.model, self._patches
+            self.unbind()
+            self.bind(model)
+            self._patches = patches
+        self._steps_made = True
+        super().train(max_steps, max_epochs)
+
+    _steps_made = False
+
+
+class Swallowing(mp.TorchEvaluator):
+    """Ends quietly when it is stopped."""
+
+    def train(self, max_steps=None, max_epochs=None):
+        with contextlib.suppress(Stopped):
+            super().train(max_steps, max_epochs)
+
+
+class Stateless(mp.TorchEvaluator):
+    """Saves nothing of its optimizers."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class Deaf(mp.TorchEvaluator):
+    """Ignores what a loss patch gives."""
+
+    def patch_loss(self, patch):
+        super().patch_loss(lambda loss, batch: (patch(loss, batch), loss)[1])
+
+
+class Messy(mp.TorchEvaluator):
+    """Evaluates in a mode of its own and draws from the global generator."""
+
+    def evaluate(self, model=None):
+        score = super().evaluate(model)
+        torch.rand(1)
+        return score
+
+
+class Tired(mp.TorchEvaluator):
+    """Makes one step more than it is asked for."""
+
+    def train(self, max_steps=None, max_epochs=None):
+        super().train(max_steps and max_steps + 1, max_epochs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "test", "arguments"),
+    [
+        (Forgetful, "test_nothing_is_left_after_unbinding", {"ending": "well"}),
+        (Forgetful, "test_nothing_is_left_after_unbinding", {"ending": "after a step"}),
+        (Clinging, "test_nothing_is_left_after_unbinding", {"ending": "in a hook"}),
+        (Patching, "test_nothing_is_left_after_unbinding", {"ending": "well"}),
+        (Anew, "test_chunks_go_on_with_the_same_optimizers", {}),
+        (Anew, "test_step_hooks_fire_around_every_step", {}),
+        (Swallowing, "test_nothing_is_left_after_unbinding", {"ending": "in the loss"}),
+        (Stateless, "test_a_resumed_run_equals_an_undisturbed_one", {"unit": "epochs"}),
+        (Deaf, "test_loss_patches_apply_in_order_and_in_every_chunk", {}),
+        (Messy, "test_evaluation_changes_nothing", {}),
+        (Messy, "test_it_evaluates_between_chunks", {}),
+        (Tired, "test_it_keeps_to_a_number_of_steps", {}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
+)
+def test_the_contract_finds_a_faulty_evaluator(kind, test, arguments, request):
+    """Each fault fails the test that is there for it."""
+
+    def make():
+        evaluator, model = TestTorchEvaluator().given()
+        evaluator.__class__ = kind
+        return evaluator, model
+
+    if "ending" in arguments:
+        arguments = arguments | {"request": request}
+    with seeding.aside(0), pytest.raises((AssertionError, pytest.fail.Exception, CompressionError)):
+        getattr(EvaluatorContract(), test)(make=make, **arguments)
