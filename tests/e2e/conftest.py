@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import secrets
 import sys
 from collections.abc import Iterator
@@ -11,21 +12,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools" / "cluster"))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT / "tools" / "cluster")]
 
-from running import IDLE, NotInCluster, Running  # noqa: E402
+from running import NotInCluster, Running  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Running:
-    """The cluster that `make e2e` started, with the chart installed; its operator serves an empty namespace."""
+    """The cluster that `make e2e` started."""
     try:
-        running = Running.find()
+        return Running.find()
     except NotInCluster as error:
         pytest.exit(str(error), returncode=2)
-    running.install("replicas=1", f"watchNamespaces={{{IDLE}}}")
-    running.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    return running
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Running) -> Running:
+    """The chart installed: two replicas of the operator, ready, that serve all namespaces."""
+    with open(cluster.folder / "install.lock", "a+") as lock:  # by the first of several workers
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if lock.tell() == 0:
+            cluster.install("replicas=2")
+            lock.write("installed\n")
+    return cluster
 
 
 @pytest.fixture

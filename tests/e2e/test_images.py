@@ -16,6 +16,14 @@ def test_the_runner_imports_torch_as_a_plain_user_on_a_read_only_root(cluster: R
     assert cluster.output(namespace, cluster.images["runner"], ["python", "-c", program]).split() == ["65532", "6.0"]
 
 
+def test_the_runner_has_the_packages_of_every_evaluator(cluster: Running, namespace: str) -> None:
+    """Lightning, Transformers, DeepSpeed and what reads their data import in the runner's image, as a plain user."""
+    names = "lightning transformers accelerate deepspeed pyarrow"
+    program = f"import {', '.join(names.split())}; print('imported')"
+    output = cluster.output(namespace, cluster.images["runner"], ["python", "-c", program])
+    assert output.split()[-1] == "imported"
+
+
 def test_the_runner_can_fetch_code_from_git(cluster: Running, namespace: str) -> None:
     """The runner's image has what code.git needs, for https:// and for ssh://."""
     program = (

@@ -1,13 +1,11 @@
-"""The cluster itself: where its traffic can go, names and addresses, and nodes that advertise devices."""
+"""The cluster itself: where its traffic can go, names and addresses."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 
-from running import Running, restricted_pod
-
-GPU = "nvidia.com/gpu"
+from running import Running
 
 
 def test_nothing_leads_out_of_the_clusters_network(cluster: Running) -> None:
@@ -29,18 +27,3 @@ def test_a_pod_finds_services_by_name(cluster: Running, namespace: str) -> None:
     )
     printed = cluster.output(namespace, cluster.images["operator"], ["python", "-c", program]).split()
     assert printed == ["10.96.0.1", "403"]  # no credentials
-
-
-def test_a_pod_that_wants_a_gpu_waits_for_a_node_that_has_one(cluster: Running, namespace: str) -> None:
-    """With nvidia.com/gpu on no node the pod is unschedulable; once the node advertises it, it is placed and runs."""
-    status = ["patch", "node", cluster.node, "--subresource=status", "--type=merge", "-p"]
-    pod = restricted_pod("gpu", namespace, cluster.images["operator"], ["python", "-c", ""], limits={GPU: "1"})
-    cluster.create(pod)
-    reason = '{.status.conditions[?(@.type=="PodScheduled")].reason}'
-    cluster.watch("pod", "gpu", namespace, reason, ["Unschedulable"], seconds=60)
-    try:
-        cluster.kubectl(*status, json.dumps({"status": {"capacity": {GPU: "1"}, "allocatable": {GPU: "1"}}}))
-        assert cluster.finished("pod", "gpu", namespace) == "Succeeded"
-        assert cluster.get("pod", "gpu", namespace)["spec"]["nodeName"] == cluster.node
-    finally:
-        cluster.kubectl(*status, json.dumps({"status": {"capacity": {GPU: None}, "allocatable": {GPU: None}}}))
