@@ -20,7 +20,7 @@ from modelpress.api.v1alpha1 import CompressionJobSpec, reasons
 from modelpress.request import RunRequest
 from modelpress.result import RunResult
 from modelpress.store.base import ArtifactStore
-from modelpress_runner import code, current, ranks, seeding, weights
+from modelpress_runner import code, current, seeding, weights
 from modelpress_runner.checkpoint import Checkpointer
 from modelpress_runner.dense import Dense, DenseCache
 from modelpress_runner.errors import CompressionError, InvalidModelError, UserCodeError
@@ -83,10 +83,6 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
                 "longer true; train before it, and work on a copy after it",
                 _PATH,
             )
-        main = ranks.is_main()
-        ranks.leave()
-        if not main:
-            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artefact")
         made = Made(outcome, measured, compression.subject, [*dense.notes, *outcome.notes], run_.code_digest)
         with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             return finish(request, store, made, run_.checkpointer(dense), Path(folder))
