@@ -22,7 +22,7 @@ from modelpress_runner import seeding, weights
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.inputs import Place
 from modelpress_runner.rows import Rows
-from modelpress_runner.subject import CompressionModule, Subject, is_compression_module, subject_of
+from modelpress_runner.subject import Subject, is_compression_module, module_name, subject_of
 from modelpress_runner.usercode import describe, user_code
 
 _PATH = "spec.model.entrypoint"
@@ -83,12 +83,11 @@ class Entrypoint:
         return as_subject(made, self.name)
 
     def _module_subject(self, target: Any, args: dict[str, Any], train: bool) -> Subject:
-        module: type[CompressionModule] = target if isinstance(target, type) else type(target)
         try:
-            subject = subject_of(module, **args)
-            pretrain = getattr(module, "pretrain", None)
+            subject = subject_of(target, **args)
+            pretrain = getattr(target, "pretrain", None)
             if train and pretrain is not None:
-                with user_code(f"{module.__name__}.pretrain", InvalidModelError):
+                with user_code(f"{module_name(target)}.pretrain", InvalidModelError):
                     pretrained = pretrain(subject.model)
                 if isinstance(pretrained, nn.Module):
                     subject.model = pretrained

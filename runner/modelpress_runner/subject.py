@@ -96,6 +96,8 @@ def as_evaluator(value: Any) -> Evaluator | None:
 class CompressionModule:
     """A model with its training as class methods. `model` and `evaluator` are needed, the others add abilities.
 
+    A class is enough; of an object (what the entrypoint names or returns) the parts may be plain methods.
+
     Training in prune stages needs optimizer_factory, criterion and sparsifying_trainer; training afterwards needs
     optimizer_factory, criterion and post_compress_finetuning_trainer. Either trainer serves for both if it is alone.
     """
@@ -141,20 +143,49 @@ class CompressionModule:
         return None
 
 
-def subject_of(module: type[CompressionModule], **args: Any) -> Subject:
-    """The subject of a CompressionModule; `args` go to its `model`."""
-    for name in ("model", "evaluator"):
-        if getattr(module, name).__func__ is getattr(CompressionModule, name).__func__:
-            raise InvalidModelError(f"{module.__name__} does not define {name}(); add it as a classmethod")
-    with user_code(f"{module.__name__}.model", InvalidModelError):
+_REQUIRED = ("model", "evaluator")
+_TRAINERS = ("sparsifying_trainer", "post_compress_finetuning_trainer")
+_OPTIONAL = ("optimizer_factory", "criterion", *_TRAINERS, "post_compress_finetuning_epochs", "example_inputs")
+
+
+def subject_of(module: type[CompressionModule] | CompressionModule, **args: Any) -> Subject:
+    """The subject of a CompressionModule, a class or an object of it; `args` go to its `model`.
+
+    Raises:
+        InvalidModelError: a part is missing, raises or is of the wrong kind, or two parts would train.
+    """
+    name = module_name(module)
+    for part in (*_REQUIRED, *_OPTIONAL):
+        defined = inspect.getattr_static(module, part)
+        if inspect.isclass(module) and inspect.isfunction(defined):
+            raise InvalidModelError(f"{name}.{part} is a method of objects; put @classmethod before it")
+        if part in _REQUIRED and not _defines(module, part):
+            raise InvalidModelError(f"{name} does not define {part}(); add it as a classmethod")
+    with user_code(f"{name}.model", InvalidModelError):
         model = module.model(**args)
-    with user_code(f"{module.__name__}.evaluator", InvalidModelError):
+    with user_code(f"{name}.evaluator", InvalidModelError):
         given = as_evaluator(module.evaluator())
     if given is None:
-        raise InvalidModelError(f"{module.__name__}.evaluator() returned None; return a function model -> number")
-    with user_code(f"{module.__name__}.example_inputs", InvalidModelError):
+        raise InvalidModelError(f"{name}.evaluator() returned None; return a function model -> number")
+    with user_code(f"{name}.example_inputs", InvalidModelError):
         example_inputs = module.example_inputs()
-    return Subject(model, given if given.can_train else ModuleEvaluator(module, given), example_inputs)
+    if not given.can_train:
+        return Subject(model, ModuleEvaluator(module, given), example_inputs)
+    own = [part for part in _TRAINERS if _defines(module, part)]
+    if own:
+        raise InvalidModelError(
+            f"{name}.evaluator() returned an evaluator that trains, and {name} defines {own[0]}(), too; keep one of them"
+        )
+    return Subject(model, given, example_inputs)
+
+
+def module_name(module: type[CompressionModule] | CompressionModule) -> str:
+    """What messages call a CompressionModule."""
+    return module.__name__ if isinstance(module, type) else type(module).__name__
+
+
+def _defines(module: type[CompressionModule] | CompressionModule, part: str) -> bool:
+    return inspect.getattr_static(module, part) is not inspect.getattr_static(CompressionModule, part)
 
 
 class ModuleEvaluator(Evaluator):
@@ -164,8 +195,8 @@ class ModuleEvaluator(Evaluator):
     train_needs = "optimizer_factory, criterion, and sparsifying_trainer or post_compress_finetuning_trainer"
     evaluate_needs = "evaluator"
 
-    def __init__(self, module: type[CompressionModule], scorer: Evaluator) -> None:
-        self._module = module
+    def __init__(self, module: type[CompressionModule] | CompressionModule, scorer: Evaluator) -> None:
+        self._module, self._name = module, module_name(module)
         self._scorer = scorer
         self.dummy_input = scorer.dummy_input
         self._method, self._algorithm = "finetune", ""
@@ -183,28 +214,54 @@ class ModuleEvaluator(Evaluator):
         self._method, self._algorithm = method, algorithm or ""
 
     def finetune_epochs(self, algorithm: str | None) -> int:
-        """How many epochs the module wants at the end of a recipe without finetune stage; 0 without a trainer."""
-        with user_code(f"{self._module.__name__}.post_compress_finetuning_epochs", InvalidModelError):
-            epochs = self._module.post_compress_finetuning_epochs(algorithm or "")
-            trainer = self._module.post_compress_finetuning_trainer(algorithm or "")
+        """How many epochs the module wants at the end of a recipe without finetune stage.
+
+        Raises:
+            InvalidModelError: it wants some and cannot train, or no such number.
+        """
+        epochs: Any = self._asked("post_compress_finetuning_epochs", algorithm or "")
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise InvalidModelError(
-                f"{self._module.__name__}.post_compress_finetuning_epochs() returned {epochs!r}; return 0 or more"
+                f"{self._name}.post_compress_finetuning_epochs() returned {epochs!r}; return 0 or more"
             )
-        return epochs if trainer is not None and self.can_train else 0
+        if epochs and not self.can_train:
+            raise InvalidModelError(
+                f"{self._name}.post_compress_finetuning_epochs() returned {epochs}, but {self._name} cannot train; "
+                f"give it {self.train_needs}, or return 0"
+            )
+        return epochs
+
+    def _asked(self, part: str, algorithm: str) -> Any:
+        """What a part says for an algorithm; one that takes no argument says the same for all."""
+        function = getattr(self._module, part)
+        with user_code(f"{self._name}.{part}", InvalidModelError):
+            return function(algorithm) if _takes_argument(function) else function()
 
     def _trainer(self) -> Callable[..., Any] | None:
-        own, other = self._module.sparsifying_trainer, self._module.post_compress_finetuning_trainer
-        if self._method != "prune":
-            own, other = other, own
-        with user_code(f"choosing the trainer of {self._module.__name__}", InvalidModelError):
-            return own(self._algorithm) or other(self._algorithm)
+        for part in _TRAINERS if self._method == "prune" else reversed(_TRAINERS):
+            trainer = self._asked(part, self._algorithm)
+            if trainer is not None:
+                return self._function(trainer, part, "a function (model, optimizer, criterion, current_epoch)")
+        return None
+
+    def _function(self, value: Any, part: str, wanted: str) -> Any:
+        if value is not None and not callable(value):
+            raise InvalidModelError(f"{self._name}.{part}() returned a {_kind(value)}; return {wanted}")
+        return value
+
+    def _factory(self) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:
+        with user_code(f"{self._name}.optimizer_factory", InvalidModelError):
+            factory = self._module.optimizer_factory()
+        return self._function(factory, "optimizer_factory", "a function parameters -> Optimizer")
+
+    def _criterion(self) -> Callable[..., torch.Tensor] | None:
+        with user_code(f"{self._name}.criterion", InvalidModelError):
+            criterion = self._module.criterion()
+        return self._function(criterion, "criterion", "a function (output, target) -> loss")
 
     @property
     def can_train(self) -> bool:
-        with user_code(f"asking {self._module.__name__} how to train", InvalidModelError):
-            parts = (self._module.optimizer_factory(), self._module.criterion(), self._trainer())
-        return all(part is not None for part in parts)
+        return all(part is not None for part in (self._factory(), self._criterion(), self._trainer()))
 
     @property
     def can_evaluate(self) -> bool:
@@ -221,12 +278,12 @@ class ModuleEvaluator(Evaluator):
             raise RuntimeError("the evaluator is already bound; unbind it first")
         model = inner(model)
         place(model)
-        with user_code(f"{self._module.__name__}.optimizer_factory"):
-            factory = self._module.optimizer_factory()
+        factory = self._factory()
+        with user_code(f"the factory of {self._name}.optimizer_factory()"):
             optimizer = None if factory is None else factory(model.parameters())
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise InvalidModelError(
-                f"the factory of {self._module.__name__}.optimizer_factory() made a {_kind(optimizer)}; it must make "
+                f"the factory of {self._name}.optimizer_factory() made a {_kind(optimizer)}; it must make "
                 "a torch.optim.Optimizer"
             )
         self._model, self._optimizer, self._epoch = model, optimizer, 0
@@ -241,17 +298,17 @@ class ModuleEvaluator(Evaluator):
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
         model = self.model
         if max_epochs is None:
-            raise InvalidSpecError(f"{self._module.__name__} trains by epochs; give epochs instead of maxSteps")
-        trainer, criterion = self._trainer(), self._module.criterion()
+            raise InvalidSpecError(f"{self._name} trains by epochs; give epochs instead of maxSteps")
+        trainer, criterion = self._trainer(), self._criterion()
         if trainer is None or criterion is None or self._optimizer is None:
-            raise InvalidModelError(f"{self._module.__name__} cannot train; give it {self.train_needs}")
+            raise InvalidModelError(f"{self._name} cannot train; give it {self.train_needs}")
         if self._trained is None:
             self._trained = wrapped(model)
         with flags_restored(model), torch.enable_grad(), self._patched(criterion) as loss:
             for _ in range(max_epochs):
                 if not self._trained.training:
                     self._trained.train()
-                with user_code(f"the trainer of {self._module.__name__}"):
+                with user_code(f"the trainer of {self._name}"):
                     trainer(self._trained, self._optimizer, loss, self._epoch)
                 self._epoch += 1
 
@@ -316,6 +373,14 @@ class _PatchedCriterion:
 def is_compression_module(value: Any) -> bool:
     """Whether `value` is a CompressionModule, as a class or an instance."""
     return (inspect.isclass(value) and issubclass(value, CompressionModule)) or isinstance(value, CompressionModule)
+
+
+def _takes_argument(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD) for each in parameters)
 
 
 def _kind(value: Any) -> str:
