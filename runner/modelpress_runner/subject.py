@@ -174,7 +174,7 @@ def subject_of(module: type[CompressionModule] | CompressionModule, **args: Any)
     own = [part for part in _TRAINERS if _defines(module, part)]
     if own:
         raise InvalidModelError(
-            f"{name}.evaluator() returned an evaluator that trains, and {name} defines {own[0]}(), too; keep one of them"
+            f"{name}.evaluator() returned an evaluator that trains, and {name} defines {own[0]}(), too; keep one"
         )
     return Subject(model, given, example_inputs)
 
