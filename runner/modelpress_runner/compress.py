@@ -22,6 +22,7 @@ from modelpress_runner.checkpoint import Checkpointer
 from modelpress_runner.context import Cut, Masks
 from modelpress_runner.engine import Outcome, run_stages
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.evaluators.parallel import inner
 from modelpress_runner.identity import checkpoint_identity
 from modelpress_runner.progress import Report, silent
 from modelpress_runner.reporting import reporting
@@ -102,7 +103,7 @@ def compress(
     """Compresses a copy of `model`; the model, its optimizers and the random numbers of the process stay as they were.
 
     Args:
-        model: the dense model.
+        model: the dense model; it is taken out of DistributedDataParallel.
         stages: the recipe, as under `stages` of a CompressionJob; snake_case and older tools' spellings are fine.
         evaluator: a TorchEvaluator or another Evaluator, or a function model -> number; none: nothing trains or scores.
         dummy_input: an example input, batch first; else the evaluator's.
@@ -119,6 +120,7 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise InvalidModelError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
+    model = inner(model)
     spec = recipe({"entrypoint": _entrypoint(model)}, stages, seed, target, benchmark)
     subject = Subject(model, evaluator, dummy_input)
     given = subject.evaluator

@@ -312,6 +312,25 @@ def test_schedulers_that_belong_nowhere_are_refused(task):
         evaluator.bind(task.model)
 
 
+# Wrapped models -------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrapped_model_is_taken_out(task):
+    """Names, masks and the result are those of the model inside, whoever is given the wrapper."""
+    wrapped = nn.DataParallel(task.model)
+    assert Subject(wrapped).model is task.model
+    evaluator = task.evaluator()
+    evaluator.resolve(wrapped)
+    evaluator.bind(wrapped)
+    assert evaluator.model is task.model
+    evaluator.unbind()
+    assert evaluator.evaluate(wrapped) == evaluator.evaluate(task.model)
+    result = mp.compress(wrapped, [RECIPES["weights"], RECIPES["train"]], evaluator)
+    assert type(result.model) is nn.Sequential
+    assert result.masks.keys() == {"0"}
+    assert result.metrics["compressed"]["parameters"] == 56
+
+
 # What may be left out, and what may not -------------------------------------------------------------------------------
 
 

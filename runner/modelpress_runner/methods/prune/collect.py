@@ -8,6 +8,7 @@ from typing import cast
 import torch
 
 from modelpress.api.v1alpha1 import Prune
+from modelpress.api.v1alpha1 import Scores as ScoreSettings
 from modelpress_runner import ranks, seeding
 from modelpress_runner.context import StageContext
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
@@ -17,7 +18,7 @@ from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice, Selection
 
-DEFAULT_STEPS = 10
+DEFAULT_STEPS = ScoreSettings().steps
 NO_DUMMY_INPUT = (
     "shrinking needs a dummy_input to find out which channels hang together; give the evaluator one, or set speedup: "
     "false"
