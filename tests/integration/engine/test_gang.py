@@ -6,7 +6,9 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,6 +276,77 @@ def test_a_killed_node_takes_its_ranks_along(make_bench):
     for watch in watches:
         assert select.select([watch], [], [], 30)[0]
         os.close(watch)
+
+
+class Pods:
+    """Two nodes of one process each, as two pods are: each with an environment, a request and a result of its own."""
+
+    def __init__(self, gang: Gang, folder: Path) -> None:
+        self.gang, self.folder = gang, folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+
+    def start(self, **environment: str) -> list[subprocess.Popen[str]]:
+        """Both nodes' processes."""
+        request = self.gang.request(processes=1, nodes=2)
+        request["runUid"] = ""  # a pod's comes from its environment
+        return [self._start(node, request, environment) for node in (0, 1)]
+
+    def _start(self, node: int, request: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen[str]:
+        place = self.folder / f"node-{node}"
+        place.mkdir()
+        (place / "request.json").write_text(json.dumps(request))
+        command = [sys.executable, "-m", "modelpress_runner.main", "--request", str(place / "request.json")]
+        pod = {
+            "PET_NNODES": "2",
+            "PET_NPROC_PER_NODE": "1",
+            "PET_NODE_RANK": str(node),
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(self.port),
+            "RANK": str(node),
+            "WORLD_SIZE": "2",
+            "MODELPRESS_RUN_UID": f"{node}bbbbbbb-cccc",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        return subprocess.Popen(
+            [*command, "--result", str(place / "result.json")],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TEST_FIFO": str(self.gang.fifo), **pod, **environment},
+        )
+
+    def result(self, node: int) -> dict[str, Any] | None:
+        """What a node reports."""
+        path = self.folder / f"node-{node}" / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_two_nodes_are_one_gang(make_bench, tmp_path, disturbed):
+    """The first node reports and the second one keeps silent; when the second is told to end, both end with 143."""
+    gang = Gang(make_bench())
+    pods = Pods(gang, tmp_path)
+    reader = os.open(gang.fifo, os.O_RDONLY | os.O_NONBLOCK)
+    first, second = pods.start(**({"TEST_HANG": "2"} if disturbed else {}))
+    if disturbed:
+        assert select.select([reader], [], [], 120)[0]
+        second.terminate()
+    _, second_log = second.communicate(timeout=120)
+    if disturbed:
+        first.terminate()  # as the Job controller does when a pod has failed
+    _, first_log = first.communicate(timeout=120)
+    os.close(reader)
+    ends = (first.returncode, second.returncode)
+    if disturbed:
+        assert ends == (ExitCode.TERMINATED, ExitCode.TERMINATED), first_log + second_log
+        assert [(pods.result(node) or {}).get("reason") for node in (0, 1)] == ["RunnerTerminated"] * 2
+    else:
+        assert ends == (ExitCode.DONE, ExitCode.DONE), first_log + second_log
+        assert pods.result(1) is None
+        result = RunResult.model_validate(pods.result(0))
+        assert (result.phase, result.smaller) == ("Succeeded", True)
+        assert gang.artefact("shrink.json").parent.name == "1-0bbbbbbb"
 
 
 def siblings(pid: int) -> list[int]:
