@@ -1,0 +1,198 @@
+"""What ranks agree on, in a real process group of two: decisions, errors, stops, and checkpoints of which each has a part."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = '''
+import json
+import os
+import sys
+
+import torch
+from torch import nn
+
+from modelpress.api.v1alpha1 import Stage
+from modelpress.store import open_store
+from modelpress_runner import ranks
+from modelpress_runner.checkpoint import Checkpointer
+from modelpress_runner.engine import run_stages
+from modelpress_runner.errors import CompressionError, InvalidSpecError
+from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.stopping import Stopped
+from modelpress_runner.subject import Subject
+from modelpress_runner.trace import trace
+
+folder = sys.argv[1]
+found = {}
+if "RANK" in os.environ:
+    ranks.join()
+rank, world = ranks.rank(), ranks.world()
+torch.manual_seed(0)
+
+
+def raised(work):
+    try:
+        ranks.by_main(work)
+    except Exception as error:
+        return [type(error).__name__, str(error), getattr(error, "path", None)]
+
+
+def only_main():
+    assert rank == 0
+    return {"plan": [1, 2]}
+
+
+def refuse():
+    raise InvalidSpecError("does not fit", "spec.stages[0]")
+
+
+found["by_main"] = ranks.by_main(only_main)
+found["refused"] = raised(refuse)
+found["unforeseen"] = raised(lambda: 1 / 0)
+found["masks"] = {
+    outer: {name: mask.tolist() for name, mask in inner.items()}
+    for outer, inner in ranks.agreed_tensors({"fc": {"weight": torch.full((2,), float(rank))}}).items()
+}
+model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+with torch.no_grad():
+    model[0].weight.fill_(4.0 + rank)
+    model[1].running_mean.fill_(float(rank))
+found["apart"] = ranks.same(model)
+found["mean"] = ranks.mean(torch.tensor([1.0 + rank])).tolist()
+found["now"] = [model[0].weight[0, 0].item(), model[1].running_mean[0].item(), ranks.same(model)]
+
+
+class Spread(TorchEvaluator):
+    """Each rank has a part of the state that the others do not have."""
+
+    sharded = True
+    loaded = None
+
+    def state_dict(self):
+        return {**super().state_dict(), "part": torch.tensor([rank, self.steps])}
+
+    def load_state_dict(self, state):
+        self.loaded = state.pop("part").tolist()
+        super().load_state_dict(state)
+
+
+def run(stop_after, wrapped=Spread):
+    """Four chunks; rank 1 alone is asked to stop after so many."""
+    torch.manual_seed(0)
+    net = nn.Linear(4, 1)
+    data = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+
+    def step(batch, module):
+        return module(batch).pow(2).mean()
+
+    def train(module, optimizer, training_step, scheduler, max_steps, max_epochs):
+        for batch in data[torch.randperm(32)].split(8):
+            optimizer.zero_grad()
+            training_step(batch[rank::world], module).backward()
+            optimizer.step()
+            evaluator.steps += 1
+
+    evaluator = wrapped(train, trace(torch.optim.Adam)(net.parameters(), lr=0.01), step)
+    evaluator.steps = 0
+    saved = []
+
+    def stop():
+        if stop_after is not None and rank == world - 1 and evaluator.steps >= 4 * stop_after:
+            raise Stopped
+
+    keep = Checkpointer(open_store(folder), "", "the same", 1 if stop_after else 2)
+    try:
+        outcome = run_stages(
+            Subject(net, evaluator), [Stage.model_validate({"finetune": {"epochs": 4}})], seed=3, checkpointer=keep, stop=stop
+        )
+    except Stopped:
+        return {"stopped": evaluator.steps}
+    weights = [round(value, 6) for value in net.weight.flatten().tolist()]
+    return {"loaded": evaluator.loaded, "steps": evaluator.steps, "notes": outcome.notes, "weights": weights}
+
+
+found["run"] = run(int(sys.argv[2]) if len(sys.argv) > 2 else None)
+print(json.dumps(found))
+ranks.leave()
+'''
+
+
+def play(folder: Path, processes: int, *arguments: str) -> list[dict[str, Any]]:
+    """What each rank found."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    started = []
+    for rank in range(processes):
+        group = {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+        group |= {"MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "LOCAL_WORLD_SIZE": str(processes)}
+        environment = {**os.environ, **(group if processes > 1 else {})}
+        command = [sys.executable, str(script), str(folder / "store"), *arguments]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True))
+    out = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, out
+    return [json.loads(text.splitlines()[-1]) for text in out]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Two ranks that are stopped, then go on; and one process that goes on in their place."""
+    folder, other = tmp_path_factory.mktemp("ranks"), tmp_path_factory.mktemp("alone")
+    stopped = play(folder, 2, "2")
+    shutil.copytree(folder / "store", other / "store")
+    return {"stopped": stopped, "resumed": play(folder, 2), "alone": play(other, 1)}
+
+
+def test_rank_0_decides_for_all(story):
+    """What it gives, every rank gets: data, tensors, weights and statistics."""
+    for found in story["stopped"]:
+        assert found["by_main"] == {"plan": [1, 2]}
+        assert found["masks"] == {"fc": {"weight": [0.0, 0.0]}}
+        assert found["mean"] == [1.5]
+        assert found["apart"] == 0.25
+        assert found["now"] == [4.0, 0.0, 0.0]
+
+
+def test_rank_0s_errors_are_everybodys(story):
+    """Of their type with their path where they are the runner's own; what nobody foresaw is named."""
+    first, second = story["stopped"]
+    assert (
+        first["refused"] == second["refused"] == ["InvalidSpecError", "spec.stages[0]: does not fit", "spec.stages[0]"]
+    )
+    assert first["unforeseen"][:2] == ["ZeroDivisionError", "division by zero"]
+    assert second["unforeseen"][:2] == ["CompressionError", "rank 0 raised ZeroDivisionError: division by zero"]
+
+
+def test_one_rank_stops_all_at_the_same_place(story):
+    """Asked behind the second chunk, rank 1 brings rank 0 along before the third begins."""
+    assert [found["run"] for found in story["stopped"]] == [{"stopped": 8}, {"stopped": 8}]
+
+
+def test_each_rank_goes_on_with_its_own_part(story):
+    """What is spread over the ranks comes back to the rank that had it, and the weights are the same on both."""
+    first, second = (found["run"] for found in story["resumed"])
+    assert (first["loaded"], second["loaded"]) == ([0, 8], [1, 8])
+    assert (first["steps"], second["steps"]) == (8, 8)
+    assert first["weights"] == second["weights"]
+    assert first["notes"] == []
+
+
+def test_another_number_of_processes_begins_the_optimizers_anew(story):
+    """Weights and place are kept, parts of optimizers are of no use; both is said."""
+    (found,) = story["alone"]
+    assert (found["run"]["loaded"], found["run"]["steps"]) == (None, 8)
+    goes_on, anew = found["run"]["notes"]
+    assert goes_on == "the run goes on with 1 processes; before there were 2"
+    assert "the optimizers began anew" in anew
