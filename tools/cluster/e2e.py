@@ -40,9 +40,12 @@ from images import TARGETS, ImageError, Images, say  # noqa: E402
 
 CACHE = Path(os.environ.get("MODELPRESS_CACHE", Path.home() / ".cache" / "modelpress")) / "e2e"
 RUN = CACHE / "run"  # the running cluster's files
+LOCKS = Path("/run/lock")  # of the machine: two clusters would share their cgroups, whatever their caches are
 LOGS = CACHE / "logs"  # the last one's logs
 START_SECONDS = 180
 ALIASES = {"example": "registry.example.com/modelpress/example:0.1.0"}  # as examples/ call it
+NODE_BINARIES = ("kube-scheduler", "kubelet", "kube-proxy")
+TOOLS = ("pause", "helm", "kubeconform", "coredns")
 MINUTES = float(os.environ.get("MODELPRESS_E2E_MINUTES", "45"))  # for all of a run; a cold one needs about 20
 WORKERS = os.environ.get("MODELPRESS_E2E_WORKERS", "3")  # tests at a time: most of them wait for a pod
 _ERROR = re.compile(r"^E\d{4} |level=(error|fatal)|Traceback|Error")
@@ -78,15 +81,15 @@ def up(*, base: str | None = None, targets: Sequence[str] = TARGETS, owned: bool
         if owned and _pid() is not None:
             raise ClusterError("a cluster is up that somebody may be using; end it with: tools/cluster/e2e.sh down")
         _down()
-        binaries = ("kube-scheduler", "kubelet", "kube-proxy")
-        control_plane.build(*control_plane.BINARIES, *binaries)
-        tools = Path(_built(HERE / "tools.sh", "coredns", "pause", "helm", "kubeconform"))
+        with _building():
+            images = Images(CACHE, base=base)
+            images.clean()
+            names = {target: images.build(target) for target in targets}
+        _built(HERE / "build.sh", *control_plane.BINARIES, *NODE_BINARIES)
+        tools, s3 = Path(_built(HERE / "tools.sh", *TOOLS)), _built(ROOT / "tools" / "s3" / "build.sh")
         # The tests cannot fetch anything from within the cluster's network.
         prometheus, monitoring = _built(HERE / "prometheus.sh"), _built(HERE / "monitoring.sh")
-        s3 = _built(ROOT / "tools" / "s3" / "build.sh")
-        images = Images(CACHE, base=base)
-        images.clean()
-        names = {"pause": images.pause(), **{target: images.build(target) for target in targets}}
+        names["pause"] = images.pause()
         say(f"images are there after {time.monotonic() - started:.0f} s")
         settings = {
             "containerdRoot": str(images.containerd_root),
@@ -142,6 +145,25 @@ def _wait_for_state() -> dict[str, Any]:
     if "error" in state:
         raise ClusterError(f"the cluster did not start: {state['error']}")
     return state
+
+
+@contextlib.contextmanager
+def _building() -> Iterator[None]:
+    """Builds binaries meanwhile: a compiler and a package installer hardly get into each other's way."""
+    scripts = [
+        [HERE / "build.sh", *control_plane.BINARIES, *NODE_BINARIES],
+        [HERE / "tools.sh", *TOOLS],
+        [ROOT / "tools" / "s3" / "build.sh"],
+    ]
+    text = " && ".join(shlex.join(map(str, script)) for script in scripts)
+    process = subprocess.Popen(["sh", "-c", f"exec >/dev/null; {text}"], start_new_session=True)
+    try:
+        yield
+        process.wait()  # what it could not build says so when it is asked for again
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _built(script: Path, *arguments: str) -> str:
@@ -279,7 +301,10 @@ def run(arguments: Sequence[str], *, base: str | None, keep: bool) -> int:
     """Up, tests, down; pytest's exit code. Without arguments all of tests/e2e, those that can share first."""
     try:
         up(base=base, owned=not keep)
-        started = time.monotonic()
+    except TimeLimit as error:
+        raise ClusterError(f"{error}, and the cluster is not up yet; see the log of what was built") from None
+    started = time.monotonic()
+    try:
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
         everything = [str(ROOT / "tests" / "e2e"), "--durations=15"]
         if arguments:
@@ -323,20 +348,20 @@ def story() -> None:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    with _lock("e2e.lock", "another of these to finish"):
+    with _lock("modelpress-e2e.lock", "another of these to finish"):
         yield
 
 
 def _reserve() -> None:
     """Keeps the machine for the cluster that this process owns, as long as it lives."""
     if not _reserved:
-        _reserved.append(_lock("e2e.owned.lock", "another run of this to end"))
+        _reserved.append(_lock("modelpress-e2e-owned.lock", "another run of this to end"))
 
 
 def _lock(name: str, whom: str) -> IO[str]:
     """A file that this process alone has locked, for as long as it is open."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    lock = open(CACHE.parent / name, "w")  # noqa: SIM115
+    lock = open((LOCKS if LOCKS.is_dir() else CACHE.parent) / name, "w")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
