@@ -58,18 +58,23 @@ def logs(
 
 
 def newest(pods: list[Raw]) -> Raw | None:
-    """The pod of the newest attempt; of several ranks the first, of several pods the youngest."""
+    """The youngest pod, or the first rank of its Job: the pods of a gang are not made in one moment."""
 
-    def order(pod: Raw) -> tuple[str, int, int]:
+    def order(pod: Raw) -> tuple[str, int]:
         labels = views.meta(pod).get("labels") or {}
-        rank = (views.meta(pod).get("annotations") or {}).get("batch.kubernetes.io/job-completion-index", "0")
-        return (
-            str(views.meta(pod).get("creationTimestamp") or ""),
-            int(labels.get(f"{GROUP}/attempt") or 0),
-            -int(rank),
-        )
+        return str(views.meta(pod).get("creationTimestamp") or ""), int(labels.get(f"{GROUP}/attempt") or 0)
 
-    return max(pods, key=order, default=None)
+    latest = max(pods, key=order, default=None)
+    beside = [pod for pod in pods if _job(pod) == _job(latest)]
+    return max(beside, key=lambda pod: (-_rank(pod), order(pod)), default=None)
+
+
+def _job(pod: Raw | None) -> str | None:
+    return None if pod is None else (views.meta(pod).get("labels") or {}).get("batch.kubernetes.io/job-name")
+
+
+def _rank(pod: Raw) -> int:
+    return int((views.meta(pod).get("annotations") or {}).get("batch.kubernetes.io/job-completion-index", "0"))
 
 
 def _newest(cluster: Cluster, kind: Kind, obj: Raw) -> Raw | None:

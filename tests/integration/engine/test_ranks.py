@@ -1,4 +1,4 @@
-"""What ranks agree on, in a real process group of two: decisions, errors, stops, and checkpoints of which each has a part."""
+"""What ranks agree on, in a real process group of two: decisions, errors, stops, and checkpoints in parts."""
 
 from __future__ import annotations
 
@@ -110,10 +110,11 @@ def run(stop_after, wrapped=Spread):
         if stop_after is not None and rank == world - 1 and evaluator.steps >= 4 * stop_after:
             raise Stopped
 
+    stages = [Stage.model_validate({"finetune": {"epochs": 4}})]
     keep = Checkpointer(open_store(folder), "", "the same", 1 if stop_after else 2)
     try:
         outcome = run_stages(
-            Subject(net, evaluator), [Stage.model_validate({"finetune": {"epochs": 4}})], seed=3, checkpointer=keep, stop=stop
+            Subject(net, evaluator), stages, seed=3, checkpointer=keep, stop=stop
         )
     except Stopped:
         return {"stopped": evaluator.steps}

@@ -188,14 +188,14 @@ def test_differences_are_named_by_path() -> None:
 
 
 def test_the_newest_pod_is_chosen() -> None:
-    """By time, then attempt, then the lowest rank."""
+    """By time, then attempt; of the ranks of its Job the first, though another one may be a second younger."""
 
     def pod(name: str, made: str, attempt: int, rank: int | None = None) -> dict[str, Any]:
         notes = {} if rank is None else {"batch.kubernetes.io/job-completion-index": str(rank)}
-        labels = {"modelpress.dev/attempt": str(attempt)}
+        labels = {"modelpress.dev/attempt": str(attempt), "batch.kubernetes.io/job-name": f"one-{attempt}"}
         return {"metadata": {"name": name, "creationTimestamp": made, "labels": labels, "annotations": notes}}
 
-    pods = [pod("a", "1", 1), pod("b", "2", 2, 1), pod("c", "2", 2, 0), pod("d", "2", 1)]
+    pods = [pod("a", "1", 1), pod("b", "3", 2, 1), pod("c", "2", 2, 0), pod("d", "2", 1)]
     found = newest(pods)
     assert found is not None
     assert found["metadata"]["name"] == "c"
