@@ -2,6 +2,10 @@
 
 The loop is our own and not transformers' Trainer: a Trainer would make its optimizer, its schedule and the order of its
 data anew for every chunk of training, where an own loop simply goes on with them, bit for bit.
+
+Processes that train together share the rows of each batch: rank r of n has every nth of them, from the rth on. It adds
+its gradients to the sum by its share of the rows, so what comes out is the gradient of the whole batch (of the in-batch
+negatives, of each rank's own part).
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from modelpress.api.v1alpha1 import HuggingFace
+from modelpress_runner import ranks
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
 from modelpress_runner.huggingface.tasks.base import Batch, Task
@@ -56,6 +61,8 @@ class TaskEvaluator(TorchEvaluator):
             training_step=lambda batch, model: task.loss(model, batch),
             dummy_input=task.dummy_input(),
             evaluating_func=None if self._validation is None else self._score,
+            # The loop adds gradients up itself: shares differ in size, and no loss asks for some weights (a pooler's).
+            parallel=False,
         )
 
     def _loop(
@@ -64,9 +71,10 @@ class TaskEvaluator(TorchEvaluator):
         assert self._train is not None
         done = epoch = 0
         while (max_epochs is None or epoch < max_epochs) and (max_steps is None or done < max_steps):
-            for batch in self._shuffled(self._train):
+            for batch, share in self._shuffled(self._train):
                 optimizer.zero_grad()
-                step(batch, model).backward()
+                (step(batch, model) * share).backward()
+                _add_up(model)
                 nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
                 optimizer.step()
                 done += 1
@@ -74,11 +82,17 @@ class TaskEvaluator(TorchEvaluator):
                     return
             epoch += 1
 
-    def _shuffled(self, examples: Sequence[Any]) -> Iterator[Batch]:
-        """Batches in an order by lot, from torch's own generator, which checkpoints save."""
-        order = torch.randperm(len(examples)).tolist()
+    def _shuffled(self, examples: Sequence[Any]) -> Iterator[tuple[Batch, float]]:
+        """This rank's part of each batch, and what share of it that is; the order is by lot.
+
+        The lot is torch's own generator, which checkpoints save. A rank that gets no row of a small last batch takes
+        the first one, with a share of 0: all ranks step together.
+        """
+        order = ranks.agreed(torch.randperm(len(examples)).tolist())
         for first in range(0, len(order), self._size):
-            yield self.task.batch([examples[index] for index in order[first : first + self._size]])
+            rows = order[first : first + self._size]
+            own = rows[ranks.rank() :: ranks.world()]
+            yield self.task.batch([examples[index] for index in own or rows[:1]]), len(own) / len(rows)
 
     def _score(self, model: nn.Module) -> Score:
         assert self._validation is not None
@@ -90,6 +104,17 @@ class TaskEvaluator(TorchEvaluator):
             for first in range(0, len(examples), self._size)
         )
         return self.task.score(model, batches)
+
+
+def _add_up(model: nn.Module) -> None:
+    """The sum of all ranks' gradients, in place on every rank."""
+    if not ranks.together():
+        return
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    flat = torch.cat([each.flatten() for each in gradients])
+    distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def calibration_batches(spec: HuggingFace, task: Task, inputs: Inputs) -> list[dict[str, torch.Tensor]] | None:

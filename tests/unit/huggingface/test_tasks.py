@@ -88,7 +88,7 @@ def test_training_learns_the_data(task, tmp_path):
         assert after["default"] == 1.0 > before["default"]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["feature-extraction", "causal-lm"])
 def test_a_program_scores_like_the_model(task, tmp_path):
     """The exported program, which takes one length only, gets batches of that length and gives the same score."""
     found = made(task, tmp_path, "validation")

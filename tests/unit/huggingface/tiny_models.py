@@ -40,6 +40,9 @@ def tokenizer(folder: Path, marks: bool = True, pad: bool = True) -> Any:
         cls_token="[CLS]" if marks else None,
         sep_token="[SEP]" if marks else None,
         model_max_length=LENGTH,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+        if marks
+        else ["input_ids", "attention_mask"],
     )
     made.save_pretrained(folder)
     return made
