@@ -37,7 +37,9 @@ class CompressionJobSpec(ApiModel):
     benchmark: Benchmark = Field(default_factory=Benchmark)
     store: Store | None = Field(default=None, description="Local runs default to ./modelpress-runs.")
     runner: Runner | None = Field(
-        default=None, description="How a cluster runs the pods; a local run uses the machine as it is."
+        default=None,
+        description="How a cluster runs the pods. A local run uses the machine as it is; it heeds the numbers of processes "
+        "and GPUs.",
     )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of every random choice.")
     suspend: bool = Field(
