@@ -305,19 +305,14 @@ def run(arguments: Sequence[str], *, base: str | None, keep: bool) -> int:
         raise ClusterError(f"{error}, and the cluster is not up yet; see the log of what was built") from None
     started = time.monotonic()
     try:
-        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
         everything = [str(ROOT / "tests" / "e2e"), "--durations=15"]
         if arguments:
             named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
-            code = run_in([*pytest, *arguments, *([] if named else everything)])
-        else:
-            shared = run_in([*pytest, *everything, "-m", "not alone", "-n", WORKERS, "--dist", "worksteal"])
-            say(f"tests that share the cluster took {time.monotonic() - started:.0f} s")
-            alone = run_in([*pytest, *everything, "-m", "alone"])
-            code = shared or alone
-            say(f"all tests took {time.monotonic() - started:.0f} s")
-        if code:
-            story()
+            return _pytest(*arguments, *([] if named else everything))
+        shared = _tests(*everything, "-m", "not alone", workers=WORKERS)
+        say(f"tests that share the cluster took {time.monotonic() - started:.0f} s")
+        code = _tests(*everything, "-m", "alone") or shared
+        say(f"all tests took {time.monotonic() - started:.0f} s")
         return code
     except TimeLimit as error:
         say(f"{error}: this is what there was")
@@ -327,6 +322,20 @@ def run(arguments: Sequence[str], *, base: str | None, keep: bool) -> int:
         signal.alarm(0)
         if not keep:
             down()
+
+
+def _pytest(*arguments: str) -> int:
+    return run_in([sys.executable, "-m", "pytest", "-o", f"cache_dir={RUN / 'pytest'}", *arguments])
+
+
+def _tests(*arguments: str, workers: str = "0") -> int:
+    """Runs tests, and once more, alone, what fails: a defect fails twice. Both outcomes stay in the log."""
+    code = _pytest(*arguments, "-n", workers, "--dist", "worksteal")
+    if code == 1:
+        story()
+        say("once more, alone: the tests that failed")
+        code = _pytest(*arguments, "--last-failed", "--last-failed-no-failures", "none")
+    return code
 
 
 def story() -> None:

@@ -53,6 +53,8 @@ class Node:
             pod_cidr=network.POD_CIDR,
             # The server announces itself behind the Service `kubernetes`; its address is not loopback here.
             apiserver_flags={"endpoint-reconciler-type": "lease", "kubelet-preferred-address-types": "InternalIP"},
+            # A test waits for a node that falls silent.
+            controller_flags={"node-monitor-grace-period": "30s"},
             scheduler=True,
         )
         self.socket = folder / "containerd.sock"
