@@ -11,11 +11,6 @@ from .v1alpha1 import DATA_DRIVEN, CompressionJobSpec, EntrySchedule, Prune
 def loop_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     """Schedules by steps where modelpress runs the training, and what trains where a script does; paths below spec."""
     in_loop = spec.model.script is not None
-    if in_loop and spec.runner is not None:
-        for name, alias in (("nodes", "nodes"), ("processes_per_node", "processesPerNode")):
-            if getattr(spec.runner, name) > 1:
-                message = "a script trains in one process, which may start others of its own"
-                yield Problem(f"runner.{alias}", message, "remove it, or use an entrypoint")
     shrinking: list[int] = []
     for index, stage in enumerate(spec.stages):
         path = f"stages[{index}]"

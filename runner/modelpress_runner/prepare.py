@@ -222,6 +222,7 @@ class Compression:
         self._loop.total = count
         first = self._state.resume(self._loop)
         self.callbacks.go_on_at(first)
+        self._loop.say(f"{count - first} epochs to train" + (f", from epoch {first + 1} on" if first else ""))
         for epoch in range(first, count):
             self._state.started(epoch)
             yield epoch

@@ -20,7 +20,7 @@ from modelpress.api.v1alpha1 import CompressionJobSpec, reasons
 from modelpress.request import RunRequest
 from modelpress.result import RunResult
 from modelpress.store.base import ArtifactStore
-from modelpress_runner import code, current, seeding, weights
+from modelpress_runner import code, current, ranks, seeding, weights
 from modelpress_runner.checkpoint import Checkpointer
 from modelpress_runner.dense import Dense, DenseCache
 from modelpress_runner.errors import CompressionError, InvalidModelError, UserCodeError
@@ -62,6 +62,8 @@ def prepare(request: RunRequest, store: ArtifactStore, stop: StopFlag) -> RunRes
 def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
     """Runs the script to its end, writes the artefact and commits it.
 
+    In a process group every rank runs it, and what is left after it is rank 0's.
+
     Raises:
         InvalidModelError: the script raised before it handed a model over, never did, or ended before on_train_end().
         UserCodeError: it raised later.
@@ -83,6 +85,10 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
                 "longer true; train before it, and work on a copy after it",
                 _PATH,
             )
+        main = ranks.is_main()
+        ranks.leave()
+        if not main:
+            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artefact")
         made = Made(outcome, measured, compression.subject, [*dense.notes, *outcome.notes], run_.code_digest)
         with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             return finish(request, store, made, run_.checkpointer(dense), Path(folder))

@@ -88,3 +88,68 @@ def test_a_script_without_its_part_is_not_tried_again(bench):
 
 
 LEVEL = [{"prune": {"algorithm": "level", "speedup": False, "configList": [{"sparsity": 0.5}]}}]
+
+
+PARALLEL = """
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+import modelpress as mp
+from shapes import Net
+
+assert distributed.is_initialized()
+rank, world = distributed.get_rank(), distributed.get_world_size()
+x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+y = (x[:, 0] > 0).long()
+model = Net()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+compression = mp.prepare_compression(
+    model,
+    evaluator=lambda model: (model(x).argmax(1) == y).float().mean(),
+    dummy_input=x[:1],
+    pretrain=lambda model: model[0].weight.data.mul_(1 + rank),
+    optimizers=optimizer,
+)
+parallel = DistributedDataParallel(model)
+callbacks = compression.callbacks
+callbacks.on_train_begin()
+for epoch in compression.epochs(2):
+    for batch, index in enumerate(torch.randperm(16).split(8)):
+        callbacks.on_step_begin(batch)
+        optimizer.zero_grad()
+        share = index[rank::world]
+        torch.nn.functional.cross_entropy(parallel(x[share]), y[share]).backward()
+        callbacks.on_before_optimizer_step()
+        optimizer.step()
+        callbacks.on_after_optimizer_step()
+    mp.report(epoch, loss=rank)
+weights = [torch.zeros_like(model[0].weight) for _ in range(world)]
+distributed.all_gather(weights, model[0].weight.detach())
+assert torch.equal(weights[0], weights[1])
+callbacks.on_train_end()
+"""
+
+
+def test_processes_that_train_together_run_the_script_in_step(bench):
+    """Two ranks score by their averaged gradients, cut the same channels, and leave one artefact."""
+    (bench.code / "train.py").write_text(PARALLEL)
+    (bench.code / "shapes.py").write_text(SHAPES)
+    prune = {
+        "algorithm": "taylor",
+        "configList": [{"opNames": ["0"], "sparsity": 0.5}],
+        "schedule": {"type": "linear", "endStep": 3},
+    }
+    spec = {
+        "model": {"script": "train.py"},
+        "stages": [{"prune": prune}],
+        "runner": {"image": "unused", "processesPerNode": 2},
+    }
+    code, message, log = bench.run(bench.request(spec=spec), OMP_NUM_THREADS="1")
+    assert code == ExitCode.DONE, log
+    assert (message["baseline"]["parameters"], message["compressed"]["parameters"]) == (58, 30)
+    metrics = json.loads(bench.artefact()["metrics.json"].read_text())
+    assert metrics["chunks"] == {"planned": 2, "executed": 2, "repeated": 0}
+    assert metrics["compressed"]["default"] == message["compressed"]["default"]
+    lines = [json.loads(line) for line in (bench.folder / "progress.jsonl").read_text().splitlines()]
+    assert [line["metrics"] for line in lines if "at" in line] == [{"loss": 0.0}] * 2

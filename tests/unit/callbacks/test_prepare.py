@@ -343,6 +343,7 @@ def test_progress_is_reported(task):
     compression.callbacks.on_train_end()
     assert [(event.stage, event.step, event.total, event.message) for event in events if event.at is None] == [
         ("loop", 0, 0, "begins"),
+        ("loop", 0, 2, "2 epochs to train"),
         ("0-prune", 0, 2, "target reached after 2 steps"),
         ("loop", 1, 2, "epoch 1 of 2, 4 steps"),
         ("loop", 2, 2, "epoch 2 of 2, 8 steps"),
