@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from .errors import Problem
 from .semantic_places import uri_problems
-from .v1alpha1 import Columns, CompressionJobSpec, HuggingFace
+from .v1alpha1 import Columns, CompressionJobSpec, Constraint, HuggingFace
 from .v1alpha1.data import SUFFIXES
 
 HUB = "hf://"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?")
 _PATH = "model.huggingFace"
+PERPLEXITY = "perplexity"
 
 
 def data_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
@@ -87,13 +88,36 @@ def _task_problems(spec: CompressionJobSpec, model: HuggingFace) -> Iterator[Pro
 
 
 def _goal_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
-    known = (spec.metrics or {}).get("perplexity")
+    known = (spec.metrics or {}).get(PERPLEXITY)
     if known is not None and known.goal != "minimize":
         yield Problem("metrics.perplexity.goal", "less perplexity is better", "write minimize")
-    for index, constraint in enumerate(spec.constraints or []):
-        if constraint.metric == "perplexity" and known is None and constraint.bound.endswith("_loss"):
+    yield from unsaid_goals(spec, spec.constraints or [], "constraints")
+
+
+def unsaid_goals(
+    spec: CompressionJobSpec, constraints: Sequence[Constraint], path: str, where: str = "metrics"
+) -> Iterator[Problem]:
+    """Bounds on a loss of perplexity where nothing says that less of it is better, so that a loss would be a gain.
+
+    Args:
+        spec: whose metrics count.
+        constraints: at `path`.
+        where: the spec's metrics, for the remedy.
+    """
+    if not lacks_goal(spec, PERPLEXITY):
+        return
+    for index, constraint in enumerate(constraints):
+        if constraint.metric == PERPLEXITY and constraint.bound.endswith("_loss"):
             message = "nothing says that less perplexity is better"
-            yield Problem(f"constraints[{index}].metric", message, "add metrics: {perplexity: {goal: minimize}}")
+            yield Problem(f"{path}[{index}].metric", message, f"add {where}: {{perplexity: {{goal: minimize}}}}")
+
+
+def lacks_goal(spec: CompressionJobSpec, metric: str) -> bool:
+    """Whether `metric` is one of huggingFace's own that is to be minimized, and `metrics` does not name it."""
+    model = spec.model.hugging_face
+    return (
+        model is not None and model.task == "causal-lm" and metric == PERPLEXITY and metric not in (spec.metrics or {})
+    )
 
 
 def _training_problems(spec: CompressionJobSpec) -> Iterator[Problem]:

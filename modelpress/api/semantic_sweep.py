@@ -8,6 +8,7 @@ from typing import Any
 from . import pointer
 from .errors import Problem, near
 from .probing import Prober, can_take, path_of, same
+from .semantic_data import lacks_goal, unsaid_goals
 from .semantic_job import constraint_problems, job_problems
 from .v1alpha1 import MEASURED, CompressionSweepSpec, Parameter, reasons
 from .v1alpha1.sweep import Scalar
@@ -44,6 +45,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
     problems += _objective_problems(spec)
     earlier = spec.template.spec.constraints or []
     problems += constraint_problems(spec.constraints or [], "spec.constraints", earlier)
+    problems += unsaid_goals(spec.template.spec, spec.constraints or [], "spec.constraints", "template.spec.metrics")
     problems += _budget_problems(spec)
     if spec.template.spec.suspend:
         message = "a suspended template would suspend every trial for good"
@@ -246,6 +248,8 @@ def _objective_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
             message = f"{metric} is already objectives[{first[metric]}]"
             yield Problem(f"{where}.metric", message, "keep one of them")
         first.setdefault(metric, index)
+        if objective.goal != "minimize" and lacks_goal(spec.template.spec, metric):
+            yield Problem(f"{where}.goal", f"less {metric} is better, and nothing says so", "write minimize")
         if objective.goal is None:
             continue
         known = spec.template.spec.metrics or {}
