@@ -22,6 +22,8 @@ NEEDED = {
     "skopeo": "skopeo",
     "debootstrap": "debootstrap",
     "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "pkill": "procps",
 }
 
 
