@@ -37,6 +37,7 @@ class Loop:
         report: gets an event for each stage that reaches its target, each epoch and the shrink.
         stop: raises Stopped if the run should end.
         static: counts of a model for the records (macs).
+        optimizers: those of the loop, where they are known: then `look` is called from their steps.
 
     Attributes:
         steps: optimizer steps done.
@@ -52,11 +53,12 @@ class Loop:
         report: Report = silent,
         stop: Callable[[], None] = lambda: None,
         static: Callable[[nn.Module], dict[str, float]] | None = None,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> None:
         self.context = StageContext(subject.model, subject.evaluator, subject.dummy_input, seed)
         self.steps = self.epochs = self.total = 0
         self.stop = stop
-        self._report, self._static = report, static
+        self._report, self._static, self._optimizers = report, static, optimizers
         self._parts = [_Part.of(stage, number) for number, stage in enumerate(stages)]
         self._dense = sum(parameter.numel() for parameter in subject.model.parameters())
         self._keeper = MaskKeeper(subject.model, {})
@@ -82,7 +84,7 @@ class Loop:
         """
         self._began = time.perf_counter()
         for part in self._parts:
-            part.find(self.context)
+            part.find(self.context, self._optimizers)
         self.say("begins")
         self._prune()
         self._remember()
@@ -108,7 +110,12 @@ class Loop:
         return student_loss
 
     def before_step(self) -> None:
-        """Gradients are there, and the optimizer is about to use them."""
+        """The optimizer is about to step."""
+        if not self._optimizers:
+            self.look()
+
+    def look(self) -> None:
+        """Gradients are there as the optimizer will use them."""
         for part in self._parts:
             part.look(self.steps)
 
@@ -235,11 +242,11 @@ class _Part:
             )
         return cls(stage.prune, number, stage.name or f"{number}-{stage.method}", asked(stage))
 
-    def find(self, context: StageContext) -> None:
+    def find(self, context: StageContext, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Finds the modules that it prunes, and goes once through everything that could be wrong with them."""
         self._selection = select(context.model, self.prune, self.stage.path)
         self.stage.check(context)
-        self._window = ScoreWindow(context.model, self.selection.choices.values(), self.stage.path)
+        self._window = ScoreWindow(context.model, self.selection.choices.values(), self.stage.path, optimizers)
         if self._window and self.is_due(0):
             raise InvalidSpecError(
                 "nothing is known of any gradient before the first step, and a method here scores by gradients; prune "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from modelpress_runner import ranks
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
+from modelpress_runner.evaluators.steps import unscaled
 from modelpress_runner.methods.prune.collect import Scores, is_data_driven
 from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod
 from modelpress_runner.methods.prune.registry import method
@@ -26,15 +27,18 @@ class ScoreWindow:
         model: the model in the loop.
         choices: the stage's modules; those whose method looks at weights only do not matter here.
         path: of the stage, for messages.
+        optimizers: those of the loop, as far as they are known.
 
     Raises:
         InvalidSpecError: a module cannot be scored.
     """
 
-    def __init__(self, model: nn.Module, choices: Iterable[Choice], path: str) -> None:
+    def __init__(
+        self, model: nn.Module, choices: Iterable[Choice], path: str, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
         self._model, self._path = model, path
         self._choices = [choice for choice in choices if is_data_driven(choice)]
-        self._evaluator = _LoopEvaluator()
+        self._evaluator = _LoopEvaluator(optimizers)
         self._collectors: dict[str, Collector] | None = None
         self._made()
 
@@ -42,18 +46,16 @@ class ScoreWindow:
         return bool(self._choices)
 
     def step(self) -> None:
-        """The gradients of one more step are there.
-
-        Raises:
-            CompressionError: one is not finite.
-        """
+        """The gradients of one more step are there. A step with one that is not finite does not count: scalers of mixed
+        precision leave such steps out."""
         if self._collectors is None:
             self._evaluator.bind(self._model)
             self._collectors = self._made()
             for collector in self._collectors.values():
                 collector.start()
-        for collector in self._collectors.values():
-            collector.step()
+        if all(self._is_finite(choice) for choice in self._choices):
+            for collector in self._collectors.values():
+                collector.step()
 
     def scores(self) -> Scores:
         """What was collected, the same on every rank; afterwards the window is empty again.
@@ -72,6 +74,10 @@ class ScoreWindow:
         self._evaluator.unbind()
         self._collectors = None
 
+    def _is_finite(self, choice: Choice) -> bool:
+        gradient = self._evaluator.gradient(self._model.get_submodule(choice.module).weight)
+        return gradient is None or bool(torch.isfinite(gradient).all())
+
     def _made(self) -> dict[str, Collector]:
         made: dict[str, Collector] = {}
         for choice in self._choices:
@@ -89,7 +95,8 @@ class _LoopEvaluator(Evaluator):
 
     dummy_input = None
 
-    def __init__(self) -> None:
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = optimizers
         self._model: nn.Module | None = None
 
     @property
@@ -120,13 +127,16 @@ class _LoopEvaluator(Evaluator):
         raise TypeError("a loop of the user's own is not evaluated from here")
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
-        return iter(())
+        return iter(self._optimizers)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """There is nothing to restore."""
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        return unscaled(parameter, self._optimizers)
 
     def patch_loss(self, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
         raise TypeError("the loss of a loop of the user's own goes through on_after_compute_loss")

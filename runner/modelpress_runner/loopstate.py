@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from modelpress_runner import generators, ranks, seeding
 from modelpress_runner.checkpoint import Checkpoint, Checkpointer, GeneratorStates, other_buffers
 from modelpress_runner.engine import Outcome
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.plain import load_optimizer, plain
+from modelpress_runner.evaluators.steps import before_step
 from modelpress_runner.loop import Loop
 
 NOT_RESUMABLE = (
@@ -69,9 +69,20 @@ class LoopState:
             raise InvalidModelError("prepare_compression() was given lr_schedulers but no optimizers; give them too")
         return made
 
-    def watch(self, before: Callable[[], None]) -> list[RemovableHandle]:
-        """Has `before` called before every step of an optimizer, until the handles are removed."""
-        return [_inner(each).register_step_pre_hook(lambda *_: before()) for each in self._optimizers]
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that step, inside of what wraps them."""
+        return [_inner(each) for each in self._optimizers]
+
+    def watch(self, before: Callable[[], None], look: Callable[[], None]) -> list[Any]:
+        """Has others called from the optimizers' steps, until the handles are removed.
+
+        Args:
+            before: in front of every step.
+            look: once the first optimizer has its gradients, unless it skips the step.
+        """
+        handles: list[Any] = [each.register_step_pre_hook(lambda *_: before()) for each in self.optimizers]
+        return handles + [before_step(each, look) for each in self.optimizers[:1]]
 
     def keep_in(self, checkpointer: Checkpointer, roots: Mapping[str, Any]) -> None:
         """Saves checkpoints from now on, if there are optimizers.

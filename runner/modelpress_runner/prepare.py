@@ -168,12 +168,13 @@ class Compression:
         self._folder = folder
         self._attached = contextlib.ExitStack()  # everything that others have of this object
         events = self._attached.enter_context(reporting(report))
-        self._loop = Loop(subject, spec.stages, spec.seed, events, stop, static_counts(subject.dummy_input))
+        counts = static_counts(subject.dummy_input)
+        self._loop = Loop(subject, spec.stages, spec.seed, events, stop, counts, state.optimizers)
         self._attached.callback(self._loop.close)
         self.callbacks = Callbacks(self._loop, self._end)
         # A hook must not keep alive what nobody else needs any more.
-        watch = weakref.WeakMethod(self.callbacks.optimizer_steps)
-        for handle in state.watch(lambda: (watch() or _nothing)()):
+        before, look = weakref.WeakMethod(self.callbacks.optimizer_steps), weakref.WeakMethod(self._loop.look)
+        for handle in state.watch(lambda: (before() or _nothing)(), lambda: (look() or _nothing)()):
             self._attached.callback(handle.remove)
         # Not left to __del__: a handle that is garbage together with this object removes nothing any more.
         weakref.finalize(self, self._attached.close).atexit = False

@@ -94,7 +94,9 @@ class Artifact(ApiModel):
 class Point(ApiModel):
     """One intermediate score."""
 
-    step: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Chunks of training done when it was measured.")
+    step: Annotated[int, Field(ge=0, le=2**53)] = Field(
+        description="Chunks of training done when it was measured, or the step of mp.report."
+    )
     value: float = Field(description="The evaluator's score then.")
 
 

@@ -84,3 +84,35 @@ def test_a_loop_that_throws_its_gradients_away_is_an_error(task):
     step()
     with pytest.raises(CompressionError, match="no gradient reached '0' in 2 training steps"):
         step()
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_step_that_a_scaler_skips_does_not_score(task, watched):
+    """Infinite gradients of mixed precision: the GradScaler leaves the step out, and the scores do, too."""
+    twin, sums = Task(), torch.zeros(8, dtype=torch.float64)
+    batches = list(twin.batches())[:2]
+    twin.optimizer.zero_grad()
+    F.cross_entropy(twin.model(batches[0][0]), batches[0][1])  # its statistics go into the norm all the same
+    F.cross_entropy(twin.model(batches[1][0]), batches[1][1]).backward()
+    weight = twin.model[0].weight
+    sums += (weight.detach().double() * weight.grad.double()).square().sum(1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    compression = mp.prepare_compression(
+        task.model, [taylor(5, start_step=2)], optimizers=task.optimizer if watched else None
+    )
+    callbacks = compression.callbacks
+    callbacks.on_train_begin()
+    for number, (x, y) in enumerate(batches):
+        callbacks.on_step_begin(number)
+        task.optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(task.model(x), y) * (float("inf") if number == 0 else 1)).backward()
+        if not watched:
+            scaler.unscale_(task.optimizer)
+        callbacks.on_before_optimizer_step()
+        scaler.step(task.optimizer)
+        scaler.update()
+        callbacks.on_after_optimizer_step()
+    gone = (task.model[0].weight == 0).all(1)
+    assert set(torch.nonzero(gone).flatten().tolist()) == set(sums.argsort()[:4].tolist())
+    callbacks.on_train_end()
+    assert scaler.get_scale() == 4.0
