@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from typing import Any
 from modelpress.api.v1alpha1 import Runner, reasons
 from modelpress.request import RUN_UID_VARIABLE, RunRequest
 from modelpress.result import ExitCode, RunResult
+from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.parent import die_with
 from modelpress_runner.stopping import StopFlag
 
@@ -110,7 +112,15 @@ def run(
 
     Returns:
         What to report, None where another node reports; and the exit code.
+
+    Raises:
+        InvalidSpecError: the launcher is not installed.
     """
+    if group.launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise InvalidSpecError(
+            "deepspeed is not installed; add modelpress[deepspeed] to the image or environment, or use torchrun",
+            "spec.runner.launcher",
+        )
     (folder / "request.json").write_text(request.model_dump_json(exclude_none=True))
     command = [sys.executable, "-m", "modelpress_runner.launch", str(os.getpid()), str(folder), group.launcher]
     worker = ["modelpress_runner.main", "--worker", str(folder), "--request", str(folder / "request.json")]
@@ -124,7 +134,8 @@ def run(
     process = subprocess.Popen([*command, *arguments, *worker], env=_environment(request, group))
     with stop.told(lambda: _end(process)):
         process.wait()
-    return judge(read_reports(folder), _exits(folder), group, stopped=stop.asked)
+    exits, met = _from_launcher(folder)
+    return judge(read_reports(folder), exits, group, stopped=stop.asked, met=met)
 
 
 def _torchrun(group: Group, port: int) -> list[str]:
@@ -214,7 +225,7 @@ def read_reports(folder: Path) -> dict[int, Report]:
 
 
 def judge(
-    reports: Mapping[int, Report], exits: Mapping[int, int], group: Group, *, stopped: bool
+    reports: Mapping[int, Report], exits: Mapping[int, int], group: Group, *, stopped: bool, met: bool = True
 ) -> tuple[RunResult | None, ExitCode]:
     """One result and exit code for a node's workers.
 
@@ -226,6 +237,7 @@ def judge(
         exits: exit codes by rank as far as the launcher knows them; negative where a signal ended one.
         group: whose node it is.
         stopped: whether this run was asked to stop.
+        met: False: the launcher waited in vain for the other nodes.
     """
     first = reports.get(0)
     if first is not None and first.code == ExitCode.DONE:
@@ -240,9 +252,12 @@ def judge(
             return _by(min(alike, key=lambda report: report.rank), group), code
     if stopped or any(report.code == ExitCode.TERMINATED and not report.gone for report in reports.values()):
         return terminated(), ExitCode.TERMINATED
+    if not met:
+        text = f"the {group.nodes} nodes did not meet within {MEET_SECONDS} s; see why a pod of this job does not run"
+        return terminated(text), ExitCode.TERMINATED
     killed = sorted(rank for rank in group.ranks if rank not in reports)
-    if killed and (exits or group.nodes == 1 or not reports):
-        return _unheard(killed[0], exits, group)
+    if killed:
+        return _unheard(killed[0], exits, group), ExitCode.FAILED
     lost = next(iter(reports.values()), None)
     if group.nodes > 1:
         return terminated("a process on another node went away; the next attempt starts all of them"), (
@@ -266,12 +281,9 @@ def _by(report: Report, group: Group) -> RunResult:
     return report.result.model_copy(update={"message": message})
 
 
-def _unheard(rank: int, exits: Mapping[int, int], group: Group) -> tuple[RunResult, ExitCode]:
+def _unheard(rank: int, exits: Mapping[int, int], group: Group) -> RunResult:
     """A worker that left no word: killed, or never started."""
     code = exits.get(rank, 0)
-    if not exits and group.nodes > 1:
-        text = f"the {group.nodes} nodes did not meet within {MEET_SECONDS} s; see why a pod of this job does not run"
-        return terminated(text), ExitCode.TERMINATED
     how = "ended without a word"
     if code < 0:
         with contextlib.suppress(ValueError):
@@ -280,15 +292,16 @@ def _unheard(rank: int, exits: Mapping[int, int], group: Group) -> tuple[RunResu
     elif code > 0:
         how = f"ended with exit code {code}"
     message = f"process {rank} of {group.size} (counted from 0) {how}; see the log"
-    return RunResult(phase="Failed", reason=reasons.RUNNER_FAILED, message=message), ExitCode.FAILED
+    return RunResult(phase="Failed", reason=reasons.RUNNER_FAILED, message=message)
 
 
-def _exits(folder: Path) -> dict[int, int]:
+def _from_launcher(folder: Path) -> tuple[dict[int, int], bool]:
+    """Exit codes of workers by rank, and whether the nodes met, as far as the launcher says."""
     try:
         value = json.loads((folder / _LAUNCHER_FILE).read_text())
     except OSError:
-        return {}
-    return {int(rank): int(code) for rank, code in value.items()}
+        return {}, True
+    return {int(rank): int(code) for rank, code in value["exits"].items()}, bool(value["met"])
 
 
 # The launcher's process ----------------------------------------------------------------------------------------------
@@ -305,6 +318,7 @@ def main(argv: Sequence[str]) -> int:
         sys.argv = ["deepspeed", *arguments]
         launch.main()
         return 0
+    from torch.distributed import DistError
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -315,8 +329,12 @@ def main(argv: Sequence[str]) -> int:
         torchrun.run(torchrun.parse_args(arguments))
     except ChildFailedError as error:
         exits: dict[str, Any] = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
-        (Path(folder) / _LAUNCHER_FILE).write_text(json.dumps(exits))
+        (Path(folder) / _LAUNCHER_FILE).write_text(json.dumps({"exits": exits, "met": True}))
         return int(ExitCode.FAILED)
+    except DistError as error:
+        log.error("the nodes did not meet: %s", str(error).splitlines()[0])
+        (Path(folder) / _LAUNCHER_FILE).write_text(json.dumps({"exits": {}, "met": False}))
+        return int(ExitCode.TERMINATED)
     except SignalException:
         return int(ExitCode.TERMINATED)
     return int(ExitCode.DONE)

@@ -27,6 +27,7 @@ def join() -> None:
     """Meets the other processes, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; with a GPU each over NCCL."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
     beside = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(beside))  # torchrun says it, DeepSpeed's launcher by another name
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus >= beside:
         torch.cuda.set_device(local)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ from modelpress.api.v1alpha1 import Runner
 from modelpress.request import RunRequest
 from modelpress.result import ExitCode, RunResult
 from modelpress_runner import launch
+from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.launch import Group, Report, group_of, judge
+from modelpress_runner.stopping import StopFlag
 
 TWO = Group(1, 2, 0, "127.0.0.1", 0, "torchrun")
 NODE_1 = Group(2, 1, 1, "a-0.a", 29500, "torchrun")
@@ -132,9 +135,19 @@ def test_the_error_that_explains_the_others_is_told(reports, exits, stopped, exp
 def test_a_lost_node_is_a_disruption():
     """A node whose peers went away did nothing wrong, nor one that waited for them in vain."""
     assert told(report(1, 143, gone=True), group=NODE_1)[:2] == (143, "RunnerTerminated")
-    code, reason, message = told(group=NODE_1)
-    assert (code, reason) == (143, "RunnerTerminated")
-    assert "did not meet" in message
+    result, code = judge({}, {}, NODE_1, stopped=False, met=False)
+    assert (result.reason, code) == ("RunnerTerminated", 143)
+    assert "did not meet" in result.message
+    # A launcher that does not come up is nobody's disruption.
+    assert told(group=NODE_1)[:2] == (1, "RunnerFailed")
+
+
+def test_a_launcher_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The field's path, and what to install; nothing is started."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    group = Group(1, 1, 0, "127.0.0.1", 0, "deepspeed")
+    with pytest.raises(InvalidSpecError, match=r"^spec\.runner\.launcher: deepspeed is not installed; add modelpress"):
+        launch.run(RunRequest.model_construct(), group, tmp_path, StopFlag(), None)
 
 
 def test_reports_are_read_as_they_were_written(tmp_path: Path):
