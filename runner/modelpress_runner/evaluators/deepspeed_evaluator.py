@@ -280,7 +280,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         handle = self._bound
         engine = handle.engine
         with flags_restored(model), torch.enable_grad(), group.quiet(), user_code("training_func"):
-            if not engine.training:
+            if not (engine.training and engine.module.training):
                 engine.train()
             training_func(engine, engine.optimizer, self._step, self._lr_scheduler, max_steps, max_epochs)
         handle.drop_gradients()

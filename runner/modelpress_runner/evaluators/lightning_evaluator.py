@@ -16,6 +16,7 @@ from modelpress_runner.evaluators.lightning_fit import Fit, LossPatch
 from modelpress_runner.evaluators.lightning_package import Package, lightning_code, package_of, quiet
 from modelpress_runner.evaluators.lightning_scoring import has, score, stand_in
 from modelpress_runner.evaluators.lightning_trainer import TrainerSource, described
+from modelpress_runner.evaluators.steps import unscaled
 from modelpress_runner.usercode import user_code
 
 
@@ -175,6 +176,9 @@ class LightningEvaluator(Evaluator):
 
     def after_optimizer_step(self, hook: Callable[[], None]) -> None:
         self._bound.after_step(hook)
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        return unscaled(parameter, self.optimizers())
 
 
 def _input_in(batch: Any, model: nn.Module) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 
 from modelpress_runner import ranks, seeding
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.evaluators import steps
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.lightning_data import Data
 from modelpress_runner.evaluators.lightning_package import Package, is_a, lightning_code, quiet
@@ -69,8 +70,9 @@ class Fit:
         self.schedulers: list[Any] = []
         self._configure()
         self._steps = 0  # of the first optimizer
-        self._handles.append(self.optimizers[0].register_step_pre_hook(self._before_first))
-        self._handles.append(self.optimizers[0].register_step_post_hook(self._count))
+        # Lightning works out the gradients in a closure that the step calls.
+        self._handles.append(steps.before_step(self.optimizers[0], self._call_before))
+        self._handles.append(steps.after_step(self.optimizers[0], self._count))
 
     def close(self) -> None:
         """Takes all hooks off the optimizers."""
@@ -81,7 +83,7 @@ class Fit:
     def after_step(self, hook: Callable[[], None]) -> None:
         """Calls `hook` after each step of any optimizer."""
         for optimizer in self.optimizers:
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: hook()))
+            self._handles.append(steps.after_step(optimizer, hook))
 
     # Optimizers -------------------------------------------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ class Fit:
     def _epochs(self) -> int:
         return 0 if self._loops is None else int(self._loops["epoch_progress"]["current"]["processed"])
 
-    def _count(self, *_: Any) -> None:
+    def _count(self) -> None:
         self._steps += 1
 
     def _go_on(self, trainer: Any) -> None:
@@ -258,24 +260,6 @@ class Fit:
         for patch in self.patches:
             loss = patch(loss, self._batch)
         return loss
-
-    def _before_first(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Lightning works out the gradients in a closure that the step calls: the hooks come behind it, once."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._call_before()
-            return None
-        called = False
-
-        def closure_and_hooks() -> Any:
-            nonlocal called
-            result = closure()
-            if not called:
-                called = True
-                self._call_before()
-            return result
-
-        return (args[:1], {**kwargs, "closure": closure_and_hooks})
 
     def _call_before(self) -> None:
         if self.patches and not self.model.automatic_optimization and not self._backwards:

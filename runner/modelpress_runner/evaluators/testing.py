@@ -358,6 +358,20 @@ class EvaluatorContract:
         call(model.eval(), evaluator.dummy_input)
         assert [len(hook.buffer) for hook in hooks] == counts[1]
 
+    def test_a_model_in_eval_mode_trains_in_train_mode(self, make: Make) -> None:
+        """A model that was left in eval mode, as by a score, is trained in train mode, and is in eval mode again."""
+        evaluator, model = make()
+        name, _ = _first_weight(model)
+        model.eval()
+        evaluator.bind(model)
+        hook = ForwardHook(lambda buffer, module, *_: buffer.append(module.training))
+        evaluator.register_forward_hook(name.rpartition(".")[0], hook)
+        self._train(evaluator, model)
+        evaluator.unbind()
+        assert hook.buffer
+        assert all(hook.buffer)
+        assert not any(module.training for module in model.modules())
+
     def test_weights_can_be_changed_from_a_hook(self, make: Make) -> None:
         """What is set within whole_parameters(modify=True) after a step is what the next step begins with."""
         evaluator, model = make()
@@ -456,9 +470,10 @@ class EvaluatorContract:
         next(model.children(), model).eval()
         modes = [module.training for module in model.modules()]
         wanted = [parameter.requires_grad for parameter in model.parameters()]
-        values, state = _values(model), seeding.capture()
+        values, state, own = _values(model), seeding.capture(), generators.save(evaluator.user_objects())
         unbound = evaluator.evaluate(model)
         assert _same(seeding.capture(), state)
+        assert _same(generators.save(evaluator.user_objects()), own)
         evaluator.bind(model)
         bound = evaluator.evaluate()
         evaluator.unbind()
