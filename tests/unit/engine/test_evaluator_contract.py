@@ -95,10 +95,14 @@ class TestTorchEvaluator(EvaluatorContract):
 
 
 class TestTorchEvaluatorWithFactories(EvaluatorContract):
-    """Two optimizers from factories, shuffling by a generator of the user's own."""
+    """Two optimizers from factories, shuffling and scoring by a generator of the user's own."""
 
     def given(self, breaks=False):
         loader = DataLoader(data(), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+        def accuracy(model):
+            return sum((model(x).argmax(1) == y).sum().item() for x, y in loader) / 24
+
         evaluator = mp.TorchEvaluator(
             loop(loader, breaks),
             [lambda params: torch.optim.Adam(params[:2], lr=0.1), lambda params: torch.optim.SGD(params[2:], lr=0.1)],

@@ -71,6 +71,30 @@ def test_masks_hold_after_every_step_against_momentum(task):
     check_masks(task.model, {"0": {"weight": mask}}, "test")
 
 
+def test_masks_do_not_stand_in_the_way_of_another_loss(task):
+    """Two losses worked out before the first optimizer's step: the second goes backward through masked weights."""
+    parts = [torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)]
+    model = torch.nn.ModuleList(parts)
+
+    def training_func(model, optimizers, training_step, schedulers, max_steps, max_epochs):
+        losses = [part(task.x).square().mean() + part.weight.square().sum() for part in model]
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    evaluator = task.evaluator(
+        training_func=training_func,
+        optimizers=[
+            lambda params: torch.optim.SGD(params[:2], lr=0.1),
+            lambda params: torch.optim.SGD(params[2:], lr=0.1),
+        ],
+    )
+    mask = torch.tensor([[1.0, 0.0, 1.0, 0.0]] * 2)
+    run(evaluator, model, {"0": {"weight": mask}, "1": {"weight": mask}})
+    assert [torch.count_nonzero(part.weight).item() for part in parts] == [4, 4]
+
+
 def test_masks_hold_where_the_user_steps_an_optimizer_of_his_own(task):
     """What the hooks cannot see is put right at the end of the chunk."""
     own = torch.optim.SGD(task.model.parameters(), lr=0.1)

@@ -113,25 +113,28 @@ def test_ten_steps_are_made_if_none_are_asked_for():
 
 
 def test_a_global_ranking_takes_the_scores_as_they_are():
-    """A layer that sees ten times the inputs has w g a hundred times as large: the smallest score is the other's.
+    """A layer that sees ten times the inputs has w g a hundred times as large: the two smallest are the other's.
 
-    Divided by their norms both layers would have the same scores.
+    Divided by their norms both layers would have the same scores, and lose one channel each.
     """
 
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.small, self.large = layer(), layer()
+            self.small, self.large = (nn.Linear(2, 3, bias=False) for _ in range(2))
+            with torch.no_grad():
+                for linear in (self.small, self.large):
+                    linear.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 1.0]]))
 
         def forward(self, x):
             return torch.cat([self.small(x), self.large(10 * x)])
 
     scores = collected(Two(), evaluator([FIRST]), 1)
-    assert scores["small"].tolist() == [425.0, 13.0]
-    assert scores["large"].tolist() == [425.0 * 10**4, 13.0 * 10**4]
-    masks = pruned(Two(), evaluator([FIRST]), 1, scope="global", sparsity=0.25)
-    assert masks["small"]["weight"].tolist() == [[1, 1], [0, 0]]
-    assert masks["large"]["weight"].tolist() == [[1, 1], [1, 1]]
+    assert scores["small"].tolist() == [425.0, 13.0, 16.0]
+    assert scores["large"].tolist() == [425.0 * 10**4, 13.0 * 10**4, 16.0 * 10**4]
+    masks = pruned(Two(), evaluator([FIRST]), 1, scope="global", sparsity=0.34)
+    assert masks["small"]["weight"].tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert masks["large"]["weight"].tolist() == [[1, 1], [1, 1], [1, 1]]
 
 
 def test_entries_may_mix_methods():
@@ -197,6 +200,27 @@ def test_stopped_while_collecting_loses_nothing():
     context = StageContext(model, given, None, 0)
     step.apply(context)
     assert torch.equal(context.masks["0"]["weight"], expected["0"]["weight"])
+
+
+def test_the_seed_decides_what_is_seen_whatever_was_drawn_before():
+    """A loop that draws its batches sees the same ones for one seed, stage and round, and others for another."""
+
+    def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+        for _ in range(max_steps):
+            optimizer.zero_grad()
+            training_step(torch.randn(1, 2), model).backward()
+            optimizer.step()
+
+    def scores(seed=0, stage=0, round_=1):
+        torch.rand(3)
+        model = nn.Sequential(layer())
+        chosen = select(model, Prune.model_validate({"algorithm": "taylor", "configList": [{"sparsity": 0.5}]}), "x")
+        context = StageContext(model, evaluator(training_func=training_func), None, seed)
+        return collect(context, chosen, 4, (stage, round_), "x")["0"].tolist()
+
+    first = scores()
+    assert scores() == first
+    assert first not in (scores(seed=1), scores(stage=1), scores(round_=2))
 
 
 def test_the_order_of_a_sum_decides_nothing():
