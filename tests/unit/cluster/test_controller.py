@@ -28,6 +28,7 @@ from modelpress_operator.resources import (
     EVENTS,
     JOBS,
     PODS,
+    SERVICES,
     Key,
     RawObject,
     Resource,
@@ -332,3 +333,41 @@ async def _all(operator: Operator, resource: Resource) -> list[RawObject]:
 
 async def _stored(operator: Operator, resource: Resource, name: str) -> RawObject:
     return next(one for one in await _all(operator, resource) if one["metadata"]["name"] == name)
+
+
+async def test_a_gang_has_a_service_as_long_as_a_job(operator: Operator) -> None:
+    """Its ranks find each other by it from their first moment on; suspending the job takes both away."""
+    await operator.create(COMPRESSION_JOBS, "j", recipe(runner={"nodes": 2}))
+    await until(lambda: _there(operator, "j-1"))
+    await operator.watch()
+    service = await operator.get(SERVICES, "j-1")
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": "j-1"}
+    there = await operator.get(COMPRESSION_JOBS, "j")
+    await operator.client.patch(
+        COMPRESSION_JOBS, N, "j", {"spec": {"suspend": True}}, there["metadata"]["resourceVersion"]
+    )
+    await operator.watch()
+    await until(lambda: ("delete", "services", "j-1") in operator.client.requests)
+    ours = [request for request in operator.client.requests if request[1] in ("jobs", "services")]
+    assert [request for request in ours if request[0] in ("create", "delete")] == [
+        ("create", "services", "j-1"),
+        ("create", "jobs", "j-1"),
+        ("delete", "jobs", "j-1"),
+        ("delete", "services", "j-1"),
+    ]
+    assert await operator.client.list(SERVICES, N) == []
+
+
+async def test_a_service_of_somebody_else_is_left_alone(operator: Operator) -> None:
+    """A gang that would need its name stalls and says so; the Service stays, and no Job is made."""
+    await operator.client.create(SERVICES, N, {"metadata": {"name": "j-1"}, "spec": {"clusterIP": "None"}})
+    await operator.create(COMPRESSION_JOBS, "j", recipe(runner={"nodes": 2}))
+
+    async def stalled() -> bool:
+        await operator.watch()
+        said = operator.condition(await operator.get(COMPRESSION_JOBS, "j"), "Stalled")
+        return said.get("status") == "True" and "the Service j-1 belongs to somebody else" in said["message"]
+
+    await until(stalled)
+    assert await operator.client.list(JOBS, N) == []
+    assert "ownerReferences" not in (await operator.get(SERVICES, "j-1"))["metadata"]
