@@ -10,16 +10,19 @@ negatives, of each rank's own part).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import distributed, nn
+from transformers import PreTrainedModel
 
 from modelpress.api.v1alpha1 import HuggingFace
 from modelpress_runner import ranks
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.huggingface.placing import on_accelerator
 from modelpress_runner.huggingface.tasks.base import Batch, Task
 from modelpress_runner.inputs import Inputs
 
@@ -65,6 +68,10 @@ class TaskEvaluator(TorchEvaluator):
             parallel=False,
         )
 
+    def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
+        with on_accelerator(self.model, self.optimizers()):
+            super().train(max_steps, max_epochs)
+
     def _loop(
         self, model: nn.Module, optimizer: Any, step: Any, _: Any, max_steps: int | None, max_epochs: int | None
     ) -> None:
@@ -98,12 +105,14 @@ class TaskEvaluator(TorchEvaluator):
         assert self._validation is not None
         examples = self._validation
         # Only the module itself takes texts of any length: a program was traced with the example inputs.
-        whole = getattr(model, "config", None) is None
+        whole = not isinstance(model, PreTrainedModel)
         batches = (
             self.task.batch(examples[first : first + self._size], whole)
             for first in range(0, len(examples), self._size)
         )
-        return self.task.score(model, batches)
+        # A program has constants of its own beside its weights, and stays where it is.
+        with contextlib.nullcontext() if whole else on_accelerator(model):
+            return self.task.score(model, batches)
 
 
 def _add_up(model: nn.Module) -> None:
