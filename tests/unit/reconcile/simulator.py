@@ -40,7 +40,7 @@ Object = CompressionJob | CompressionSweep
 
 # Ends of a runner. The first group is told in a message or by the cause alone, the second leaves the store to ask.
 TOLD = ("done", "error", "oom", "terminated", "invalid")
-SILENT = ("silent", "silent-empty", "error-silent", "evicted", "evicted-committed")
+SILENT = ("silent", "silent-empty", "error-silent", "evicted", "evicted-committed", "deserted")
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Cluster:
             self.excused.add(job.request.prefix)
         if how in ("error", "oom", "error-silent", "silent-empty") and not ordered:
             self.counted[f"{owner}/failed"] += 1
-        if how in ("terminated", "evicted", "evicted-committed"):
+        if how in ("terminated", "evicted", "evicted-committed", "deserted"):
             self.counted[f"{owner}/disrupted"] += 1
         match how:
             case "done":
@@ -189,6 +189,9 @@ class Cluster:
                 self._finish(name, "failed", "terminated", None)
             case "evicted" | "evicted-committed":
                 self._finish(name, "failed", "disrupted", None)
+            case "deserted":  # one of its ranks is gone, and nobody tells the others
+                self._finish(name, "failed", "disrupted", None)
+                self.update_job(name, deserted=True)
             case _:
                 raise AssertionError(how)
 
@@ -203,7 +206,8 @@ class Cluster:
         elif how == "invalid" and job.seen.purpose != "collect":
             self._finish(name, "failed", "invalid", failure("InvalidModel"))
         else:
-            cause = {"terminated": "terminated", "evicted": "disrupted", "evicted-committed": "disrupted"}.get(how)
+            lost = dict.fromkeys(("evicted", "evicted-committed", "deserted"), "disrupted")
+            cause = {"terminated": "terminated", **lost}.get(how)
             self._finish(name, "failed", cause or "error", None)
 
     def _finish(self, name: str, state: str, cause: str | None, message: str | None) -> None:
