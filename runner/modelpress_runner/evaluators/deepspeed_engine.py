@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from modelpress_runner import ranks
 from modelpress_runner.evaluators import deepspeed_group as group
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.plain import load_optimizer, plain
@@ -63,24 +65,29 @@ class EngineHandle:
     # Steps ------------------------------------------------------------------------------------------------------------
 
     def _patch_step(self) -> None:
-        optimizer = self.engine.optimizer
-        original = optimizer.step
+        engine, optimizer = self.engine, self.engine.optimizer
+        take, step = engine._take_model_step, optimizer.step
 
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def hooked_take(*args: Any, **kwargs: Any) -> Any:
+            # Before gradients are clipped: ZeRO clips within the optimizer's step, stage 0 before it.
             for hook in self._before_step:
                 hook()
-            result = original(*args, **kwargs)
+            return take(*args, **kwargs)
+
+        def hooked_step(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
             if not getattr(optimizer, "overflow", False):
                 for hook in self._after_step:
                     hook()
             return result
 
-        step.__wrapped__ = original  # type: ignore[attr-defined]
+        hooked_step.__wrapped__ = step  # type: ignore[attr-defined]
         self._own_step = vars(optimizer).get("step")
-        optimizer.step = step
+        engine._take_model_step, optimizer.step = hooked_take, hooked_step
 
     def _unpatch_step(self) -> None:
         optimizer = self.engine.optimizer
+        vars(self.engine).pop("_take_model_step", None)
         vars(optimizer).pop("step", None)
         if self._own_step is not None:  # a scheduler counts steps there
             optimizer.step = self._own_step
@@ -100,7 +107,9 @@ class EngineHandle:
         from deepspeed.utils import safe_get_full_grad
 
         with group.quiet():
-            return safe_get_full_grad(parameter)
+            gradient = safe_get_full_grad(parameter)
+        scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0))
+        return gradient if gradient is None or scale == 1.0 else gradient / scale
 
     @contextlib.contextmanager
     def whole_parameters(self, modify: bool = False) -> Iterator[None]:
@@ -239,18 +248,32 @@ class EngineHandle:
         for parameter in self.model.parameters():
             parameter.grad = None
 
+    def _lost_values(self) -> list[torch.Tensor]:
+        """In place of the values: what is on this rank, and NaN for what was elsewhere."""
+        return [
+            torch.full(parameter.ds_shape, torch.nan, dtype=parameter.dtype, device=parameter.device)
+            if hasattr(parameter, "ds_shape")
+            else parameter.detach().clone()
+            for parameter in self.model.parameters()
+        ]
+
     # The way back -----------------------------------------------------------------------------------------------------
 
     def hand_back(self) -> None:
         """Ends the engine; the model is what it was, plain tensors with the trained values."""
         values = None
         if self.engine is not None:
+            for parameter in self.model.parameters():  # of a forward or backward pass that was broken off
+                getattr(parameter, "ds_active_sub_modules", set()).clear()
             try:
-                values = self.exact_values()
+                values = self._lost_values() if _alone_in_trouble() else self.exact_values()
             finally:
                 self._unpatch_step()
                 with group.quiet():
                     self.engine.destroy()
+                # An engine destroys itself once more when it is collected, and with it what the next one has put on
+                # these parameters.
+                self.engine.destroy = lambda: None
         with torch.no_grad():
             for module, own in self._modules:
                 now = module._parameters
@@ -264,6 +287,11 @@ class EngineHandle:
                 tensor.grad = None
         self._footprint.erase()
         self.engine = None
+
+
+def _alone_in_trouble() -> bool:
+    """Whether an exception is on its way, so that the other ranks, without whom no model is whole, may not come by."""
+    return sys.exc_info()[0] is not None and ranks.together()
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -68,6 +68,12 @@ class ProcessGroup:
                 timeout=datetime.timedelta(minutes=10),
             )
 
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Ends the group if it was made here."""
         if not self._had_rank:

@@ -214,20 +214,24 @@ class ChunkedTrainer:
             scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
         return trainer.current_gradient_accumulation_steps if scaled else 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Optimizer, scheduler, counters, place in the data, and the states of callbacks that have one."""
-        trainer = self.trainer
-        scaler = trainer.accelerator.scaler
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer, and the loss scale of mixed precision."""
+        scaler = self.trainer.accelerator.scaler
         return {
             "optimizer": plain(self.optimizer.state_dict()),
-            "scheduler": plain(trainer.lr_scheduler.state_dict()),
             "scaler": None if scaler is None else plain(scaler.state_dict()),
-            **self.counters(),
         }
 
-    def counters(self) -> dict[str, Any]:
-        """The part of the state that knows no tensors."""
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Restores what `optimizer_state` gave."""
+        load_optimizer(self.optimizer, state["optimizer"])
+        if state["scaler"] is not None:
+            self.trainer.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything else: schedule, counters, place in the data, and the states of callbacks that have one."""
         return {
+            "scheduler": plain(self.trainer.lr_scheduler.state_dict()),
             "trainer": plain({name: getattr(self.trainer.state, name) for name in _COUNTERS}),
             "place": [self._epoch, self._steps],
             "ended": self._ended,
@@ -236,14 +240,7 @@ class ChunkedTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        load_optimizer(self.optimizer, state["optimizer"])
         self.trainer.lr_scheduler.load_state_dict(dict(state["scheduler"]))
-        if state["scaler"] is not None:
-            self.trainer.accelerator.scaler.load_state_dict(state["scaler"])
-        self.load_counters(state)
-
-    def load_counters(self, state: dict[str, Any]) -> None:
-        """Restores what `counters` gave."""
         for name, value in state["trainer"].items():
             setattr(self.trainer.state, name, value)
         self._epoch, self._steps = state["place"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.transformers_chunks import ChunkedTrainer, LossPatch
 from modelpress_runner.evaluators.transformers_trainer import TrainerSource
 from modelpress_runner.usercode import flags_restored, user_code
+
+if TYPE_CHECKING:
+    from modelpress_runner.evaluators.transformers_deepspeed import PartitionedTrainer
 
 
 class TransformersEvaluator(Evaluator):
@@ -59,6 +63,7 @@ class TransformersEvaluator(Evaluator):
         self._scorer: Trainer | None = None  # evaluates models that are not bound
         self._chunks: ChunkedTrainer | None = None
         self._bound: tuple[nn.Module, Footprint, Trainer] | None = None
+        self._partitioned: PartitionedTrainer | None = None
         self._handles: list[Any] = []
 
     @property
@@ -98,6 +103,14 @@ class TransformersEvaluator(Evaluator):
             raise RuntimeError("the evaluator is not bound to a model")
         return self._bound[2]
 
+    @property
+    def sharded(self) -> bool:  # type: ignore[override]
+        """Whether DeepSpeed spreads the optimizer over the ranks."""
+        trainer = self._bound[2] if self._bound else self._source.trainer or self._scorer
+        if trainer is None or not trainer.is_deepspeed_enabled:
+            return False
+        return trainer.accelerator.state.deepspeed_plugin.zero_stage >= 1
+
     def bind(self, model: nn.Module) -> None:
         if self._bound is not None:
             raise RuntimeError("the evaluator is already bound; unbind it first")
@@ -107,11 +120,21 @@ class TransformersEvaluator(Evaluator):
             self._bound = (model, footprint, trainer)
             if self.can_train:
                 with user_code("preparing the Trainer"):
-                    self._chunks = ChunkedTrainer(trainer, *self._length)
+                    self._prepare(trainer, model, footprint)
         except BaseException:
+            self.unbind()
             footprint.erase()
-            self._bound = None
             raise
+
+    def _prepare(self, trainer: Trainer, model: nn.Module, footprint: Footprint) -> None:
+        length = self._length
+        if not trainer.is_deepspeed_enabled:
+            self._chunks = ChunkedTrainer(trainer, *length)
+            return
+        from modelpress_runner.evaluators.transformers_deepspeed import PartitionedTrainer
+
+        self._partitioned = PartitionedTrainer(trainer, model, footprint)
+        self._chunks = self._partitioned.prepare(lambda: ChunkedTrainer(trainer, *length))
 
     def unbind(self) -> None:
         super().unbind()
@@ -120,18 +143,26 @@ class TransformersEvaluator(Evaluator):
         self._handles = []
         if self._chunks is not None:
             self._chunks.close()
-        if self._bound is not None:
-            model, footprint, _ = self._bound
-            scoring.unwrap(model)
-            footprint.erase()
-        self._chunks = self._bound = None
-        self._length = (None, None)
+        try:
+            if self._partitioned is not None:
+                self._partitioned.close()
+        finally:
+            if self._bound is not None:
+                model, footprint, _ = self._bound
+                scoring.unwrap(model)
+                footprint.erase()
+            self._chunks = self._partitioned = self._bound = None
+            self._length = (None, None)
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
         model = self.model
         if self._chunks is None:
             raise InvalidModelError(f"the evaluator cannot train; give it {self.train_needs}")
-        with flags_restored(model), torch.enable_grad(), user_code("Trainer.train"):
+        with contextlib.ExitStack() as reverted:
+            if self._partitioned is not None:
+                reverted.enter_context(self._partitioned.quiet())
+            for context in (flags_restored(model), torch.enable_grad(), user_code("Trainer.train")):
+                reverted.enter_context(context)
             self._chunks.train(max_steps, max_epochs)
 
     def evaluate(self, model: nn.Module | None = None) -> Score:
@@ -141,7 +172,15 @@ class TransformersEvaluator(Evaluator):
         trainer = self.trainer if bound else self._scorer or self._make_scorer(model)
         if not self.can_evaluate:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
-        with flags_restored(model), seeding.aside(), torch.no_grad(), user_code("Trainer.evaluate"):
+        with contextlib.ExitStack() as reverted:
+            if trainer.is_deepspeed_enabled and self._partitioned is None:
+                from modelpress_runner.evaluators.deepspeed_group import ProcessGroup
+
+                reverted.enter_context(ProcessGroup())
+            elif self._partitioned is not None:
+                reverted.enter_context(self._partitioned.quiet())
+            for context in (flags_restored(model), seeding.aside(), torch.no_grad(), user_code("Trainer.evaluate")):
+                reverted.enter_context(context)
             metrics = scoring.evaluate(trainer, model, prepared=bound and self._chunks is not None)
         return scoring.score_from(metrics, self._metric)
 
@@ -155,14 +194,24 @@ class TransformersEvaluator(Evaluator):
         return self._scorer
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        if self._partitioned is not None:
+            return iter((self._partitioned.handle.optimizer,))
         return iter(() if self._chunks is None else (self._chunks.optimizer,))
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._chunks is None else self._chunks.state_dict()
+        if self._chunks is None:
+            return {}
+        holder = self._chunks.optimizer_state if self._partitioned is None else self._partitioned.handle.state_dict
+        return {"optimizer": holder(), **self._chunks.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._chunks is not None:
-            self._chunks.load_state_dict(state)
+        if self._chunks is None:
+            return
+        if self._partitioned is None:
+            self._chunks.load_optimizer_state(state["optimizer"])
+        else:
+            self._partitioned.handle.load_state_dict(state["optimizer"])
+        self._chunks.load_state_dict(state)
 
     def patch_loss(self, patch: LossPatch) -> None:
         """As in the protocol; `batch` is the dict of inputs, labels among them."""
@@ -170,9 +219,24 @@ class TransformersEvaluator(Evaluator):
             self._chunks.patches.append(patch)
 
     def before_optimizer_step(self, hook: Callable[[], None]) -> None:
-        for optimizer in self.optimizers():
-            self._handles.append(optimizer.register_step_pre_hook(lambda *_: hook()))
+        if self._partitioned is not None:
+            self._partitioned.handle.before_step(hook)
+        elif self._chunks is not None:
+            self._handles.append(self._chunks.optimizer.register_step_pre_hook(lambda *_: hook()))
 
     def after_optimizer_step(self, hook: Callable[[], None]) -> None:
-        for optimizer in self.optimizers():
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: hook()))
+        if self._partitioned is not None:
+            self._partitioned.handle.after_step(hook)
+        elif self._chunks is not None:
+            self._handles.append(self._chunks.optimizer.register_step_post_hook(lambda *_: hook()))
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        return parameter.grad if self._partitioned is None else self._partitioned.handle.gradient(parameter)
+
+    @contextlib.contextmanager
+    def whole_parameters(self, modify: bool = False) -> Iterator[None]:
+        if self._partitioned is None:
+            yield
+            return
+        with self._partitioned.handle.whole_parameters(modify):
+            yield

@@ -15,6 +15,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.evaluators import deepspeed_engine
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.score import score_of
@@ -33,7 +34,7 @@ _BOOKKEEPING = frozenset(  # the Trainer's own: clocks and counters, not measure
         "num_input_tokens_seen",
     }
 )
-FOREIGN = ("_original_forward", "_is_accelerate_prepared")
+FOREIGN = ("_original_forward", "_is_accelerate_prepared", *deepspeed_engine.FOREIGN)
 
 
 def score_from(metrics: Mapping[str, Any], metric: str | None) -> Score:

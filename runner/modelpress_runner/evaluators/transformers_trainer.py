@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -89,6 +90,9 @@ class TrainerSource:
             InvalidModelError: it trains another model, or uses what cannot work here.
             UserCodeError: the user's function raised.
         """
+        # accelerate refuses a second Trainer with a DeepSpeed configuration as long as it remembers the first one.
+        if AcceleratorState._shared_state.get("deepspeed_plugins") is not None:
+            AcceleratorState._reset_state()
         with seeding.aside(), user_code("making the Trainer again"):
             if self._plan is not None:
                 [trainer] = self._plan.build(model)
