@@ -23,7 +23,7 @@ from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
 from modelpress_runner import ranks
-from modelpress_runner.context import Cut, Masks, StageContext
+from modelpress_runner.context import Cut, Masks, StageContext, placed
 from modelpress_runner.errors import StoreError
 
 FORMAT = 2
@@ -102,7 +102,7 @@ class Checkpoint:
             for name, value in self.buffers.items():
                 if name in buffers and buffers[name].shape == value.shape:
                     buffers[name].copy_(value)
-        context.masks = self.masks
+        context.masks = placed(self.masks, context.model)  # a checkpoint is read into main memory
         context.cuts = list(self.cuts)
         context.notes.extend(note for note in self.notes if note not in context.notes)
 

@@ -15,6 +15,14 @@ from modelpress_runner.evaluators.base import Evaluator
 Masks = dict[str, dict[str, torch.Tensor]]
 
 
+def placed(masks: Masks, model: nn.Module) -> Masks:
+    """The masks where the parameters of `model` are."""
+    return {
+        module: {name: mask.to(getattr(model.get_submodule(module), name).device) for name, mask in tensors.items()}
+        for module, tensors in masks.items()
+    }
+
+
 @dataclass(frozen=True)
 class Cut:
     """One shrunk axis: `kept` are the indices of the module's parameters along it that stay, ascending.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Prune, Stage
-from modelpress_runner.context import StageContext
+from modelpress_runner.context import StageContext, placed
 from modelpress_runner.engine import Outcome, asked
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.loopscores import ScoreWindow
@@ -169,6 +169,7 @@ class Loop:
                 "was given to prepare_compression, with an optimizer that holds its parameters"
             )
         check_finite(self.model)
+        self.context.masks = placed(self.context.masks, self.model)
         records = [self._record(part) for part in self._parts]
         for part, record in zip(self._parts, records, strict=True):
             if part.stage.shrinks:
@@ -191,6 +192,7 @@ class Loop:
         pruned = False
         for part in self._parts:
             if part.is_due(self.steps):
+                self.context.masks = placed(self.context.masks, self.model)  # somebody may have moved the model
                 part.stage.round(self.context, self.steps, part.scores())
                 pruned = True
                 if self.steps == part.last:

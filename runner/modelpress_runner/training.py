@@ -78,7 +78,7 @@ def check_masks(model: nn.Module, masks: Masks, after: str) -> None:
                 raise CompressionError(
                     f"after {after} {full} has shape {tuple(parameter.shape)}, its mask {tuple(mask.shape)}"
                 )
-            alive = int(torch.count_nonzero(parameter.detach().masked_fill(mask.to(torch.bool), 0)))
+            alive = int(torch.count_nonzero(parameter.detach().masked_fill(mask.to(parameter.device, torch.bool), 0)))
             if alive:
                 raise CompressionError(f"after {after} {alive} pruned weights of {full} are no longer zero")
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.errors import SpecError
+from modelpress_runner.context import placed
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.stopping import Stopped
 
@@ -369,3 +370,10 @@ def test_epochs_and_epoch_callbacks_go_together(task):
     compression.callbacks.on_epoch_begin(next(epochs))
     with pytest.raises(InvalidModelError, match=r"went on before on_epoch_end\(\)"):
         next(epochs)
+
+
+def test_masks_follow_the_model():
+    """Masks go where the parameters are: a checkpoint's are read into main memory, and a loop may move its model."""
+    masks = {"": {"weight": torch.ones(2, 3)}}
+    assert placed(masks, nn.Linear(3, 2, device="meta"))[""]["weight"].device.type == "meta"
+    assert torch.equal(placed(masks, nn.Linear(3, 2))[""]["weight"], torch.ones(2, 3))
