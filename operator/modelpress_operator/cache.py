@@ -11,11 +11,10 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
+from .compact import kept
 from .resources import (
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
-    JOBS,
-    PODS,
     RawObject,
     Resource,
     controller_uid,
@@ -96,7 +95,7 @@ class Cache:
         before = self.get(*place)
         if before is not None and version_of(obj) <= version_of(before):
             return False
-        after = _kept(resource, obj)
+        after = kept(resource, obj)
         if before is not None:
             self._forget(place, before)
             if meta_of(before).get("uid") != uid:
@@ -148,7 +147,7 @@ class Cache:
         if obj is None:
             self._namesakes.pop(place, None)
         elif self.get(*place) is None:
-            self._namesakes[place] = _kept(resource, obj)
+            self._namesakes[place] = kept(resource, obj)
 
     def _bury(self, uid: str) -> None:
         self._tombstones[uid] = None
@@ -172,15 +171,3 @@ class Cache:
     def _tell(self, resource: Resource, before: RawObject | None, after: RawObject | None, ours: bool) -> None:
         if self.listener is not None:
             self.listener(resource, before, after, ours)
-
-
-def _kept(resource: Resource, obj: RawObject) -> RawObject:
-    """The object without what nobody reads; a Job's template and a pod's spec may be 256 KiB each."""
-    meta = {key: value for key, value in meta_of(obj).items() if key != "managedFields"}
-    kept = {"apiVersion": resource.api_version, "kind": resource.kind, **obj, "metadata": meta}
-    if resource is PODS:
-        meta.pop("annotations", None)
-        kept.pop("spec", None)
-    elif resource is JOBS:
-        kept["spec"] = {key: value for key, value in (obj.get("spec") or {}).items() if key != "template"}
-    return kept

@@ -313,7 +313,7 @@ class Controller:
             problems, strategy = await loop.run_in_executor(self._threads, _study, sweep.spec)
             memory = self._remember(raw, problems, strategy)
         for number, trial in enumerate(self._cache.owned(meta_of(raw)["uid"], COMPRESSION_JOBS)):
-            self._snapshots.job(trial)  # after a start none is parsed yet; 10,000 at once would stall the Lease
+            self._snapshots.trial(trial, raw)  # after a start none is parsed yet; 10,000 at once would stall the Lease
             if number % PARSED_AT_ONCE == PARSED_AT_ONCE - 1:
                 await asyncio.sleep(0)
         seen = self._snapshots.observe_sweep(raw, memory.problems, now)

@@ -24,6 +24,7 @@ from kubernetes.aio.client import Configuration
 from yarl import URL
 
 from .aio import CONNECT_SECONDS, PAGE, REQUEST_SECONDS, load_configuration
+from .compact import slim
 from .metrics import Metrics
 from .resources import JOBS, MANAGED_BY, MANAGER, PODS, WATCHED, RawObject, Resource
 
@@ -137,18 +138,23 @@ class Watcher:
             verb = "watch" if url.query.get("watch") == "true" else "list"
             self._metrics.api_requests.labels(verb, found[0].plural, str(status)).inc()
 
-    def page(self, url: URL, answer: RawObject) -> None:
-        """One page of a listing."""
+    def page(self, url: URL, answer: RawObject) -> RawObject:
+        """One page of a listing; what kopf gets of it: that it is there, and from which version on to watch.
+
+        It would make a task and a memory of each object, to tell us of it once more.
+        """
         found = _asked(url)
         if found is None:
-            return
+            return answer
         meta = answer.get("metadata") or {}
-        objects = [*(self._pages.pop(found, []) if "continue" in url.query else ()), *(answer.get("items") or ())]
+        page = [slim(found[0], obj) for obj in answer.get("items") or ()]
+        objects = [*(self._pages.pop(found, []) if "continue" in url.query else ()), *page]
         if meta.get("continue"):
             self._pages[found] = objects
-            return
-        self._tell(self._sink.listed, *found, objects, int(meta.get("resourceVersion") or 0))
-        self._tell(self._sink.heard, found[0])
+        else:
+            self._tell(self._sink.listed, *found, objects, int(meta.get("resourceVersion") or 0))
+            self._tell(self._sink.heard, found[0])
+        return {**answer, "items": []}
 
     def data(self, url: URL) -> None:
         """A watch said something, a bookmark at least."""
@@ -188,7 +194,7 @@ def _response_class(watcher: Watcher) -> type[aiohttp.ClientResponse]:
         async def json(self, **options: Any) -> Any:
             answer = await super().json(**options)
             if self.status == 200 and isinstance(answer, dict) and "items" in answer:
-                watcher.page(self.url, answer)
+                return watcher.page(self.url, answer)
             return answer
 
     return ObservedResponse

@@ -10,12 +10,13 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from modelpress.api.errors import Problem, SpecError, located_problems
-from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
+from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.yamltext import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
 
 from .cache import Cache
+from .finished import finished_trial
 from .observe import LOST_SECONDS, observed_job, recheck_after, starved
 from .refusals import Refusals
 from .resources import (
@@ -52,7 +53,10 @@ class Problems:
 
 
 class Snapshots:
-    """Typed views of the cache. Each object is parsed once per version: the search recognises trials by identity."""
+    """Typed views of the cache. Each object is parsed once per version: the search recognises trials by identity.
+
+    A finished job is parsed when it is looked at, and kept only as its sweep sees it.
+    """
 
     def __init__(self, cache: Cache, refusals: Refusals, lost_after: float = LOST_SECONDS) -> None:
         self._cache = cache
@@ -67,7 +71,27 @@ class Snapshots:
         Raises:
             SpecError: this version of modelpress does not understand it.
         """
-        return _parsed(raw, CompressionJob, self._jobs)
+        return _parsed(raw, CompressionJob, {} if _finished(raw) else self._jobs)
+
+    def trial(self, raw: RawObject, sweep: RawObject) -> CompressionJob:
+        """A CompressionJob as its sweep sees it; of a finished one only what a sweep reads.
+
+        Raises:
+            SpecError: this version of modelpress does not understand it.
+        """
+        if not _finished(raw):
+            return self.job(raw)
+        meta = meta_of(raw)
+        uid, version = meta["uid"], str(meta["resourceVersion"])
+        there = self._jobs.get(uid)
+        if there is None or there[0] != version:
+            template = to_json_numbers(sweep["spec"]["template"]["spec"])
+            try:
+                lean = finished_trial(to_json_numbers(raw), self.sweep(sweep), template)
+            except ValidationError as error:
+                raise SpecError(problem for problem, _ in located_problems(error, CompressionJob)) from None
+            there = self._jobs[uid] = version, lean
+        return there[1]
 
     def sweep(self, raw: RawObject) -> CompressionSweep:
         """The typed CompressionSweep.
@@ -101,7 +125,7 @@ class Snapshots:
         sweep, meta = self.sweep(raw), meta_of(raw)
         ours = {id(trial): trial for trial in self._cache.owned(meta["uid"], COMPRESSION_JOBS)}
         named = {id(trial): trial for trial in self._cache.numbered(meta["namespace"], meta["name"])}
-        trials = tuple(self.job(trial) for trial in (ours | named).values())
+        trials = tuple(self.trial(trial, raw) for trial in (ours | named).values())
         prepared, published = sweep.status.prepare_attempts, sweep.status.publish_attempts
         names = [naming.prepare_name(meta["name"], number) for number in (prepared, prepared + 1) if number > 0]
         names += [naming.publish_name(meta["name"], number) for number in (published, published + 1) if number > 0]
@@ -131,6 +155,10 @@ class Snapshots:
 
     def _pods(self, job: RawObject) -> list[RawObject]:
         return self._cache.owned(meta_of(job).get("uid") or "", PODS)
+
+
+def _finished(raw: RawObject) -> bool:
+    return (raw.get("status") or {}).get("phase") in TERMINAL_PHASES
 
 
 def _parsed(raw: RawObject, model: type[T], known: dict[str, tuple[str, T]]) -> T:

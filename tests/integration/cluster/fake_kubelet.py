@@ -68,6 +68,7 @@ class Run:
     ended: float | None = None
     labels: dict[str, str] = field(default_factory=dict)
     held: bool = False  # it was told why it does not start
+    began: str = ""  # started, as the API server has it
 
     @property
     def rank(self) -> int:
@@ -194,9 +195,8 @@ class FakeKubelet:
         if run.fate.waiting is not None and not opened:
             self._hold(run, {"waiting": {"reason": run.fate.waiting, "message": f"fate: {run.fate.waiting}"}})
             return
-        run.phase, run.started = "Running", time.monotonic()
-        run_state = {"running": {"startedAt": _now()}}
-        self._patch(run, "Running", run_state)
+        run.phase, run.started, run.began = "Running", time.monotonic(), _now()
+        self._patch(run, "Running", {"running": {"startedAt": run.began}})
         self._after(run.fate.run, lambda: self._end(run))
 
     def _hold(self, run: Run, state: dict[str, Any] | None) -> None:
@@ -221,14 +221,14 @@ class FakeKubelet:
         fate = run.fate
         quiet = run.rank > 0 and fate.exit_code == 0  # rank 0 commits and reports
         message = fate.message if fate.message is not None else "" if quiet else self._result(run)
-        terminated = {"exitCode": fate.exit_code, "startedAt": _now(), "finishedAt": _now(), "message": message}
+        terminated = {"exitCode": fate.exit_code, "startedAt": run.began, "finishedAt": _now(), "message": message}
         terminated["reason"] = fate.reason or ("Completed" if fate.exit_code == 0 else "Error")
         run.phase, run.ended = ("Succeeded" if fate.exit_code == 0 else "Failed"), time.monotonic()
         self._patch(run, run.phase, {"terminated": terminated})
 
     def _terminate(self, run: Run) -> None:
         """SIGTERM: a checkpoint, then exit code 143; then the pod is gone."""
-        terminated = {"exitCode": 143, "startedAt": _now(), "finishedAt": _now(), "reason": "Error"}
+        terminated = {"exitCode": 143, "startedAt": run.began or _now(), "finishedAt": _now(), "reason": "Error"}
         self._patch(run, "Failed", {"terminated": terminated})
         path = f"/api/v1/namespaces/{run.namespace}/pods/{run.pod}"
         self._talk("DELETE", path, {"gracePeriodSeconds": 0, "preconditions": {"uid": run.uid}}, known=(404, 409))

@@ -1,0 +1,56 @@
+"""What a sweep reads of a trial that has finished: a tenth of the trial, of which a fleet has ten thousand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionJobStatus, CompressionSweep
+from modelpress.api.v1alpha1 import reasons as r
+from modelpress.api.v1alpha1.meta import JobMeta
+
+from .resources import RawObject
+
+META = ("name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp")
+STATUS = ("phase", "metrics", "codeDigest", "activeSeconds", "completionTime")
+CONDITIONS = frozenset({r.CONSTRAINTS_MET, r.COMPRESSED, r.PORTABLE})
+JUDGED_BY = ("constraints", "metrics")  # of a trial's own spec; the rest of it no sweep reads
+_NOTHING_SET: set[str] = set()
+
+
+def finished_trial(raw: RawObject, sweep: CompressionSweep, template: RawObject) -> CompressionJob:
+    """A finished trial as reconcile_sweep and the search need it (SweepObserved.trials).
+
+    Its spec is the sweep's template's where both judge alike, and its own otherwise.
+
+    Args:
+        template: the template's spec as JSON.
+
+    Raises:
+        pydantic.ValidationError: it is none.
+    """
+    status: dict[str, Any] = raw.get("status") or {}
+    spec: dict[str, Any] = raw.get("spec") or {}
+    kept = {key: status[key] for key in STATUS if key in status}
+    kept["conditions"] = [item for item in status.get("conditions") or () if item.get("type") in CONDITIONS]
+    meta = {key: raw["metadata"][key] for key in META if key in raw["metadata"]}
+    alike = all(spec.get(key) == template.get(key) for key in JUDGED_BY)
+    return CompressionJob.model_construct(
+        _NOTHING_SET,
+        metadata=_lean(JobMeta.model_validate(meta)),
+        spec=sweep.spec.template.spec if alike else _lean(CompressionJobSpec.model_validate(spec)),
+        status=_lean(CompressionJobStatus.model_validate(kept)),
+    )
+
+
+def _lean(value: Any) -> Any:
+    """Without the sets of which fields were given: nobody asks, and they are half of a small model's memory."""
+    if isinstance(value, BaseModel):
+        object.__setattr__(value, "__pydantic_fields_set__", _NOTHING_SET)
+        for part in vars(value).values():
+            _lean(part)
+    elif isinstance(value, list):
+        for part in value:
+            _lean(part)
+    return value
