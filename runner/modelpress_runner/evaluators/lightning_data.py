@@ -228,6 +228,8 @@ def _lasting(package: Package) -> Any:
             if self.keep and self._iterator is not None:
                 self.keep, self.skip = False, 0
                 return self
+            # Persistent workers would draw no random numbers for a second pass: one that is resumed has new ones.
+            super().reset()
             skip, self.skip, self.keep = self.skip, 0, False
             if not skip or self.began is None:
                 self.began = self._generators()

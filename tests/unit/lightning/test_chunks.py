@@ -243,3 +243,50 @@ def test_callbacks_and_module_hooks_run():
     mine = Listening()
     in_chunks(net(), [1, 1], callbacks=mine)
     assert mine.heard == [("start", 0), ("end", 0), ("start", 1), ("end", 1)]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows in an order of the global generator; nobody knows how many."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        return iter([self.rows[index] for index in torch.randperm(len(self.rows)).tolist()])
+
+
+class Streaming(Clouds):
+    def train_dataloader(self) -> Any:
+        return DataLoader(Stream(self.train), 8)
+
+
+class Several(Clouds):
+    def train_dataloader(self) -> Any:
+        return {"a": DataLoader(self.train, 8, shuffle=True), "b": DataLoader(self.train, 16, shuffle=True)}
+
+
+class Persistent(Clouds):
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, 8, shuffle=True, num_workers=1, persistent_workers=True)
+
+
+class OfSeveral(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(batch["a"]) + self.loss(batch["b"])
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "exact"),
+    [(Streaming, Net, True), (Several, OfSeveral, True), (Persistent, Net, False)],
+    ids=["of no length", "several", "persistent workers"],
+)
+def test_chunks_within_an_epoch_for_other_loaders(data, kind, exact):
+    """4 of 6 batches at a time, the last chunk in another process: one fit; persistent workers are begun anew with each
+    epoch, which draws other random numbers than one fit, but the same ones in a run that was interrupted."""
+    alone, cut, resumed = net(kind), net(kind), net(kind)
+    if exact:
+        one_fit(alone, data(), max_steps=12, max_epochs=-1)
+    in_chunks(cut, [4, 4, 4], "steps", data=lambda: lambda: data())
+    in_chunks(resumed, [4, 4, 4], "steps", data=lambda: lambda: data(), resume_at=2)
+    assert same(cut, resumed)
+    assert same(alone, cut) or not exact
