@@ -96,7 +96,7 @@ class PodTemplate(ApiModel):
 
 
 class Runner(ApiModel):
-    """How a cluster runs the pods. A local run uses the machine as it is; it heeds the numbers of processes and GPUs."""
+    """How a cluster runs the pods. A local run uses the machine as it is, but for numbers of processes and GPUs."""
 
     image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")] | None = (
         Field(
