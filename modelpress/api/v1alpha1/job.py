@@ -38,8 +38,8 @@ class CompressionJobSpec(ApiModel):
     store: Store | None = Field(default=None, description="Local runs default to ./modelpress-runs.")
     runner: Runner | None = Field(
         default=None,
-        description="How a cluster runs the pods. A local run uses the machine as it is, but for numbers of processes and "
-        "GPUs.",
+        description="How a cluster runs the pods. A local run uses the machine as it is, but for numbers of "
+        "processes and GPUs.",
     )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of every random choice.")
     suspend: bool = Field(
