@@ -258,7 +258,7 @@ def judge(
     killed = sorted(rank for rank in group.ranks if rank not in reports)
     if killed:
         return _unheard(killed[0], exits, group), ExitCode.FAILED
-    lost = next(iter(reports.values()), None)
+    lost = min(reports.values(), key=lambda report: report.time, default=None)
     if group.nodes > 1:
         return terminated("a process on another node went away; the next attempt starts all of them"), (
             ExitCode.TERMINATED

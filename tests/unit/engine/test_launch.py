@@ -121,7 +121,12 @@ def test_rank_0_speaks_for_all():
         ([report(0, 143, gone=True)], {1: 7}, False, (1, "process 1 of 2", "exit code 7")),
         ([report(0, 143, gone=True)], {}, False, (1, "process 1 of 2", "without a word")),
         # Each says that the other is gone: the network is at fault, and another attempt counts.
-        ([report(0, 143, "reset", gone=True), report(1, 143, gone=True)], {}, False, (1, "reset", "reset")),
+        (
+            [report(0, 143, "late", at=9, gone=True), report(1, 143, "reset", at=5, gone=True)],
+            {},
+            False,
+            (1, "reset", "reset"),
+        ),
     ],
 )
 def test_the_error_that_explains_the_others_is_told(reports, exits, stopped, expected):
