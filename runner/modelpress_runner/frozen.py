@@ -117,7 +117,7 @@ class _Passes:
 
     def _after(self) -> None:
         with self._evaluator.whole_parameters(modify=True):
-            self._state.restore()
+            self._state.refill()
 
 
 class _State:
@@ -130,19 +130,41 @@ class _State:
             for place in (module._parameters, module._buffers)
             for name, tensor in place.items()
         ]
+        self._elsewhere: dict[int, torch.Tensor] = {}  # copies on the device that training has moved the model to
+
+    @torch.no_grad()
+    def refill(self) -> None:
+        """Gives what is in the model now the values of then, wherever training has moved it to."""
+        for number, (place, name, tensor, value) in enumerate(self._tensors):
+            now = place.get(name)
+            if value is None:
+                place[name] = None
+            elif now is None or now.shape != value.shape:
+                place[name] = tensor
+                _set(tensor, value)
+            else:
+                if now.device != value.device:
+                    if number not in self._elsewhere:
+                        self._elsewhere[number] = value.to(now.device)
+                    value = self._elsewhere[number]
+                # .data: autograd may still need the tensor for another loss, and its value is the same again.
+                now.data.copy_(value)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts the objects back in their places, with the values of then, on the devices of then."""
         for place, name, tensor, value in self._tensors:
             place[name] = tensor
-            if tensor is None or value is None:
-                continue
-            if tensor.device == value.device and tensor.dtype == value.dtype and tensor.shape == value.shape:
-                # .data: autograd may still need the tensor for another loss, and its value is the same again.
-                tensor.data.copy_(value)
-            else:
-                tensor.data = value.clone()
+            if value is not None:
+                _set(tensor, value)
+
+
+def _set(tensor: torch.Tensor | None, value: torch.Tensor) -> None:
+    assert tensor is not None
+    if (tensor.dtype, tensor.device, tensor.shape) == (value.dtype, value.device, value.shape):
+        tensor.data.copy_(value)
+    else:
+        tensor.data = value.clone()
 
 
 @contextlib.contextmanager

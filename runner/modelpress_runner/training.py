@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +14,7 @@ from torch import nn
 from modelpress_runner.context import Masks, Training
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.evaluators.base import Evaluator
+from modelpress_runner.usercode import devices_restored
 
 MOST_STEP_CHUNKS = 10
 
@@ -93,6 +95,8 @@ def check_finite(model: nn.Module) -> None:
 class TrainingRun:
     """A training step that is under way: the evaluator is bound while the context is open.
 
+    Training may move the model to another device; at the end it is back where it was.
+
     Args:
         model: what trains.
         evaluator: how it trains.
@@ -109,18 +113,22 @@ class TrainingRun:
 
     def __enter__(self) -> TrainingRun:
         self._masks.apply()
-        self._evaluator.bind(self._model)
-        self._evaluator.patch_loss(lambda loss, batch: (self._stop(), loss)[1])
-        self._evaluator.before_optimizer_step(self._stop)
-        self._evaluator.after_optimizer_step(self._after_step)
-        trainable = {name: value for name, value in self._model.named_parameters() if value.requires_grad}
-        with self._evaluator.whole_parameters():
-            self._before = {name: value.detach().clone() for name, value in trainable.items()}
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(devices_restored(self._model))
+            undone.callback(self._clear_gradients)
+            undone.callback(self._evaluator.unbind)
+            self._evaluator.bind(self._model)
+            self._evaluator.patch_loss(lambda loss, batch: (self._stop(), loss)[1])
+            self._evaluator.before_optimizer_step(self._stop)
+            self._evaluator.after_optimizer_step(self._after_step)
+            trainable = {name: value for name, value in self._model.named_parameters() if value.requires_grad}
+            with self._evaluator.whole_parameters():
+                self._before = {name: value.detach().clone() for name, value in trainable.items()}
+            self._undone = undone.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._evaluator.unbind()
-        self._clear_gradients()
+        self._undone.close()
 
     def _after_step(self) -> None:
         self._steps += 1

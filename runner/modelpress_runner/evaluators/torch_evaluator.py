@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from modelpress_runner.evaluators.plain import load_optimizer, plain
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.steps import after_step, before_step, unscaled
 from modelpress_runner.trace import Plan, call_of
-from modelpress_runner.usercode import flags_restored, user_code
+from modelpress_runner.usercode import devices_restored, flags_restored, user_code
 
 LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
 
@@ -219,7 +220,12 @@ class TorchEvaluator(Evaluator):
         model = self.model if model is None else inner(model)
         if self._evaluating_func is None:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
-        with seeding.aside(), generators.aside(self.user_objects()), flags_restored(model), torch.no_grad():
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(seeding.aside())
+            undone.enter_context(generators.aside(self.user_objects()))
+            undone.enter_context(devices_restored(model))
+            undone.enter_context(flags_restored(model))
+            undone.enter_context(torch.no_grad())
             model.eval()
             with user_code("evaluating_func"):
                 value = self._evaluating_func(model)

@@ -194,6 +194,30 @@ def test_a_loss_of_another_optimizer_can_still_go_backward(task):
     assert torch.equal(steps[0], steps[2])
 
 
+def test_a_training_may_convert_or_move_the_model(task):
+    """A loop that begins with model.double(): it trains in float64 throughout, and the model ends in float32."""
+    kinds = []
+
+    def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+        model.double()
+        for _ in range(max_steps):
+            optimizer.zero_grad()
+            training_step((task.x.double(), task.y), model).backward()
+            optimizer.step()
+            kinds.append({value.dtype for value in (*model.parameters(), model[1].running_mean)})
+
+    evaluator = task.evaluator(training_func=training_func)
+    before = bits(task.model)
+    objects = [*map(id, task.model.parameters()), *map(id, task.model.buffers())]
+    gradients = []
+    training_passes(task.model, evaluator, 3, before_step=lambda: gradients.append(task.model[0].weight.grad.clone()))
+    assert kinds == [{torch.float64}] * 3
+    assert torch.equal(gradients[0], gradients[2])
+    assert bits(task.model) == before
+    assert [*map(id, task.model.parameters()), *map(id, task.model.buffers())] == objects
+    assert {value.dtype for value in task.model.parameters()} == {torch.float32}
+
+
 def test_a_training_that_goes_on_is_ended(task):
     """A loop that keeps to no limit is broken off before the step after the last."""
     steps = []

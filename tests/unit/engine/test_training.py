@@ -12,6 +12,7 @@ import modelpress as mp
 from modelpress_runner.context import Training
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.training import Chunk, TrainingRun, check_masks, chunks_of
+from modelpress_runner.usercode import devices_restored
 
 
 def test_epochs_are_trained_one_by_one():
@@ -181,3 +182,30 @@ def test_nothing_is_left_after_a_run(task):
     evaluator.bind(task.model)
     assert not evaluator._patches
     assert not next(evaluator.optimizers())._optimizer_step_post_hooks
+
+
+def test_a_training_that_moves_the_model_leaves_it_where_it_was():
+    """A model that is moved inside (here from the device without data) goes back: parameters, buffers, gradients."""
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    objects = [*map(id, model.parameters()), *map(id, model.buffers())]
+
+    def move():
+        model.to_empty(device="cpu")
+        model(torch.ones(4, 2)).sum().backward()
+        assert model[0].weight.device.type == model[1].running_mean.device.type == "cpu"
+        raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"), devices_restored(model):
+        move()
+    tensors = [*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert [*map(id, model.parameters()), *map(id, model.buffers())] == objects
+
+
+def test_an_evaluator_that_cannot_be_bound_is_not_left_half_bound(task):
+    """A failing factory ends the training before it begins; the next one binds afresh."""
+    evaluator = task.evaluator(optimizers=lambda params: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(UserCodeError, match="division by zero"):
+            run(evaluator, task.model)
