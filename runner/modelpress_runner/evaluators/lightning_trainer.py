@@ -21,6 +21,9 @@ Arguments = dict[str, Any]
 
 # Callbacks whose work spans a whole fit: they freeze, average or swap weights at its begin and end.
 _WHOLE_FIT = ("BaseFinetuning", "StochasticWeightAveraging", "WeightAveraging")
+# Callbacks that fit the model on their own, from its first weights.
+_OWN_FITS = ("LearningRateFinder", "BatchSizeFinder")
+_LOGGING = ("LearningRateMonitor", "DeviceStatsMonitor")
 _SHARDING = ("fsdp", "deepspeed", "model_parallel", "xla")
 _STARTING = ("spawn", "fork", "notebook")
 _SHOWN = {"enable_checkpointing": "Checkpoint", "enable_progress_bar": "ProgressBar"}
@@ -93,7 +96,7 @@ class TrainerSource:
             out |= {"inference_mode": False, "profiler": None, "max_time": None}
             if on_cpu:
                 plugins = [each for each in _listed(out.get("plugins")) if not is_a(each, "Precision")]
-                out |= {"accelerator": "cpu", "devices": 1, "precision": None, "plugins": plugins}
+                out |= {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": None, "plugins": plugins}
             return out
 
         return self._make(package, change)
@@ -103,7 +106,7 @@ class TrainerSource:
             self._check(given)
             return change(given)
 
-        with _arguments(package, checked):
+        with _arguments(package, checked) as begun:
             if self._call is None:
                 made = self._given()
             else:
@@ -112,6 +115,10 @@ class TrainerSource:
             raise InvalidModelError(
                 f"the trainer is {described(made)} while the model is a LightningModule of {package.name}; make both "
                 f"with {package.name}"
+            )
+        if not any(made is each for each in begun):
+            raise InvalidModelError(
+                "the trainer function returned a Trainer that was there before; let it make a new one at each call"
             )
         # SIGTERM is the run's: it saves and ends between two steps, on all ranks alike.
         made._signal_connector.register_signal_handlers = lambda: None
@@ -139,28 +146,42 @@ class TrainerSource:
                         f"spec.runner.{field}: {count} and leave {argument} out"
                     )
         for each in _listed(given.get("callbacks")):
-            found = next((kind for kind in _WHOLE_FIT if is_a(each, kind)), None)
-            if found is not None and self._resumable:
-                raise InvalidModelError(
-                    f"the callback {type(each).__name__} needs a whole fit, but training is cut into chunks; give "
-                    "LightningEvaluator resumable=False, or leave it out"
-                )
+            self._check_callback(each, given)
+
+    def _check_callback(self, callback: Any, given: Arguments) -> None:
+        name = type(callback).__name__
+        if _is_one_of(callback, _WHOLE_FIT) and self._resumable:
+            raise InvalidModelError(
+                f"the callback {name} needs a whole fit, but training is cut into chunks; give LightningEvaluator "
+                "resumable=False, or leave it out"
+            )
+        if _is_one_of(callback, _OWN_FITS):
+            raise InvalidModelError(
+                f"the callback {name} fits the model itself, from its first weights; leave it out and set what it finds"
+            )
+        if _is_one_of(callback, _LOGGING) and given.get("logger") is None:
+            raise InvalidModelError(
+                f"the callback {name} needs a logger, which there is only where the Trainer's arguments name one; give "
+                "the Trainer a logger, or leave the callback out"
+            )
 
 
 @contextlib.contextmanager
-def _arguments(package: Package, change: Callable[[Arguments], Arguments]) -> Iterator[None]:
-    """Inside, a Trainer is made with what `change` gives for the arguments that its maker gives."""
+def _arguments(package: Package, change: Callable[[Arguments], Arguments]) -> Iterator[list[Any]]:
+    """Inside, a Trainer is made with what `change` gives for the arguments that its maker gives; the Trainers made."""
     kind = package.part("Trainer")
     original = kind.__init__
     names = list(inspect.signature(original).parameters)[1:]
+    begun: list[Any] = []
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        begun.append(self)
         original(self, **change({**dict(zip(names, args, strict=False)), **kwargs}))
 
     kind.__init__ = init
     try:
-        yield
+        yield begun
     finally:
         kind.__init__ = original
 
@@ -191,8 +212,12 @@ def _placed(package: Package, given: Arguments, alone: bool = False) -> Argument
         started = isinstance(strategy, str) and any(each in strategy for each in _STARTING)
         out["strategy"] = "ddp" if strategy in ("auto", None) or started else strategy
         out |= {"devices": beside, "num_nodes": ranks.world() // beside}
-    elif isinstance(given.get("devices"), list | tuple):
-        out["devices"] = list(given["devices"])
+    else:
+        devices, strategy = given.get("devices"), given.get("strategy")
+        if isinstance(devices, list | tuple) or (isinstance(devices, str) and "," in devices):
+            out["devices"] = devices  # which one it is
+        if is_a(strategy, "Strategy") and not is_a(strategy, "ParallelStrategy"):
+            out["strategy"] = strategy
     return out
 
 
@@ -224,7 +249,7 @@ def _environment(kind: type) -> Any:
 
 def states_of(callbacks: list[Any]) -> dict[str, Any]:
     """Copies of the callbacks' states by their keys; those that need a whole fit have none that could go on."""
-    lasting = [each for each in callbacks if not any(is_a(each, kind) for kind in _WHOLE_FIT)]
+    lasting = [each for each in callbacks if not _is_one_of(each, _WHOLE_FIT)]
     return {each.state_key: copy.deepcopy(each.state_dict()) for each in lasting}
 
 
@@ -239,6 +264,10 @@ def _strategy_name(strategy: Any) -> str:
         return strategy
     name = type(strategy).__name__.lower()
     return "model_parallel" if name == "modelparallelstrategy" else name
+
+
+def _is_one_of(callback: Any, kinds: tuple[str, ...]) -> bool:
+    return any(is_a(callback, kind) for kind in kinds)
 
 
 def _count(devices: Any) -> int:

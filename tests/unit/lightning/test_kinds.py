@@ -85,6 +85,8 @@ def test_a_traced_model_is_trained():
         (lambda: _trainer(devices=2), r"devices=2.*spec.runner.processesPerNode: 2"),
         (lambda: _trainer(strategy="ddp", num_nodes=2), r"num_nodes=2.*spec.runner.nodes: 2"),
         (lambda: _trainer(callbacks=[pl.callbacks.StochasticWeightAveraging(1e-2)]), "resumable=False"),
+        (lambda: _trainer(callbacks=pl.callbacks.LearningRateFinder()), "LearningRateFinder fits the model itself"),
+        (lambda: _trainer(logger=None, callbacks=[pl.callbacks.LearningRateMonitor()]), "needs a logger"),
     ],
 )
 def test_other_trainers_are_refused(given, message):
@@ -126,6 +128,33 @@ def test_functions_that_make_something_else_are_found_out(trainer, data, model, 
     ours = mp.LightningEvaluator(lambda: trainer(), lambda: data())
     with pytest.raises(InvalidModelError, match=message):
         ours.bind(model())
+
+
+def test_a_function_must_make_a_new_trainer():
+    """One that hands out the same Trainer each time would train without the recipe's limits."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False)
+    ours = mp.LightningEvaluator(lambda: trainer, lambda: Clouds())
+    with pytest.raises(InvalidModelError, match="returned a Trainer that was there before"):
+        ours.bind(net())
+
+
+def test_a_strategy_for_one_device_is_kept():
+    """An object is copied for each Trainer; one for many processes gives way where there is one."""
+    single = pl.strategies.SingleDeviceStrategy(device="cpu")
+    seen = []
+
+    class Noting(pl.Callback):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            seen.append(trainer.strategy)
+
+    for strategy in (single, pl.strategies.DDPStrategy(), "ddp"):
+        ours = evaluator(strategy=strategy, callbacks=Noting(), accelerator="auto")
+        ours.bind(net())
+        ours.train(max_steps=1)
+        ours.unbind()
+    assert [type(each).__name__ for each in seen] == ["SingleDeviceStrategy"] * 3
+    assert single not in seen
+    assert single.model is None
 
 
 def test_sharding_strategies_are_refused():
