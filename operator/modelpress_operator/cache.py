@@ -85,8 +85,13 @@ class Cache:
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def put(self, resource: Resource, obj: RawObject, *, ours: bool = False) -> bool:
-        """Take in an object; False if it is no news. `ours`: it is the answer to our own write."""
+    def put(self, resource: Resource, obj: RawObject, *, ours: bool = False, whole: bool = True) -> bool:
+        """Take in an object; False if it is no news.
+
+        Args:
+            ours: it is the answer to our own write.
+            whole: as the API server gave it, and not as compact.kept does.
+        """
         meta = meta_of(obj)
         uid = meta.get("uid") or ""
         place = (resource, meta.get("namespace") or "", meta.get("name") or "")
@@ -95,7 +100,7 @@ class Cache:
         before = self.get(*place)
         if before is not None and version_of(obj) <= version_of(before):
             return False
-        after = kept(resource, obj)
+        after = kept(resource, obj) if whole else obj
         if before is not None:
             self._forget(place, before)
             if meta_of(before).get("uid") != uid:
@@ -125,11 +130,14 @@ class Cache:
         return True
 
     def replace(self, resource: Resource, namespace: str | None, objects: Iterable[RawObject], version: int) -> None:
-        """Take in a complete listing made at `version`: what is older and not in it was deleted meanwhile."""
+        """Take in a complete listing made at `version`: what is older and not in it was deleted meanwhile.
+
+        The objects are as compact.kept gives them.
+        """
         uids = set()
         for obj in objects:
             uids.add(meta_of(obj).get("uid"))
-            self.put(resource, obj)
+            self.put(resource, obj, whole=False)
         gone = [
             obj
             for obj in self.all(resource)

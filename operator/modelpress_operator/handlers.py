@@ -24,7 +24,7 @@ from kubernetes.aio.client import Configuration
 from yarl import URL
 
 from .aio import CONNECT_SECONDS, PAGE, REQUEST_SECONDS, load_configuration
-from .compact import slim
+from .compact import kept
 from .metrics import Metrics
 from .resources import JOBS, MANAGED_BY, MANAGER, PODS, WATCHED, RawObject, Resource
 
@@ -44,7 +44,7 @@ class Sink(Protocol):
         """An object is gone."""
 
     def listed(self, resource: Resource, namespace: str | None, objects: list[RawObject], version: int) -> None:
-        """All objects of a kind in a namespace (None: everywhere), at this resource version."""
+        """All objects of a kind in a namespace (None: everywhere) at this resource version, as compact.kept has them."""
 
     def heard(self, resource: Resource) -> None:
         """A watch is alive."""
@@ -147,7 +147,8 @@ class Watcher:
         if found is None:
             return answer
         meta = answer.get("metadata") or {}
-        page = [slim(found[0], obj) for obj in answer.get("items") or ()]
+        # Here, in a thread of its own: 10,000 at once would keep the operator's loop from renewing its Lease.
+        page = [kept(found[0], obj) for obj in answer.get("items") or ()]
         objects = [*(self._pages.pop(found, []) if "continue" in url.query else ()), *page]
         if meta.get("continue"):
             self._pages[found] = objects

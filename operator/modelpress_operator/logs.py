@@ -7,6 +7,7 @@ import contextvars
 import datetime as dt
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -34,11 +35,27 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+_THROTTLED = re.compile(r"Request attempt \S+ failed; will retry: .* -> APITooManyRequestsError\(", re.DOTALL)
+
+
 class AboutFilter(logging.Filter):
     """Notes on each record what it is about; never drops one."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.about = _about.get()
+        return True
+
+
+class ThrottledFilter(logging.Filter):
+    """Makes kopf's errors about requests that it sends again, as a server that is busy asked it to, mere information.
+
+    A CustomResourceDefinition that was created a moment ago is served with 429 until its storage is ready.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] == "kopf" and _THROTTLED.match(record.getMessage()):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            return logging.getLogger().isEnabledFor(logging.INFO)
         return True
 
 
@@ -57,6 +74,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     handler.addFilter(AboutFilter())
+    handler.addFilter(ThrottledFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

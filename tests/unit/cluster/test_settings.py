@@ -97,7 +97,8 @@ def test_what_runners_get() -> None:
 
 
 def test_log_lines_say_what_they_are_about() -> None:
-    """One JSON object per line; keys that do not apply are left out, tracebacks are a value."""
+    """One JSON object per line; keys that do not apply are left out, tracebacks are a value; what kopf sends again
+    because a server was busy is no error."""
     stream = io.StringIO()
     root, before = logging.getLogger(), (logging.getLogger().handlers[:], logging.getLogger().level)
     try:
@@ -110,10 +111,13 @@ def test_log_lines_say_what_they_are_about() -> None:
             raise ValueError("no")
         except ValueError:
             log.exception("failed")
+        for error in ("APITooManyRequestsError('storage is (re)initializing')", "APIServerError('down')"):
+            logging.getLogger("kopf.test").error("Request attempt #1/9 failed; will retry: GET https://h -> %s", error)
     finally:
         root.handlers[:] = before[0]
         root.setLevel(before[1])
-    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    first, second, *kopfs = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert [line["level"] for line in kopfs] == ["info", "error"]
     assert list(first) == ["ts", "level", "logger", "msg", "controller", "namespace", "name", "generation"]
     assert (first["msg"], first["level"], first["name"], first["generation"]) == ("hello there", "info", "j", 2)
     assert list(second) == ["ts", "level", "logger", "msg", "error"]
