@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC
-from modelpress_runner import ranks, seeding
+from modelpress_runner import generators, ranks, seeding
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.lightning_data import Data
@@ -41,6 +41,7 @@ def score(source: TrainerSource, data: Data, package: Package, module: Any) -> S
         untouched(module),
         quiet(package),
         seeding.aside(),
+        generators.aside({"data": data.module(package)}),
         torch.no_grad(),
     ):
         trainer = source.for_testing(package, on_cpu)

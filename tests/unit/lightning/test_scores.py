@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import modelpress as mp
+from modelpress_runner import seeding
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export.program import export_program, open_program
 
@@ -234,3 +235,25 @@ def test_metrics_of_torchmetrics_are_computed_over_the_whole(tmp_path):
     assert ours.evaluate(model)["default"] == pytest.approx(expected(model))
     assert ours.evaluate(_program(model, tmp_path))["default"] == pytest.approx(expected(model))
     assert not model.accuracy.update_called
+
+
+def test_a_score_uses_up_no_numbers_of_the_users_generator():
+    """One generator shuffles training and test data: a score between two epochs changes nothing in the second."""
+
+    class Shuffled(Clouds):
+        def test_dataloader(self) -> Any:
+            return DataLoader(self.test, 4, shuffle=True, generator=self.generator)
+
+    weights = []
+    for scored in (False, True):
+        model = net()
+        ours = evaluator(data=mp.trace(Shuffled)(generator=torch.Generator().manual_seed(1)))
+        with seeding.aside(0):
+            ours.bind(model)
+            ours.train(max_epochs=1)
+            if scored:
+                ours.evaluate()
+            ours.train(max_epochs=1)
+            ours.unbind()
+        weights.append(model.fc1.weight.detach().clone())
+    assert torch.equal(*weights)
