@@ -44,7 +44,7 @@ class Sink(Protocol):
         """An object is gone."""
 
     def listed(self, resource: Resource, namespace: str | None, objects: list[RawObject], version: int) -> None:
-        """All objects of a kind in a namespace (None: everywhere) at this resource version, as compact.kept has them."""
+        """All objects of a kind in a namespace (None: everywhere) at this version, as compact.kept has them."""
 
     def heard(self, resource: Resource) -> None:
         """A watch is alive."""
