@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import select
@@ -50,6 +51,8 @@ def ask(model: nn.Module, dummy_input: Any, seconds: int) -> dict[str, Any]:
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
+            # Garbage of the parent's stays garbage: what ends with a thread (a process group) would wait for one here.
+            gc.freeze()
             _answer(model, dummy_input, parent, writing, log.fileno())
         os.close(writing)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -137,3 +138,35 @@ def _wait_for_a_child(pid: int) -> None:
     children = Path(f"/proc/{pid}/task/{pid}/children")
     while not children.read_text().split():
         os.sched_yield()
+
+
+class Collecting(nn.Linear):
+    """Has Python look for garbage when it is called."""
+
+    def forward(self, x):
+        gc.collect()
+        return super().forward(x)
+
+
+def test_garbage_of_the_parent_is_not_the_childs(tmp_path):
+    """What the parent has not thrown away yet (a process group with its threads) is not taken apart in the child."""
+    parent, marker = os.getpid(), tmp_path / "taken apart in the child"
+
+    class Group:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            if os.getpid() != parent:
+                marker.touch()
+
+    model = nn.Sequential(Collecting(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    gc.collect()
+    gc.disable()
+    try:
+        Group()
+        answer = forked.ask(model, torch.zeros(2, 4), 60)
+    finally:
+        gc.enable()
+    assert answer["coupling"]
+    assert not marker.exists()
