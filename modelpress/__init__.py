@@ -56,8 +56,8 @@ if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress_runner.compress import CompressionResult as CompressionResult
     from modelpress_runner.compress import compress as compress
     from modelpress_runner.evaluators import TorchEvaluator as TorchEvaluator
-    from modelpress_runner.evaluators.lightning_evaluator import LightningEvaluator as LightningEvaluator
     from modelpress_runner.evaluators.deepspeed_evaluator import DeepspeedTorchEvaluator as DeepspeedTorchEvaluator
+    from modelpress_runner.evaluators.lightning_evaluator import LightningEvaluator as LightningEvaluator
     from modelpress_runner.evaluators.transformers_evaluator import TransformersEvaluator as TransformersEvaluator
     from modelpress_runner.load import load as load
     from modelpress_runner.prepare import prepare_compression as prepare_compression

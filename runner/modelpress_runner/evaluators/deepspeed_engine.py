@@ -16,7 +16,16 @@ from modelpress_runner.evaluators import deepspeed_group as group
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.plain import load_optimizer, plain
 
-FOREIGN = ("ds_", "_external_params", "_original_parameters", "_ds_", "all_gather", "partition")
+FOREIGN = (
+    "ds_",
+    "_ds_",
+    "_external_params",
+    "_original_parameters",
+    "all_parameters",
+    "applied_pre_backward_ref_cnt",
+    "post_bwd_fn",
+    "pre_bwd_fn",
+)
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
@@ -48,6 +57,7 @@ class EngineHandle:
         self._depth, self._modifying = 0, False
         self._before_step: list[Callable[[], None]] = []
         self._after_step: list[Callable[[], None]] = []
+        self._step_hook: Any = None
         self.engine: Any = None
         try:
             self.engine = make()
@@ -66,7 +76,7 @@ class EngineHandle:
 
     def _patch_step(self) -> None:
         engine, optimizer = self.engine, self.engine.optimizer
-        take, step = engine._take_model_step, optimizer.step
+        take = engine._take_model_step
 
         def hooked_take(*args: Any, **kwargs: Any) -> Any:
             # Before gradients are clipped: ZeRO clips within the optimizer's step, stage 0 before it.
@@ -74,23 +84,30 @@ class EngineHandle:
                 hook()
             return take(*args, **kwargs)
 
+        engine._take_model_step = hooked_take
+        if isinstance(optimizer, torch.optim.Optimizer):
+            self._step_hook = optimizer.register_step_post_hook(lambda *_: self._stepped())
+            return
+        step = optimizer.step
+
         def hooked_step(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             if not getattr(optimizer, "overflow", False):
-                for hook in self._after_step:
-                    hook()
+                self._stepped()
             return result
 
-        hooked_step.__wrapped__ = step  # type: ignore[attr-defined]
-        self._own_step = vars(optimizer).get("step")
-        engine._take_model_step, optimizer.step = hooked_take, hooked_step
+        optimizer.step = hooked_step
+
+    def _stepped(self) -> None:
+        for hook in self._after_step:
+            hook()
 
     def _unpatch_step(self) -> None:
-        optimizer = self.engine.optimizer
         vars(self.engine).pop("_take_model_step", None)
-        vars(optimizer).pop("step", None)
-        if self._own_step is not None:  # a scheduler counts steps there
-            optimizer.step = self._own_step
+        if self._step_hook is not None:
+            self._step_hook.remove()
+        else:
+            vars(self.engine.optimizer).pop("step", None)
 
     def before_step(self, hook: Callable[[], None]) -> None:
         """Calls `hook` before each optimizer step: once per accumulated gradient, whatever ZeRO makes of it."""
@@ -244,6 +261,10 @@ class EngineHandle:
         optimizer = engine.optimizer
         if hasattr(optimizer, "micro_step_id"):  # the first of the next step overwrites what is there
             optimizer.micro_step_id = 0 if self._stage3 else -1
+        for name in ("all_grad_tensors", "averaged_gradients"):  # what stages 1 and 2 have summed up so far
+            sums = getattr(optimizer, name, None)
+            if isinstance(sums, dict) and not self._stage3:
+                sums.update(dict.fromkeys(sums))
         (optimizer if hasattr(optimizer, "zero_grad") else engine).zero_grad()
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -184,8 +184,6 @@ class DeepspeedTorchEvaluator(Evaluator):
     def _load_states(self, handle: EngineHandle) -> None:
         """Optimizer and scheduler of the checkpoint, and none of its weights."""
         assert self._resume is not None
-        if [parameter.shape for parameter in handle.model.parameters()] != self._dense_shapes:
-            return
         values = handle.exact_values()
         own, handle.engine.lr_scheduler = handle.engine.lr_scheduler, self._lr_scheduler
         try:
@@ -212,8 +210,9 @@ class DeepspeedTorchEvaluator(Evaluator):
         if self._plan is None:
             self.resolve(model)
         if self.can_train:
+            shapes = [parameter.shape for parameter in model.parameters()]
             self._start(model)
-            if self._resume is not None and not self._resume.get("load_module_only"):
+            if self._resume is not None and not self._resume.get("load_module_only") and shapes == self._dense_shapes:
                 self._load_states(self._bound)
         self._model = model
 

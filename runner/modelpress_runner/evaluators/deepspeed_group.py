@@ -26,12 +26,12 @@ def load() -> Any:
     # Modules that it compiles on first use go there; the home folder may be read-only.
     if not os.access(Path.home(), os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(tempfile.gettempdir()) / "torch_extensions"))
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
     from deepspeed import ops
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     # A faster all-reduce for the processes of one machine without GPUs. It is compiled when the first group is made,
     # which takes a compiler and up to a minute; the backend's own does the same.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
