@@ -223,7 +223,30 @@ def transformers() -> User:
     return user
 
 
-USERS = {make.__name__: make for make in (plain, module, lightning, transformers)}
+def deepspeed() -> User:
+    """A DeepspeedTorchEvaluator with a traced optimizer."""
+    pytest.importorskip("deepspeed")
+    user = User(network())
+
+    def loop(engine, optimizer, training_step, scheduler, max_steps, max_epochs):
+        first = engine.global_steps
+        for _ in range(max_epochs or 1000):
+            for index in torch.arange(16).split(8):
+                if max_steps is not None and engine.global_steps - first >= max_steps:
+                    return
+                engine.backward(training_step((X[index], Y[index]), engine))
+                engine.step()
+
+    optimizer = mp.trace(torch.optim.SGD)(user.model.parameters(), lr=0.1)
+    config = {"train_micro_batch_size_per_gpu": 8}
+    user.others = [optimizer]
+    user.evaluator = mp.DeepspeedTorchEvaluator(
+        loop, user.step, config, optimizer, dummy_input=X[:1], evaluating_func=user.accuracy
+    )
+    return user
+
+
+USERS = {make.__name__: make for make in (plain, module, lightning, transformers, deepspeed)}
 ENDINGS = {
     "success": None,
     "an exception in a scoring step": ("step", 2, BrokenError),
