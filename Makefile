@@ -43,9 +43,10 @@ bench: setup  ## timings against a peer, paired in one run, into benchmarks/resu
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/prune_finetune.py
 
 # The second one wants Linux and root, as e2e does.
-bench-operator: setup  ## a sweep of 1,000 trials on a fake kubelet; one of 24 on a real node beside a bare Job
+bench-operator: setup  ## a sweep of 1,000 trials on a fake kubelet; one of 24 on a real node beside a bare Job; a start over 10,000
 	@$(PY) benchmarks/operator_sweep.py --output benchmarks/results/operator_sweep.json
 	@$(PY) benchmarks/operator_overhead.py --output benchmarks/results/operator_overhead.json
+	@$(PY) benchmarks/operator_fleet.py --output benchmarks/results/operator_fleet.json
 
 crds: setup  ## writes crds/, its copy in the chart, the field tables of docs/reference and the code in examples again
 	@.venv/bin/modelpress crd --output crds

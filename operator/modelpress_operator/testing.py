@@ -39,7 +39,7 @@ def compression_job(name: str) -> RawObject:
     }
 
 
-def event(name: str, uid: str, reason: str) -> RawObject:
+def event(name: str, namespace: str, uid: str, reason: str) -> RawObject:
     """An Event on the Job of this uid."""
     return {
         "apiVersion": EVENTS.api_version,
@@ -50,7 +50,7 @@ def event(name: str, uid: str, reason: str) -> RawObject:
         "reason": reason,
         "action": "Create",
         "note": "a note",
-        "regarding": {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": uid},
+        "regarding": {"apiVersion": "batch/v1", "kind": "Job", "namespace": namespace, "name": "j", "uid": uid},
         "reportingController": "modelpress.dev/test",
         "reportingInstance": "test",
     }
@@ -107,7 +107,7 @@ class ClusterClientContract:
         """Paths that the server knows select: here what an Event is about, and its reason."""
         uid = str(uuid.uuid4())
         for reason in ("FailedCreate", "Other"):
-            await client.create(EVENTS, namespace, event(unique("event"), uid, reason))
+            await client.create(EVENTS, namespace, event(unique("event"), namespace, uid, reason))
         found = await client.list(EVENTS, namespace, fields={"regarding.uid": uid, "reason": "FailedCreate"})
         assert [(one["regarding"]["uid"], one["reason"]) for one in found] == [(uid, "FailedCreate")]
 

@@ -35,7 +35,7 @@ OWN = {
     "compressionsweeps.modelpress.dev/status": {"patch"},
     "jobs.batch": {"get", "list", "watch", "create", "delete"},
     "pods": {"list", "watch"},
-    "services": {"get", "create"},
+    "services": {"get", "create", "delete"},
     "events.events.k8s.io": {"create", "list"},
 }
 LEASE = {"leases.coordination.k8s.io": {"create"}, "leases.coordination.k8s.io modelpress-operator": {"get", "patch"}}

@@ -36,7 +36,7 @@ class Clock:
 async def tell(client: MemoryClient, uid: str, note: str, name: str = "e", second: int = 0) -> None:
     """The Job controller writes an Event about the Job of this uid."""
     body = {
-        **event(name, uid, "FailedCreate"),
+        **event(name, N, uid, "FailedCreate"),
         "note": note,
         "deprecatedLastTimestamp": f"2026-01-01T00:00:{second:02}Z",
     }
