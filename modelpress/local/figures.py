@@ -28,10 +28,12 @@ def number(metric: str, value: float) -> str:
 
 
 def change(value: float, baseline: float | None) -> str:
-    """Change against the dense model in percent of it: -48.2%; empty where that cannot be said."""
+    """Change against the dense model in percent of it: -48.2%; empty where that says nothing, as of next to nothing."""
     if baseline is None or baseline == 0:
         return ""
     percent = 100 * (value - baseline) / abs(baseline)
+    if percent >= 10_000:  # a dense model's sparsity is a few weights that happen to be zero
+        return ""
     return f"{percent:+.1f}%" if abs(percent) >= 0.05 else "0.0%"
 
 

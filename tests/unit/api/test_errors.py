@@ -56,8 +56,8 @@ def test_a_misspelt_required_key_is_one_problem() -> None:
     assert told(Prune, {"configlist": [{}]}) == ["configlist: unknown key 'configlist'; did you mean configList?"]
     assert told(Prune, {"zebra": 1}) == [
         "configList: is required; add configList",
-        "zebra: unknown key 'zebra'; remove it; known here: algorithm, configList, sparsity, scope, schedule, scores, speedup, "
-        "speedupTimeoutSeconds",
+        "zebra: unknown key 'zebra'; remove it; known here: algorithm, configList, sparsity, scope, schedule, scores, "
+        "speedup, speedupTimeoutSeconds",
     ]
 
 
