@@ -219,13 +219,13 @@ def test_draining_the_node_moves_the_job_on_without_a_failure(operator: Running,
 
 @pytest.mark.alone
 def test_a_job_moves_on_from_a_node_that_fell_silent(operator: Running, namespace: str) -> None:
-    """The kubelet stands still, so the evicted pod cannot end: it is given up, and fenced by the next attempt."""
+    """The kubelet stands still, so the evicted pod cannot end: it is given up, and the next one goes on."""
     operator.install("replicas=2", "lostPodSeconds=5", "runner.graceSeconds=5")
     away = [
         {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 2}
         for key in ("unreachable", "not-ready")
     ]
-    stages = [PRUNE, {"finetune": {"epochs": 200}}]
+    stages = [PRUNE, {"finetune": {"epochs": 100_000}}]  # it must not end while the node is silent
     apply(operator, namespace, stages=stages, runner=runner(tolerations=away), backoffLimit=0)
     first = pod_of(operator, namespace, NAME, 1)
     done = max(steps(operator.log_until(first, namespace, "[4/")))
@@ -240,10 +240,9 @@ def test_a_job_moves_on_from_a_node_that_fell_silent(operator: Running, namespac
         operator.on_node("pkill", "--signal", "CONT", "--exact", "kubelet")
     operator.watch("cjob", NAME, namespace, "{.status.started}", ["2"], seconds=120)
     second = pod_of(operator, namespace, NAME, 2)
-    assert operator.finished("cjob", NAME, namespace, seconds=600) == "Complete", operator.story(namespace)
+    assert min(steps(operator.log_until(second, namespace, "/100000]"))) >= done
     status = operator.get("cjob", NAME, namespace)["status"]
-    assert [one["outcome"] for one in status["attempts"]] == ["Disrupted", "Succeeded"]
+    assert [one["outcome"] for one in status["attempts"]] == ["Disrupted", "Running"]
     assert "not been heard from" in status["attempts"][0]["message"]
     assert (status.get("failures", 0), status["disruptions"]) == (0, 1)
-    assert min(steps(operator.kubectl("logs", second, "--namespace", namespace).splitlines())) >= done
     operator.install("replicas=2")

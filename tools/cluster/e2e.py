@@ -46,7 +46,7 @@ START_SECONDS = 180
 ALIASES = {"example": "registry.example.com/modelpress/example:0.1.0"}  # as examples/ call it
 NODE_BINARIES = ("kube-scheduler", "kubelet", "kube-proxy")
 TOOLS = ("pause", "helm", "kubeconform", "coredns")
-MINUTES = float(os.environ.get("MODELPRESS_E2E_MINUTES", "45"))  # for all of a run; a cold one needs about 20
+MINUTES = float(os.environ.get("MODELPRESS_E2E_MINUTES", "60"))  # for all of a run; a cold one needs 25 on two cores
 WORKERS = os.environ.get("MODELPRESS_E2E_WORKERS", "3")  # tests at a time: most of them wait for a pod
 _ERROR = re.compile(r"^E\d{4} |level=(error|fatal)|Traceback|Error")
 _started: list[subprocess.Popen[bytes]] = []
