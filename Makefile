@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup binaries demo test e2e e2e-clean lint bench bench-operator crds lock clean
+.PHONY: help setup binaries demo test test-long e2e e2e-clean lint bench bench-operator crds lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,8 +24,11 @@ binaries: setup
 demo: setup  ## the main job on real data: a sweep over pruning recipes of a digits CNN
 	@tools/demo.sh
 
-test: binaries  ## unit and integration tests
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: binaries  ## unit and integration tests, but for the long ones
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
+
+test-long: setup  ## trainings in several processes, by every framework, killed and resumed
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long tests/integration
 
 e2e:  ## a real cluster on this machine (Linux, root): images, chart, examples, S3
 	@tools/cluster/e2e.sh run

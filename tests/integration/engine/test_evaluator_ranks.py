@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.long
+
 WORKER = Path(__file__).with_name("evaluator_worker.py")
 
 

@@ -25,6 +25,8 @@ from modelpress_runner.methods.prune.collect import collect
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
 
+pytestmark = pytest.mark.long
+
 BATCH, LR, MOMENTUM = 32, 0.02, 0.9
 STEPS = 20  # of scoring, half an epoch
 STAGES = [{"finetune": {"epochs": 2}}]

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from modelpress.result import ExitCode, RunRecord, RunResult
 
+pytestmark = pytest.mark.long
+
 CODE = '''
 """A network without statistics on two Gaussian clouds; every process takes its share of each batch."""
 import os

@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+
+pytestmark = pytest.mark.long
 
 TINY = Path(__file__).resolve().parents[2] / "unit" / "huggingface"
 

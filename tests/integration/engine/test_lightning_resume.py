@@ -6,7 +6,11 @@ import json
 import os
 import signal
 
+import pytest
+
 from modelpress.result import ExitCode
+
+pytestmark = pytest.mark.long
 
 CODE = '''
 """A network of two layers on two Gaussian clouds, for Lightning."""

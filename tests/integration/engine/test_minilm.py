@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "minilm"
 
 # Nothing of modelpress: what somebody does who is only given the folder.
