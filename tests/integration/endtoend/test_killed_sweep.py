@@ -19,6 +19,8 @@ from modelpress.api.load import load_dict
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
 from modelpress.search import replay
 
+pytestmark = pytest.mark.long
+
 CODE = Path(__file__).parent / "code"
 KILLS = 3
 CLOCK_FREE = ("default", "macs", "parameters", "nonzeroParameters")
