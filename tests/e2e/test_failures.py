@@ -221,8 +221,9 @@ def test_draining_the_node_moves_the_job_on_without_a_failure(operator: Running,
 def test_a_job_moves_on_from_a_node_that_fell_silent(operator: Running, namespace: str) -> None:
     """The kubelet stands still, so the evicted pod cannot end: it is given up, and the next one goes on."""
     operator.install("replicas=2", "lostPodSeconds=5", "runner.graceSeconds=5")
+    # Ten seconds: a node that is back sheds these taints one after the other, and its new pods must bear the last.
     away = [
-        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 2}
+        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}
         for key in ("unreachable", "not-ready")
     ]
     stages = [PRUNE, {"finetune": {"epochs": 100_000}}]  # it must not end while the node is silent
@@ -243,6 +244,7 @@ def test_a_job_moves_on_from_a_node_that_fell_silent(operator: Running, namespac
     assert min(steps(operator.log_until(second, namespace, "/100000]"))) >= done
     status = operator.get("cjob", NAME, namespace)["status"]
     assert [one["outcome"] for one in status["attempts"]] == ["Disrupted", "Running"]
-    assert "not been heard from" in status["attempts"][0]["message"]
+    # Back again, the kubelet may still say how the first runner ended.
+    assert status["attempts"][0]["reason"] in ("RunnerDisrupted", "RunnerTerminated")
     assert (status.get("failures", 0), status["disruptions"]) == (0, 1)
     operator.install("replicas=2")
