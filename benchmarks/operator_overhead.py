@@ -186,6 +186,7 @@ def timed(cluster: Running, body: dict[str, Any], arguments: argparse.Namespace)
     if ending != "Complete" or len(pods.ended) != arguments.trials:
         raise SystemExit(f"{kind} {name}: {ending}, {len(pods.ended)} pods ended\n{cluster.story(NAMESPACE)}")
     cluster.kubectl("delete", kind, name, "--namespace", NAMESPACE, "--cascade=foreground", seconds=120)
+    cluster.kubectl("delete", "pods", "--all", "--namespace", NAMESPACE, "--timeout=120s", seconds=130)
     return {"trials": max(pods.ended.values()) - min(pods.started.values()), "whole": whole}
 
 
