@@ -114,6 +114,12 @@ def call_of(made: Any) -> Call | None:
         return None
 
 
+def parts_of(given: Any) -> Any:
+    """What a traced object was made of, by name, as random number generators may be among it; else `given` itself."""
+    call = call_of(given)
+    return given if call is None else {"factory": call.factory, "args": call.args, "kwargs": call.kwargs}
+
+
 @dataclass(frozen=True)
 class _Name:
     """Stands for the parameter or buffer of that name; `shape` is for messages."""

@@ -13,7 +13,7 @@ from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.lightning_package import Package, is_a, package_of
 from modelpress_runner.evaluators.lightning_trainer import described
 from modelpress_runner.evaluators.plain import plain
-from modelpress_runner.trace import Call, Traced, call_of
+from modelpress_runner.trace import Call, Traced, call_of, parts_of
 
 _GUARDED = ("prepare_data", "setup", "train_dataloader", "teardown", "on_exception")
 _SEED = 0  # a random split in setup() is the same in every chunk, stage and attempt
@@ -44,9 +44,7 @@ class DataSource:
 
     def user_objects(self) -> dict[str, Any]:
         """What random number generators may be behind."""
-        if self._call is None:
-            return {"data": self._given}
-        return {"data": {"factory": self._call.factory, "args": self._call.args, "kwargs": self._call.kwargs}}
+        return {"data": parts_of(self._given)}
 
     def make(self, package: Package) -> Any:
         """A new data module of the package that the model is of."""

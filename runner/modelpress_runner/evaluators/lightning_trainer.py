@@ -15,7 +15,7 @@ from torch import nn
 from modelpress_runner import ranks
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.lightning_package import Package, is_a, package_of
-from modelpress_runner.trace import Call, Traced, call_of
+from modelpress_runner.trace import Call, Traced, call_of, parts_of
 
 Arguments = dict[str, Any]
 
@@ -64,9 +64,7 @@ class TrainerSource:
 
     def user_objects(self) -> dict[str, Any]:
         """What random number generators may be behind."""
-        if self._call is None:
-            return {"trainer": self._given}
-        return {"trainer": {"factory": self._call.factory, "args": self._call.args, "kwargs": self._call.kwargs}}
+        return {"trainer": parts_of(self._given)}
 
     def for_training(self, package: Package, max_steps: int | None, max_epochs: int | None) -> Any:
         """A Trainer with these limits and no others; with neither, with the user's own."""
