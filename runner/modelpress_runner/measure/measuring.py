@@ -96,9 +96,13 @@ class Measuring:
             measured = Measured(dict(baseline), {**score, **counted}, score=score, program=form.program)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
-                timed = ranks.by_main(
-                    lambda: measure.timed_metrics(
-                        dense, form.model, self._dummy_input, self._spec.target, self._spec.benchmark
+                timed = measure.Timed(
+                    **ranks.by_main(
+                        lambda: vars(
+                            measure.timed_metrics(
+                                dense, form.model, self._dummy_input, self._spec.target, self._spec.benchmark
+                            )
+                        )
                     )
                 )
                 measured.baseline |= timed.baseline

@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+
+from modelpress_runner import wire
+from modelpress_runner.errors import CompressionError, RunnerError
 
 T = TypeVar("T")
 
@@ -82,12 +85,24 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def agreed(value: T) -> T:
-    """Rank 0's `value` on every rank. Plain data and tensors only: it is pickled between processes of one run."""
+    """Rank 0's `value` on every rank.
+
+    Plain data and tensors only (see wire.py): what another process sends is never evaluated.
+
+    Raises:
+        TypeError: rank 0's value has something else in it.
+        CompressionError: what came is no plain data.
+    """
     if not together():
         return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    if is_main():
+        text, numbers = wire.encode(value)
+        _broadcast(torch.tensor([len(text), numbers.numel()]))
+        _broadcast(_bytes(text))
+        _broadcast(numbers)
+        return value
+    length, count = _sizes(_broadcast(torch.zeros(2, dtype=torch.int64)))
+    return _told(_broadcast(_room(length)), _broadcast(_room(count)))
 
 
 def agreed_tensors(value: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
@@ -105,12 +120,18 @@ def agreed_tensors(value: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[
 
 
 def every(value: T) -> list[T]:
-    """Every rank's `value`, by rank, on every rank."""
+    """Every rank's `value`, by rank, on every rank. Plain data and tensors only; raises what `agreed` raises."""
     if not together():
         return [value]
-    box: list[T] = [value] * world()
-    distributed.all_gather_object(box, value)
-    return box
+    text, numbers = wire.encode(value)
+    sizes = [_sizes(each) for each in _gather(torch.tensor([len(text), numbers.numel()]))]
+    # A collective takes equal shapes: each fills up to the longest.
+    texts = _gather(_filled(_bytes(text), max(length for length, _ in sizes)))
+    others = _gather(_filled(numbers, max(count for _, count in sizes)))
+    return [
+        value if each == rank() else _told(texts[each][:length], others[each][:count])
+        for each, (length, count) in enumerate(sizes)
+    ]
 
 
 def anyone(flag: bool) -> bool:
@@ -119,7 +140,10 @@ def anyone(flag: bool) -> bool:
 
 
 def by_main(work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, on every rank; the others wait. What it raises there, every rank raises."""
+    """What `work` gives on rank 0, plain data and tensors, on every rank; the others wait.
+
+    What it raises there, every rank raises.
+    """
     if not together():
         return work()
     value: T | None = None
@@ -129,11 +153,11 @@ def by_main(work: Callable[[], T]) -> T:
             value = work()
         except Exception as raised:
             error = raised
-    told = agreed(None if error is None else _portable(error))
+    told = agreed(None if error is None else _told_of(error))
     if error is not None:
         raise error
     if told is not None:
-        raise told
+        raise _error(told)
     return agreed(value)  # type: ignore[return-value]
 
 
@@ -166,6 +190,47 @@ def barrier() -> None:
         distributed.barrier()
 
 
+def _broadcast(own: torch.Tensor) -> torch.Tensor:
+    """Rank 0's tensor, on the CPU; the others give one of the same shape."""
+    sent = own.to(_device())
+    if sent.numel():
+        distributed.broadcast(sent, src=0)
+    return sent.cpu()
+
+
+def _gather(own: torch.Tensor) -> list[torch.Tensor]:
+    """Every rank's tensor, on the CPU, by rank; all have the same shape."""
+    sent = own.to(_device())
+    box = [torch.empty_like(sent) for _ in range(world())]
+    if sent.numel():
+        distributed.all_gather(box, sent)
+    return [each.cpu() for each in box]
+
+
+def _bytes(text: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _filled(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.cat([numbers, torch.zeros(size - numbers.numel(), dtype=torch.uint8)])
+
+
+def _sizes(announced: torch.Tensor) -> tuple[int, int]:
+    """Bytes of a message's text and of its tensors, as its sender announces them."""
+    length, count = (int(each) for each in announced)
+    if not (0 < length <= wire.MAX_TEXT_BYTES and count >= 0):
+        raise CompressionError(f"another process of this run announces a message of {length} and {count} bytes")
+    return length, count
+
+
+def _room(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def _told(text: torch.Tensor, numbers: torch.Tensor) -> Any:
+    return wire.decode(text.numpy().tobytes(), numbers)
+
+
 def _device() -> torch.device:
     """Where collectives work: NCCL knows no tensors in main memory."""
     if distributed.get_backend() == "nccl":
@@ -183,12 +248,23 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__ or each.__context__
 
 
-def _portable(error: Exception) -> Exception:
+def _told_of(error: Exception) -> dict[str, str | None]:
     """An error as another process can have it: of its type where that needs no more than a text and a path."""
-    from modelpress_runner.errors import CompressionError, RunnerError
-
     if not isinstance(error, RunnerError):
-        return CompressionError(f"rank 0 raised {type(error).__name__}: {error}")
-    copy = type(error)(str(error))
-    copy.path = error.path
-    return copy
+        text = f"rank 0 raised {type(error).__name__}: {error}"
+        return {"type": CompressionError.__name__, "text": text, "path": None}
+    return {"type": type(error).__name__, "text": str(error), "path": error.path}
+
+
+def _error(told: dict[str, str | None]) -> RunnerError:
+    kinds = {RunnerError.__name__: RunnerError, **{kind.__name__: kind for kind in _kinds(RunnerError)}}
+    kind, text = kinds.get(str(told.get("type")), CompressionError), str(told.get("text"))
+    error = kind.__new__(kind, text)  # some types make a text of their own
+    error.path = told.get("path")
+    return error
+
+
+def _kinds(kind: type[RunnerError]) -> Iterator[type[RunnerError]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _kinds(each)

@@ -158,7 +158,8 @@ class PruneStage:
 
             try:
                 limit = self.prune.speedup_timeout_seconds
-                self.known = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note))
+                found = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note).to_dict())
+                self.known = Coupling.from_dict(found)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known
