@@ -210,7 +210,7 @@ import sys
 import torch
 from torch import distributed
 
-from modelpress_runner import ranks
+from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.errors import CompressionError
 
 me, stranger, ran = int(os.environ["RANK"]), int(sys.argv[1]), pathlib.Path(sys.argv[2])
