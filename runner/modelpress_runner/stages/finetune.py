@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from modelpress.api.v1alpha1 import Finetune
-from modelpress_runner.methods.context import Step, Training
+from modelpress_runner.methods.context import Step
+from modelpress_runner.training.step import Training
 
 
 def steps(finetune: Finetune, index: int) -> list[Step]:
