@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar, Generic, TypeVar
 
 from modelpress.api.v1alpha1 import ApiModel
-from modelpress_runner.context import Step
-from modelpress_runner.subject import Subject
+from modelpress_runner.methods.context import Step
+from modelpress_runner.subject.subject import Subject
 
 B = TypeVar("B", bound=ApiModel)
 

@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     import torch
 
-    from modelpress_runner.context import StageContext, Step, Transform
+    from modelpress_runner.methods.context import StageContext, Step, Transform
     from modelpress_runner.stages.base import StageKind
 
     class ScaleKind(StageKind[Scale]):
