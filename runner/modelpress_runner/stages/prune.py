@@ -18,6 +18,7 @@ from modelpress_runner.edits.cuts import Cut, replay
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.round import Outcome, Round, apply_masks, removed_units, round_masks
 from modelpress_runner.methods.prune.selection import select
@@ -126,7 +127,9 @@ class PruneStage:
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
-            else torch.ones_like(context.model.get_submodule(choice.module).weight, dtype=torch.float64, device="cpu")
+            else torch.ones_like(
+                weight_of(context.model.get_submodule(choice.module)), dtype=torch.float64, device="cpu"
+            )
             for choice in selection.choices.values()
             if is_data_driven(choice)
         }

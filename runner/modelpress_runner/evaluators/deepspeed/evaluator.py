@@ -371,9 +371,7 @@ def _resume_arguments(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if name not in _RESUME:
             raise InvalidModelError(f"{where} has no {name!r}; it takes {', '.join(_RESUME)}")
         if value is not None and not isinstance(value, _RESUME[name]):
-            raise InvalidModelError(
-                f"{where}.{name} is a {type(value).__name__}; give a {_RESUME[name].__name__}"  # type: ignore[attr-defined]
-            )
+            raise InvalidModelError(f"{where}.{name} is a {type(value).__name__}; give a {_RESUME[name].__name__}")
     if not given.get("load_dir"):
         raise InvalidModelError(f"{where} needs load_dir, the folder that DeepSpeed's save_checkpoint wrote to")
     return {name: value for name, value in given.items() if value is not None}

@@ -92,8 +92,8 @@ def round_masks(
         pools += [_together(model, group, coupling, structured, units, outcome, round_, path) for group in groups]
     _decide(pools)
     if coupling is not None and structured:
-        for axis, kept in coupling.kept(units):
-            _cover(outcome.masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept)
+        for coupled, kept in coupling.kept(units):
+            _cover(outcome.masks, model, coupled.module, axis_of(model, coupled.module, coupled.axis), kept)
         for name in structured:
             axis = coupling.output(name)
             if axis is not None:
