@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,13 +83,3 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 for name, buffer in model.named_buffers():
                     if name in buffers and not torch.equal(buffer, buffers[name]):
                         buffer.copy_(buffers[name])
-
-
-def safetensors_bytes(model: nn.Module) -> int:
-    """Size in bytes of the model.safetensors that `export.weights.save` writes for this model."""
-    from modelpress_runner.export import weights
-
-    with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
-        path = Path(folder, weights.WEIGHTS_FILE)
-        weights.save_weights(model, path)
-        return path.stat().st_size
