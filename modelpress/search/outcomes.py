@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, Goal, MetricsPair
 from modelpress.api.v1alpha1.reasons import CONSTRAINTS_MET
 from modelpress.api.v1alpha1.sweep import Scalar
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+from modelpress.trials import PARAMETERS_ANNOTATION
 
 from .constraints import ConstraintError, goal_of, judge
 
@@ -52,12 +52,6 @@ class Outcome:
     def violation(self) -> float:
         """0 exactly if every constraint is met; infinite if one is missed by an unknown amount."""
         return math.fsum(self.violations)
-
-
-def trial_number(job: CompressionJob) -> int | None:
-    """The number in the trial's label; None if there is none."""
-    text = (job.metadata.labels or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def parameters_of(job: CompressionJob) -> dict[str, Scalar] | None:

@@ -30,7 +30,7 @@ from modelpress_runner.prepare import Compression, Handed
 from modelpress_runner.progress import Report, silent
 from modelpress_runner.results import Measuring
 from modelpress_runner.stopping import StopFlag
-from modelpress_runner.trial import Made, check_constraints, finish
+from modelpress_runner.trial import Made, check_constraints, check_objectives, finish
 from modelpress_runner.usercode import user_code
 
 log = logging.getLogger("modelpress")
@@ -49,6 +49,7 @@ def prepare(request: RunRequest, store: ArtifactStore, stop: StopFlag) -> RunRes
     dense = run_.dense
     if dense is None:
         raise _never_called(request.spec)
+    check_objectives(request, dense.baseline)
     found = "was there already" if dense.cached else "is built"
     return RunResult(
         phase="Succeeded",
@@ -171,6 +172,7 @@ class _Run:
         if self._dense_only:
             raise _Enough
         check_constraints(spec, self.dense.baseline)
+        check_objectives(self._request, self.dense.baseline)
         measuring = Measuring(spec, self.dense.subject, timed=True)
         state.keep_in(self.checkpointer(self.dense), self._own())
         self.compression = self._cleanup.enter_context(
