@@ -74,7 +74,8 @@ class RunRequest(ContractModel):
     def to_json(self) -> str:
         """The request as JSON, without what is absent or a default of the specification."""
         data = self.model_dump(mode="json", exclude_none=True, exclude={"spec"})
-        return json.dumps({**data, "spec": self.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)})
+        data["spec"] = self.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
 
 def uid8(uid: str) -> str:
