@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelpress.api.v1alpha1 import Finetune
-from modelpress_runner.context import Step, Training
+from modelpress_runner.methods.context import Step, Training
 
 
 def steps(finetune: Finetune, index: int) -> list[Step]:

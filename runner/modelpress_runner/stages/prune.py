@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 import torch
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner import ranks
-from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
+from modelpress_runner.dependency.analyse import find_coupling
+from modelpress_runner.dependency.groups import Coupling
+from modelpress_runner.dependency.prove import prove
+from modelpress_runner.edits.axes import axis_of
+from modelpress_runner.edits.cuts import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, NO_DUMMY_INPUT, Scores, collect, is_data_driven
-from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
+from modelpress_runner.methods.context import Cut, Masks, StageContext, Step, Training, Transform
 from modelpress_runner.methods.prune.registry import method
+from modelpress_runner.methods.prune.round import Outcome, Round, apply_masks, removed_units, round_masks
 from modelpress_runner.methods.prune.selection import select
-from modelpress_runner.speedup.axes import axis_of
-from modelpress_runner.speedup.coupling import Coupling
-from modelpress_runner.speedup.plan import find_coupling
-from modelpress_runner.speedup.prove import prove
-from modelpress_runner.speedup.recipe import replay
+from modelpress_runner.methods.prune.statistics import DEFAULT_STEPS, NO_DUMMY_INPUT, Scores, collect, is_data_driven
+from modelpress_runner.runtime import distributed as ranks
 
 CULPRIT_SECONDS = 60  # spent at most, after a failed proof, on finding out which layers to name
 
@@ -158,7 +158,8 @@ class PruneStage:
 
             try:
                 limit = self.prune.speedup_timeout_seconds
-                self.known = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note))
+                found = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note).to_dict())
+                self.known = Coupling.from_dict(found)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modelpress_runner.errors import ArtifactError
-from modelpress_runner.export import graphcheck
-from modelpress_runner.export.archive import HEADER, open_archive, write_archive
-from modelpress_runner.export.program import export_program, open_program
-from modelpress_runner.export.tensors import Payloads, check_entries, filled
+from modelpress_runner.export.pt2 import graphcheck
+from modelpress_runner.export.pt2.archive import HEADER, open_archive, write_archive
+from modelpress_runner.export.pt2.program import export_program, open_program
+from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
 
 Entries = dict[str, bytes]
 
