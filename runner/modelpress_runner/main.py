@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from modelpress.api import plugins
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import reasons
 from modelpress.request import MAX_REQUEST_BYTES, RUN_UID_VARIABLE, RunRequest
@@ -200,6 +201,7 @@ def _missing_secret(request: RunRequest | None) -> str | None:
 
 
 def _read_request(path: Path) -> RunRequest:
+    plugins.load()
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from modelpress.api.stages import rules
+
 # metric -> (label, how it is written)
 _ROWS: dict[str, tuple[str, str]] = {
     "default": ("Score", "number"),
@@ -100,15 +102,7 @@ def _method(stage: Mapping[str, Any]) -> str:
 
 def _stage(stage: Mapping[str, Any]) -> str:
     method = _method(stage)
-    block = stage.get(method) or {}
-    if method == "prune":
-        shares = {entry.get("sparsity", block.get("sparsity")) for entry in block.get("configList", [])} - {None}
-        amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
-        return f"pruned with {block.get('algorithm', 'l1')}{amount}"
-    if method == "finetune":
-        epochs = block.get("epochs")
-        return f"finetuned for {_counted(epochs, 'epoch') if epochs else _counted(block.get('maxSteps', 0), 'step')}"
-    return str(stage.get("name") or method)
+    return rules(method).sentence(stage.get(method) or {})
 
 
 def _counted(number: int, noun: str) -> str:

@@ -15,12 +15,12 @@ from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, Genera
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.methods.context import Cut, Masks, StageContext, Step, Training
-from modelpress_runner.methods.prune.statistics import check_needs
 from modelpress_runner.process.progress import Event, Report, silent
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
+from modelpress_runner.stages import kind
 from modelpress_runner.subject.subject import ModuleEvaluator, Subject
 from modelpress_runner.training.run import Chunk, TrainingRun, check_masks, chunks_of
 
@@ -77,8 +77,8 @@ class _Planned:
 class _PlannedStage:
     name: str
     method: str
-    algorithm: str | None  # of this prune stage, or of the last one before
-    asked: tuple[float, ...]
+    algorithm: str | None  # of this stage, or of the last one before that has one
+    record: dict[str, Any]  # what the kind of stage adds to its record
     path: str
     steps: tuple[_Planned, ...]
 
@@ -139,11 +139,11 @@ def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[_PlannedStage
     index, algorithm = 0, None
     for number, stage in enumerate(_with_module_finetuning(subject.evaluator, stages)):
         path = f"spec.stages[{number}].{stage.method}"
-        if stage.prune is not None:
-            algorithm = stage.prune.algorithm
-            check_needs(stage.prune, path, subject.evaluator, subject.dummy_input)
+        known, block = kind(stage.method), stage.block
+        algorithm = known.algorithm(block) or algorithm
+        known.check(block, path, subject)
         steps = []
-        for step in _steps_of(stage, number):
+        for step in known.steps(block, number):
             chunks: tuple[Chunk, ...] = ()
             if isinstance(step, Training):
                 _check_can_train(subject.evaluator, step, stage.method, algorithm, path)
@@ -152,30 +152,26 @@ def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[_PlannedStage
             steps.append(_Planned(index, step, chunks))
             index += 1
         name = stage.name or f"{number}-{stage.method}"
-        planned.append(_PlannedStage(name, stage.method, algorithm, asked(stage), path, tuple(steps)))
+        planned.append(_PlannedStage(name, stage.method, algorithm, known.record(block), path, tuple(steps)))
     return planned
 
 
 def _with_module_finetuning(evaluator: Evaluator | None, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, and the finetuning that a CompressionModule asks for where the recipe has none of its own."""
+    """The stages, and the finetuning that a CompressionModule asks for where the recipe has none of its own.
+
+    It stands behind the last stage that takes weights away: what follows, a conversion for one, may not be trainable.
+    """
     out = list(stages)
-    if isinstance(evaluator, ModuleEvaluator) and all(stage.finetune is None for stage in out):
-        algorithms = [stage.prune.algorithm for stage in out if stage.prune is not None]
-        epochs = evaluator.finetune_epochs(algorithms[-1] if algorithms else None)
-        if epochs:
-            out.append(Stage.model_validate({"name": "post-compress-finetuning", "finetune": {"epochs": epochs}}))
+    if not isinstance(evaluator, ModuleEvaluator) or any(kind(stage.method).recovers for stage in out):
+        return out
+    removing = [number for number, stage in enumerate(out) if kind(stage.method).removes]
+    algorithms = [kind(out[number].method).algorithm(out[number].block) for number in removing]
+    epochs = evaluator.finetune_epochs(algorithms[-1] if algorithms else None)
+    if epochs:
+        place = removing[-1] + 1 if removing else len(out)
+        finetuning = Stage.model_validate({"name": "post-compress-finetuning", "finetune": {"epochs": epochs}})
+        out.insert(place, finetuning)
     return out
-
-
-def _steps_of(stage: Stage, number: int) -> list[Step]:
-    if stage.prune is not None:
-        from modelpress_runner.stages import prune
-
-        return prune.steps(stage.prune, number)
-    assert stage.finetune is not None
-    from modelpress_runner.stages import finetune
-
-    return finetune.steps(stage.finetune, number)
 
 
 def _check_can_train(
@@ -191,14 +187,6 @@ def _check_can_train(
         )
     if step.max_steps is not None and not evaluator.counts_steps:
         raise InvalidSpecError("this evaluator trains by epochs; give epochs instead of maxSteps", path)
-
-
-def asked(stage: Stage) -> tuple[float, ...]:
-    """The sparsities that a prune stage is to reach, ascending; none for another stage."""
-    if stage.prune is None:
-        return ()
-    given = {stage.prune.sparsity if entry.sparsity is None else entry.sparsity for entry in stage.prune.config_list}
-    return tuple(sorted(value for value in given if value is not None))
 
 
 class _Run:
@@ -423,9 +411,7 @@ class _Run:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         with torch.no_grad():
             nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
-        record: dict[str, Any] = {"name": stage.name, "method": stage.method}
-        if stage.method == "prune":
-            record |= {"algorithm": stage.algorithm, "sparsityAsked": list(stage.asked)}
+        record: dict[str, Any] = {"name": stage.name, "method": stage.method, **stage.record}
         record |= {"sparsity": 1 - nonzero / self._dense if self._dense else 0.0, "parameters": parameters}
         if self._static is not None:
             record |= {key: value for key, value in self._static(model).items() if key in ("parameters", "macs")}

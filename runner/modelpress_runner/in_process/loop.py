@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Prune, Stage
-from modelpress_runner.engine.run import Outcome, asked
+from modelpress_runner.engine.run import Outcome
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.in_process.loop_scores import ScoreWindow
 from modelpress_runner.methods.context import StageContext, placed
@@ -22,6 +22,7 @@ from modelpress_runner.methods.prune.schedule import last_step, next_step, prune
 from modelpress_runner.methods.prune.selection import Choice, Selection, select
 from modelpress_runner.methods.prune.statistics import Scores
 from modelpress_runner.process.progress import Event, Report, silent
+from modelpress_runner.stages import kind
 from modelpress_runner.stages.prune import PruneStage
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.run import MaskKeeper, check_finite, check_masks
@@ -214,8 +215,8 @@ class Loop:
                 self._before = None
 
     def _record(self, part: _Part) -> dict[str, Any]:
-        record: dict[str, Any] = {"name": part.name, "method": "prune", "algorithm": part.prune.algorithm}
-        record |= {"sparsityAsked": list(part.asked), **self._counted()}
+        record: dict[str, Any] = {"name": part.name, "method": part.kind.name, **part.kind.record(part.prune)}
+        record |= self._counted()
         return record | {"seconds": part.seconds, "steps": self.steps, "chunks": self.epochs}
 
     def _counted(self) -> dict[str, Any]:
@@ -229,8 +230,10 @@ class Loop:
 class _Part:
     """One prune stage of the recipe."""
 
-    def __init__(self, prune: Prune, index: int, name: str, asked: tuple[float, ...]) -> None:
-        self.prune, self.name, self.asked = prune, name, asked
+    kind = kind("prune")
+
+    def __init__(self, prune: Prune, index: int, name: str) -> None:
+        self.prune, self.name = prune, name
         self.stage = PruneStage(prune, index)
         self.seconds = 0.0
         self._selection: Selection | None = None
@@ -238,11 +241,12 @@ class _Part:
 
     @classmethod
     def of(cls, stage: Stage, number: int) -> _Part:
-        if stage.prune is None:
+        block = stage.block
+        if not isinstance(block, Prune):
             raise InvalidSpecError(
                 "this stage has no place in a training loop of your own; remove it", f"spec.stages[{number}]"
             )
-        return cls(stage.prune, number, stage.name or f"{number}-{stage.method}", asked(stage))
+        return cls(block, number, stage.name or f"{number}-{stage.method}")
 
     def find(self, context: StageContext, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Finds the modules that it prunes, and goes once through everything that could be wrong with them."""

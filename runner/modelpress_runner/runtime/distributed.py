@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed, nn
 
-from modelpress_runner import wire
 from modelpress_runner.errors import CompressionError, RunnerError
+from modelpress_runner.runtime import wire
 
 T = TypeVar("T")
 
