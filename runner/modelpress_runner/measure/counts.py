@@ -57,7 +57,7 @@ def _taken_apart() -> Iterator[None]:
     counter; here every product is one of its own."""
     fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # torch does not type this property
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ def steps(prune: Prune, index: int) -> list[Step]:
     out: list[Step] = []
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
-        out.append(Transform(label, lambda context, number=number: stage.round(context, number)))
+        out.append(Transform(label, functools.partial(stage.round, number=number)))
         if train is not None:
             out.append(Training(f"train after {label}", epochs=train.epochs, max_steps=train.max_steps))
     if stage.shrinks:

@@ -90,7 +90,7 @@ class DeepspeedTorchEvaluator(Evaluator):
                 raise InvalidModelError(f"{name} must be a function, not a {type(function).__name__}")
         if training_func is not None and training_step is None:
             raise InvalidModelError("DeepspeedTorchEvaluator has a training_func but no training_step; give both")
-        self._functions = functions
+        self._functions: dict[str, Any] = functions
         self._config = deepspeed_config.read(deepspeed)
         self._optimizer = _source(optimizer, "optimizer", torch.optim.Optimizer)
         self._scheduler = _source(lr_scheduler, "lr_scheduler", torch.optim.lr_scheduler.LRScheduler)
@@ -287,7 +287,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         handle.drop_gradients()
 
     def _step(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-        output = self._functions["training_step"](batch, engine, *args, **kwargs)  # type: ignore[misc]
+        output = self._functions["training_step"](batch, engine, *args, **kwargs)
         loss = loss_in(output)
         for patch in self._patches:
             loss = patch(loss, batch)

@@ -179,6 +179,7 @@ def _together(
     count, gone = torch.zeros_like(total), torch.ones(len(group.units), dtype=torch.bool)
     for choice in members:
         axis = coupling.output(choice.module)
+        assert axis is not None  # a member of a group has one
         inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
         where, channels = (torch.tensor(column) for column in zip(*inside, strict=True))
         scores = round_.scores(model, choice)
