@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from modelpress_runner.errors import CompressionError, InvalidModelError
 
-_ITERATORS: tuple[type[Iterator[Any]], ...] = (
+_ITERATORS: tuple[type[Iterable[Any]], ...] = (
     types.GeneratorType,
     map,
     filter,
