@@ -20,6 +20,7 @@ binaries: setup
 	@tools/cluster/tools.sh helm kubeconform >/dev/null
 	@tools/cluster/prometheus.sh >/dev/null
 	@tools/cluster/monitoring.sh >/dev/null
+	@tools/cluster/podsecurity.sh >/dev/null
 
 demo: setup  ## the main job on real data: a sweep over pruning recipes of a digits CNN
 	@tools/demo.sh
