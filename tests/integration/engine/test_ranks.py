@@ -25,14 +25,14 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Stage
 from modelpress.store import open_store
-from modelpress_runner import ranks
-from modelpress_runner.checkpoint import Checkpointer
-from modelpress_runner.engine import run_stages
+from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
-from modelpress_runner.stopping import Stopped
-from modelpress_runner.subject import Subject
-from modelpress_runner.trace import trace
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.evaluators.trace import trace
 
 folder = sys.argv[1]
 found = {}
@@ -210,7 +210,7 @@ import sys
 import torch
 from torch import distributed
 
-from modelpress_runner import ranks
+from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.errors import CompressionError
 
 me, stranger, ran = int(os.environ["RANK"]), int(sys.argv[1]), pathlib.Path(sys.argv[2])

@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpress_runner import seeding, wire
 from modelpress_runner.errors import CompressionError
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import wire
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
