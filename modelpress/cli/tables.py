@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJob, CompressionSweep, reasons
+from modelpress.cli.markup import escape
 from modelpress.local import figures
 from modelpress.local.lines import why_failed
 from modelpress.local.parameters import number_of, parameters_of

@@ -52,7 +52,7 @@ def logs(
         if views.is_finished(obj):
             return Exit.DONE
         if not shown and not told:
-            print(f"waiting: {_nothing(obj, pod)}", file=sys.stderr)
+            print(f"waiting: {shown(_nothing(obj, pod))}", file=sys.stderr)
             told = True
         time.sleep(POLL_SECONDS)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, reasons
+from modelpress.cli.markup import escape
 from modelpress.cli.tables import MAX_ROWS, MEASURED
 from modelpress.local import figures
 
