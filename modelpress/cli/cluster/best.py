@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
+from modelpress import figures
 from modelpress.cli.exits import Exit
 from modelpress.cli.markup import escape
 from modelpress.cli.tables import console
-from modelpress.local import figures
 from modelpress.store import StoreError, layout, manifest, open_store
 
 from . import tables, views
