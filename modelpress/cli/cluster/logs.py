@@ -9,6 +9,7 @@ from collections.abc import Callable
 from modelpress.api.podtemplate import CONTAINER
 from modelpress.api.v1alpha1.base import GROUP
 from modelpress.cli.exits import Exit
+from modelpress.shown import shown
 
 from . import views
 from .connection import JOB, PODS, Cluster, Kind, Raw
