@@ -128,7 +128,10 @@ def test_a_long_stage_still_fits_a_status() -> None:
     assert len(parse(json.dumps({"stage": "\x1b" * 1024, "step": 1}).encode()).status("T")["progress"]["stage"]) == 1024
 
 
-PROGRAM = "import sys; sys.argv[1:] = {arguments!r}; from modelpress.cli import main, interrupt; print('up', flush=True); main()"
+PROGRAM = (
+    "import sys; sys.argv[1:] = {arguments!r}; from modelpress.cli import main, interrupt; "
+    "print('up', flush=True); main()"
+)
 
 
 def test_an_early_ctrl_c_ends_quietly() -> None:
