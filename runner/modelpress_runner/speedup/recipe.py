@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.context import Cut
+from modelpress_runner.context import Cut, Masks
 from modelpress_runner.errors import ArtifactError, CompressionError, InvalidModelError
-from modelpress_runner.speedup.axes import axis_of, shrink
+from modelpress_runner.speedup.axes import AxisView, axis_of, shrink
+from modelpress_runner.speedup.axes import cut as cut_tensor
 
 VERSION = 1
 
@@ -36,8 +37,8 @@ def read(data: Any) -> list[Cut]:
     return [_cut(item, number) for number, item in enumerate(data["cuts"])]
 
 
-def replay(model: nn.Module, cuts: Iterable[Cut]) -> None:
-    """Applies `cuts` to `model` in place, one after the other.
+def replay(model: nn.Module, cuts: Iterable[Cut], masks: Masks | None = None) -> None:
+    """Applies `cuts` to `model` in place, one after the other, and to its `masks`, if they are given.
 
     Kept values are copied bit by bit; parameters keep dtype, device and requires_grad, but are new objects, so
     optimizers must be built again.
@@ -45,6 +46,7 @@ def replay(model: nn.Module, cuts: Iterable[Cut]) -> None:
     Raises:
         InvalidModelError: the model is not the dense model that the cuts were made for. It may then be cut in part.
     """
+    modules = {name for name, _ in model.named_modules()}
     for cut in cuts:
         try:
             view = axis_of(model, cut.module, cut.axis)
@@ -53,7 +55,12 @@ def replay(model: nn.Module, cuts: Iterable[Cut]) -> None:
                     f"'{cut.module}' has {view.size} {cut.axis} channels; the cut keeps numbers up to "
                     f"{cut.kept[-1] if cut.kept else 'none'}"
                 )
-            shrink(view, kept_vector(cut.kept, view.size))
+            kept = kept_vector(cut.kept, view.size)
+            # The masks of a plain parameter are those of its module.
+            tensors = (masks or {}).get(cut.module if cut.module in modules else cut.module.rpartition(".")[0], {})
+            for name in tensors.keys() & view.tensors.keys():
+                tensors[name] = cut_tensor(view, name, tensors[name], kept)
+            shrink(view, kept)
         except CompressionError as error:
             raise InvalidModelError(f"{error}; the model is not the one that was shrunk") from error
 

@@ -232,16 +232,15 @@ def _groups(
         selected = [name for name in (*group.producers, *group.followers) if name in choices]
         if not selected:
             continue
-        barred = [name for name in (*group.producers, *group.followers) if name in excluded]
-        missing = [name for name in group.producers if name not in choices]
-        if barred:
-            reason = f"can lose channels only together with {_list(barred)}, which is excluded"
-        elif missing:
-            reason = f"can lose channels only together with {_list(missing)}; select that too, or set speedup: false"
-        else:
+        reason = _obstacle(group, choices, excluded)
+        if reason is None:
             chosen.append(group)
-            continue
-        blocked |= dict.fromkeys(selected, f"{_list(selected)} {reason}")
+        else:
+            blocked |= dict.fromkeys(selected, f"{_list(selected)} {reason}")
+    for reason in dict.fromkeys(coupling.refuted.values()):
+        axes = [coupling.output(name) for name in choices]
+        names = [a.module for a in axes if a and reason in {coupling.refuted.get(unit) for unit in a.units}]
+        blocked |= dict.fromkeys(names, f"{_list(names)} cannot lose channels: {reason}")
     free = {name for group in chosen for name in (*group.producers, *group.followers)}
     for name, choice in choices.items():
         if name in free:
@@ -252,10 +251,31 @@ def _groups(
         note = f"Left as it was: {reason}"
         if note not in outcome.notes:
             outcome.notes.append(note)
-    if not chosen:
+    if not chosen and not coupling.refuted:
         why = "; ".join(note.removeprefix("Left as it was: ") for note in outcome.notes[:3])
         raise InvalidSpecError(f"no selected module can lose channels: {why}", f"{path}.configList")
     return chosen
+
+
+def prunable(coupling: Coupling, selection: Selection) -> list[tuple[DependencyGroup, list[Choice]]]:
+    """The dependency groups that lose channels, each with the choices of its selected modules."""
+    choices = {name: c for name, c in selection.choices.items() if method(c.algorithm).structured}
+    return [
+        (group, [choices[name] for name in (*group.producers, *group.followers) if name in choices])
+        for group in coupling.groups
+        if any(name in choices for name in (*group.producers, *group.followers))
+        and _obstacle(group, choices, selection.excluded) is None
+    ]
+
+
+def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: frozenset[str]) -> str | None:
+    barred = [name for name in (*group.producers, *group.followers) if name in excluded]
+    missing = [name for name in group.producers if name not in choices]
+    if barred:
+        return f"can lose channels only together with {_list(barred)}, which is excluded"
+    if missing:
+        return f"can lose channels only together with {_list(missing)}; select that too, or set speedup: false"
+    return None
 
 
 def _frozen_reason(coupling: Coupling, name: str) -> str:
