@@ -25,10 +25,46 @@ _NARROW = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 # What a tensor says of itself that is the same for the weight that stands in for it.
 _HARMLESS = frozenset(
-    "shape device layout names ndim requires_grad is_leaf grad grad_fn is_cuda is_cpu is_mps is_meta is_sparse "
-    "is_quantized is_nested itemsize nbytes size dim ndimension numel nelement is_floating_point is_complex "
-    "is_contiguous get_device stride storage_offset requires_grad_ __len__ __hash__ __repr__ is_inference "
-    "_backward_hooks _version output_nr retains_grad".split()
+    [
+        "shape",
+        "device",
+        "layout",
+        "names",
+        "ndim",
+        "requires_grad",
+        "is_leaf",
+        "grad",
+        "grad_fn",
+        "is_cuda",
+        "is_cpu",
+        "is_mps",
+        "is_meta",
+        "is_sparse",
+        "is_quantized",
+        "is_nested",
+        "itemsize",
+        "nbytes",
+        "size",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "is_floating_point",
+        "is_complex",
+        "is_contiguous",
+        "get_device",
+        "stride",
+        "storage_offset",
+        "requires_grad_",
+        "__len__",
+        "__hash__",
+        "__repr__",
+        "is_inference",
+        "_backward_hooks",
+        "_version",
+        "output_nr",
+        "retains_grad",
+    ]
 )
 # Random numbers are the same constants for models of all widths: the shapes that they are drawn for differ.
 _UNIFORM = ("rand", "rand_like", "uniform_")

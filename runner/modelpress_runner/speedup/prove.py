@@ -9,6 +9,7 @@ and buffers, on several inputs. One difference beyond rounding refutes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -184,10 +185,8 @@ class _Comparison:
         """Runs the shrunk form on the dummy input, compares if the masks are `real`, and counts multiply-accumulates."""
         after = Seen()
         if real:
-            try:
+            with contextlib.suppress(_UndecidedError):  # a dummy input of zeros is full of ties; draws tell
                 self._judge(Values(), self._examples.dummy, expected, after)
-            except _UndecidedError:
-                pass  # a dummy input of zeros is full of ties; draws tell
         else:
             self._shrunk(self._examples.dummy(), after)
         macs, new_macs = self._before.flops // 2, after.flops // 2
@@ -250,7 +249,7 @@ class _Comparison:
         for gap, limit, around, tensor in zip(gaps, limits, noise, expected, strict=True):
             if gap <= limit:
                 continue
-            if around > _limit(_UNSTABLE, tensor) or not tensor.is_floating_point() and around > 0:
+            if around > _limit(_UNSTABLE, tensor) or (not tensor.is_floating_point() and around > 0):
                 raise _UndecidedError("rounding decides what it gives")
             if not gap <= _LIKE_NOISE * around:
                 raise CompressionError(

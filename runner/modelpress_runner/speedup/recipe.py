@@ -11,7 +11,7 @@ from torch import nn
 
 from modelpress_runner.context import Cut, Masks
 from modelpress_runner.errors import ArtifactError, CompressionError, InvalidModelError
-from modelpress_runner.speedup.axes import AxisView, axis_of, shrink
+from modelpress_runner.speedup.axes import axis_of, shrink
 from modelpress_runner.speedup.axes import cut as cut_tensor
 
 VERSION = 1

@@ -218,9 +218,7 @@ class PruneStage:
             try:
                 limit = self.prune.speedup_timeout_seconds
                 self.known = ranks.by_main(
-                    lambda: find_coupling(
-                        context.model, context.dummy_input, limit, lambda text: _note(context, text)
-                    )
+                    lambda: find_coupling(context.model, context.dummy_input, limit, lambda text: _note(context, text))
                 )
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
