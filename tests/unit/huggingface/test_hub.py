@@ -15,7 +15,7 @@ from tiny_models import bert, settings
 
 from modelpress_runner.errors import InvalidSpecError, StoreError
 from modelpress_runner.huggingface.source import fetch, load
-from modelpress_runner.inputs import Place
+from modelpress_runner.inputs.gather import Place
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -13,7 +13,7 @@ from tiny_models import bert, gpt2, rows, settings, subject, vit
 
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
 from modelpress_runner.huggingface.source import fetch, load
-from modelpress_runner.inputs import Place
+from modelpress_runner.inputs.gather import Place
 
 PAIR = {"text": "red cat", "positive": "cat"}
 
