@@ -16,17 +16,18 @@ import torch
 import yaml
 from torch import nn
 
-from modelpress import __version__
+from modelpress._version import __version__
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import StoreError as ArtifactStoreError
 from modelpress.store import layout as names
 from modelpress.store import manifest, open_store
 from modelpress_runner.artifact.card import card
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, StoreError
 from modelpress_runner.export import weights
+from modelpress_runner.export.layout import Layout, LayoutError
 from modelpress_runner.export.pt2.program import NotPortableError, export_program
-from modelpress_runner.methods.context import Cut, Masks
-from modelpress_runner.subject.subject import Layout, LayoutError
 
 API_VERSION = "modelpress.dev/v1alpha1"
 

@@ -18,8 +18,8 @@ from torch import nn
 from modelpress_runner.dependency.exact import CACHE_BYTES, Seen, Weights, exactly, widened
 from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import CompressionError, InvalidModelError
-from modelpress_runner.methods.context import Cut
 from modelpress_runner.runtime.graph import call, map_tensors
 from modelpress_runner.runtime.unfused import unfused
 

@@ -22,8 +22,8 @@ from modelpress_runner.dependency.counterparts import Counterparts, UnprovableEr
 from modelpress_runner.dependency.exact import Seen
 from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.dependency.varied import CHANGES, Change, Examples
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import CompressionError, first_line
-from modelpress_runner.methods.context import Cut
 from modelpress_runner.runtime.graph import tensors_in
 
 DRAWS = 3  # on which both forms must agree

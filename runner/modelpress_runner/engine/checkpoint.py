@@ -22,8 +22,10 @@ from torch import nn
 from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks, placed
 from modelpress_runner.errors import StoreError
-from modelpress_runner.methods.context import Cut, Masks, StageContext, placed
+from modelpress_runner.methods.context import StageContext
 from modelpress_runner.runtime import distributed as ranks
 
 FORMAT = 2

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, other_buffers
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.methods.context import Cut, Masks, StageContext, Step, Training
+from modelpress_runner.methods.context import StageContext, Step
 from modelpress_runner.process.progress import Event, Report, silent
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
@@ -23,6 +25,7 @@ from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.stages import kind
 from modelpress_runner.subject.subject import ModuleEvaluator, Subject
 from modelpress_runner.training.run import Chunk, TrainingRun, check_masks, chunks_of
+from modelpress_runner.training.step import Training
 
 _SCORING = 2**31 - 1  # part of the seed for scoring: every score of a run sees the same random numbers
 _APART = 1e-3  # weights of two ranks that differ by more, relative to the largest, were not trained together

@@ -20,7 +20,8 @@ from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.trace import Plan, call_of
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
-from modelpress_runner.usercode.calling import devices_restored, flags_restored, user_code
+from modelpress_runner.runtime.preserve import devices_restored, flags_restored
+from modelpress_runner.usercode.calling import user_code
 
 LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
 

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, InvalidModelError
-from modelpress_runner.methods.context import Cut, Masks
 
 WEIGHTS_FILE = "model.safetensors"
 MASKS_FILE = "masks.safetensors"

@@ -18,6 +18,8 @@ from modelpress.api.load import load_dict
 from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, CompressionJobSpec
 from modelpress_runner.artifact.identity import checkpoint_identity
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import Outcome, run_stages
 from modelpress_runner.errors import InvalidModelError
@@ -25,7 +27,6 @@ from modelpress_runner.evaluators.ddp import inner
 from modelpress_runner.export.state import state_digest
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.measure.measuring import Measured, Measuring
-from modelpress_runner.methods.context import Cut, Masks
 from modelpress_runner.process.progress import Report, silent
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Prune, Stage
+from modelpress_runner.edits.masks import placed
 from modelpress_runner.engine.run import Outcome
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.in_process.loop_scores import ScoreWindow
-from modelpress_runner.methods.context import StageContext, placed
+from modelpress_runner.methods.context import StageContext
 from modelpress_runner.methods.prune.schedule import last_step, next_step, prunes_at, sparsity_at
 from modelpress_runner.methods.prune.selection import Choice, Selection, select
 from modelpress_runner.methods.prune.statistics import Scores

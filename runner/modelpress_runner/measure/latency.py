@@ -16,8 +16,8 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
 from modelpress_runner.errors import InvalidModelError, first_line
-from modelpress_runner.measure.counts import untouched
 from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
+from modelpress_runner.runtime.preserve import untouched
 
 
 @dataclass(frozen=True)

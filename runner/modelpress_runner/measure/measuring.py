@@ -15,11 +15,12 @@ from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress_runner.engine.run import Outcome, score_aside
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
+from modelpress_runner.export.layout import Layout, LayoutError
 from modelpress_runner.export.pt2.program import NotPortableError, export_program, open_program
 from modelpress_runner.measure import counts
 from modelpress_runner.measure import static as measure
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.subject.subject import Layout, LayoutError, Subject
+from modelpress_runner.subject.subject import Subject
 
 Metrics = dict[str, float]
 MEASURED_PROGRAM = "measured.pt2"

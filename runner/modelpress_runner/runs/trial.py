@@ -134,7 +134,7 @@ def finish(
     digest, ours = upload.commit(store, request, written, measured, made.outcome, made.code_digest)
     checkpointer.delete()
     if not ours:
-        from modelpress_runner.collect import collect
+        from modelpress.results.collect import collect
 
         log.warning("another attempt had committed its result before; that one is reported")
         return collect(request, store)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from modelpress.api.v1alpha1 import Finetune
-from modelpress_runner.methods.context import Step, Training
+from modelpress_runner.methods.context import Step
 from modelpress_runner.stages.base import StageKind
+from modelpress_runner.training.step import Training
 
 
 class FinetuneStage(StageKind[Finetune]):

@@ -13,9 +13,10 @@ from modelpress_runner.dependency.groups import Coupling, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.edits.cuts import replay
+from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.context import Cut, Masks, StageContext, Step, Training, Transform
+from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.round import Outcome, Round, apply_masks, prunable, removed_units, round_masks
@@ -31,6 +32,7 @@ from modelpress_runner.methods.prune.statistics import (
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import StageKind
 from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.step import Training
 
 
 def steps(prune: Prune, index: int) -> list[Step]:

@@ -20,7 +20,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import Model, Source
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export import state as weights
-from modelpress_runner.inputs.gather import Place
+from modelpress_runner.inputs.place import Place
 from modelpress_runner.inputs.rows import Rows
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.subject.subject import Subject, is_compression_module, module_name, subject_of

@@ -26,16 +26,17 @@ import pytest
 import torch
 from torch import nn
 
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidModelError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
-from modelpress_runner.methods.context import Masks, Training
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
 from modelpress_runner.training.frozen import training_passes
 from modelpress_runner.training.run import Chunk, TrainingRun, chunks_of
+from modelpress_runner.training.step import Training
 
 Make = Callable[[], tuple[Evaluator, nn.Module]]
 

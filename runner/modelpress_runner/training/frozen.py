@@ -18,7 +18,7 @@ from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
-from modelpress_runner.usercode.calling import flags_restored
+from modelpress_runner.runtime.preserve import flags_restored
 
 
 class _Enough(Stopped):

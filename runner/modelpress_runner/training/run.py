@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.evaluators.base import Evaluator
-from modelpress_runner.methods.context import Masks, Training
-from modelpress_runner.usercode.calling import devices_restored
+from modelpress_runner.runtime.preserve import devices_restored
+from modelpress_runner.training.step import Training
 
 MOST_STEP_CHUNKS = 10
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import modelpress as mp
 from modelpress_runner.runtime import distributed as ranks, rng as seeding
-from modelpress_runner.methods.context import Training
+from modelpress_runner.training.step import Training
 from modelpress_runner.training.run import TrainingRun, chunks_of
 
 

@@ -14,8 +14,8 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.errors import SpecError
+from modelpress_runner.edits.masks import placed
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
-from modelpress_runner.methods.context import placed
 from modelpress_runner.process.stopping import Stopped
 
 

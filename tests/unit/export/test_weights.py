@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelpress_runner.edits import cuts as recipe
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, InvalidModelError
 from modelpress_runner.export import weights
-from modelpress_runner.methods.context import Cut
 
 CUTS = [
     Cut("0", "out", (0, 2)),

@@ -14,10 +14,10 @@ from tiny_models import bert, gpt2, rows, subject, vit
 
 import modelpress as mp
 from modelpress_runner.artifact import files as artifact
-from modelpress_runner.edits.cuts import replay
+from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.export.layout import LayoutError
 from modelpress_runner.huggingface.layout import PretrainedLayout
-from modelpress_runner.methods.context import Cut
-from modelpress_runner.subject.subject import LayoutError, Subject
+from modelpress_runner.subject.subject import Subject
 
 FFN = r"encoder\.layer\.\d+\.intermediate\.dense"
 PAIR = {"text": "red cat", "positive": "cat"}

@@ -7,8 +7,8 @@ import torch
 from tiny_models import bert, gpt2, rows, subject
 
 from modelpress_runner.huggingface.device import move, on_accelerator
-from modelpress_runner.methods.context import Training
 from modelpress_runner.training.run import TrainingRun, chunks_of
+from modelpress_runner.training.step import Training
 
 ROWS = [{"text": "red cat", "label": "yes"}, {"text": "blue dog", "label": "no"}, {"text": "red dog", "label": "yes"}]
 

@@ -13,9 +13,10 @@ from torch import nn
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.edits.cuts import read, replay, write
 from modelpress_runner.errors import CompressionError, InvalidSpecError
-from modelpress_runner.methods.context import StageContext, Training, Transform
+from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.round import apply_masks
 from modelpress_runner.stages.prune import steps
+from modelpress_runner.training.step import Training
 
 
 def local(model: nn.Module) -> nn.Module:

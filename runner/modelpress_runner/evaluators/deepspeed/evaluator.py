@@ -22,7 +22,8 @@ from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional,
 from modelpress_runner.evaluators.trace import Plan, call_of
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
-from modelpress_runner.usercode.calling import flags_restored, user_code
+from modelpress_runner.runtime.preserve import flags_restored
+from modelpress_runner.usercode.calling import user_code
 
 log = logging.getLogger("modelpress")
 

@@ -20,7 +20,7 @@ from modelpress_runner.evaluators.lightning.trainer import TrainerSource, states
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
-from modelpress_runner.usercode.calling import flags_restored
+from modelpress_runner.runtime.preserve import flags_restored
 
 LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
 

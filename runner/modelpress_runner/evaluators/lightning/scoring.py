@@ -22,7 +22,7 @@ from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
-from modelpress_runner.usercode.calling import flags_restored
+from modelpress_runner.runtime.preserve import flags_restored
 
 _INSTEAD = "call self(...) there, or measure the model itself with spec.target.format: eager"
 

@@ -17,7 +17,8 @@ from modelpress_runner.evaluators.transformers import scoring
 from modelpress_runner.evaluators.transformers.chunks import ChunkedTrainer, LossPatch
 from modelpress_runner.evaluators.transformers.trainer import TrainerSource
 from modelpress_runner.runtime import rng as seeding
-from modelpress_runner.usercode.calling import flags_restored, user_code
+from modelpress_runner.runtime.preserve import flags_restored
+from modelpress_runner.usercode.calling import user_code
 
 if TYPE_CHECKING:
     from modelpress_runner.evaluators.transformers.deepspeed import PartitionedTrainer

@@ -38,8 +38,8 @@ from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_out
 from modelpress_runner.export.pt2.module import Program
 from modelpress_runner.export.pt2.quiet import quiet
 from modelpress_runner.export.pt2.tensors import Payloads, check_sizes, filled
-from modelpress_runner.measure.counts import untouched
 from modelpress_runner.runtime.example_inputs import as_call, is_batched, map_tensors, on_device, tensors, with_batch
+from modelpress_runner.runtime.preserve import untouched
 
 VERSION = 1
 _EXPORT_BATCH = 2  # with a batch of 1 torch takes the dimension for a constant

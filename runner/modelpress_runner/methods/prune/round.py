@@ -16,8 +16,8 @@ from torch import nn
 
 from modelpress_runner.dependency.groups import Coupling, DependencyGroup
 from modelpress_runner.edits.axes import AxisView, axis_of
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.methods.context import Masks
 from modelpress_runner.methods.prune.ranking import Candidates, remove_global, remove_local
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.schedule import sparsity_at

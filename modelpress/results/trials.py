@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from modelpress.api.v1alpha1 import reasons
 from modelpress.result import RunRecord
+from modelpress.results.collect import read_record
 from modelpress.store import ArtifactStore, layout, manifest
 from modelpress.store.manifest import Manifest, ManifestError
-from modelpress_runner.collect import read_record
 
 log = logging.getLogger("modelpress")
 _READERS = 8

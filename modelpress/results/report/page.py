@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from modelpress.local import figures
-from modelpress_runner.sweep_trials import Trial
+from modelpress import figures
+from modelpress.results.trials import Trial
 
 from .frame import Frame
 from .plot import plot, sentence

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modelpress.api.v1alpha1 import Objective
+from modelpress.results.trials import read_trials
 from modelpress.store import ArtifactStore, layout
-from modelpress_runner.sweep_trials import read_trials
 
 from .frame import ReportError, standing_frame
 from .page import render
