@@ -198,8 +198,7 @@ class Counterparts:
             if name in self._pieces:
                 value.masked_fill_(self._gone(name, real), 0.0)
         if values.jitter:
-            noise = Draw(values.number, 1.0, near=values.jitter)
-            value = noise.weight(self._owners[first], first, value, wide)
+            value = Draw(values.number, 1.0).disturbed(first, value, values.jitter)
         return value
 
     def _gone(self, name: str, real: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ class Draw:
         seed: of all random numbers.
         gain: standard deviation of what linear layers give.
         buffers: whether buffers other than the statistics of norms change too.
-        near: not None: real weights are multiplied by a factor from [1 - near, 1 + near], and nothing is drawn.
+        near: not None: real weights are multiplied by a factor from [1 - near, 1 + near]; those that are zero are drawn.
     """
 
     seed: int
@@ -38,7 +38,8 @@ class Draw:
         """A draw for the parameter `real` of `owner`, in the precision `wide`; `name` is its full name."""
         uniform = _uniform(real.shape, self._generator(name, real.device), real.device, wide)
         if self.near is not None:
-            return uniform.mul_(self.near).add_(1.0).mul_(real.detach())
+            size = real.detach().abs().mean()  # what is zero may be masked: that says nothing of the structure
+            return torch.where(real == 0, uniform * size, (1 + uniform * self.near) * real.detach())
         if real.dim() < 2 or max(real.shape) == real.numel():  # one axis: an offset, or a factor
             factor = "Norm" in type(owner).__name__ or bool((real > 0).all())
             factor = factor and not name.endswith("bias")
@@ -48,6 +49,11 @@ class Draw:
         plain = real.dim() == 2 or hasattr(owner, "kernel_size")
         inputs = math.prod(real.shape[1:]) if plain else real.shape[-2]
         return uniform.mul_(self.gain * math.sqrt(3 / inputs))
+
+    def disturbed(self, name: str, value: torch.Tensor, share: float) -> torch.Tensor:
+        """The weight, each of its entries changed by up to `share` of itself; zeros stay."""
+        factor = _uniform(value.shape, self._generator(name, value.device), value.device, value.dtype)
+        return factor.mul_(share).add_(1.0).mul_(value)
 
     def buffer(self, name: str, real: torch.Tensor) -> torch.Tensor:
         """A draw for a floating buffer, shaped like `real` and in its precision."""
