@@ -26,7 +26,7 @@ class Draw:
         seed: of all random numbers.
         gain: standard deviation of what linear layers give.
         buffers: whether buffers other than the statistics of norms change too.
-        near: not None: real weights are multiplied by a factor from [1 - near, 1 + near]; those that are zero are drawn.
+        near: not None: weights are the real ones times a factor from [1 - near, 1 + near]; zeros are drawn.
     """
 
     seed: int

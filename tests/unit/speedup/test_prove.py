@@ -158,7 +158,7 @@ def test_nothing_that_could_be_compared_is_no_proof() -> None:
     with pytest.raises(CompressionError, match="gives NaN on the dummy input"):
         prove(model, CUT, torch.zeros(2, 3))
     with pytest.raises(
-        CompressionError, match=r"neither proven nor refuted: of 7 draws .* none told \(the outputs were NaN\)"
+        CompressionError, match=r"neither proven nor refuted: .* none told \(the outputs were NaN\)"
     ):
         prove_structure(model, CUT, torch.zeros(2, 3))
 
