@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,13 +47,3 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
                 "that the model takes, batch first"
             ) from error
     return counter.get_total_flops() // 2
-
-
-def safetensors_bytes(model: nn.Module) -> int:
-    """Size in bytes of the model.safetensors that `export.weights.save` writes for this model."""
-    from modelpress_runner.export import weights
-
-    with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
-        path = Path(folder, weights.WEIGHTS_FILE)
-        weights.save_weights(model, path)
-        return path.stat().st_size

@@ -157,9 +157,7 @@ def test_nothing_that_could_be_compared_is_no_proof() -> None:
     model = nn.Sequential(nn.Linear(3, 4), Broken(), nn.Linear(4, 2))
     with pytest.raises(CompressionError, match="gives NaN on the dummy input"):
         prove(model, CUT, torch.zeros(2, 3))
-    with pytest.raises(
-        CompressionError, match=r"neither proven nor refuted: .* none told \(the outputs were NaN\)"
-    ):
+    with pytest.raises(CompressionError, match=r"neither proven nor refuted: .* none told \(the outputs were NaN\)"):
         prove_structure(model, CUT, torch.zeros(2, 3))
 
 
