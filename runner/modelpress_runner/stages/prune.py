@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,15 @@ from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerE
 from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
-from modelpress_runner.methods.prune.round import Outcome, Round, apply_masks, prunable, removed_units, round_masks
+from modelpress_runner.methods.prune.round import (
+    Outcome,
+    Round,
+    apply_masks,
+    cover,
+    prunable,
+    removed_units,
+    round_masks,
+)
 from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (
     DEFAULT_STEPS,
@@ -102,6 +111,7 @@ class PruneStage:
     index: int
     path: str = field(init=False)
     known: Coupling | None = field(init=False, default=None)
+    units: torch.Tensor | None = field(init=False, default=None)  # of `known`: what the last round removed
     _tried: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -132,23 +142,35 @@ class PruneStage:
         dry = Round(context.seed, self.index, 0, equal)
         round_masks(context.model, selection, coupling, context.masks, dry, self.path)
 
-    def round(self, context: StageContext, number: int, scores: Scores | None = None) -> None:
+    def round(
+        self,
+        context: StageContext,
+        number: int,
+        scores: Scores | None = None,
+        earlier: Sequence[PruneStage] = (),
+    ) -> None:
         """Scores and masks of one round; the masked weights are zero at once.
 
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
+        What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         """
         selection = select(context.model, self.prune, self.path)
         coupling = self._sound(context, selection) if self.shrinks else None
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
+        leaving: Masks = {}
+        for stage in earlier:
+            if stage.known is not None and stage.units is not None:
+                cover(leaving, context.model, stage.known, stage.units)
         outcome = round_masks(
             context.model,
             selection,
             coupling,
             context.masks,
-            Round(context.seed, self.index, number, scores),
+            Round(context.seed, self.index, number, scores, leaving),
             self.path,
         )
+        self.units = outcome.units
         context.masks = ranks.agreed_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
         context.notes += [note for note in outcome.notes if note not in context.notes]
