@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, Compr
 from modelpress_runner import generators, seeding
 from modelpress_runner.checkpoint import Checkpointer
 from modelpress_runner.context import Cut, Masks
+from modelpress_runner.copies import copied
 from modelpress_runner.engine import Outcome, run_stages
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.parallel import inner
@@ -205,17 +205,6 @@ def _entrypoint(model: nn.Module) -> str:
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ApiModel) else value
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of the model; InvalidModelError if it cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidModelError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); a tensor attribute that is the result of a "
-            "computation must be a buffer or be detached"
-        ) from error
 
 
 def _checkpoints(uri: str | Path | None, spec: CompressionJobSpec, model: nn.Module) -> Checkpointer | None:

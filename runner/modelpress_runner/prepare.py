@@ -19,7 +19,8 @@ from torch import nn
 from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Model
 from modelpress_runner import current, seeding
 from modelpress_runner.callbacks import Callbacks
-from modelpress_runner.compress import CompressionResult, copied, recipe, result_of
+from modelpress_runner.compress import CompressionResult, recipe, result_of
+from modelpress_runner.copies import copied
 from modelpress_runner.engine import Outcome, score_aside
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Score

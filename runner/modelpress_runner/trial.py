@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
 
 from modelpress.api.v1alpha1 import MEASURED, CompressionJobSpec, reasons
 from modelpress.request import RunRequest
@@ -20,10 +17,11 @@ from modelpress.search import ConstraintError, judge
 from modelpress.store.base import ArtifactStore
 from modelpress_runner import code, ranks, seeding, upload
 from modelpress_runner.checkpoint import Checkpointer
+from modelpress_runner.copies import check_copies, copied
 from modelpress_runner.dense import Dense, DenseCache
 from modelpress_runner.engine import Outcome, plan_stages, run_stages
 from modelpress_runner.entrypoint import ModelSource, find
-from modelpress_runner.errors import InvalidModelError, InvalidSpecError
+from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.identity import checkpoint_identity, dense_digest
 from modelpress_runner.inputs import Inputs, gathered
 from modelpress_runner.progress import Report
@@ -43,6 +41,7 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: S
         return script.prepare(request, store, stop)
     with _inputs(request, stop) as inputs:
         dense, code_digest = _dense(request, inputs, store, stop, timed=False)
+        check_copies(dense.subject.model, "spec.model")
     found = "was there already" if dense.cached else "is built"
     return RunResult(
         phase="Succeeded",
@@ -77,7 +76,7 @@ def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Re
     plan_stages(subject, spec.stages)
     check_constraints(spec, dense.baseline)
     measuring = Measuring(spec, subject, timed=True)
-    original = _copy(subject.model)
+    original = copied(subject.model, "spec.model")
     identity = checkpoint_identity(spec, f"{dense.digest} {code_digest} {inputs.digest}")
     checkpointer = Checkpointer(store, request.prefix, identity, request.attempt)
     with reporting(progress) as events:
@@ -194,17 +193,6 @@ def check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> N
         judge(spec.constraints or [], spec.metrics or {}, known, known)
     except ConstraintError as error:
         raise InvalidSpecError(error.message, error.path) from error
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidModelError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); a tensor attribute that is the result of a "
-            "computation must be a buffer or be detached",
-            "spec.model",
-        ) from error
 
 
 def _summary(baseline: dict[str, float], compressed: dict[str, float]) -> str:

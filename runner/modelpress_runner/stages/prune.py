@@ -11,6 +11,7 @@ import torch
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner import ranks
 from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
+from modelpress_runner.copies import check_copies
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, NO_DUMMY_INPUT, Scores, collect, is_data_driven
 from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
@@ -120,11 +121,9 @@ class PruneStage:
         apply_masks(model, context.masks)
         removed = removed_units(model, coupling, context.masks)
         cuts = _cuts(coupling, removed)
-        if not cuts:
-            raise CompressionError(
-                "nothing to shrink: the sparsity of every selected layer is less than one of its channels; raise it",
-                f"{self.path}.sparsity",
-            )
+        if not cuts:  # the model is a result like any other, and its notes say why it is as large as before
+            context.report("nothing to shrink")
+            return
         try:
             small = copy.deepcopy(model)
         except Exception as error:
@@ -151,6 +150,7 @@ class PruneStage:
         if self.known is None:
             if context.dummy_input is None:
                 raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.speedup")
+            check_copies(context.model, f"{self.path}.speedup")  # a shrink is proven on copies
 
             def note(text: str) -> None:
                 if text not in context.notes:
