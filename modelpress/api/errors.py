@@ -116,9 +116,7 @@ def _value_of_another_tool(model: type[ApiModel], location: Location, value: str
     return plain.get(_plain(value))
 
 
-def _problem(
-    detail: ErrorDetails, location: Location, annotation: Any, is_key: bool, model: type[ApiModel]
-) -> Problem:
+def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: bool, model: type[ApiModel]) -> Problem:
     path = format_location(location)
     kind, context, value = detail["type"], detail.get("ctx", {}), detail.get("input")
     if kind == "missing":

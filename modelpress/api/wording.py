@@ -126,7 +126,9 @@ FIXES: dict[str, str] = {
     "int_parsing_size": "give a smaller number",
 }
 
-_SEARCHED = frozenset({"_type", "_value", "range", "min", "max", "choice", "values", "low", "high"})  # of a search space
+_SEARCHED = frozenset(
+    {"_type", "_value", "range", "min", "max", "choice", "values", "low", "high"}
+)  # of a search space
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 

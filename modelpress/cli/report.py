@@ -31,7 +31,7 @@ def write_report(
     if "://" not in folder and not os.path.isdir(folder):
         raise UsageError(f"there is no folder {folder}; name a sweep's folder, <store>/<namespace>/<sweep>-<uid>")
     # Part of the runner, though it needs nothing but what modelpress itself needs.
-    runner: Any = importlib.import_module("modelpress_runner.report")
+    runner: Any = importlib.import_module("modelpress.results.report")
     try:
         path, count = runner.refresh(open_store(folder, endpoint=endpoint, region=region), objectives=wanted, to=output)
     except (runner.ReportError, StoreUriError) as error:

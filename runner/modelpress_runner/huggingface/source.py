@@ -14,7 +14,7 @@ from typing import Any
 from modelpress.api.semantic_data import HUB
 from modelpress.api.v1alpha1 import HuggingFace, HuggingFaceTask
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, StoreError, first_line
-from modelpress_runner.inputs import Place
+from modelpress_runner.inputs.place import Place
 
 log = logging.getLogger("modelpress")
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from modelpress.api.v1alpha1 import CompressionJobSpec, reasons
 from modelpress.request import PublishRequest, RunRequest, trial_prefix
 from modelpress.result import RunRecord, RunResult
+from modelpress.results.publish import publish
 from modelpress.store import ArtifactStore, ObjectInfo, manifest, open_store
 from modelpress.store.manifest import FileEntry, Manifest, RunMetrics
 from modelpress_runner.errors import ArtifactError, InvalidSpecError
-from modelpress_runner.publish import publish
 
 ROOT = "default/sweep-01234567"
 

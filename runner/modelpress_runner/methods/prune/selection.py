@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune
-from modelpress_runner.computed import computed
+from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.registry import method
@@ -187,9 +187,7 @@ def _without_part(
     if not field:
         field = "exclude" if entry.exclude else "algorithm"
     subject = f"'{text}' selects nothing" if field == "opNamesRe" else "selects nothing"
-    return InvalidSpecError(
-        f"{subject}: {'; '.join(shown) or 'the model is empty'}; {what}{tip}", f"{where}.{field}"
-    )
+    return InvalidSpecError(f"{subject}: {'; '.join(shown) or 'the model is empty'}; {what}{tip}", f"{where}.{field}")
 
 
 def _named(modules: dict[str, nn.Module], entry: ConfigEntry, where: str) -> dict[tuple[str, str], list[str]]:

@@ -1,0 +1,189 @@
+"""The channel axes of modules: which entries of which tensors belong to one channel.
+
+Everything that scores, masks or shrinks channels goes through `axis_of`, so that the entries a mask sets to zero are
+exactly the entries that a shrink removes.
+
+A module has an axis "out" (channels it gives) and, if they differ, "in" (channels it takes). Channel i of an axis with
+g groups of p channels is slice [i // p, i % p] of a view of each tensor. Layouts of these views, for a tensor t:
+  rows: channels are rows of t, (g*p, ...).           cols: columns, t being (g*r, p, ...) with r rows for each group.
+  flat: t has one axis of more than one entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from modelpress_runner.edits.computed import computed
+from modelpress_runner.errors import CompressionError
+
+CONV = nn.modules.conv._ConvNd
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
+
+
+@dataclass(frozen=True)
+class AxisView:
+    """One axis of one module. `tensors` names the parameters and buffers it runs through, with their layout."""
+
+    owner: nn.Module
+    axis: str
+    size: int
+    groups: int
+    tensors: dict[str, str]
+
+    def view(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A view of `tensor`, which is shaped like tensor `name`, with leading dimensions (groups, size/groups)."""
+        layout = self.tensors[name]
+        if layout == "flat":
+            return tensor.view(1, -1)
+        grouped = tensor.unflatten(0, (self.groups, -1))
+        return grouped if layout == "rows" else grouped.transpose(1, 2)
+
+    def rows(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The entries of each channel in `tensor`, as a matrix (size, entries of a channel)."""
+        return self.view(name, tensor).reshape(self.size, -1)
+
+    def keep_mask(self, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """A bool mask like `tensor`: False on the entries of the channels where `kept`, bool (size,), is False."""
+        mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
+        self.view(name, mask)[~kept.to(tensor.device).view(self.groups, -1)] = False
+        return mask
+
+    @property
+    def parameters(self) -> list[str]:
+        """The tensors that are parameters."""
+        return [name for name in self.tensors if name in self.owner._parameters]
+
+
+def axis_of(model: nn.Module, name: str, axis: str) -> AxisView:
+    """The axis "in" or "out" of the module, or of the plain parameter, that `model` knows by `name`.
+
+    Raises:
+        CompressionError: there is none, or it cannot be cut (computed weights, a parameter with several axes).
+    """
+    module = dict(model.named_modules()).get(name)
+    if module is None:
+        return _parameter_axis(model, name, axis)
+    return module_axis(module, name, axis)
+
+
+def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
+    """As `axis_of`, of a module at hand; `name` serves for messages."""
+    if axis not in ("in", "out"):
+        raise CompressionError(f"'{name}': an axis is 'in' or 'out', not {axis!r}")
+    groups = 1
+    if isinstance(module, CONV):
+        groups = module.groups
+        size = module.out_channels if axis == "out" else module.in_channels
+        tensors = {"weight": "cols" if (axis == "in") != module.transposed else "rows"}
+        if axis == "out":
+            tensors["bias"] = "rows"
+    elif isinstance(module, nn.Linear):
+        size = module.out_features if axis == "out" else module.in_features
+        tensors = {"weight": "rows", "bias": "rows"} if axis == "out" else {"weight": "cols"}
+    elif axis == "in":
+        raise CompressionError(f"'{name}' ({type(module).__name__}) has no input channels of its own")
+    elif isinstance(module, BATCH_NORM | INSTANCE_NORM):
+        size = module.num_features
+        tensors = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), "rows")
+    elif isinstance(module, nn.GroupNorm):
+        size, groups = module.num_channels, module.num_groups
+        tensors = {"weight": "rows", "bias": "rows"}
+    elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        size = module.normalized_shape[0]
+        tensors = {"weight": "rows", "bias": "rows"}
+    elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        size, tensors = module.num_parameters, {"weight": "rows"}
+    elif isinstance(module, nn.Embedding):
+        size, tensors = module.embedding_dim, {"weight": "cols"}
+    else:
+        raise CompressionError(f"'{name}' ({type(module).__name__}) has no channels that can be removed")
+    for tensor in tensors:
+        _check_plain(module, name, tensor)
+    present = {t: layout for t, layout in tensors.items() if getattr(module, t, None) is not None}
+    return AxisView(module, axis, size, groups, present)
+
+
+def shrink(view: AxisView, kept: torch.Tensor) -> None:
+    """Cuts the axis of its module, in place, down to the channels where `kept`, bool (size,), is True.
+
+    On a grouped convolution or a GroupNorm either every group keeps equally many channels, or whole groups go; with a
+    group of a convolution its inputs go too.
+
+    Raises:
+        CompressionError: nothing would be kept, or groups would end up with different sizes.
+    """
+    owner, groups = view.owner, view.groups
+    per_group = kept.view(groups, -1).sum(dim=1).tolist()
+    width = view.size // groups
+    left = [count for count in per_group if count]
+    if not left or any(count != left[0] for count in left) or (len(left) < groups and left[0] != width):
+        raise CompressionError(
+            f"the groups of a {type(owner).__name__} would keep {per_group} of {width} channels each; "
+            "they must keep equally many, or whole groups must go"
+        )
+    if len(left) < groups and view.axis == "in":
+        raise CompressionError(f"a {type(owner).__name__} loses whole groups by its output channels only")
+    new_groups, new_width = len(left), left[0]
+    for name, layout in view.tensors.items():
+        tensor = getattr(owner, name)
+        rows = tensor.shape[0] // groups if layout == "cols" else 0
+        if layout == "flat":
+            shape = tuple(new_width if size == view.size and size > 1 else size for size in tensor.shape)
+        elif layout == "rows":
+            shape = (new_groups * new_width, *tensor.shape[1:])
+        else:
+            shape = (new_groups * rows, new_width, *tensor.shape[2:])
+        data = tensor.detach()[view.keep_mask(name, tensor, kept)].reshape(shape)
+        if name in owner._parameters:
+            setattr(owner, name, nn.Parameter(data, requires_grad=tensor.requires_grad))
+        else:
+            setattr(owner, name, data)
+    _patch(owner, view.axis, new_groups, new_groups * new_width)
+
+
+def _patch(owner: nn.Module, axis: str, groups: int, size: int) -> None:
+    if isinstance(owner, CONV):
+        if axis == "out":
+            owner.in_channels = owner.in_channels // owner.groups * groups
+            owner.out_channels, owner.groups = size, groups
+        else:
+            owner.in_channels = size
+    elif isinstance(owner, nn.Linear):
+        if axis == "out":
+            owner.out_features = size
+        else:
+            owner.in_features = size
+    elif isinstance(owner, BATCH_NORM | INSTANCE_NORM):
+        owner.num_features = size
+    elif isinstance(owner, nn.GroupNorm):
+        owner.num_channels, owner.num_groups = size, groups
+    elif isinstance(owner, nn.LayerNorm):
+        owner.normalized_shape = (size,)
+    elif isinstance(owner, nn.PReLU):
+        owner.num_parameters = size
+    elif isinstance(owner, nn.Embedding):
+        owner.embedding_dim = size
+
+
+def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
+    path, _, attribute = name.rpartition(".")
+    owner = dict(model.named_modules()).get(path)
+    parameter = owner._parameters.get(attribute) if owner is not None else None
+    if parameter is None:
+        raise CompressionError(f"the model has no module or parameter '{name}'")
+    wide = [size for size in parameter.shape if size > 1]
+    if len(wide) != 1 or axis != "out":
+        raise CompressionError(f"the parameter '{name}' of shape {tuple(parameter.shape)} has no single channel axis")
+    return AxisView(owner, axis, wide[0], 1, {attribute: "flat"})
+
+
+def _check_plain(module: nn.Module, name: str, tensor: str) -> None:
+    if tensor in module._parameters or tensor in module._buffers:
+        return
+    if hasattr(module, tensor):
+        known = next((str(each) for each in computed(module, name) if each.tensor == tensor), None)
+        raise CompressionError(known or f"'{name}.{tensor}' is no parameter of its own, but computed from others")
