@@ -200,7 +200,7 @@ class _Tracer:
             atoms = [self._atom(number, side, channel) for channel in range(size)]
             reason = self._refusal(module, name, side, size)
             if reason is None and (number, side, size) in self.atoms:
-                reason = f"torch-pruning maps channels onto '{name}' that it does not have; exclude it, or set speedup: false"
+                reason = f"torch-pruning maps channels onto '{name}' that it does not have; exclude it"
             if reason is not None:
                 self.reasons += [(atom, reason) for atom in atoms]
             out.append((name, side, isinstance(module, CONV | nn.Linear | nn.Embedding), atoms))

@@ -1,4 +1,4 @@
-"""Weights that a module works out in each forward pass: weight norm, spectral norm, leftovers of torch.nn.utils.prune."""
+"""Weights that a module works out in each forward pass: weight and spectral norm, what torch.nn.utils.prune left."""
 
 from __future__ import annotations
 

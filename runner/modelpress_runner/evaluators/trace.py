@@ -131,7 +131,7 @@ def _remembering(kind: type) -> Any:
     original = kind.__init__  # type: ignore[misc]
 
     @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
         if type(self) is not kind:
             original(self, *args, **kwargs)
             return
@@ -141,7 +141,7 @@ def _remembering(kind: type) -> Any:
         _calls[self] = call
 
     try:
-        kind.__init__ = __init__  # type: ignore[misc]
+        kind.__init__ = remembering  # type: ignore[misc]
         setattr(kind, _MARK, True)
     except TypeError:  # not a class of Python's own making
         return Traced(kind)

@@ -61,8 +61,9 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
     entry without opTypes takes modules of any type that hold parameters. `exclude` always wins.
 
     Raises:
-        InvalidSpecError: an entry matches nothing, an expression is no regular expression, a module is of a type that
-            its method does not prune, one that an entry names has a computed weight, or is left without a sparsity or with an initial one above it.
+        InvalidSpecError: an entry, or one of its selectors, matches nothing; an expression is no regular expression; a
+            module is of a type that its method does not prune, is left without a sparsity or with an initial one above
+            it, or is named and has a computed weight.
     """
     modules = dict(model.named_modules())
     drafts: dict[str, _Draft] = {}
