@@ -19,7 +19,8 @@ from modelpress.results import report
 from modelpress.results.trials import Trial, read_trials
 from modelpress.store import ArtifactStore, ObjectMissingError, layout, manifest
 from modelpress.store.manifest import FileEntry, Manifest
-from modelpress_runner.errors import ArtifactError, InvalidSpecError
+
+from .errors import InvalidRequestError, ResultsError
 
 
 def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
@@ -28,12 +29,12 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
     Without a best trial, best.json and best/ of a former publication are removed.
 
     Raises:
-        InvalidSpecError: this is no request to publish.
-        ArtifactError: the best trial is not committed, or a file of it is missing or damaged.
+        InvalidRequestError: this is no request to publish.
+        ResultsError: the best trial is not committed, or a file of it is missing or damaged.
         StoreError: the store refused or failed.
     """
     if request.publish is None:
-        raise InvalidSpecError("a run that publishes needs to know what; the shell that writes the request sets it")
+        raise InvalidRequestError("a run that publishes needs to know what; the shell that writes the request sets it")
     trials = read_trials(store, request.root)
     best, digest = None, None
     if request.publish.best is None:
@@ -43,7 +44,7 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
         if best is None or best.manifest is None:
             where = f"{store.uri}/{layout.trial_prefix(request.root, request.publish.best)}/{layout.MANIFEST}"
             problem = best.damage if best is not None and best.damage is not None else f"there is no {where}"
-            raise ArtifactError(f"the best trial, {request.publish.best}, cannot be published: {problem}")
+            raise ResultsError(f"the best trial, {request.publish.best}, cannot be published: {problem}")
         digest = _publish_best(store, request.root, best, best.manifest)
     table = trials_table(list(trials.values()), store.uri)
     _put_if_changed(store, layout.join(request.root, layout.TRIALS_TABLE), table)
@@ -120,7 +121,7 @@ def _check(store: ArtifactStore, trial: Trial, entry: FileEntry) -> None:
     size = trial.sizes.get(entry.path)
     if size != entry.bytes:
         found = "it is missing" if size is None else f"it has {size} bytes, where the manifest has {entry.bytes}"
-        raise ArtifactError(
+        raise ResultsError(
             f"the best trial, {trial.number}, cannot be published: {store.uri}/{trial.prefix}/{entry.path}: {found}; "
             "restore the file, or delete the trial's manifest and run the sweep again"
         )

@@ -28,6 +28,7 @@ from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import reasons
 from modelpress.request import MAX_REQUEST_BYTES, RUN_UID_VARIABLE, RunRequest
 from modelpress.result import ExitCode, RunRecord, RunResult
+from modelpress.results.errors import InvalidRequestError, ResultsError
 from modelpress.store import layout, manifest, open_store
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import StoreError, StoreUriError
@@ -171,13 +172,13 @@ def _store(request: RunRequest) -> ArtifactStore:
 
 def _failure(error: Exception) -> tuple[RunResult, ExitCode]:
     """How an error is reported: its message, a documented reason, and whether another attempt may help."""
-    if isinstance(error, SpecError | InvalidSpecError | StoreUriError):
+    if isinstance(error, SpecError | InvalidSpecError | InvalidRequestError | StoreUriError):
         reason, code = reasons.INVALID_SPEC, ExitCode.INVALID
     elif isinstance(error, InvalidModelError | ManifestError):
         reason, code = reasons.INVALID_MODEL, ExitCode.INVALID
     else:
         reason, code = reasons.RUNNER_FAILED, ExitCode.FAILED
-    known = isinstance(error, RunnerError | SpecError | StoreError)
+    known = isinstance(error, RunnerError | SpecError | StoreError | ResultsError)
     message = str(error) if known else f"{type(error).__name__}: {error} (unforeseen; the log has the traceback)"
     # The user's own traceback is worth reading; ours is not, unless nobody foresaw the error.
     cause = error.__cause__ if isinstance(error, UserCodeError | InvalidModelError) else None

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJobSpec, Constraint, Goal, Metric, Objective
 from modelpress.request import PublishRequest
+from modelpress.results.errors import ResultsError
 from modelpress.results.trials import Trial
 from modelpress.search import ConstraintError, goal_of, judge, pareto
 from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, layout
-from modelpress_runner.errors import RunnerError
 
 log = logging.getLogger("modelpress")
 # What a sweep is most likely about where nothing says it: the first of these that the trials changed.
@@ -30,7 +30,7 @@ _COSTS = ("latencyMs", "macs", "sizeBytes", "parameters")
 _DATA = re.compile(r'<script type="application/json" id="sweep">(.*?)</script>', re.DOTALL)
 
 
-class ReportError(RunnerError):
+class ReportError(ResultsError):
     """No report can be made of what is there; the message says what to do."""
 
 

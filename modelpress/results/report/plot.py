@@ -172,10 +172,10 @@ def _grid(x: Scale, y: Scale, x_metric: str, y_metric: str) -> list[str]:
             parts.append(f'<path class="grid" d="M{at} {top}V{bottom}"/>')
             parts.append(f'<text x="{at}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     for tick in y.ticks(6):
-        at = y.at(tick)
+        height = y.at(tick)
         text = escape(figures.number(y_metric, tick))
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
+        parts.append(f'<path class="grid" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{text}</text>')
     return parts
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-from modelpress import __version__
+from modelpress._version import __version__
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import StoreError as ArtifactStoreError
 from modelpress.store import layout as names

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
+from modelpress._version import __version__
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store.manifest import canonical_json, digest_of
 
 
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
-    import modelpress
 
-    return {"modelpress": modelpress.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {"modelpress": __version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
 def checkpoint_identity(spec: CompressionJobSpec, dense: str) -> str:

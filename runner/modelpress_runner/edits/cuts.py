@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,18 @@ from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, CompressionError, InvalidModelError
 
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One shrunk axis: `kept` are the indices of the module's parameters along it that stay, ascending.
+
+    axis "out" is what the module gives (output channels of a convolution, features of a norm), "in" what it takes.
+    """
+
+    module: str
+    axis: str
+    kept: tuple[int, ...]
 
 
 def write(cuts: Iterable[Cut]) -> dict[str, Any]:

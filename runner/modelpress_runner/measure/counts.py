@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelpress_runner.errors import InvalidModelError, first_line
 from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
+from modelpress_runner.runtime.preserve import untouched
 
 
 def parameters(model: nn.Module) -> int:
@@ -65,26 +66,6 @@ def _taken_apart() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.backends.mkldnn.enabled = onednn
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Runs the block with `model` in eval mode; then modes, buffers and random number generators are as before."""
-    modes = {module: module.training for module in model.modules()}
-    plain = ((name, buffer) for name, buffer in model.named_buffers() if buffer.layout == torch.strided)
-    buffers = {name: buffer.detach().clone() for name, buffer in plain}
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    if name in buffers and not torch.equal(buffer, buffers[name]):
-                        buffer.copy_(buffers[name])
 
 
 def safetensors_bytes(model: nn.Module) -> int:

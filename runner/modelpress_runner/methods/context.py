@@ -6,33 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.evaluators.base import Evaluator
-
-# {"conv1": {"weight": mask, "bias": mask}}: 1 = kept, shaped like the parameter, same dtype.
-Masks = dict[str, dict[str, torch.Tensor]]
-
-
-def placed(masks: Masks, model: nn.Module) -> Masks:
-    """The masks where the parameters of `model` are."""
-    return {
-        module: {name: mask.to(getattr(model.get_submodule(module), name).device) for name, mask in tensors.items()}
-        for module, tensors in masks.items()
-    }
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One shrunk axis: `kept` are the indices of the module's parameters along it that stay, ascending.
-
-    axis "out" is what the module gives (output channels of a convolution, features of a norm), "in" what it takes.
-    """
-
-    module: str
-    axis: str
-    kept: tuple[int, ...]
+from modelpress_runner.training.step import Training
 
 
 @dataclass
@@ -61,15 +40,6 @@ class Transform:
 
     label: str
     apply: Callable[[StageContext], None]
-
-
-@dataclass(frozen=True)
-class Training:
-    """A step of training, cut into chunks by the engine. Exactly one of epochs and max_steps."""
-
-    label: str
-    epochs: int | None = None
-    max_steps: int | None = None
 
 
 Step = Transform | Training

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,28 +16,9 @@ from modelpress_runner.evaluators.ddp import inner, place, wrapped
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.export.layout import Layout
 from modelpress_runner.runtime.preserve import flags_restored
 from modelpress_runner.usercode.calling import user_code
-
-
-class LayoutError(Exception):
-    """A model cannot be written in another library's layout; the message is a clause that says why."""
-
-
-class Layout(Protocol):
-    """Another library's own layout of a model, which an artefact has beside its own two forms."""
-
-    name: str  # of its folder in the artefact
-
-    def write(self, model: nn.Module, dummy_input: Any, folder: Path) -> None:
-        """Writes `model` into `folder`, which it makes, and proves that it can be read back.
-
-        Raises:
-            LayoutError: the layout cannot hold this model; there is no folder then.
-        """
-
-    def open(self, folder: Path) -> nn.Module:
-        """The model in a folder that `write` wrote."""
 
 
 @dataclass

@@ -11,8 +11,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import nn
-
 from modelpress_runner.errors import RunnerError, UserCodeError
 
 _OURS = str(Path(__file__).resolve().parents[1])
@@ -72,44 +70,3 @@ def _short(path: str) -> str:
 def is_library_file(path: str) -> bool:
     """Whether a source file belongs to Python or to an installed package."""
     return path.startswith(_LIBRARIES)
-
-
-@contextlib.contextmanager
-def flags_restored(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, `training` of every module and `requires_grad` of every parameter are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in grads:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-
-
-@contextlib.contextmanager
-def devices_restored(model: nn.Module) -> Iterator[None]:
-    """Afterwards every parameter and buffer is on the device that it was on, with the values that it has by then.
-
-    Training and evaluation of the user's may move the model to a GPU; what comes next does not know of it.
-    """
-    before = [
-        (place, name, tensor, tensor.device)
-        for module in model.modules()
-        for place in (module._parameters, module._buffers)
-        for name, tensor in place.items()
-        if tensor is not None
-    ]
-    try:
-        yield
-    finally:
-        for place, name, tensor, device in before:
-            now = place.get(name)
-            if now is not None and now.device != device:
-                gradient, now.grad = now.grad, None
-                tensor.grad = None
-                tensor.data = now.detach().to(device)
-                tensor.grad = None if gradient is None else gradient.to(device)
-                place[name] = tensor
