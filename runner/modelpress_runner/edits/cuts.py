@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.axes import axis_of, shrink
-from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, CompressionError, InvalidModelError
 
 VERSION = 1

@@ -61,11 +61,9 @@ def test_a_function_that_holds_the_model_is_named(spoil: Callable[[nn.Module], N
     """The message has the attribute, the function and its place."""
     model = Plain()
     spoil(model)
+    stage = {"sparsity": 0.5, "config_list": [{}], "speedup": False}
     with pytest.raises(InvalidModelError, match=r"would run the original's weights: .*test_copies\.py:\d+") as raised:
-        stage = {"sparsity": 0.5, "config_list": [{}], "speedup": False}
         mp.compress(model, [{"prune": stage}], None, torch.ones(1, 4))
-            model, [{"prune": {"sparsity": 0.5, "config_list": [{}], "speedup": False}}], None, torch.ones(1, 4)
-        )
     assert where in str(raised.value)
 
 
