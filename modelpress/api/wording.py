@@ -126,9 +126,9 @@ FIXES: dict[str, str] = {
     "int_parsing_size": "give a smaller number",
 }
 
-_SEARCHED = frozenset(
-    {"_type", "_value", "range", "min", "max", "choice", "values", "low", "high"}
-)  # of a search space
+# Keys of a search space.
+_SEARCHED = frozenset({"_type", "_value", "range", "min", "max", "choice", "values", "low", "high"})
+_CREDENTIALS = re.compile(r"://[^/\s@]*@")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -189,7 +189,7 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f"the text {_cut(value)!r}"
+        return f"the text {_cut(_CREDENTIALS.sub('://***@', value))!r}"
     if isinstance(value, int | float):
         return _cut(_number(value))
     if isinstance(value, dict):

@@ -80,7 +80,7 @@ def parameters(obj: Raw) -> dict[str, Any]:
     """A trial's parameters."""
     try:
         value = json.loads((meta(obj).get("annotations") or {}).get(PARAMETERS_ANNOTATION) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

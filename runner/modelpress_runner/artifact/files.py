@@ -27,7 +27,8 @@ from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, StoreError
 from modelpress_runner.export import weights
 from modelpress_runner.export.layout import Layout, LayoutError
-from modelpress_runner.export.pt2.program import NotPortableError, export_program
+from modelpress_runner.export.pt2.equivalence import NotPortableError
+from modelpress_runner.export.pt2.program import export_program
 
 API_VERSION = "modelpress.dev/v1alpha1"
 
