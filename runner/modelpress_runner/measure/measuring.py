@@ -24,6 +24,7 @@ from modelpress_runner.subject.subject import Subject
 
 Metrics = dict[str, float]
 MEASURED_PROGRAM = "measured.pt2"
+GIVE_INPUTS = "give the Subject example_inputs, the evaluator a dummy_input, or the CompressionModule example_inputs()"
 
 
 @dataclass
@@ -59,23 +60,23 @@ class Measuring:
         timed: whether latency is measured.
 
     Raises:
-        InvalidModelError: something has to be measured with an example input, and there is none.
+        InvalidModelError: the target is a program, and there is no example input.
         InvalidSpecError: the target is transformers, and the model does not come from there.
     """
 
     def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool) -> None:
-        self._spec, self._timed = spec, timed
+        self._spec = spec
         self._evaluator, self._dummy_input = subject.evaluator, subject.dummy_input
         self._is_program, self._layout = spec.target.format == "pt2", subject.layout
         if spec.target.format == "transformers" and self._layout is None:
             message = "only a model that is given as huggingFace has this form; use eager or pt2"
             raise InvalidSpecError(message, "spec.target.format")
-        if self._dummy_input is None and (timed or self._is_program):
-            raise InvalidModelError(
-                "there is no example input to measure with; give the Subject example_inputs, or the evaluator a "
-                "dummy_input",
-                "spec.benchmark" if timed else "spec.target.format",
-            )
+        if self._dummy_input is None and self._is_program:
+            raise InvalidModelError(f"there is no example input to export with; {GIVE_INPUTS}", "spec.target.format")
+        self._timed = timed and self._dummy_input is not None
+        self._notes = [f"Latency was not measured, as there is no example input; {GIVE_INPUTS}"] if timed else []
+        if self._timed:
+            self._notes = []
 
     def dense(self, model: nn.Module) -> Metrics:
         """Score and counts of the dense model: everything that does not depend on a clock."""
@@ -91,6 +92,7 @@ class Measuring:
             baseline: what `dense` gave for it.
             folder: where a program may be left.
         """
+        outcome.notes += self._notes
         with self._form(outcome.model, folder / MEASURED_PROGRAM) as form:
             score = self._scored(form.model)
             counted = self._counted(outcome.model, form, baseline)
