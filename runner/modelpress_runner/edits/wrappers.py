@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -16,6 +17,8 @@ def inside(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps; None: it is none."""
     if isinstance(module, DistributedDataParallel | DataParallel | AveragedModel):
         return module.module
+    if isinstance(module, torch.jit.ScriptModule):  # its parts are not Python's
+        return None
     found = (module._modules.get(name) for name in _KEPT_AS)
     return next((each for each in found if each is not None), None)
 
@@ -45,6 +48,8 @@ def _unwrapped(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
     if id(module) in known:
         return known[id(module)]
     plain = inner(module)
+    if isinstance(plain, torch.jit.ScriptModule):
+        return plain
     parts = {name: None if part is None else _unwrapped(part, known) for name, part in plain._modules.items()}
     if any(part is not plain._modules[name] for name, part in parts.items()):
         plain = copy.copy(plain)

@@ -116,10 +116,12 @@ def as_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.detach().clone())
     if args and kwargs:
         try:
+            parameters = inspect.signature(model.forward).parameters
             bound = inspect.signature(model.forward).bind(*args, **kwargs)
         except (TypeError, ValueError):
             return None
-        return None if bound.args and not bound.kwargs and kwargs else dict(bound.arguments)
+        named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        return dict(bound.arguments) if all(parameters[name].kind in named for name in bound.arguments) else None
     if kwargs:
         return kwargs
     return args[0] if len(args) == 1 and isinstance(args[0], torch.Tensor) else args

@@ -20,10 +20,11 @@ class Stream(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.rnn, self.head = nn.Linear(4, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 6)
+        self.rnn, self.head = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
 
     def forward(self, x: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> Any:
-        x, (hidden, cell) = self.rnn(torch.relu(self.first(x)), (hidden, cell))
+        x, (hidden, cell) = self.rnn(self.second(torch.relu(self.first(x))), (hidden, cell))
         return self.head(x), hidden, cell
 
 
@@ -31,8 +32,8 @@ class Stream(nn.Module):
 def test_a_state_has_its_batch_in_dimension_1(rows: int, tmp_path: Path) -> None:
     """As many MACs whatever the rows are; the program's reason names the input."""
     inputs = (torch.rand(rows, 7, 4), torch.zeros(1, rows, 5), torch.zeros(1, rows, 5))
-    # 7 steps: 4*6 of the first, (6 + 5) * 4*5 of the LSTM, 5*2 of the head.
-    assert macs(Stream(), inputs) == 7 * (24 + 220 + 10)
+    # 7 steps: 4*6 and 6*6 of the first two, (6 + 5) * 4*5 of the LSTM, 5*2 of the head.
+    assert macs(Stream(), inputs) == 7 * (24 + 36 + 220 + 10)
     entry = {"op_names": ["first"], "sparsity": 0.5}
     bench = {"warmup": 0, "iterations": 1, "batch_size": 2}
     result = mp.compress(Stream(), [{"prune": {"config_list": [entry]}}], None, inputs, benchmark=bench)

@@ -65,6 +65,7 @@ def test_a_loop_asks_for_the_model_itself() -> None:
         mp.prepare_compression(Net(_compiled), stages, dummy_input=X)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning", "ignore:.*torch.jit.script:DeprecationWarning")
 def test_a_scripted_model_is_refused_with_the_remedy() -> None:
     """Its layers cannot be seen."""
     with pytest.raises(InvalidModelError, match=r"RecursiveScriptModule, which hides its layers; give the torch\.nn"):

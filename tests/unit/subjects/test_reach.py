@@ -20,13 +20,13 @@ class Supervised(nn.Module):
         super().__init__()
         self.trunk, self.body = nn.Linear(4, 8), nn.Linear(8, 6)
         self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
-        self.aux, self.head = nn.Linear(8, 3), nn.Linear(6, 3)
+        self.aux, self.middle, self.head = nn.Linear(8, 3), nn.Linear(6, 6), nn.Linear(6, 3)
         self.attention = nn.MultiheadAttention(6, 2)
         self.detached = detached
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         early = torch.relu(self.norm(self.trunk(x)))
-        late = torch.relu(self.body(early))
+        late = self.middle(torch.relu(self.body(early)))
         out = self.head(late + self.attention(late, late, late)[0])
         return (out, self.aux(early.detach() if self.detached else early)) if self.training else out
 
@@ -38,7 +38,7 @@ def test_what_feeds_a_training_head_stays(detached: bool, norm: bool, dummy: tor
     """The trunk keeps its width, also behind detach(); what comes after it is of no matter to the head."""
     entries = [{"op_names_re": ["trunk|body"], "sparsity": 0.5}]
     result = mp.compress(Supervised(detached, norm), [{"prune": {"config_list": entries}}], None, dummy)
-    assert result.model.trunk.out_features == 8
+    assert (result.model.trunk.out_features, result.model.body.out_features) == (8, 3)
     assert any("'trunk'" in note and "they feed 'aux', which runs in train mode only" in note for note in result.notes)
     out, aux = result.model.train()(X)
     assert (out.shape, aux.shape) == ((2, 3), (2, 3))

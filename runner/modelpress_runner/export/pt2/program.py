@@ -41,6 +41,7 @@ from modelpress_runner.export.pt2.quiet import quiet
 from modelpress_runner.export.pt2.tensors import Payloads, check_sizes, filled
 from modelpress_runner.runtime.example_inputs import (
     as_call,
+    batch_size,
     fitting,
     is_batched,
     map_tensors,
@@ -216,7 +217,7 @@ def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedPro
 
 def _state(model: nn.Module, dummy_input: Any) -> str | None:
     """The name or number of an input whose batch is dimension 1, as of a state of recurrent layers."""
-    size = _EXPORT_BATCH + 1
+    size = next(size for size in (3, 4) if size != batch_size(dummy_input))
     calls = [as_call(inputs) for inputs in (fitting(model, dummy_input, size), with_batch(dummy_input, size))]
     names = list(inspect.signature(model.forward).parameters)
     fits, plain = ([*enumerate(args), *kwargs.items()] for args, kwargs in calls)
