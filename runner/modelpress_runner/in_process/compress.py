@@ -135,7 +135,7 @@ def compress(
             cleanup.callback(given.unbind)
             cleanup.callback(generators.restore, given.user_objects(), generators.save(given.user_objects()))
         subject.find_inputs()
-        measuring = Measuring(spec, subject, timed=benchmark is not None)
+        measuring = Measuring(spec, subject, timed=benchmark is not None, asked=benchmark is not None)
         baseline = measuring.dense(model)
         # A score between the stages costs a pass over the data: only where somebody sees it.
         shown = report is not silent

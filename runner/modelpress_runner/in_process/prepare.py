@@ -105,7 +105,7 @@ def prepare_compression(
     subject = handed.subject(spec.model, seed=seed, train=True)
     timed = benchmark is not None
     subject.find_inputs()
-    measuring = Measuring(spec, subject, timed)
+    measuring = Measuring(spec, subject, timed, asked=timed)
     with seeding.aside():
         baseline = measuring.dense(model)
     return Compression(spec, subject, measuring, baseline, state, timed=timed, report=report)

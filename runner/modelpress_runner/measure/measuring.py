@@ -57,22 +57,26 @@ class Measuring:
     Args:
         spec: the recipe: target, benchmark and seed.
         subject: evaluator and example inputs.
-        timed: whether latency is measured.
+        timed: whether latency is measured, if there is an example input; else a note says why it is not.
+        asked: whether somebody asked for it: then an example input is needed.
 
     Raises:
-        InvalidModelError: the target is a program, and there is no example input.
+        InvalidModelError: the target is a program, or a latency was asked for, and there is no example input.
         InvalidSpecError: the target is transformers, and the model does not come from there.
     """
 
-    def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool) -> None:
+    def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool, asked: bool = False) -> None:
         self._spec = spec
         self._evaluator, self._dummy_input = subject.evaluator, subject.dummy_input
         self._is_program, self._layout = spec.target.format == "pt2", subject.layout
         if spec.target.format == "transformers" and self._layout is None:
             message = "only a model that is given as huggingFace has this form; use eager or pt2"
             raise InvalidSpecError(message, "spec.target.format")
-        if self._dummy_input is None and self._is_program:
-            raise InvalidModelError(f"there is no example input to export with; {GIVE_INPUTS}", "spec.target.format")
+        if self._dummy_input is None and (asked or self._is_program):
+            raise InvalidModelError(
+                f"there is no example input to measure with; {GIVE_INPUTS}",
+                "spec.benchmark" if asked else "spec.target.format",
+            )
         self._timed = timed and self._dummy_input is not None
         self._notes = [f"Latency was not measured, as there is no example input; {GIVE_INPUTS}"] if timed else []
         if self._timed:

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 import modelpress as mp
+from modelpress.api.v1alpha1 import CompressionJobSpec
+from modelpress_runner.engine.run import Outcome
 from modelpress_runner.measure.counts import macs
+from modelpress_runner.measure.measuring import Measuring
 from modelpress_runner.subject.subject import Subject, subject_of
 
 
@@ -119,9 +122,16 @@ def test_forms_of_calls() -> None:
         torch.testing.assert_close(subject.dummy_input, wanted, rtol=0, atol=0)
 
 
-def test_what_no_call_shows_is_not_asked_for() -> None:
-    """Single weights without example inputs: scored and counted, no MACs, and no latency with a note."""
+def test_what_no_call_shows_is_not_asked_for(tmp_path: Path) -> None:
+    """Single weights without example inputs: scored and counted, no MACs; a job, too, where latency is a default."""
     stage = {"prune": {"algorithm": "level", "speedup": False, "config_list": [{"sparsity": 0.5}]}}
-    result = mp.compress(_net(), [stage], lambda model: float(model[0].weight.sum()), benchmark={"iterations": 1})
-    assert "latencyMs" not in result.metrics["compressed"]
-    assert any(note.startswith("Latency was not measured") for note in result.notes)
+    result = mp.compress(_net(), [stage], lambda model: float(model[0].weight.sum()))
+    assert "macs" not in result.metrics["compressed"]
+    assert result.notes == []
+    spec = CompressionJobSpec.model_validate({"model": {"entrypoint": "a:b"}, "stages": [stage]})
+    measuring = Measuring(spec, Subject(_net()), timed=True)
+    outcome = Outcome(_net(), {}, [], [], [], 0, 0)
+    measured = measuring.compressed(outcome, _net(), measuring.dense(_net()), tmp_path)
+    assert "latencyMs" not in measured.compressed
+    [note] = outcome.notes
+    assert note.startswith("Latency was not measured, as there is no example input; give")

@@ -17,6 +17,7 @@ from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export.state import load_strict
 
 X = torch.zeros(2, 4)
+LEVEL = {"prune": {"algorithm": "level", "speedup": False, "config_list": [{"sparsity": 0.5}]}}
 
 
 class Net(nn.Module):
@@ -69,7 +70,7 @@ def test_a_loop_asks_for_the_model_itself() -> None:
 def test_a_scripted_model_is_refused_with_the_remedy() -> None:
     """Its layers cannot be seen."""
     with pytest.raises(InvalidModelError, match=r"RecursiveScriptModule, which hides its layers; give the torch\.nn"):
-        mp.compress(torch.jit.script(nn.Sequential(nn.Linear(4, 2))), [{"prune": {"config_list": [{}]}}], None, X)
+        mp.compress(torch.jit.script(nn.Sequential(nn.Linear(4, 2))), [LEVEL], None, X)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "state.net."])
