@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.dependency.groups import CoupledAxis, Coupling
+from modelpress_runner.dependency.reach import spare_unreached
 from modelpress_runner.edits.axes import CONV, axis_of
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
@@ -44,7 +45,7 @@ def couple(model: nn.Module, dummy_input: Any) -> Coupling:
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     try:
-        return _Tracer(model, dummy_input).coupling()
+        return spare_unreached(_Tracer(model, dummy_input).coupling(), model, dummy_input)
     except CompressionError:
         raise
     except Exception as error:

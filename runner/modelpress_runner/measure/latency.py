@@ -16,7 +16,7 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
 from modelpress_runner.errors import InvalidModelError, first_line
-from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
+from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
 from modelpress_runner.runtime.preserve import untouched
 
 
@@ -51,7 +51,7 @@ def compare(dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark
         InvalidModelError: a model does not run on `dummy_input` with `benchmark.batch_size` rows.
     """
     models = [_on_cpu(dense), _on_cpu(compressed)]
-    args, kwargs = as_call(on_device(with_batch(dummy_input, benchmark.batch_size), "cpu"))
+    args, kwargs = as_call(on_device(fitting(models[0], dummy_input, benchmark.batch_size), "cpu"))
     samples: list[list[int]] = [[], []]
     with untouched(models[0]), untouched(models[1]), torch.inference_mode(), _pinned(benchmark.cores_per_instance):
         for which, name in enumerate(("dense", "compressed")):

@@ -23,7 +23,7 @@ from modelpress_runner.engine.run import Outcome, plan_stages, run_stages
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.inputs.gather import Inputs, gathered
-from modelpress_runner.measure.measuring import Measured, Measuring, static_counts
+from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring, static_counts
 from modelpress_runner.process.progress import Report
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
@@ -45,6 +45,7 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: S
     with _inputs(request, stop) as inputs:
         dense, code_digest = _dense(request, inputs, store, stop, timed=False)
         check_copies(dense.subject.model, "spec.model")
+        check_constraints(request.spec, dense.baseline)
     check_objectives(request, dense.baseline)
     found = "was there already" if dense.cached else "is built"
     return RunResult(
@@ -191,9 +192,17 @@ def check_objectives(request: RunRequest, baseline: dict[str, float]) -> None:
             raise InvalidSpecError(_unknown(metric, baseline), "spec.objectives")
 
 
+_WITH_INPUTS = frozenset({"macs", "latencyMs", "throughput", "speedup"})
+
+
 def check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> None:
     """Raises InvalidSpecError if a constraint can never be judged: an unknown metric, a loss relative to zero."""
     for index, constraint in enumerate(spec.constraints or []):
+        if "macs" not in baseline and constraint.metric in _WITH_INPUTS:
+            raise InvalidSpecError(
+                f"{constraint.metric} is measured with an example input, and there is none; {GIVE_INPUTS}",
+                f"spec.constraints[{index}].metric",
+            )
         if constraint.metric not in baseline and constraint.metric not in MEASURED:
             raise InvalidSpecError(_unknown(constraint.metric, baseline), f"spec.constraints[{index}].metric")
     try:

@@ -13,6 +13,7 @@ from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.dependency.analyse import find_coupling
 from modelpress_runner.dependency.groups import Coupling
 from modelpress_runner.dependency.prove import prove
+from modelpress_runner.dependency.reach import check_train_mode
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.cuts import Cut, replay
@@ -177,6 +178,7 @@ class PruneStage:
         try:
             replay(small, cuts)
             proof = prove(model, small, context.dummy_input)
+            check_train_mode(model, small, context.dummy_input)
         except RunnerError as error:
             raise CompressionError(
                 f"{error}{_culprits(model, coupling, removed, context.dummy_input)}", f"{self.path}.speedup"
@@ -202,6 +204,8 @@ class PruneStage:
                 limit = self.prune.speedup_timeout_seconds
                 found = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note).to_dict())
                 self.known = Coupling.from_dict(found)
+                for text in self.known.notes:
+                    note(text)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known
