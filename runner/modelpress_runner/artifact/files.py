@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -230,7 +231,7 @@ def _program(
 
         known = describe(ready)
         if ready.resolve() != path.resolve():
-            path.write_bytes(ready.read_bytes())
+            shutil.copyfile(ready, path)
         return None, known.required_imports, notes + known.notes
     try:
         exported = export_program(model, dummy_input, path)
