@@ -128,7 +128,9 @@ def test_what_no_call_shows_is_not_asked_for(tmp_path: Path) -> None:
     result = mp.compress(_net(), [stage], lambda model: float(model[0].weight.sum()))
     assert "macs" not in result.metrics["compressed"]
     assert result.notes == []
-    spec = CompressionJobSpec.model_validate({"model": {"entrypoint": "a:b"}, "stages": [stage]})
+    spec = CompressionJobSpec.model_validate(
+        {"model": {"entrypoint": "a:b"}, "stages": [stage]}, context={"spelling": "python"}
+    )
     measuring = Measuring(spec, Subject(_net()), timed=True)
     outcome = Outcome(_net(), {}, [], [], [], 0, 0)
     measured = measuring.compressed(outcome, _net(), measuring.dense(_net()), tmp_path)
