@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from modelpress_runner.dependency.groups import Coupling
+from modelpress_runner.edits.cuts import Cut, replay
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.runtime.example_inputs import with_batch
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
@@ -46,27 +47,27 @@ def spare_unreached(coupling: Coupling, model: nn.Module, dummy_input: Any) -> C
     return Coupling(coupling.axes, frozen, tuple(notes))
 
 
-def check_train_mode(masked: nn.Module, shrunk: nn.Module, dummy_input: Any) -> None:
-    """Runs both once in train mode, as copies.
+def check_train_mode(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> None:
+    """Runs a copy of `model` once in train mode before and once after `cuts`.
 
     Raises:
-        CompressionError: the masked model runs, and the shrunk one does not, or gives outputs of other shapes.
+        CompressionError: it runs before them, and does not after them, or gives outputs of other shapes.
     """
-    outputs = []
-    for model, name in ((masked, "masked"), (shrunk, "shrunk")):
-        try:
-            outputs.append([tuple(tensor.shape) for tensor in _train_pass(copy.deepcopy(model), dummy_input)])
-        except Exception as error:
-            if name == "masked":
-                return  # it does not run on example inputs in train mode at all
-            raise CompressionError(
-                f"in train mode the shrunk model does not run: {type(error).__name__}: {error}; exclude the layers "
-                "that feed what only train mode runs"
-            ) from error
-    if outputs[0] != outputs[1]:
+    twin = copy.deepcopy(model)
+    try:
+        before = [tuple(tensor.shape) for tensor in _train_pass(twin, dummy_input)]
+    except Exception:  # it does not run on example inputs in train mode at all
+        return
+    replay(twin, cuts)
+    try:
+        after = [tuple(tensor.shape) for tensor in _train_pass(twin, dummy_input)]
+    except Exception as error:
         raise CompressionError(
-            f"the shrink changed the model's outputs in train mode: shapes {outputs[0]} became {outputs[1]}"
-        )
+            f"in train mode the shrunk model does not run: {type(error).__name__}: {error}; exclude the layers that "
+            "feed what only train mode runs"
+        ) from error
+    if before != after:
+        raise CompressionError(f"the shrink changed the model's outputs in train mode: shapes {before} became {after}")
 
 
 def _owning(model: nn.Module) -> set[str]:
