@@ -72,7 +72,7 @@ class Coupling:
         """What `to_dict` gave."""
         axes = tuple(CoupledAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
-        return cls(axes, frozen, tuple(data["notes"]))
+        return cls(axes, frozen, notes=tuple(data["notes"]))
 
     @cached_property
     def unit_count(self) -> int:

@@ -44,7 +44,7 @@ def spare_unreached(coupling: Coupling, model: nn.Module, dummy_input: Any) -> C
             f"The dummy input reaches {named} neither in eval nor in train mode. If your training uses that, exclude "
             "the layers that feed it"
         )
-    return Coupling(coupling.axes, frozen, tuple(notes))
+    return Coupling(coupling.axes, frozen, notes=tuple(notes))
 
 
 def check_train_mode(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> None:
