@@ -42,7 +42,7 @@ class Feed:
 
     def changed(self, resource: Resource, obj: RawObject) -> None:
         """See handlers.Sink."""
-        self._cache.put(resource, obj)
+        self._cache.put(resource, obj, whole=False)
         self._health.heard(resource)
 
     def deleted(self, resource: Resource, obj: RawObject) -> None:
