@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Objective
-from modelpress.api.v1alpha1.base import Name, Uri
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Name, Scalar, Uri
 
 Purpose = Literal["trial", "prepare", "collect", "publish"]
 MAX_REQUEST_BYTES = 256 * 1024

@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from modelpress.api.v1alpha1 import ApiModel
-from modelpress.api.v1alpha1.base import Name
+from modelpress.api.v1alpha1.base import Name, Scalar
 from modelpress.api.v1alpha1.metrics import MetricName
-from modelpress.api.v1alpha1.sweep import Scalar
 
 MAX_MESSAGE_BYTES = 1024
 

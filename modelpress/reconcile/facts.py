@@ -10,7 +10,7 @@ from modelpress.api.v1alpha1 import reasons as r
 
 from . import naming
 from .conditions import Verdict, stamp
-from .model import JobObserved, ObservedJob
+from .model import JobObserved, ObservedJob, OwnerState
 
 # How long a created object may stay unseen before it counts as missing: watches deliver within this time.
 WATCH_LAG = 10.0
@@ -33,6 +33,7 @@ class JobFacts:
     past: tuple[Attempt, ...]
     attempt: Attempt | None
     child: ObservedJob | None
+    owner: OwnerState | None = None
 
     @property
     def status(self) -> CompressionJobStatus:
@@ -84,6 +85,7 @@ def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
         past=tuple(past),
         attempt=attempt,
         child=trials.get(started),
+        owner=observed.owner,
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,7 +20,7 @@ from modelpress.request import (
     job_root,
     trial_prefix,
 )
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+from modelpress.trials import number_of, parameters_of
 
 DEFAULT_STORE = Store(uri="./modelpress-runs")  # of a laptop; on a cluster a spec without a store is refused before
 _MAX_URI = 2048
@@ -36,24 +36,21 @@ class Place:
     trial: TrialIdentity | None = None
 
 
-def trial_number(labels: Mapping[str, str] | None) -> int | None:
-    """The number in a trial's label, None where there is none."""
-    text = (labels or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
-
-
 def place(job: CompressionJob) -> Place:
     """A trial writes below its sweep's folder, any other job into its own."""
-    meta = job.metadata
-    owner = next(
-        (ref for ref in meta.owner_references or () if ref.controller and ref.kind == "CompressionSweep"), None
-    )
-    number = trial_number(meta.labels)
-    if owner is None or number is None:
+    meta, record = job.metadata, job.status.trial
+    number = number_of(job)
+    if record is not None:
+        sweep: tuple[str, str] | None = (meta.name.rpartition("-")[0], record.sweep)
+    else:
+        refs = meta.owner_references or ()
+        owner = next((ref for ref in refs if ref.controller and ref.kind == "CompressionSweep"), None)
+        sweep = (owner.name, owner.uid) if owner is not None else None
+    if sweep is None or number is None:
         root = job_root(meta.namespace, meta.name, meta.uid or "")
         return Place(root, root)
-    root = job_root(meta.namespace, owner.name, owner.uid)
-    return Place(root, trial_prefix(root, number), _identity(number, (meta.annotations or {})))
+    root = job_root(meta.namespace, *sweep)
+    return Place(root, trial_prefix(root, number), _identity(number, parameters_of(job) or {}))
 
 
 def sweep_root(sweep: CompressionSweep) -> str:
@@ -116,8 +113,8 @@ def unfit(request: RunRequest) -> tuple[str, str] | None:
     return r.SPEC_TOO_LARGE, sentence
 
 
-def _identity(number: int, annotations: Mapping[str, str]) -> TrialIdentity:
+def _identity(number: int, parameters: Mapping[str, Any]) -> TrialIdentity:
     try:
-        return TrialIdentity(number=number, parameters=json.loads(annotations.get(PARAMETERS_ANNOTATION) or "{}"))
-    except (ValueError, ValidationError):  # somebody edited the annotation; the spec holds what counts
+        return TrialIdentity(number=number, parameters=dict(parameters))
+    except ValidationError:  # somebody edited the annotation; the spec holds what counts
         return TrialIdentity(number=number)

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, TrialResult
-from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion
+from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion, annotated, number_of
 
 from . import pareto, samplers
-from .outcomes import Objectives, Outcome, parameters_of, read, trial_number
+from .outcomes import Objectives, Outcome, read
 from .resolve import RefusedError, resolve
 from .samplers import Observation
 from .space import Space
@@ -85,7 +85,7 @@ class SearchStrategy:
         return result, front
 
     def _numbered(self, trials: Sequence[CompressionJob]) -> list[Outcome]:
-        return [self._outcome(job, number) for job in trials if (number := trial_number(job)) is not None]
+        return [self._outcome(job, number) for job in trials if (number := number_of(job)) is not None]
 
     def _observe(self, job: CompressionJob, number: int, running: bool) -> Observation:
         outcome = self._outcome(job, number)
@@ -108,10 +108,10 @@ def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list
     Empty: all trials replay. A trial whose history names one that is gone can differ for that reason; it then says so.
     """
     strategy = SearchStrategy(spec)
-    by_number = {number: job for job in trials if (number := trial_number(job)) is not None}
-    differences = [f"{job.metadata.name} has no trial number" for job in trials if trial_number(job) is None]
+    by_number = {number: job for job in trials if (number := number_of(job)) is not None}
+    differences = [f"{job.metadata.name} has no trial number" for job in trials if number_of(job) is None]
     for number, job in sorted(by_number.items()):
-        recorded = parameters_of(job)
+        recorded = annotated(job)
         if recorded is None:
             differences.append(f"trial {number} has no annotation {PARAMETERS_ANNOTATION}")
             continue

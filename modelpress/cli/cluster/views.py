@@ -72,15 +72,21 @@ def metrics(obj: Raw) -> tuple[dict[str, float], dict[str, float]]:
 
 def trial_number(obj: Raw) -> int | None:
     """Number of a trial, None for a standalone job."""
+    record = status(obj).get("trial")
+    if record is not None:
+        return int(record["number"])
     text = (meta(obj).get("labels") or {}).get(TRIAL_LABEL, "")
     return int(text) if text.isascii() and text.isdigit() else None
 
 
 def parameters(obj: Raw) -> dict[str, Any]:
     """A trial's parameters."""
+    record = status(obj).get("trial")
+    if record is not None:
+        return dict(record["parameters"])
     try:
         value = json.loads((meta(obj).get("annotations") or {}).get(PARAMETERS_ANNOTATION) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from modelpress.api.probing import same
 from modelpress.api.v1alpha1 import Goal
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.space import Dimension, Space, SpaceError
 
 from .base import Observation
