@@ -3,9 +3,12 @@
 Two replicas serve 500 CompressionJobs that come evenly over the time. One in twenty is hostile (too deep, too large,
 forged, with edited annotations), and strangers flood the three ports of both replicas, on loopback: deflate bombs,
 connections that say nothing, slow and huge headers. The leader is killed once, a follower restarted once, and the
-leadership changes once in good order. Reported: honest jobs that completed, the longest time for which no replica was
-ready ("any", what a Service sees) and each of them was not (a start of its process among it), the largest resident memory of any of the processes, and what became of the hostile objects. Exit code 1 unless
-every honest job completes, some replica is ready again within 30 s at any time, and memory stays under 300 MiB.
+leadership changes once in good order.
+
+Reported: honest jobs that completed; the longest time for which no replica was ready ("any", what a Service sees), and
+each of them was not (a start of its process among it); the largest resident memory of any of the processes; and what
+became of the hostile objects. Exit code 1 unless every honest job completes, some replica is ready again within 30 s at
+any time, and memory stays under 300 MiB.
 
 Usage: python benchmarks/operator_hostile.py [--seconds 600] [--jobs 500] [--output FILE]
 """

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 256  # of one port
@@ -173,6 +174,13 @@ class Connection(web.RequestHandler):
         self._header_bytes += len(data)
         if self._header_bytes > MAX_HEADER_BYTES:
             self.drop()
+
+    def log_exception(self, *arguments: Any, **more: Any) -> None:
+        """What a client got wrong is no error of ours, and would fill the log."""
+        if isinstance(more.get("exc_info"), HttpProcessingError):
+            log.debug(*arguments, **more)
+        else:
+            log.error(*arguments, **more)
 
     def _tick(self) -> None:
         state = self._request_count, self.waiting
