@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, TextIO
 
+from modelpress import figures
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResult
 from modelpress.reconcile import EmitEvent
 from modelpress.trials import number_of, parameters_of
 
-from . import figures
 from .cluster import Change, JobRecord, Key, Root
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.hooks import BackwardHook, ForwardHook, Hook, TensorHook
+from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, Hook, TensorHook
 
 T = TypeVar("T")
 Score = dict[str, float]  # evaluator metrics; "default" is the score

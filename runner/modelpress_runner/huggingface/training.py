@@ -19,12 +19,12 @@ from torch import distributed, nn
 from transformers import PreTrainedModel
 
 from modelpress.api.v1alpha1 import HuggingFace
-from modelpress_runner import ranks
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
-from modelpress_runner.huggingface.placing import on_accelerator
+from modelpress_runner.huggingface.device import on_accelerator
 from modelpress_runner.huggingface.tasks.base import Batch, Task
-from modelpress_runner.inputs import Inputs
+from modelpress_runner.inputs.gather import Inputs
+from modelpress_runner.runtime import distributed as ranks
 
 MAX_NORM = 1.0  # of all gradients together, as is usual for transformers
 

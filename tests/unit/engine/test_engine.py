@@ -14,12 +14,12 @@ from torch.optim import lr_scheduler
 import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
 from modelpress.store import open_store
-from modelpress_runner import seeding
-from modelpress_runner.checkpoint import Checkpointer
-from modelpress_runner.engine import run_stages
+from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidSpecError, UserCodeError
-from modelpress_runner.stopping import Stopped
-from modelpress_runner.subject import Subject
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.subject.subject import Subject
 
 RECIPE = [
     {
@@ -300,7 +300,7 @@ class Module(mp.CompressionModule):
 
 def test_a_compression_module_trains_with_its_own_trainers(task):
     """Sparsifying within prune stages, finetuning after the last one for as many epochs as it asks for."""
-    from modelpress_runner.subject import subject_of
+    from modelpress_runner.subject.subject import subject_of
 
     Module.task, Module.calls = task, []
     outcome = run_stages(subject_of(Module), stages(RECIPE[:1]), seed=0)

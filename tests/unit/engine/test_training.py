@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import modelpress as mp
-from modelpress_runner.context import Training
 from modelpress_runner.errors import CompressionError, UserCodeError
-from modelpress_runner.training import Chunk, TrainingRun, check_masks, chunks_of
-from modelpress_runner.usercode import devices_restored
+from modelpress_runner.runtime.preserve import devices_restored
+from modelpress_runner.training.run import Chunk, TrainingRun, check_masks, chunks_of
+from modelpress_runner.training.step import Training
 
 
 def test_epochs_are_trained_one_by_one():
