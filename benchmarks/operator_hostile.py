@@ -36,12 +36,13 @@ import floods  # noqa: E402
 from control_plane import ControlPlane  # noqa: E402
 from fake_kubelet import FakeKubelet, Fate  # noqa: E402
 from hostile import Poster, assortment  # noqa: E402
-from operator_cluster import condition, job  # noqa: E402
+from operator_cluster import condition, job, sweep  # noqa: E402
 from operator_process import OperatorProcess, make_account  # noqa: E402
 
 NAMESPACE = "bench"
 API = f"/apis/modelpress.dev/v1alpha1/namespaces/{NAMESPACE}"
 HOSTILE_EVERY = 20
+TRIALS = 12  # of an honest sweep, to which forged trials claim to belong
 FLOOD_EVERY = 20.0  # seconds
 MOST_MIB, LONGEST_GAP = 300.0, 30.0
 GRACE = 180.0  # seconds for the last jobs
@@ -144,6 +145,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         watchdog, flood = Watchdog(replicas), Flood(replicas)
         watchdog.start()
         flood.start()
+        uid = plane.request("POST", f"{API}/compressionsweeps", sweep("search", TRIALS, 1))["metadata"]["uid"]
         start, happened, refused = time.monotonic(), [], Counter[int]()
         honest: list[str] = []
         hostile: list[tuple[str, str]] = []
@@ -154,7 +156,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if len(happened) < 3 and share >= 0.25 * (len(happened) + 1):
                 happened.append(f"{share * arguments.seconds:.0f} s: {disturb(replicas, len(happened))}")
             if number % HOSTILE_EVERY == HOSTILE_EVERY - 1:
-                kind, text = assortment(number // HOSTILE_EVERY, chance)
+                kind, text = assortment(number // HOSTILE_EVERY, chance, uid)
                 status, name = post(NAMESPACE, kind, text)
                 hostile += [(kind, name)] if status == 201 else []
             else:
@@ -171,6 +173,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         flood.stop.set()
         watchdog.stop.set()
         watchdog.join(15)
+        search = plane.request("GET", f"{API}/compressionsweeps/search")["status"]
         stalled = Counter(outcome(plane, kind, name) for kind, name in hostile)
         ready = [replica.get("/readyz")[0] == 200 for replica in replicas]
         errors = [line["error"] for replica in replicas for line in replica.lines() if "error" in line]
@@ -180,6 +183,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "honestCompleted": len(honest) - len(left),
         "hostile": len(hostile),
         "hostileOutcomes": dict(sorted(stalled.items())),
+        "sweep": {"phase": search["phase"], **search["trials"]},
         "refusedByApiServer": sum(refused.values()),
         "floodWaves": flood.waves,
         "happened": happened,
@@ -199,7 +203,10 @@ def phase(plane: ControlPlane, name: str) -> str | None:
 def outcome(plane: ControlPlane, kind: str, name: str) -> str:
     """What the status of a hostile object says."""
     plural = kind.lower() + "s"
-    text = plane.kubectl("--namespace", NAMESPACE, "get", plural, name, "--output", "jsonpath={.status}")
+    try:
+        text = plane.kubectl("--namespace", NAMESPACE, "get", plural, name, "--output", "jsonpath={.status}")
+    except RuntimeError:
+        return "gone"
     stalled = condition({"status": json.loads(text or "{}")}, "Stalled")
     return f"Stalled={stalled.get('status', 'Unknown')}, {stalled.get('reason', 'no status')}"
 
@@ -218,6 +225,7 @@ def main() -> int:
     if arguments.output is not None:
         arguments.output.write_text(text + "\n")
     sound = figures["honestCompleted"] == figures["honest"] and all(figures["readyAtTheEnd"])
+    sound = sound and (figures["sweep"]["phase"], figures["sweep"]["succeeded"]) == ("Succeeded", TRIALS)
     steady = figures["longestGapSeconds"]["any"] <= LONGEST_GAP
     return 0 if sound and steady and figures["peakRssMiB"] < MOST_MIB else 1
 

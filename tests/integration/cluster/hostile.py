@@ -97,8 +97,8 @@ def objects(draw: st.DrawFn, victim: str = "victim", uid: str = "0") -> tuple[st
 # A fixed assortment --------------------------------------------------------------------------------------------------
 
 
-def assortment(number: int, chance: random.Random) -> tuple[str, str]:
-    """The hostile object of that number: depth, size, forged owners and annotations in turn."""
+def assortment(number: int, chance: random.Random, uid: str) -> tuple[str, str]:
+    """The hostile object of that number: depth, size, forged trials of the sweep `search` and annotations in turn."""
     name = f"hostile-{number}"
 
     def with_args(raw: str) -> tuple[str, str]:
@@ -107,9 +107,7 @@ def assortment(number: int, chance: random.Random) -> tuple[str, str]:
 
     def forged() -> tuple[str, str]:
         body = job(f"search-{number:05d}")
-        body["metadata"]["ownerReferences"] = [
-            OWNER | {"name": "search", "uid": "00000000-0000-0000-0000-000000000000"}
-        ]
+        body["metadata"]["ownerReferences"] = [OWNER | {"name": "search", "uid": uid}]
         return "CompressionJob", json.dumps(body)
 
     def annotated() -> tuple[str, str]:
