@@ -69,8 +69,11 @@ def test_deep_and_large_objects(among: tuple[Cluster, OperatorProcess], post: Po
         assert post(cluster.namespace, "CompressionJob", with_args(name, raw))[0] == 201
 
     def stalled() -> bool:
-        found = {one["metadata"]["name"]: condition(one, "Stalled") for one in cluster.trials()}
-        return {name: found[name].get("reason") for name in wanted} == wanted
+        reason = '{.status.conditions[?(@.type=="Stalled")].reason}'
+        path = '{range .items[*]}{.metadata.name}{" "}' + reason + '{"\\n"}{end}'
+        get = ("--namespace", cluster.namespace, "get", "compressionjobs", "--output", f"jsonpath={path}")
+        found = dict(line.partition(" ")[::2] for line in cluster.plane.kubectl(*get).splitlines())
+        return {name: found.get(name) for name in wanted} == wanted
 
     until(stalled, "all of them to be Stalled", context=operator.tail)
     honest(cluster, operator)
