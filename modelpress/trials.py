@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +17,16 @@ SWEEP_LABEL = "modelpress.dev/sweep"  # name of its sweep
 PARAMETERS_ANNOTATION = "modelpress.dev/parameters"  # JSON object, sorted keys
 MAX_HISTORY, MAX_TRIALS = 64 * 1024, 1_000_000  # characters of a history; numbers that it may name
 HISTORY_ANNOTATION = "modelpress.dev/history"  # History.encode()
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+
+
+def trial_number(labels: Mapping[str, str] | None) -> int | None:
+    """The number in a trial's label; None where there is none, or where it is not written as a sweep writes it.
+
+    A sweep writes it in decimal digits without leading zeros; it has at most 10,000 trials.
+    """
+    text = (labels or {}).get(TRIAL_LABEL, "")
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,7 @@ def number_of(job: CompressionJob) -> int | None:
     """The trial's number; None for a job that is no trial. Where no record says so its label does."""
     if job.status.trial is not None:
         return job.status.trial.number
-    text = (job.metadata.labels or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
+    return trial_number(job.metadata.labels)
 
 
 def parameters_of(job: CompressionJob) -> dict[str, Any] | None:

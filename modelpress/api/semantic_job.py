@@ -12,6 +12,7 @@ from .semantic_places import not_on_cluster, place_problems, uri_problems
 from .semantic_runner import runner_problems
 from .stages import rules
 from .v1alpha1 import MEASURED, CompressionJobSpec, Constraint
+from .v1alpha1.metrics import MAX_KEPT_BYTES, kept_bytes
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -31,12 +32,23 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
         *data_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
+        *result_problems([item.metric for item in spec.constraints or ()], "constraints"),
         *place_problems(spec),
         *runner_problems(spec.runner),
     ]
     if cluster:
         problems += not_on_cluster(spec)
     return [problem.under("spec") for problem in problems]
+
+
+def result_problems(metrics: Sequence[str], path: str) -> Iterator[Problem]:
+    """More metrics that a result must hold than the 4 KiB of a pod's last message have room for."""
+    size = kept_bytes(metrics)
+    if size > MAX_KEPT_BYTES:
+        message = (
+            f"a result with these {len(set(metrics))} metrics may take {size} bytes, and a pod reports {MAX_KEPT_BYTES}"
+        )
+        yield Problem(path, message, "name fewer metrics, or give them shorter names")
 
 
 def constraint_problems(

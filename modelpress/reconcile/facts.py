@@ -24,6 +24,7 @@ class JobFacts:
 
     job: CompressionJob
     now: dt.datetime
+    owner: OwnerState | None
     suspended: Verdict | None
     problems: tuple[str, ...]
     problems_reason: str
@@ -33,7 +34,6 @@ class JobFacts:
     past: tuple[Attempt, ...]
     attempt: Attempt | None
     child: ObservedJob | None
-    owner: OwnerState | None = None
 
     @property
     def status(self) -> CompressionJobStatus:
@@ -76,6 +76,7 @@ def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
     return JobFacts(
         job=job,
         now=now,
+        owner=observed.owner,
         suspended=_suspended(observed),
         problems=observed.problems,
         problems_reason=observed.problems_reason,
@@ -85,7 +86,6 @@ def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
         past=tuple(past),
         attempt=attempt,
         child=trials.get(started),
-        owner=observed.owner,
     )
 
 

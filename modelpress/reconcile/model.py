@@ -53,6 +53,7 @@ class OwnerState:
     uid: str
     name: str
     suspended: bool
+    objectives: tuple[str, ...] = ()  # metrics
     records: bool = False  # only jobs that it has recorded are trials of it (admission.keeps_records)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionSweep
+from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionSweep, Constraint
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.v1alpha1.model import Store
 from modelpress.request import (
@@ -21,6 +21,8 @@ from modelpress.request import (
     trial_prefix,
 )
 from modelpress.trials import number_of, parameters_of
+
+from .model import OwnerState
 
 DEFAULT_STORE = Store(uri="./modelpress-runs")  # of a laptop; on a cluster a spec without a store is refused before
 _MAX_URI = 2048
@@ -58,7 +60,7 @@ def sweep_root(sweep: CompressionSweep) -> str:
     return job_root(sweep.metadata.namespace, sweep.metadata.name, sweep.metadata.uid or "")
 
 
-def run_request(job: CompressionJob, purpose: Purpose, attempt: int) -> RunRequest:
+def run_request(job: CompressionJob, purpose: Purpose, attempt: int, owner: OwnerState | None = None) -> RunRequest:
     """What attempt `attempt` of a job, or the collect Job of that attempt, is asked to do."""
     where = place(job)
     return RunRequest(
@@ -70,6 +72,7 @@ def run_request(job: CompressionJob, purpose: Purpose, attempt: int) -> RunReque
         root=where.root,
         prefix=where.prefix,
         spec=resolved(job.spec),
+        keep_metrics=kept_metrics(job, owner) or None,
         trial=where.trial,
     )
 
@@ -88,6 +91,11 @@ def sweep_request(
         root=root,
         prefix=root,
         spec=resolved(sweep.spec.template.spec),
+        keep_metrics=_kept(
+            [objective.metric for objective in sweep.spec.objectives],
+            [*(sweep.spec.template.spec.constraints or ()), *(sweep.spec.constraints or ())],
+        )
+        or None,
         publish=publish,
     )
 
@@ -106,11 +114,20 @@ def unfit(request: RunRequest) -> tuple[str, str] | None:
     """Why no runner can be given the request, as (reason, sentence); None if it fits."""
     if len(artifact_uri(request.spec, request.prefix)) > _MAX_URI:
         return r.INVALID_SPEC, f"spec.store.uri: the artefact's URI has more than {_MAX_URI} characters; shorten it."
-    size = len(request.model_dump_json(exclude_none=True).encode()) + _ROOM_FOR_UID
+    size = len(request.to_json().encode()) + _ROOM_FOR_UID
     if size <= MAX_REQUEST_BYTES:
         return None
     sentence = f"spec: {size} bytes as JSON, more than the {MAX_REQUEST_BYTES} that a runner can be given; shorten it."
     return r.SPEC_TOO_LARGE, sentence
+
+
+def kept_metrics(job: CompressionJob, owner: OwnerState | None) -> list[str]:
+    """Metrics that no result and no status of a job may lack: its sweep's objectives and those of its constraints."""
+    return _kept(owner.objectives if owner is not None else (), job.spec.constraints)
+
+
+def _kept(objectives: Sequence[str], constraints: Sequence[Constraint] | None) -> list[str]:
+    return list(dict.fromkeys([*objectives, *(constraint.metric for constraint in constraints or ())]))
 
 
 def _identity(number: int, parameters: Mapping[str, Any]) -> TrialIdentity:

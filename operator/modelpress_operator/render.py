@@ -156,7 +156,7 @@ def _pod_metadata(
     templates: list[dict[str, Any]], labels: dict[str, str], request: RunRequest
 ) -> dict[str, dict[str, str]]:
     found = [template.get("metadata") or {} for template in templates]
-    text = request.model_dump_json(exclude_none=True)
+    text = request.to_json()
     annotations: dict[str, str] = {}
     all_labels: dict[str, str] = {}
     for metadata in found:

@@ -6,9 +6,10 @@ import datetime as dt
 import json
 from typing import Any
 
+from modelpress import trials
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, reasons
 from modelpress.cli.exits import Exit
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+from modelpress.trials import PARAMETERS_ANNOTATION
 
 from .connection import SWEEP, Raw
 
@@ -73,10 +74,7 @@ def metrics(obj: Raw) -> tuple[dict[str, float], dict[str, float]]:
 def trial_number(obj: Raw) -> int | None:
     """Number of a trial, None for a standalone job."""
     record = status(obj).get("trial")
-    if record is not None:
-        return int(record["number"])
-    text = (meta(obj).get("labels") or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(record["number"]) if record is not None else trials.trial_number(meta(obj).get("labels"))
 
 
 def parameters(obj: Raw) -> dict[str, Any]:

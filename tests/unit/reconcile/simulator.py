@@ -264,8 +264,9 @@ class Cluster:
         sweep = next((o for o in self.object_view.values() if o.metadata.uid == owner_uid and owner_uid), None)
         owner = None
         if isinstance(sweep, CompressionSweep):
+            metrics = tuple(objective.metric for objective in sweep.spec.objectives)
             owner = OwnerState(
-                sweep.metadata.uid or "", sweep.metadata.name, sweep.spec.suspend, keeps_records(sweep.status)
+                sweep.metadata.uid or "", sweep.metadata.name, sweep.spec.suspend, metrics, keeps_records(sweep.status)
             )
         return reconcile_job(JobObserved(obj, owner, children), self.now)
 

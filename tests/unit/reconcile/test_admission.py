@@ -164,7 +164,7 @@ def test_labels_and_annotations_change_nothing() -> None:
 
 def observed(job: CompressionJob, *, records: bool = True) -> JobObserved:
     """A job that its owner reference gives to the sweep."""
-    return JobObserved(job, OwnerState(UID, "search", False, records))
+    return JobObserved(job, OwnerState(UID, "search", False, (), records))
 
 
 def test_a_forged_trial_does_not_run() -> None:

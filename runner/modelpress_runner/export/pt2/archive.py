@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickletools
 import re
 import stat
 import struct
@@ -83,18 +82,18 @@ class Archive:
         try:
             return self._zip.read(self._info(name))
         except _DAMAGE as error:
-            raise _damaged(self.path, f"{name}: {error}") from error
+            raise damaged(self.path, f"{name}: {error}") from error
 
     def json(self, name: str) -> Any:
         """An entry parsed as JSON. ArtifactError if it is not JSON, or says a key twice, or NaN."""
         try:
             return json.loads(self.read(name), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise _damaged(self.path, f"{name}: {error}") from error
+            raise damaged(self.path, f"{name}: {error}") from error
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self._entries:
-            raise _damaged(self.path, f"it has no {name}")
+            raise damaged(self.path, f"it has no {name}")
         return self._entries[name]
 
 
@@ -102,20 +101,20 @@ def open_archive(path: Path) -> Archive:
     """Opens an archive after checking its list of entries.
 
     Raises:
-        ArtifactError: it is not a zip, an entry is none that we write, one is or may be a pickle, two have one name, or
-            sizes do not add up (a zip bomb).
+        ArtifactError: it is not a zip, an entry is none that we write, one has the name of a pickle, two have one name,
+            or sizes do not add up (a zip bomb).
     """
     try:
         zip_file = zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except _DAMAGE as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     try:
         return Archive(path, zip_file, _checked_entries(path, zip_file))
     except _DAMAGE as error:
         zip_file.close()
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     except BaseException:
         zip_file.close()
         raise
@@ -124,82 +123,53 @@ def open_archive(path: Path) -> Archive:
 def _checked_entries(path: Path, zip_file: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     infos = zip_file.infolist()
     if len(infos) > MAX_ENTRIES:
-        raise _refused(path, f"has {len(infos)} entries, more than {MAX_ENTRIES}")
+        raise refused(path, f"has {len(infos)} entries, more than {MAX_ENTRIES}")
     entries: dict[str, zipfile.ZipInfo] = {}
     stored = 0
     for info in infos:
         name = info.filename.removeprefix(f"{ROOT}/")
         if name == info.filename:
-            raise _refused(path, f"has the entry {info.filename!r} outside {ROOT}/")
+            raise refused(path, f"has the entry {info.filename!r} outside {ROOT}/")
         if name in entries:
-            raise _refused(path, f"has the entry {name!r} twice")
+            raise refused(path, f"has the entry {name!r} twice")
         if info.flag_bits & 0x1 or stat.S_ISLNK(info.external_attr >> 16):
-            raise _refused(path, f"has an encrypted or linked entry, {name!r}")
+            raise refused(path, f"has an encrypted or linked entry, {name!r}")
         _check_entry(path, zip_file, name, info)
         stored += info.compress_size
         entries[name] = info
     if stored > path.stat().st_size:
-        raise _refused(path, "has entries that overlap")
+        raise refused(path, "has entries that overlap")
     for name, content in FIXED.items():
         if name not in entries or entries[name].file_size != len(content) or zip_file.read(entries[name]) != content:
-            raise _refused(path, f"has no {name} that says {content.decode().strip()!r}")
+            raise refused(path, f"has no {name} that says {content.decode().strip()!r}")
     for name in (HEADER, f"models/{EVAL}.json"):
         if name not in entries:
-            raise _refused(path, f"has no {name}")
+            raise refused(path, f"has no {name}")
     return entries
 
 
 def _check_entry(path: Path, zip_file: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> None:
     if name in FIXED or name == ".data/serialization_id":
         if info.file_size > 64:
-            raise _refused(path, f"has an oversized entry, {name!r}")
+            raise refused(path, f"has an oversized entry, {name!r}")
     elif _JSON.fullmatch(name):
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > MAX_JSON_BYTES:
-            raise _refused(path, f"has an oversized entry, {name!r}")
+            raise refused(path, f"has an oversized entry, {name!r}")
         with zip_file.open(info) as entry:
             if entry.read(1) != b"{":
-                raise _refused(path, f"has an entry {name!r} that is not JSON and may be a pickle")
+                raise refused(path, f"has an entry {name!r} that is not JSON and may be a pickle")
     elif _EMPTY.fullmatch(name):
         if info.file_size:
-            raise _refused(path, f"has pickled sample inputs, {name!r}")
+            raise refused(path, f"has pickled sample inputs, {name!r}")
     elif _RAW.fullmatch(name):
-        # Raw numbers may look like anything; they are only ever read as raw numbers, whatever they are. Stored, so
-        # that they cannot unfold into more than the file holds.
+        # Raw numbers may look like anything, a pickle too: they are only ever read as the numbers that a list says they
+        # are (`tensors`), whatever they are. Stored, so that they cannot unfold into more than the file holds.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise _refused(path, f"has a compressed tensor, {name!r}")
-        with zip_file.open(info) as entry:
-            if _is_pickled(entry):
-                raise _refused(path, f"has a pickled entry, {name!r}")
+            raise refused(path, f"has a compressed tensor, {name!r}")
     elif _PICKLED_NAME.search(name):
-        raise _refused(path, f"has a pickled entry, {name!r}")
+        raise refused(path, f"has a pickled entry, {name!r}")
     else:
-        raise _refused(path, f"has an entry that no program has, {name!r}")
-
-
-def _is_pickled(stream: Any) -> bool:
-    """Whether the bytes are a torch.save archive (a zip) or a pickle that names or calls something.
-
-    The opcodes are parsed, never run. Numbers that are a whole pickle with a call in it by chance do not happen.
-    """
-    head = stream.read(4)
-    if head == b"PK\x03\x04":
-        return True
-    stream.seek(0)
-    calls = False
-    try:
-        for opcode, _, _ in pickletools.genops(stream):
-            calls = calls or opcode.name in _CALLS
-            if opcode.name == "STOP":
-                return calls
-    except Exception:  # the parser raises whatever the bytes bring up; then they are no pickle
-        return False
-    return False
-
-
-_CALLS = {
-    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"),
-    *("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"),
-}
+        raise refused(path, f"has an entry that no program has, {name!r}")
 
 
 def write_archive(path: Path, documents: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
@@ -259,9 +229,16 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _damaged(path: Path, why: str) -> ArtifactError:
+def is_raw(name: str) -> bool:
+    """Whether an entry of this name holds raw numbers."""
+    return _RAW.fullmatch(name) is not None
+
+
+def damaged(path: Path, why: str) -> ArtifactError:
+    """The error that says of a file that it is damaged, and how."""
     return ArtifactError(f"{path.name} is damaged ({why}); fetch the artefact again")
 
 
-def _refused(path: Path, why: str) -> ArtifactError:
+def refused(path: Path, why: str) -> ArtifactError:
+    """The error that says of a file what it holds that no file of ours holds."""
     return ArtifactError(f"{path.name} {why}, and is not opened; export the model again with modelpress")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import json
 import keyword
-import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -103,11 +102,6 @@ def check_payload(document: Any, name: str, kind: str) -> None:
             _node(meta["tensor_meta"], "tensor_meta", place, 0)
 
     _run(name, check)
-
-
-def elements(meta: Any) -> int:
-    """Elements of a tensor in a checked payload config."""
-    return math.prod(size["as_int"] for size in meta["tensor_meta"]["sizes"])
 
 
 def operators(document: Any) -> set[str]:

@@ -30,6 +30,7 @@ from modelpress_runner.export.pt2.archive import (
     HEADER,
     TRAIN,
     Archive,
+    damaged,
     open_archive,
     torch_archive,
     write_archive,
@@ -37,7 +38,7 @@ from modelpress_runner.export.pt2.archive import (
 from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_output, prove, train_difference
 from modelpress_runner.export.pt2.module import Program
 from modelpress_runner.export.pt2.quiet import quiet
-from modelpress_runner.export.pt2.tensors import Payloads, check_sizes, filled
+from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
 from modelpress_runner.runtime.example_inputs import as_call, is_batched, map_tensors, on_device, tensors, with_batch
 from modelpress_runner.runtime.preserve import untouched
 
@@ -95,19 +96,19 @@ def open_program(path: Path) -> Program:
     path = Path(path)
     with open_archive(path) as archive:
         header = _header(archive)
+        names = (EVAL, TRAIN) if header["train"] == "own" else (EVAL,)
         weights = archive.json(f"data/weights/{EVAL}_weights_config.json")
         graphcheck.check_payload(weights, "weights", "weight")
-        check_sizes(archive, weights, "weights")
+        listings: dict[str, Any] = {}
+        for name in names:
+            if archive.json(f"data/weights/{name}_weights_config.json") != weights:
+                raise damaged(path, "its programs differ in weights")
+            listings[name] = archive.json(f"data/constants/{name}_constants_config.json")
+            graphcheck.check_payload(listings[name], f"{name} constants", "tensor")
+        check_entries(archive, [("weights", weights), *(("constants", listing) for listing in listings.values())])
         programs: dict[str, ExportedProgram] = {}
         constants: dict[str, dict[str, torch.Tensor]] = {}
-        for name in (EVAL, TRAIN) if header["train"] == "own" else (EVAL,):
-            if archive.json(f"data/weights/{name}_weights_config.json") != weights:
-                raise ArtifactError(
-                    f"{path.name} is damaged (its programs differ in weights); fetch the artefact again"
-                )
-            listing = archive.json(f"data/constants/{name}_constants_config.json")
-            graphcheck.check_payload(listing, f"{name} constants", "tensor")
-            check_sizes(archive, listing, "constants")
+        for name, listing in listings.items():
             document = archive.json(f"models/{name}.json")
             graphcheck.check_program(document, name)
             _check_imports(document, header)
@@ -120,7 +121,7 @@ def open_program(path: Path) -> Program:
             programs[EVAL], programs.get(TRAIN), state, constants[EVAL], constants.get(TRAIN, {}), no_training
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path.name} is damaged ({first_line(error)}); fetch the artefact again") from error
+        raise damaged(path, first_line(error)) from error
 
 
 def describe(path: Path) -> Exported:
@@ -299,9 +300,8 @@ def _package(operator: str) -> str:
 
 def _header(archive: Archive) -> dict[str, Any]:
     header = archive.json(HEADER)
-    damaged = ArtifactError(f"{archive.path.name} is damaged ({HEADER}); fetch the artefact again")
     if not isinstance(header, dict):
-        raise damaged
+        raise damaged(archive.path, HEADER)
     if header.get("version") != VERSION:
         raise ArtifactError(
             f"{archive.path.name} is of version {str(header.get('version'))[:16]}, this modelpress reads {VERSION}; "
@@ -309,7 +309,7 @@ def _header(archive: Archive) -> dict[str, Any]:
         )
     texts = [header.get("torch"), header.get("reason") or "", *_pairs(header.get("packages"))]
     if header.get("train") not in ("own", "same", "none") or any(not isinstance(text, str) for text in texts):
-        raise damaged
+        raise damaged(archive.path, HEADER)
     written, here = _release(header["torch"]), _release(torch.__version__)
     if written > here:
         raise ArtifactError(
