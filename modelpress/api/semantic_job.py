@@ -33,6 +33,7 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
         *result_problems([item.metric for item in spec.constraints or ()], "constraints"),
+        *_target_problems(spec),
         *place_problems(spec),
         *runner_problems(spec.runner),
     ]
@@ -100,6 +101,12 @@ def _judgeable(constraint: Constraint, bound: str, value: float, where: str) -> 
         yield Problem(f"{where}.max", f"{metric} is never negative, so at most {value:g} cannot be met", "raise max")
     elif metric == "sparsity" and bound == "min" and value >= 1:
         yield Problem(f"{where}.min", f"sparsity is always below 1, so at least {value:g} cannot be met", "lower min")
+
+
+def _target_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+    if spec.target.device == "cuda" and spec.target.format == "pt2":
+        message = "a program is exported on the CPU, and runs there"
+        yield Problem("target.device", message, "write cpu, or measure eager or compiled")
 
 
 def _metric_problems(spec: CompressionJobSpec) -> Iterator[Problem]:

@@ -108,7 +108,11 @@ class Target(ApiModel):
         "model as from_pretrained reads it; of huggingFace alone, and only where a configuration can say what was cut "
         "away.",
     )
-    device: Literal["cpu"] = Field(default="cpu", description="Where it runs.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2, whose programs are "
+        "exported on the CPU.",
+    )
 
 
 class Benchmark(ApiModel):

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import layout as names
 from modelpress_runner.engine.run import Outcome, score_aside
-from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.formats import Form, format_of
 from modelpress_runner.measure import counts
@@ -66,6 +67,9 @@ class Measuring:
         self._evaluator, self._dummy_input, self._layout = subject.evaluator, subject.dummy_input, subject.layout
         self._format = format_of(spec.target.format)
         self._format.check(self._layout)
+        if timed and spec.target.device == "cuda" and not torch.cuda.is_available():
+            message = "latency is to be measured on a GPU, and this process sees none; write cpu, or give it one"
+            raise InvalidSpecError(message, "spec.target.device")
         if self._dummy_input is None and (timed or self._format.needs_example):
             raise InvalidModelError(
                 "there is no example input to measure with; give the Subject example_inputs, or the evaluator a "
@@ -103,7 +107,8 @@ class Measuring:
 
     def _time(self, dense: nn.Module, compressed: nn.Module) -> Timed:
         with self._form(dense) as form:
-            return timed_metrics(form.model, compressed, self._dummy_input, self._spec.benchmark)
+            device = self._spec.target.device
+            return timed_metrics(form.model, compressed, self._dummy_input, self._spec.benchmark, device)
 
     def _form(self, model: nn.Module, keep: Path | None = None) -> contextlib.AbstractContextManager[Form]:
         """The model as the target has it."""

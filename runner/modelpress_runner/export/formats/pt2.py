@@ -11,7 +11,8 @@ from modelpress.store import layout as names
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.export.formats.base import Format
 from modelpress_runner.export.layout import Layout
-from modelpress_runner.export.pt2.program import NotPortableError, export_program, open_program
+from modelpress_runner.export.pt2.equivalence import NotPortableError
+from modelpress_runner.export.pt2.program import export_program, open_program
 
 
 class Pt2(Format):
