@@ -125,13 +125,13 @@ class Measuring:
         with tempfile.TemporaryDirectory(prefix="modelpress-measure-") as folder:
             path = path or Path(folder) / MEASURED_PROGRAM
             try:
-                export_program(model, self._dummy_input, path)
+                written = export_program(model, self._dummy_input, path)
             except NotPortableError as error:
                 raise CompressionError(
                     f"the model does not export ({error.reason}); make it exportable, or measure it with eager",
                     "spec.target.format",
                 ) from error
-            yield _Form(open_program(path), path, path.stat().st_size)
+            yield _Form(open_program(path, written.operators), path, path.stat().st_size)
 
     def _read_back(self, model: nn.Module, layout: Layout, folder: Path) -> _Form:
         try:

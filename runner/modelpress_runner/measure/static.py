@@ -109,8 +109,8 @@ def _program(model: nn.Module, dummy_input: Any) -> nn.Module:
     if isinstance(model, Program):
         return model
     with tempfile.TemporaryDirectory(prefix="modelpress-time-") as folder:
-        export_program(model, dummy_input, Path(folder, "model.pt2"))
-        return open_program(Path(folder, "model.pt2"))
+        written = export_program(model, dummy_input, Path(folder, "model.pt2"))
+        return open_program(Path(folder, "model.pt2"), written.operators)
 
 
 def _format(target: Target | str) -> str:
