@@ -20,6 +20,7 @@ binaries: setup
 	@tools/cluster/tools.sh helm kubeconform >/dev/null
 	@tools/cluster/prometheus.sh >/dev/null
 	@tools/cluster/monitoring.sh >/dev/null
+	@tools/cluster/podsecurity.sh >/dev/null
 
 demo: setup  ## the main job on real data: a sweep over pruning recipes of a digits CNN
 	@tools/demo.sh
@@ -36,11 +37,12 @@ e2e:  ## a real cluster on this machine (Linux, root): images, chart, examples, 
 e2e-clean:  ## frees what e2e keeps between runs (about 20 GB)
 	@tools/cluster/e2e.sh clean
 
-lint: setup  ## format, lint, types, layers
+lint: setup  ## format, lint, types, layers, locks
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@$(PY) tools/audit.py
 
 bench: setup  ## timings against a peer, paired in one run, into benchmarks/results/
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/prune_finetune.py

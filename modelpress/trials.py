@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,16 @@ TRIAL_LABEL = "modelpress.dev/trial"  # its number, decimal
 SWEEP_LABEL = "modelpress.dev/sweep"  # name of its sweep
 PARAMETERS_ANNOTATION = "modelpress.dev/parameters"  # JSON object, sorted keys
 HISTORY_ANNOTATION = "modelpress.dev/history"  # History.encode()
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+
+
+def trial_number(labels: Mapping[str, str] | None) -> int | None:
+    """The number in a trial's label; None where there is none, or where it is not written as a sweep writes it.
+
+    A sweep writes it in decimal digits without leading zeros; it has at most 10,000 trials.
+    """
+    text = (labels or {}).get(TRIAL_LABEL, "")
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 @dataclass(frozen=True)

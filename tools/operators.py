@@ -54,7 +54,7 @@ def allowed(name: str) -> bool:
     # Sets dtypes and names of memory formats are enumerations; what else is a text is a mode or an equation.
     typed = " ".join(str(argument.type) for argument in found._schema.arguments)
     odd = re.search(r"Dimname|Storage|Stream|QScheme|__torch__|Device\[\]", typed)
-    return name in KEPT or namespace == "aten" and not odd and not any(map(FORBIDDEN.search, (f"{operator}", overload)))
+    return name in KEPT or (namespace == "aten" and not odd and not any(map(FORBIDDEN.search, (operator, overload))))
 
 
 def tagged() -> Iterable[str]:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from modelpress.api.v1alpha1 import CompressionJob
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+from modelpress.trials import PARAMETERS_ANNOTATION, trial_number
 
 
 def parameters_of(trial: CompressionJob) -> dict[str, Any]:
@@ -17,5 +17,4 @@ def parameters_of(trial: CompressionJob) -> dict[str, Any]:
 
 def number_of(trial: CompressionJob) -> int | None:
     """The trial's number; None for a standalone job."""
-    text = (trial.metadata.labels or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isdigit() else None
+    return trial_number(trial.metadata.labels)

@@ -199,7 +199,8 @@ class LocalShell:
         root = self.cluster.root
         if not isinstance(root, CompressionSweep) or root.metadata.uid is None:
             return None
-        return OwnerState(root.metadata.uid, root.metadata.name, root.spec.suspend)
+        metrics = tuple(objective.metric for objective in root.spec.objectives)
+        return OwnerState(root.metadata.uid, root.metadata.name, root.spec.suspend, metrics)
 
     def _problems_of(self, job: CompressionJob) -> tuple[str, ...]:
         if job is self.cluster.root:
@@ -254,7 +255,7 @@ class LocalShell:
                 update={"run_uid": uid, "code_path": self._code_path, "base_path": self._base_path}
             )
             folder = self.cluster.journal.run_folder(action.name, uid).relative_to(self.cluster.journal.root)
-            self.cluster.journal.write_text(f"{folder}/request.json", request.model_dump_json(exclude_none=True))
+            self.cluster.journal.write_text(f"{folder}/request.json", request.to_json())
         self.cluster.create_job(record)
 
 

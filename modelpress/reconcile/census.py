@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep, CompressionSweepStatus
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.v1alpha1.sweep import TrialCounts
-from modelpress.trials import decode_ranges
+from modelpress.trials import decode_ranges, trial_number
 
 from .conditions import Wanted, find, seconds, stamp
 from .facts import WATCH_LAG
 from .model import ObservedJob, SweepObserved
-from .requests import trial_number
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class OwnerState:
     uid: str
     name: str
     suspended: bool
+    objectives: tuple[str, ...] = ()  # metrics
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,9 @@ def end_of_search(draft: Draft) -> Verdict | None:
     if draft.created >= spec.max_trials:
         return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.")
     if draft.exhausted:
-        return Verdict("Succeeded", r.SPACE_EXHAUSTED, f"The search space holds {draft.created} combinations.")
+        return Verdict(
+            "Succeeded", r.SPACE_EXHAUSTED, f"The search space holds no further recipe; {draft.created} were tried."
+        )
     return None
 
 
@@ -336,6 +338,8 @@ def _published(draft: Draft, once: Once) -> None:
     if once.failed is not None:
         text = f"The best model could not be published: {once.failed.message}"
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
+    elif draft.best is None:
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.OBJECTIVE_MISSING, _unreported(facts)))
     elif draft.winner is None:
         text = "No trial met the constraints; the report is written."
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.CONSTRAINT_MISSED, text))
@@ -344,10 +348,17 @@ def _published(draft: Draft, once: Once) -> None:
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
 
 
+def _unreported(facts: SweepFacts) -> str:
+    listed = ", ".join(objective.metric for objective in facts.sweep.spec.objectives)
+    return f"None of {len(facts.succeeded)} trials that succeeded reports every objective ({listed})."
+
+
 def _judged(draft: Draft) -> list[Wanted]:
     """What a finished sweep says of its best trial."""
     facts, best = draft.facts, draft.winner
     spec = facts.sweep.spec
+    if draft.best is None:
+        return [Wanted(r.CONSTRAINTS_MET, "False", r.OBJECTIVE_MISSING, _unreported(facts))]
     if best is None:
         text = f"None of {len(facts.succeeded)} trials that succeeded met the constraints."
         return [Wanted(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, text)]
@@ -370,8 +381,11 @@ def suspension() -> Verdict:
 
 
 def _advance(facts: SweepFacts, strategy: Strategy) -> Plan:
-    best, front = strategy.ranking(facts.succeeded) if facts.succeeded else (None, [])
     status = facts.status
+    if facts.problems:  # a spec that was accepted before, by an operator that asked for less: what was found stands
+        best, front = status.best, list(status.front)
+    else:
+        best, front = strategy.ranking(facts.succeeded) if facts.succeeded else (None, [])
     draft = Draft(facts, strategy, best, front, facts.created, status.trials.refused, status.exhausted)
     if status.start_time is None and not facts.problems and not facts.sweep.spec.suspend:
         draft.update["start_time"] = facts.now

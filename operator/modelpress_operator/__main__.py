@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _render(settings: Settings) -> Render:
+    from .allowed import Allowed
     from .render import RenderSettings, render_job
 
     chosen = RenderSettings(
@@ -44,6 +45,7 @@ def _render(settings: Settings) -> Render:
         fs_group=settings.runner_fs_group,
         grace_seconds=settings.runner_grace_seconds,
         pod_template=settings.runner_pod_template,
+        allowed=Allowed.model_validate(settings.runner_allowed or {}),
         progress_url=settings.progress_url,
         progress_audience=settings.progress_audience,
     )

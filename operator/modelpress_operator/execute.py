@@ -39,8 +39,8 @@ from .resources import (
     BY_KIND,
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
+    GANG_PARTS,
     JOBS,
-    SERVICES,
     Key,
     RawObject,
     Resource,
@@ -219,16 +219,17 @@ class Executor:
         return await self._client.create(resource, namespace, body)
 
     async def _delete_job(self, namespace: str, name: str, uid: str, owner_uid: str) -> None:
-        """A Job, and the Service by which the pods of a gang find each other; one that is left goes with its owner."""
+        """A Job, and of a gang the Service and the NetworkPolicy beside it; what is left goes with its owner."""
         job = self._cache.get(JOBS, namespace, name)
         gang = job is not None and meta_of(job).get("uid") == uid and is_gang(job)
         await self._delete(JOBS, namespace, name, uid)
         if not gang:
             return
-        with contextlib.suppress(NotFoundError):
-            service = await self._client.get(SERVICES, namespace, name)
-            if controller_uid(service) == owner_uid:
-                await self._delete(SERVICES, namespace, name, meta_of(service)["uid"])
+        for resource in GANG_PARTS:
+            with contextlib.suppress(NotFoundError):
+                part = await self._client.get(resource, namespace, name)
+                if controller_uid(part) == owner_uid:
+                    await self._delete(resource, namespace, name, meta_of(part)["uid"])
 
     async def _delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         try:

@@ -17,6 +17,8 @@ from modelpress.api.podtemplate import template_problems
 from modelpress.api.v1alpha1 import PodTemplate
 from modelpress.api.yamltext import parse
 
+from .allowed import Allowed
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -57,6 +59,18 @@ def _pod_template(text: str) -> Mapping[str, Any] | None:
     return template or None
 
 
+def _allowed(text: str) -> Mapping[str, Any]:
+    documents, wrong = parse(text)
+    if wrong:
+        raise ValueError(f"is no YAML: {wrong[0]}")
+    if len(documents) != 1 or not isinstance(documents[0].data, dict):
+        raise ValueError("is no mapping; give it keys of the chart's runner.allowed, such as podTemplate: false")
+    try:
+        return Allowed.model_validate(documents[0].data).to_dict()
+    except ValidationError as error:
+        raise ValueError("; ".join(str(problem) for problem in problems_of(error, Allowed))) from None
+
+
 @dataclass(frozen=True)
 class Settings:
     """Each field is the flag --field-name and the variable MODELPRESS_FIELD_NAME."""
@@ -74,6 +88,11 @@ class Settings:
         None,
         "What every runner's pod gets, YAML or JSON like spec.runner.podTemplate, which goes on top.",
         parse=_pod_template,
+    )
+    runner_allowed: Mapping[str, Any] | None = _setting(
+        None,
+        "What jobs may ask for in spec.runner, YAML or JSON like runner.allowed of the chart.",
+        parse=_allowed,
     )
     runner_fs_group: int | None = _setting(
         65532, "Group of the files on a store's volume claim, or none.", parse=_group

@@ -114,7 +114,8 @@ class Snapshots:
             sweep = self._cache.get(COMPRESSION_SWEEPS, meta_of(raw)["namespace"], ref["name"])
             if sweep is None or meta_of(sweep).get("uid") != ref.get("uid"):
                 return None
-            owner = OwnerState(ref["uid"], ref["name"], bool((sweep.get("spec") or {}).get("suspend")))
+            spec = sweep.get("spec") or {}
+            owner = OwnerState(ref["uid"], ref["name"], bool(spec.get("suspend")), _objectives(spec))
         started, name = job.status.started, job.metadata.name
         names = [naming.attempt_name(name, number) for number in (started, started + 1) if number > 0]
         names += [naming.collect_name(name, started, round_) for round_ in range(1, COLLECT_ROUNDS + 1) if started > 0]
@@ -155,6 +156,12 @@ class Snapshots:
 
     def _pods(self, job: RawObject) -> list[RawObject]:
         return self._cache.owned(meta_of(job).get("uid") or "", PODS)
+
+
+def _objectives(spec: RawObject) -> tuple[str, ...]:
+    """Metrics that a sweep optimises."""
+    listed = (item.get("metric") for item in spec.get("objectives") or () if isinstance(item, dict))
+    return tuple(metric for metric in listed if isinstance(metric, str))
 
 
 def _finished(raw: RawObject) -> bool:

@@ -89,6 +89,12 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+class ContractModel(ApiModel):
+    """What two versions of modelpress may say to each other: keys that a newer one adds are ignored by an older one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def exactly_one(model: BaseModel, *names: str) -> str:
     """The one field of `names` that is set.
 

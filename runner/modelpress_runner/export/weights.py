@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def save_weights(model: nn.Module, path: Path) -> None:
     state = _tensor_state(model)
     names = [group[0] for group in _tied(state)]
     save_file({name: _storable(state[name]) for name in sorted(names)}, path, metadata=_METADATA)
+
+
+def safetensors_bytes(model: nn.Module) -> int:
+    """Size in bytes of the model.safetensors that `save` writes for this model."""
+    with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
+        path = Path(folder, WEIGHTS_FILE)
+        save_weights(model, path)
+        return path.stat().st_size
 
 
 def load_masks(path: Path) -> Masks:

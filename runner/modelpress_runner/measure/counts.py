@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,13 +64,3 @@ def _taken_apart() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.backends.mkldnn.enabled = onednn
-
-
-def safetensors_bytes(model: nn.Module) -> int:
-    """Size in bytes of the model.safetensors that `export.weights.save` writes for this model."""
-    from modelpress_runner.export import weights
-
-    with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
-        path = Path(folder, weights.WEIGHTS_FILE)
-        weights.save_weights(model, path)
-        return path.stat().st_size

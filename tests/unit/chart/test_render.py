@@ -9,6 +9,7 @@ import pytest
 import yaml
 from chart_objects import EVERYTHING, Render, environment, of_kind, only
 
+from modelpress_operator.allowed import Allowed
 from modelpress_operator.settings import load_settings
 
 CRDS = Path(__file__).resolve().parents[3] / "crds"
@@ -57,6 +58,7 @@ def test_operator_understands_its_environment(render: Render, values: dict[str, 
         assert settings.runner_image_pull_policy == "Always"
         assert settings.runner_service_account == "trainer"
         assert settings.runner_pod_template == EVERYTHING["runner"]["podTemplate"]
+        assert settings.runner_allowed == Allowed.model_validate(EVERYTHING["runner"]["allowed"]).to_dict()
         assert (settings.runner_fs_group, settings.runner_grace_seconds) == (2000, 45)
     else:
         assert settings.cluster_wide
@@ -64,6 +66,7 @@ def test_operator_understands_its_environment(render: Render, values: dict[str, 
         assert settings.runner_image_pull_policy is None
         assert settings.runner_service_account is None
         assert settings.runner_pod_template is None
+        assert settings.runner_allowed == Allowed().to_dict()  # the chart's defaults are the operator's
         assert (settings.runner_fs_group, settings.runner_grace_seconds) == (65532, 120)
 
 
@@ -138,8 +141,8 @@ def test_selectors_find_the_operators_pods(render: Render) -> None:
     assert any(peer["podSelector"]["matchLabels"].items() <= test_pod for peer in admitted if "podSelector" in peer)
 
 
-def test_the_ranks_of_trials_talk_to_each_other_alone(render: Render) -> None:
-    """In each namespace that is served: the labels are those that the operator gives a trial's pods, in both places."""
+def test_nobody_talks_to_a_runner(render: Render) -> None:
+    """In each namespace that is served, by the labels of a trial's pods; a gang's own policy lets its ranks meet."""
     from modelpress_operator.resources import LABELS, MANAGED_BY, MANAGER
 
     policies = [
@@ -151,7 +154,7 @@ def test_the_ranks_of_trials_talk_to_each_other_alone(render: Render) -> None:
         assert item["spec"] == {
             "podSelector": trials,
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": trials}]}],
+            "ingress": [],
         }
     assert len(of_kind(render(), "NetworkPolicy")) == 1
 
@@ -194,6 +197,7 @@ def test_least_rights(render: Render, values: dict[str, Any]) -> None:
         ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
         ("", "pods"): {"list", "watch"},
         ("", "services"): {"get", "create", "delete"},
+        ("networking.k8s.io", "networkpolicies"): {"get", "create", "delete"},
         ("events.k8s.io", "events"): {"create", "list"},
         ("coordination.k8s.io", "leases"): {"create", "get", "patch"},
     }
@@ -259,6 +263,7 @@ def test_optional_objects(render: Render) -> None:
         "rbac": {"create": False, "aggregate": False},
         "podDisruptionBudget": {"enabled": False},
         "networkPolicy": {"enabled": False},
+        "admissionPolicy": {"enabled": False},
     }
     assert sorted(item["kind"] for item in render(off)) == ["Deployment", "Pod", "Service"]
     kinds = {item["kind"] for item in render(EVERYTHING)}

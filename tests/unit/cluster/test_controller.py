@@ -27,6 +27,7 @@ from modelpress_operator.resources import (
     COMPRESSION_SWEEPS,
     EVENTS,
     JOBS,
+    NETWORK_POLICIES,
     PODS,
     SERVICES,
     Key,
@@ -335,8 +336,8 @@ async def _stored(operator: Operator, resource: Resource, name: str) -> RawObjec
     return next(one for one in await _all(operator, resource) if one["metadata"]["name"] == name)
 
 
-async def test_a_gang_has_a_service_as_long_as_a_job(operator: Operator) -> None:
-    """Its ranks find each other by it from their first moment on; suspending the job takes both away."""
+async def test_a_gang_has_a_service_and_a_policy_as_long_as_a_job(operator: Operator) -> None:
+    """Its ranks find each other, and nobody else reaches them, from the first moment on; suspending takes all away."""
     await operator.create(COMPRESSION_JOBS, "j", recipe(runner={"nodes": 2}))
     await until(lambda: _there(operator, "j-1"))
     await operator.watch()
@@ -347,15 +348,19 @@ async def test_a_gang_has_a_service_as_long_as_a_job(operator: Operator) -> None
         COMPRESSION_JOBS, N, "j", {"spec": {"suspend": True}}, there["metadata"]["resourceVersion"]
     )
     await operator.watch()
-    await until(lambda: ("delete", "services", "j-1") in operator.client.requests)
-    ours = [request for request in operator.client.requests if request[1] in ("jobs", "services")]
+    await until(lambda: ("delete", "networkpolicies", "j-1") in operator.client.requests)
+    kinds = ("jobs", "services", "networkpolicies")
+    ours = [request for request in operator.client.requests if request[1] in kinds]
     assert [request for request in ours if request[0] in ("create", "delete")] == [
         ("create", "services", "j-1"),
+        ("create", "networkpolicies", "j-1"),
         ("create", "jobs", "j-1"),
         ("delete", "jobs", "j-1"),
         ("delete", "services", "j-1"),
+        ("delete", "networkpolicies", "j-1"),
     ]
     assert await operator.client.list(SERVICES, N) == []
+    assert await operator.client.list(NETWORK_POLICIES, N) == []
 
 
 async def test_a_service_of_somebody_else_is_left_alone(operator: Operator) -> None:

@@ -262,7 +262,8 @@ class Cluster:
         sweep = next((o for o in self.object_view.values() if o.metadata.uid == owner_uid and owner_uid), None)
         owner = None
         if isinstance(sweep, CompressionSweep):
-            owner = OwnerState(sweep.metadata.uid or "", sweep.metadata.name, sweep.spec.suspend)
+            metrics = tuple(objective.metric for objective in sweep.spec.objectives)
+            owner = OwnerState(sweep.metadata.uid or "", sweep.metadata.name, sweep.spec.suspend, metrics)
         return reconcile_job(JobObserved(obj, owner, children), self.now)
 
     def execute(self, obj: Object, action: object) -> bool:
