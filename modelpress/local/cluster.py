@@ -191,6 +191,14 @@ class LocalCluster:
         Raises:
             StateError: the journal is damaged.
         """
+        try:
+            self._load(wanted)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise self.journal.damaged(
+                "object.json", f"it or a file beside it holds something unknown, {error!r}"[:200]
+            ) from error
+
+    def _load(self, wanted: Root) -> None:
         kept = self.journal.read("object.json")
         if kept is None:
             meta = wanted.metadata.model_copy(

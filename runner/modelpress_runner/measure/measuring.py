@@ -99,7 +99,7 @@ class Measuring:
             measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
-                timed = ranks.by_main(lambda: self._time(dense, form.model))
+                timed = Timed(**ranks.by_main(lambda: vars(self._time(dense, form.model))))
                 measured.baseline |= timed.baseline
                 measured.compressed |= timed.compressed
                 measured.timing = {**timed.detail, "target": self._format.name}
