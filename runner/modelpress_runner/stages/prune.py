@@ -14,8 +14,9 @@ from modelpress_runner.dependency.groups import Coupling, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.ranking import removed_count
