@@ -17,8 +17,9 @@ from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.reach import check_train_mode
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.copies import check_copies
-from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.channels import weight_of

@@ -16,7 +16,8 @@ from modelpress_runner.dependency.groups import Coupling
 from modelpress_runner.dependency.prove import prove
 from modelpress_runner.dependency.trace_graph import couple
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.edits.cuts import Cut, read, replay, write
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.replay import read, replay, write
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.methods.prune.round import apply_masks, removed_units
 

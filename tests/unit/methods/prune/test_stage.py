@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner.edits.cuts import read, replay, write
+from modelpress_runner.edits.replay import read, replay, write
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.round import apply_masks
