@@ -195,12 +195,6 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def in_words(names: Iterable[str]) -> str:
-    """['a', 'b', 'c'] -> 'a, b or c'."""
-    listed = list(names)
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
-
-
 def keys_in_words(names: Iterable[str], limit: int = 12) -> str:
     """Names in order, the first few of them where there are many."""
     listed = list(names)

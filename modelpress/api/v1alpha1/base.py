@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
@@ -54,6 +55,8 @@ class ApiModel(BaseModel):
 
     # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
     other_spellings: ClassVar[dict[str, str]] = {}
+    # The same of values, by field: {"algorithm": {"l1_norm": "l1"}}.
+    other_values: ClassVar[dict[str, dict[str, str]]] = {}
 
     # The CEL twins of this class's own validators, inherited ones included: the API server refuses what we refuse.
     cel_rules: ClassVar[tuple[Cel, ...]] = ()
@@ -82,6 +85,10 @@ class ApiModel(BaseModel):
                     {"first": origin[target], "second": key},
                 )
             out[target], origin[target] = item, key
+        for name, values in cls.other_values.items():
+            target = known[name]
+            if isinstance(out.get(target), str):
+                out[target] = values.get(out[target], out[target])
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,6 +100,12 @@ class ContractModel(ApiModel):
     """What two versions of modelpress may say to each other: keys that a newer one adds are ignored by an older one."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+def in_words(names: Iterable[str]) -> str:
+    """['a', 'b', 'c'] -> 'a, b or c'."""
+    listed = list(names)
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
 
 
 def exactly_one(model: BaseModel, *names: str) -> str:
