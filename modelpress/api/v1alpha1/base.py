@@ -124,14 +124,19 @@ def exactly_one(model: BaseModel, *names: str) -> str:
     return given[0]
 
 
-def rebuild(changed: type[ApiModel]) -> None:
-    """Lets a type whose fields have changed, and every type of this package that may hold it, validate anew."""
+def rebuild(*changed: type[ApiModel]) -> None:
+    """Lets types whose fields have changed, and every type of this package that may hold them, validate anew.
+
+    Args:
+        changed: held ones before those that hold them.
+    """
     pending = [ApiModel]
-    changed.model_rebuild(force=True)
+    for each in changed:
+        each.model_rebuild(force=True)
     while pending:
         for each in pending.pop().__subclasses__():
             pending.append(each)
-            if each is not changed:
+            if each not in changed:
                 each.model_rebuild(force=True)
 
 

@@ -252,7 +252,7 @@ def _follow() -> None:
         schedule.model_fields["type"].annotation = types
         schedule.model_fields["type"].description = _schedule_text()
         schedule.cel_rules = _schedule_rules()
-    rebuild(EntrySchedule)
+    rebuild(EntrySchedule, Schedule, ConfigEntry, Prune)
 
 
 algorithms.on_change(_follow)
