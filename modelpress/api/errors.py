@@ -14,8 +14,8 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
 from .v1alpha1 import reasons
-from .v1alpha1.base import ApiModel, in_words
-from .wording import FIXES, describe, fix_pattern, keys_in_words, typed_fix, typed_message
+from .v1alpha1.base import ApiModel
+from .wording import FIXES, describe, fix_pattern, in_words, keys_in_words, typed_fix, typed_message
 
 Location = tuple[str | int, ...]
 

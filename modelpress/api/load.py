@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from . import plugins
 from .errors import Location, Problem, SpecError, format_location, located_problems, near
 from .v1alpha1 import API_VERSION, PYTHON_SPELLING, CompressionJob, CompressionSweep
-from .v1alpha1.base import in_words
-from .wording import describe
+from .wording import describe, in_words
 from .yamltext import Document, parse, to_json_numbers
 
 MAX_FILE_BYTES = 1024 * 1024  # an API server takes no larger object

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .v1alpha1.base import in_words as in_words
+
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 # pattern of a type -> (what it means, what to do)

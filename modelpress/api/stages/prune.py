@@ -9,7 +9,7 @@ from typing import Any
 
 from modelpress.api.errors import Problem
 from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune, algorithms
-from modelpress.api.v1alpha1.base import in_words
+from modelpress.api.wording import in_words
 
 from .base import StageRules
 
