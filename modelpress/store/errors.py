@@ -26,6 +26,10 @@ class ObjectMissingError(StoreError):
     """There is no object at this path."""
 
 
+class TooLargeError(StoreError):
+    """An object is larger than whoever reads it takes, or of another size than is known of it."""
+
+
 class StoreRefusedError(StoreError):
     """Credentials, permissions, or a bucket or folder that is not there: trying again does not help."""
 

@@ -37,7 +37,7 @@ class Algorithm:
         default_types: class names of the modules that it takes where an entry names none.
         paper: authors, year and arXiv number; "" where it is nobody's.
         sentence: what it does, in a few words, for documents and the CRD.
-        aliases: what others call it; accepted from Python and by converters, never in YAML.
+        aliases: what other tools call it; a recipe that says so is answered with the name.
         runner: module and attribute of its object; "": METHOD in the module of its name in the family's room.
     """
 
@@ -116,7 +116,7 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             default_types=CHANNEL_TYPES,
             paper="Han et al. 2015, arXiv 1506.02626",
             sentence="single weights of smallest magnitude",
-            aliases=("magnitude",),
+            aliases=("magnitude", "level_pruner", "basic_magnitude", "unstructured"),
         ),
         Algorithm(
             name="l1",
@@ -126,7 +126,7 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             default_types=CHANNEL_TYPES,
             paper="Li et al. 2016, arXiv 1608.08710",
             sentence="output channels of smallest L1 norm",
-            aliases=("l1_norm",),
+            aliases=("l1_norm", "l1_filter", "l1filter_pruner"),
         ),
         Algorithm(
             name="l2",
@@ -136,7 +136,7 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             default_types=CHANNEL_TYPES,
             paper="",
             sentence="output channels of smallest L2 norm",
-            aliases=("l2_norm",),
+            aliases=("l2_norm", "l2_filter", "l2filter_pruner"),
         ),
         Algorithm(
             name="random",
@@ -155,7 +155,7 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             default_types=CHANNEL_TYPES,
             paper="Molchanov et al. 2019, arXiv 1906.10771",
             sentence="output channels by how little the loss would change without them, to first order",
-            aliases=("taylor_fo",),
+            aliases=("taylor_fo", "taylorfo", "taylor_fo_weight", "taylor_fo_weight_filter", "group_taylor"),
         ),
     )
 }

@@ -55,7 +55,11 @@ class ApiModel(BaseModel):
 
     # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
     other_spellings: ClassVar[dict[str, str]] = {}
-    # The same of values, by field: {"algorithm": {"l1_norm": "l1"}}.
+
+    # What other tools have and this object has not, under no spelling: key -> what to write instead.
+    elsewhere: ClassVar[dict[str, str]] = {}
+
+    # Values of other tools by field: {"algorithm": {"l1_filter": "did you mean l1?"}}.
     other_values: ClassVar[dict[str, dict[str, str]]] = {}
 
     # The CEL twins of this class's own validators, inherited ones included: the API server refuses what we refuse.
@@ -85,10 +89,6 @@ class ApiModel(BaseModel):
                     {"first": origin[target], "second": key},
                 )
             out[target], origin[target] = item, key
-        for name, values in cls.other_values.items():
-            target = known[name]
-            if isinstance(out.get(target), str):
-                out[target] = values.get(out[target], out[target])
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,6 +149,7 @@ Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, r
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")]
 Text = Annotated[str, Field(max_length=1024)]
+Scalar = bool | int | float | Annotated[str, Field(max_length=256)]  # a parameter's value
 Uri = Annotated[str, Field(min_length=1, max_length=2048)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=512)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

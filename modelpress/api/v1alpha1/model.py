@@ -48,7 +48,8 @@ class Model(ApiModel):
     args: dict[str, Any] | None = Field(
         default=None,
         max_length=64,
-        description="Keyword arguments of the entrypoint; of a script its command line, as in --epochs=3.",
+        description="Keyword arguments of the entrypoint; of a script the options of its command line, without "
+        "the dashes before them: epochs, batch-size.",
     )
     weights: Source | None = Field(
         default=None,
@@ -108,7 +109,11 @@ class Target(ApiModel):
         "model as from_pretrained reads it; of huggingFace alone, and only where a configuration can say what was cut "
         "away.",
     )
-    device: Literal["cpu"] = Field(default="cpu", description="Where it runs.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2, whose programs are "
+        "exported on the CPU.",
+    )
 
 
 class Benchmark(ApiModel):

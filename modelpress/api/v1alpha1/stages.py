@@ -26,6 +26,32 @@ LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
 
+def _other_algorithms() -> dict[str, str]:
+    """What other tools call an algorithm -> what to write."""
+    hints = {alias: f"did you mean {name}?" for alias, name in algorithms.spellings("prune").items()}
+    for name in algorithms.gradual():
+        what = f"it is a schedule: write schedule: {{type: {name}}}, and l1 or level here"
+        hints |= dict.fromkeys((name, f"{name}_pruner"), what)
+    return hints
+
+
+# Keys of other tools that stand elsewhere here, or under no name at all -> what to write.
+_IN_SCHEDULE = "it belongs into schedule: {startStep, endStep, frequency}; move it there"
+_SPARED = "what is to be spared has an entry of its own in configList: {%s: [...], exclude: true}"
+_BOUND = "there is no bound for each layer; write an entry with a sparsity of its own for each layer that needs one"
+_ELSEWHERE = {
+    **dict.fromkeys(("start_step", "end_step", "pruning_frequency", "update_frequency_on_step"), _IN_SCHEDULE),
+    "sparsity_decay_type": "write schedule: {type: linear} or {type: agp}",
+    "total_sparsity": "write it as sparsity, with scope: global",
+    "expand_op_names": "write one entry for each layer; then each has a value of its own",
+    **dict.fromkeys(("exclude_op_names", "exclude_module_names", "exclude_names"), _SPARED % "opNames"),
+    **dict.fromkeys(("excluded_op_names", "excluded_names", "exclude_op_names_re"), _SPARED % "opNamesRe"),
+    **dict.fromkeys(("exclude_op_types", "excluded_op_types"), _SPARED % "opTypes"),
+    **dict.fromkeys(("min_sparsity_ratio_per_op", "max_sparsity_ratio_per_op", "max_sparsity_ratio_per_layer"), _BOUND),
+    "max_sparsity_per_layer": _BOUND,
+}
+
+
 class Duration(ApiModel):
     """How long to train: epochs or optimizer steps."""
 
@@ -133,11 +159,16 @@ class ConfigEntry(ApiModel):
         "sparse_ratio": "sparsity",
         "sparsity_per_layer": "sparsity",
         "target_sparsity": "sparsity",
+        "pruning_type": "algorithm",
+        "prune_type": "algorithm",
+        "pruner": "algorithm",
         "pruning_op_types": "op_types",
+        "prune_layer_type": "op_types",
         "prune_domain": "scope",
         "pruning_scope": "scope",
     }
-    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": algorithms.spellings("prune")}
+    elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
             "!self.exclude || !(has(self.sparsity) || has(self.algorithm) || has(self.scope) || has(self.schedule))",
@@ -190,13 +221,21 @@ class Prune(ApiModel):
 
     other_spellings: ClassVar[dict[str, str]] = {
         "pruning_type": "algorithm",
+        "prune_type": "algorithm",
         "pruner": "algorithm",
         "sparse_ratio": "sparsity",
         "target_sparsity": "sparsity",
         "pruning_scope": "scope",
         "prune_domain": "scope",
     }
-    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": algorithms.spellings("prune")}
+    elsewhere: ClassVar[dict[str, str]] = {
+        **_ELSEWHERE,
+        **dict.fromkeys(
+            ("op_types", "op_names", "op_names_re", "pruning_op_types", "prune_layer_type", "exclude"),
+            "it selects modules, so it stands in an entry of configList; move it there",
+        ),
+    }
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
 
 
 class Finetune(Duration):
@@ -245,7 +284,7 @@ def _follow() -> None:
     names: Any = Literal[algorithms.names("prune")]
     for holder, annotation in ((Prune, names), (ConfigEntry, names | None)):
         holder.model_fields["algorithm"].annotation = annotation
-        holder.other_values = {"algorithm": algorithms.spellings("prune")}
+        holder.other_values = {"algorithm": _other_algorithms()}
     Prune.model_fields["algorithm"].description = _algorithm_text()
     types: Any = Literal[tuple(row.name for row in algorithms.schedules())]
     for schedule in (EntrySchedule, Schedule):

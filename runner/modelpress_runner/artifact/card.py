@@ -159,10 +159,13 @@ def _measured(target: str, timing: Mapping[str, Any] | None) -> str:
     if timing:
         text += (
             f" Latency is the median of {_counted(timing['dense']['iterations'], 'call')} of each model in turn, "
-            f"with a batch of {timing['batchSize']} on {_counted(timing['threads'], 'CPU thread')}; it holds for the "
-            "machine it was measured on."
+            f"with a batch of {timing['batchSize']} on {_where(timing)}; it holds for the machine it was measured on."
         )
     return text + " MACs are those of one row."
+
+
+def _where(timing: Mapping[str, Any]) -> str:
+    return "one GPU" if timing.get("device") == "cuda" else _counted(timing["threads"], "CPU thread")
 
 
 def _loading(portable_reason: str | None, required_imports: Sequence[str]) -> str:

@@ -44,10 +44,15 @@ class DependencyGroup:
 
 @dataclass(frozen=True)
 class Coupling:
-    """All axes of a model that the dummy input reaches, and the units that must not be removed, with the reason."""
+    """All axes of a model that the dummy input reaches, and the units that must not be removed, with the reason.
+
+    Units are `frozen` because the analysis says so, and `refuted` because a proof has failed with them.
+    """
 
     axes: tuple[CoupledAxis, ...]
     frozen: dict[int, str] = field(default_factory=dict)
+    refuted: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what a user should know of the model
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -59,13 +64,15 @@ class Coupling:
                 {"module": a.module, "axis": a.axis, "producer": a.producer, "units": list(a.units)} for a in self.axes
             ],
             "frozen": dict(reasons),
+            "notes": list(self.notes),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Coupling:
         """What `to_dict` gave."""
         axes = tuple(CoupledAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
-        return cls(axes, {unit: reason for reason, units in data["frozen"].items() for unit in units})
+        frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
+        return cls(axes, frozen, notes=tuple(data["notes"]))
 
     @cached_property
     def unit_count(self) -> int:
@@ -74,9 +81,9 @@ class Coupling:
 
     @cached_property
     def stays(self) -> torch.Tensor:
-        """Bool, one for each unit: those that are frozen."""
+        """Bool, one for each unit: those that are frozen or refuted."""
         vector = torch.zeros(self.unit_count, dtype=torch.bool)
-        vector[list(self.frozen)] = True
+        vector[[*self.frozen, *self.refuted]] = True
         return vector
 
     def output(self, module: str) -> CoupledAxis | None:
@@ -95,11 +102,13 @@ class Coupling:
                     known[unit].append(axis.module)
         members: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for unit in range(self.unit_count):
-            if unit not in self.frozen and producers[unit]:
+            if unit not in self.frozen and unit not in self.refuted and producers[unit]:
                 members[tuple(producers[unit])].append(unit)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
         return [
-            DependencyGroup(names, tuple(sorted({f for u in units for f in followers[u]}, key=order.get)), tuple(units))
+            DependencyGroup(
+                names, tuple(sorted({f for u in units for f in followers[u]}, key=order.__getitem__)), tuple(units)
+            )
             for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]])
         ]
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import CompressionError
 
 CONV = nn.modules.conv._ConvNd
@@ -38,7 +39,7 @@ class AxisView:
         layout = self.tensors[name]
         if layout == "flat":
             return tensor.view(1, -1)
-        grouped = tensor.unflatten(0, (self.groups, -1))
+        grouped: torch.Tensor = tensor.unflatten(0, (self.groups, -1))
         return grouped if layout == "rows" else grouped.transpose(1, 2)
 
     def rows(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -115,33 +116,50 @@ def shrink(view: AxisView, kept: torch.Tensor) -> None:
     Raises:
         CompressionError: nothing would be kept, or groups would end up with different sizes.
     """
-    owner, groups = view.owner, view.groups
+    owner = view.owner
+    for name in view.tensors:
+        tensor = getattr(owner, name)
+        data = cut(view, name, tensor.detach(), kept)
+        if name in owner._parameters:
+            setattr(owner, name, nn.Parameter(data, requires_grad=tensor.requires_grad))
+        else:
+            setattr(owner, name, data)
+    groups, width = _kept_groups(view, kept)
+    _patch(owner, view.axis, groups, groups * width)
+
+
+def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """What `shrink` leaves of `tensor`, which is shaped like tensor `name` of the view: a new tensor.
+
+    Raises:
+        CompressionError: as `shrink`.
+    """
+    groups, width = _kept_groups(view, kept)
+    layout = view.tensors[name]
+    rows = tensor.shape[0] // view.groups if layout == "cols" else 0
+    if layout == "flat":
+        shape = tuple(width if size == view.size and size > 1 else size for size in tensor.shape)
+    elif layout == "rows":
+        shape = (groups * width, *tensor.shape[1:])
+    else:
+        shape = (groups * rows, width, *tensor.shape[2:])
+    return tensor[view.keep_mask(name, tensor, kept)].reshape(shape)
+
+
+def _kept_groups(view: AxisView, kept: torch.Tensor) -> tuple[int, int]:
+    """How many groups are left, and how many channels in each of them."""
+    groups, kind = view.groups, type(view.owner).__name__
     per_group = kept.view(groups, -1).sum(dim=1).tolist()
     width = view.size // groups
     left = [count for count in per_group if count]
     if not left or any(count != left[0] for count in left) or (len(left) < groups and left[0] != width):
         raise CompressionError(
-            f"the groups of a {type(owner).__name__} would keep {per_group} of {width} channels each; "
+            f"the groups of a {kind} would keep {per_group} of {width} channels each; "
             "they must keep equally many, or whole groups must go"
         )
     if len(left) < groups and view.axis == "in":
-        raise CompressionError(f"a {type(owner).__name__} loses whole groups by its output channels only")
-    new_groups, new_width = len(left), left[0]
-    for name, layout in view.tensors.items():
-        tensor = getattr(owner, name)
-        rows = tensor.shape[0] // groups if layout == "cols" else 0
-        if layout == "flat":
-            shape = tuple(new_width if size == view.size and size > 1 else size for size in tensor.shape)
-        elif layout == "rows":
-            shape = (new_groups * new_width, *tensor.shape[1:])
-        else:
-            shape = (new_groups * rows, new_width, *tensor.shape[2:])
-        data = tensor.detach()[view.keep_mask(name, tensor, kept)].reshape(shape)
-        if name in owner._parameters:
-            setattr(owner, name, nn.Parameter(data, requires_grad=tensor.requires_grad))
-        else:
-            setattr(owner, name, data)
-    _patch(owner, view.axis, new_groups, new_groups * new_width)
+        raise CompressionError(f"a {kind} loses whole groups by its output channels only")
+    return len(left), left[0]
 
 
 def _patch(owner: nn.Module, axis: str, groups: int, size: int) -> None:
@@ -172,7 +190,7 @@ def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
     path, _, attribute = name.rpartition(".")
     owner = dict(model.named_modules()).get(path)
     parameter = owner._parameters.get(attribute) if owner is not None else None
-    if parameter is None:
+    if owner is None or parameter is None:
         raise CompressionError(f"the model has no module or parameter '{name}'")
     wide = [size for size in parameter.shape if size > 1]
     if len(wide) != 1 or axis != "out":
@@ -184,7 +202,5 @@ def _check_plain(module: nn.Module, name: str, tensor: str) -> None:
     if tensor in module._parameters or tensor in module._buffers:
         return
     if hasattr(module, tensor):
-        raise CompressionError(
-            f"'{name}.{tensor}' is computed from other parameters (weight norm or another parametrization); "
-            "remove the parametrization before pruning"
-        )
+        known = next((str(each) for each in computed(module, name) if each.tensor == tensor), None)
+        raise CompressionError(known or f"'{name}.{tensor}' is no parameter of its own, but computed from others")

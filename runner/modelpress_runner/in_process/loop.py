@@ -6,6 +6,7 @@ so, and shrinks the model when the loop is over. The model stays the same object
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -176,7 +177,7 @@ class Loop:
         for part, record in zip(self._parts, records, strict=True):
             if part.stage.shrinks:
                 before = time.perf_counter()
-                self.context.report = lambda message, name=part.name: self.say(message, name)
+                self.context.report = functools.partial(self.say, stage=part.name)
                 part.stage.shrink(self.context)
                 record |= self._counted() | {"seconds": record["seconds"] + time.perf_counter() - before}
         return Outcome(
@@ -192,10 +193,12 @@ class Loop:
     def _prune(self) -> bool:
         """Prunes for every stage that is due; whether one was."""
         pruned = False
-        for part in self._parts:
-            if part.is_due(self.steps):
+        for number, part in enumerate(self._parts):
+            # Where an earlier stage has taken more, a later one's share is of less.
+            if part.is_due(self.steps) or (pruned and part.has_begun(self.steps)):
                 self.context.masks = placed(self.context.masks, self.model)  # somebody may have moved the model
-                part.stage.round(self.context, self.steps, part.scores())
+                earlier = [other.stage for other in self._parts[:number] if other.stage.shrinks]
+                part.stage.round(self.context, self.steps, part.scores(), earlier)
                 pruned = True
                 if self.steps == part.last:
                     part.seconds = time.perf_counter() - self._began
@@ -276,6 +279,11 @@ class _Part:
             prunes_at(choice.schedule, step) and sparsity_at(choice.schedule, choice.sparsity, step) > 0
             for choice in self.selection.choices.values()
         )
+
+    def has_begun(self, step: int) -> bool:
+        """Whether it has pruned before `step`, by weights alone, so that it can do so again at any time."""
+        started = any(sparsity_at(c.schedule, c.sparsity, step - 1) > 0 for c in self.selection.choices.values())
+        return step > 0 and started and not self._window
 
     def look(self, step: int) -> None:
         """Gradients are there after `step` optimizer steps: they are scored by if it is soon time to prune."""

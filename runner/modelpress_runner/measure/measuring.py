@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import layout as names
 from modelpress_runner.engine.run import Outcome, score_aside
-from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.formats import Form, format_of
 from modelpress_runner.measure import counts
@@ -22,6 +23,7 @@ from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.subject import Subject
 
 Metrics = dict[str, float]
+GIVE_INPUTS = "give the Subject example_inputs, the evaluator a dummy_input, or the CompressionModule example_inputs()"
 
 
 @dataclass
@@ -54,24 +56,30 @@ class Measuring:
     Args:
         spec: the recipe: target, benchmark and seed.
         subject: evaluator and example inputs.
-        timed: whether latency is measured.
+        timed: whether latency is measured, if there is an example input; else a note says why it is not.
+        asked: whether somebody asked for it: then an example input is needed.
 
     Raises:
-        InvalidModelError: something has to be measured with an example input, and there is none.
+        InvalidModelError: the target is a program, or a latency was asked for, and there is no example input.
         InvalidSpecError: the target is transformers, and the model does not come from there.
     """
 
-    def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool) -> None:
-        self._spec, self._timed = spec, timed
+    def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool, asked: bool = False) -> None:
+        self._spec = spec
         self._evaluator, self._dummy_input, self._layout = subject.evaluator, subject.dummy_input, subject.layout
         self._format = format_of(spec.target.format)
         self._format.check(self._layout)
-        if self._dummy_input is None and (timed or self._format.needs_example):
+        if timed and spec.target.device == "cuda" and not torch.cuda.is_available():
+            message = "latency is to be measured on a GPU, and this process sees none; write cpu, or give it one"
+            raise InvalidSpecError(message, "spec.target.device")
+        if self._dummy_input is None and (asked or self._format.needs_example):
             raise InvalidModelError(
-                "there is no example input to measure with; give the Subject example_inputs, or the evaluator a "
-                "dummy_input",
-                "spec.benchmark" if timed else "spec.target.format",
+                f"there is no example input to measure with; {GIVE_INPUTS}",
+                "spec.benchmark" if asked else "spec.target.format",
             )
+        self._timed = timed and self._dummy_input is not None
+        untimed = timed and not self._timed
+        self._notes = [f"Latency was not measured, as there is no example input; {GIVE_INPUTS}"] if untimed else []
 
     def dense(self, model: nn.Module) -> Metrics:
         """Score and counts of the dense model: everything that does not depend on a clock."""
@@ -87,6 +95,7 @@ class Measuring:
             baseline: what `dense` gave for it.
             folder: where a program may be left.
         """
+        outcome.notes += self._notes
         keep = None if self._format.file is None else folder / self._format.file
         with self._form(outcome.model, keep) as form:
             score = self._scored(form.model)
@@ -95,7 +104,7 @@ class Measuring:
             measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
-                timed = ranks.by_main(lambda: self._time(dense, form.model))
+                timed = Timed(**ranks.by_main(lambda: vars(self._time(dense, form.model))))
                 measured.baseline |= timed.baseline
                 measured.compressed |= timed.compressed
                 measured.timing = {**timed.detail, "target": self._format.name}
@@ -103,7 +112,8 @@ class Measuring:
 
     def _time(self, dense: nn.Module, compressed: nn.Module) -> Timed:
         with self._form(dense) as form:
-            return timed_metrics(form.model, compressed, self._dummy_input, self._spec.benchmark)
+            device = self._spec.target.device
+            return timed_metrics(form.model, compressed, self._dummy_input, self._spec.benchmark, device)
 
     def _form(self, model: nn.Module, keep: Path | None = None) -> contextlib.AbstractContextManager[Form]:
         """The model as the target has it."""

@@ -57,7 +57,9 @@ def static_metrics(
     return metrics
 
 
-def timed_metrics(dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark: Benchmark) -> Timed:
+def timed_metrics(
+    dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark: Benchmark, device: str = "cpu"
+) -> Timed:
     """Latency of both models, timed in turn in this process, see `benchmark.latency`.
 
     Args:
@@ -65,6 +67,7 @@ def timed_metrics(dense: nn.Module, compressed: nn.Module, dummy_input: Any, ben
         compressed: the compressed model in the same format.
         dummy_input: example inputs, batch first.
         benchmark: how often, with how many rows and threads.
+        device: "cpu" or "cuda".
 
     Returns:
         latencyMs (median), throughput (rows per second), and in `compressed` speedup = dense / compressed latency.
@@ -72,12 +75,13 @@ def timed_metrics(dense: nn.Module, compressed: nn.Module, dummy_input: Any, ben
     Raises:
         InvalidModelError: a model does not run on `dummy_input` with `benchmark.batch_size` rows.
     """
-    before, after = latency.compare(dense, compressed, dummy_input, benchmark)
+    before, after = latency.compare(dense, compressed, dummy_input, benchmark, device)
     baseline, result = _metrics(before, benchmark), _metrics(after, benchmark)
     result["speedup"] = before.median / after.median
     detail = {
         "dense": before.to_dict(),
         "compressed": after.to_dict(),
+        "device": device,
         "batchSize": benchmark.batch_size,
         "threads": benchmark.cores_per_instance,
         "warmup": benchmark.warmup,

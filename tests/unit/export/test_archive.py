@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -297,6 +298,126 @@ def test_callables_that_are_no_operators_are_refused(
     """torch takes any callable below itself for an operator; here an operator is one."""
     edit(entries, "models/train.json", lambda document: node(document).update(target=target))
     refused(write(tmp_path / "model.pt2", entries), marker, "which is no operator of a model")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "aten._reshape_alias.default",
+        "aten._sparse_coo_tensor_unsafe.default",
+        "aten._ctc_loss.default",
+        "aten.segment_reduce.default",
+        "aten.set_.source_Tensor",
+        "aten.resize_.default",
+        "aten._unsafe_view.default",
+        "aten.native_group_norm.default",
+        "aten.lu_unpack.default",
+        "aten.index_put_.hacked_twin",
+        "aten.convolution_backward.default",
+        "aten._print.default",
+        "mkldnn.data_ptr.default",
+        "prims.as_strided.default",
+        "quantized.linear.default",
+    ],
+)
+def test_operators_that_no_honest_model_calls_are_refused(
+    entries: Entries, tmp_path: Path, marker: Path, target: str
+) -> None:
+    """What reads or writes beside a tensor, or changes the process, is in no list, though torch brings it along."""
+    edit(entries, "models/model.json", lambda document: node(document).update(target=f"torch.ops.{target}"))
+    name = "::".join(target.split(".")[:2])
+    refused(
+        write(tmp_path / "model.pt2", entries),
+        marker,
+        rf"the operator {name}, which is not in the list|needs the operator {target}|no operator of a model",
+    )
+
+
+def test_a_package_may_not_bring_in_an_operator(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """What any imported package registers (a writer of files, say) is called only if the caller names it."""
+    with torch.library._scoped_library("modelpress_writer", "DEF") as library:
+        library.define("write(Tensor x, str path) -> Tensor")
+        edit(
+            entries,
+            "models/model.json",
+            lambda document: node(document).update(target="torch.ops.modelpress_writer.write.default"),
+        )
+        refused(
+            write(tmp_path / "model.pt2", entries),
+            marker,
+            r"calls the operator modelpress_writer::write, .*mp\.load\(uri, operators=\['modelpress_writer::write'\]\)",
+        )
+
+
+def test_texts_for_operators_are_no_paths(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A mode or an equation passes, a path does not."""
+    edit(
+        entries,
+        "models/model.json",
+        lambda document: node(document)["inputs"].append({"name": "x", "arg": {"as_string": "/etc/passwd"}, "kind": 1}),
+    )
+    refused(write(tmp_path / "model.pt2", entries), marker, "has the text '/etc/passwd', which is no name")
+
+
+def test_no_entry_unfolds_into_memory(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A few KiB that become gigabytes of lists are refused by their size in the file, before they are parsed."""
+    for text in (
+        b'{"a":[' + b"[]," * 8_000_000 + b"[]]}",
+        b'{"a":[' + b"[]," * 1_000_000 + b"[]]}",
+        b"{" + b" " * 2**25,
+    ):
+        path = write(
+            tmp_path / "model.pt2", {key: value for key, value in entries.items() if key != "models/model.json"}
+        )
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/models/model.json", text)
+        refused(path, marker, "has an oversized entry|has an entry that unfolds too far")
+
+
+def test_names_that_share_their_numbers_are_bounded(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """One constant under a thousand names takes a thousand times its size: refused from the lists."""
+    entries["data/constants/tensor_0"] = b"\0" * 2**20
+    for program in ("model", "train"):
+
+        def many(config: Any) -> None:
+            meta = next(iter(config["config"].values()))
+            plain = {**meta["tensor_meta"], "dtype": 1, "sizes": [{"as_int": 2**20}], "strides": [{"as_int": 1}]}
+            same = {**meta, "path_name": "tensor_0", "tensor_meta": plain}
+            config["config"] = {f"c{index}": same for index in range(1000)}
+
+        edit(entries, f"data/constants/{program}_constants_config.json", many)
+    refused(write(tmp_path / "model.pt2", entries), marker, "take far more than the file|no list names")
+
+
+def test_other_files_are_no_programs(tmp_path: Path) -> None:
+    """A pipe would never end, so it is not opened."""
+    os.mkfifo(tmp_path / "model.pt2")
+    with pytest.raises(ArtifactError, match="is no regular file"):
+        open_program(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pow(" * 6 + "Pow(2,64)" + ",64)" * 6,
+        "2**64**64",
+        "Rational('1e999999999')",
+        "Float('0.1', precision=1000000000)",
+        "Max(" + ",".join(f"s{index}" for index in range(20)) + ")",
+        "Min(s0,Max(s1," * 12 + "s2" + "))" * 12,
+        "*".join(f"(s{index}+1)" for index in range(12)),
+        "(s0+s1+s2+s3+s4)**4",
+        "(s0+1)**64",
+        "s\u0661",
+        "1e300",
+        str(2**63),
+        "-" * 250 + "1",
+    ],
+)
+def test_sizes_that_take_time_are_refused(text: str) -> None:
+    """What sympy would multiply out, compare or spell for minutes is larger than any size of a model."""
+    with pytest.raises(graphcheck._RefusedError):
+        graphcheck._expression(text, "size")
 
 
 def _nested(document: Any) -> None:

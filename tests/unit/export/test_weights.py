@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modelpress_runner.edits import cuts as recipe
+from modelpress_runner.edits import replay as recipe
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, InvalidModelError
 from modelpress_runner.export import weights
@@ -74,8 +74,9 @@ def test_files_repeat_and_hold_what_they_should(tmp_path: Path) -> None:
         written.append([(path.name, path.read_bytes()) for path in files])
     assert written[0] == written[1]
     assert [name for name, _ in written[0]] == ["model.safetensors", "shrink.json", "masks.safetensors"]
-    assert weights.read_cuts(tmp_path / "a" / "shrink.json") == CUTS
-    assert json.loads((tmp_path / "a" / "shrink.json").read_text())["cuts"][0] == {
+    assert weights.read_edits(tmp_path / "a" / "shrink.json") == CUTS
+    assert json.loads((tmp_path / "a" / "shrink.json").read_text())["edits"][0] == {
+        "edit": "cut",
         "axis": "out",
         "kept": [0, 2],
         "module": "0",
@@ -180,8 +181,8 @@ def test_another_model_is_refused_untouched(model: nn.Module, message: str, tmp_
         ("model.safetensors", None, r"model.safetensors is missing"),
         ("shrink.json", b"{", r"shrink.json is damaged"),
         ("shrink.json", b"\xff", r"shrink.json is damaged"),
-        ("shrink.json", b"[1]", r"shrink.json is not of version 1"),
-        ("shrink.json", b'{"version": 2, "cuts": []}', r"shrink.json is not of version 1"),
+        ("shrink.json", b"[1]", r"versions 1 to 2 are read"),
+        ("shrink.json", b'{"version": 3, "edits": []}', r"versions 1 to 2 are read"),
         ("shrink.json", None, r"shrink.json is missing"),
     ],
 )
@@ -210,3 +211,19 @@ def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidModelError, match=r"entry '_extra_state' that is a dict, not a tensor"):
         weights.save(Extra(), tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
+def test_numbers_of_another_kind_are_refused_untouched(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A parameter stays floating; after the error the dense model is as it was."""
+    model = nn.Linear(3, 2)
+    weights.save(model, tmp_path, [])
+    held = load_file(tmp_path / "model.safetensors")
+    save_file(held | {"weight": held["weight"].to(dtype)}, tmp_path / "model.safetensors")
+    dense = nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    with pytest.raises(ArtifactError, match=f"weight is of {dtype} in the artefact and of torch.float32 in the model"):
+        weights.load_into(dense, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from modelpress.api.v1alpha1 import Benchmark
-from modelpress_runner.errors import InvalidModelError
+from modelpress.api.v1alpha1 import Benchmark, CompressionJobSpec
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.measure import latency
 from modelpress_runner.measure import static as measure
+from modelpress_runner.measure.measuring import Measuring
+from modelpress_runner.subject.subject import Subject
 
 X = torch.ones(2, 4)
 
@@ -114,3 +116,13 @@ def test_threads_come_back_after_an_error() -> None:
         measure.timed_metrics(OneRow(), nn.Linear(4, 3), X, benchmark)
     assert torch.get_num_threads() == threads
     assert gc.isenabled()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_no_device() -> None:
+    """A recipe whose latency belongs on a GPU ends, before anything is trained, where the process sees none."""
+    recipe = {"model": {"entrypoint": "a:b"}, "stages": [{"finetune": {"epochs": 1}}], "target": {"device": "cuda"}}
+    spec = CompressionJobSpec.model_validate(recipe)
+    with pytest.raises(InvalidSpecError, match="sees none") as caught:
+        Measuring(spec, Subject(nn.Linear(4, 3), example_inputs=X), timed=True)
+    assert caught.value.path == "spec.target.device"

@@ -12,7 +12,7 @@ from modelpress_runner.errors import CompressionError
 from modelpress_runner.export.formats.base import Format
 from modelpress_runner.export.layout import Layout
 from modelpress_runner.export.pt2.equivalence import NotPortableError
-from modelpress_runner.export.pt2.program import export_program, open_program
+from modelpress_runner.export.pt2.program import describe, export_program, open_program
 
 
 class Pt2(Format):
@@ -37,7 +37,7 @@ class Pt2(Format):
     def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:
         """The program, as mp.load opens it."""
         assert path is not None
-        return open_program(path)
+        return open_program(path, describe(path).operators)  # written right before, of the user's own model
 
     def size(self, model: nn.Module, path: Path | None) -> int:
         """That of model.pt2."""

@@ -19,13 +19,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modelpress.plainjson import json_of
 from modelpress_runner.errors import ArtifactError
 
 ROOT = "archive"
 HEADER = "extra/modelpress.json"
 EVAL, TRAIN = "model", "train"  # names of the two programs; other tools know "model"
-MAX_JSON_BYTES = 512 * 2**20
+MAX_HEADER_BYTES = 64 * 2**10
+MAX_JSON_BYTES = 64 * 2**20
+MAX_LEVELS = 1000  # of JSON; `graphcheck` allows less
+_UNFOLDED = 100  # bytes of JSON per byte in the file
+_MEMORY = 240  # bytes of memory per byte in the file
 MAX_ENTRIES = 200_000
+_SLACK = 2**18  # bytes that any entry may unfold into
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 FIXED = {
@@ -47,7 +53,7 @@ _PICKLED_NAME = re.compile(r"\.(?:pkl|pickle|pt|pth|bin|ckpt)$|custom_obj|opaque
 # What the zip reader raises on damaged files.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, OverflowError),
-    *(NotImplementedError, RuntimeError),
+    *(NotImplementedError, RuntimeError, MemoryError, RecursionError),
 )
 
 
@@ -87,9 +93,16 @@ class Archive:
     def json(self, name: str) -> Any:
         """An entry parsed as JSON. ArtifactError if it is not JSON, or says a key twice, or NaN."""
         try:
-            return json.loads(self.read(name), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+            return json_of(self.document(name), MAX_LEVELS, strict=True)
+        except ValueError as error:
             raise damaged(self.path, f"{name}: {error}") from error
+
+    def document(self, name: str) -> bytes:
+        """The text of an entry that is JSON. ArtifactError if it unfolds into more than its size in the file allows."""
+        text = self.read(name)
+        if not within(text, self._info(name).compress_size):
+            raise refused(self.path, f"has an entry that unfolds too far, {name!r}")
+        return text
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self._entries:
@@ -105,6 +118,8 @@ def open_archive(path: Path) -> Archive:
             or sizes do not add up (a zip bomb).
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ArtifactError(f"{path} is no regular file; give the file of a program")
         zip_file = zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
@@ -153,7 +168,7 @@ def _check_entry(path: Path, zip_file: zipfile.ZipFile, name: str, info: zipfile
         if info.file_size > 64:
             raise refused(path, f"has an oversized entry, {name!r}")
     elif _JSON.fullmatch(name):
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > MAX_JSON_BYTES:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not _small(name, info):
             raise refused(path, f"has an oversized entry, {name!r}")
         with zip_file.open(info) as entry:
             if entry.read(1) != b"{":
@@ -172,6 +187,18 @@ def _check_entry(path: Path, zip_file: zipfile.ZipFile, name: str, info: zipfile
         raise refused(path, f"has an entry that no program has, {name!r}")
 
 
+def _small(name: str, info: zipfile.ZipInfo) -> bool:
+    limit = MAX_HEADER_BYTES if name == HEADER else MAX_JSON_BYTES
+    return info.file_size <= min(limit, max(_UNFOLDED * info.compress_size, _SLACK))
+
+
+def within(text: bytes, size: int) -> bool:
+    """Whether a JSON text may be read that takes `size` bytes in a file: they bound what it becomes in memory."""
+    mappings, lists, items = (text.count(mark) for mark in (b"{", b"[", b","))
+    memory = 240 * mappings + 72 * lists + 64 * items + 2 * len(text)
+    return len(text) <= MAX_JSON_BYTES and memory <= max(_MEMORY * size, 16 * _SLACK)
+
+
 def write_archive(path: Path, documents: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
     """Writes an archive: `documents` as JSON (compressed), `tensors` as raw bytes; same content, same bytes.
 
@@ -183,8 +210,12 @@ def write_archive(path: Path, documents: Mapping[str, Any], tensors: Mapping[str
         for name in sorted(tensors):
             out.writestr(_info(name), tensors[name])
         for name in sorted(documents):
-            text = json.dumps(documents[name], sort_keys=False, separators=(",", ":"))
-            out.writestr(_info(name, zipfile.ZIP_DEFLATED), text, compresslevel=9)
+            text = json.dumps(documents[name], sort_keys=False, separators=(",", ":")).encode()
+            size = len(zlib.compress(text, 9)) - 6  # of the stream without zlib's head and checksum
+            # What repeats itself so much that a reader would take it for a bomb is stored as it is.
+            deflated = within(text, size) and len(text) <= max(_UNFOLDED * size, _SLACK)
+            kind = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
+            out.writestr(_info(name, kind), text, compresslevel=9)
 
 
 def torch_archive(model: Any, weights_config: Any, constants_config: Any) -> io.BytesIO:
@@ -214,19 +245,6 @@ def _info(name: str, compression: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
     info.create_system = 3
     info.external_attr = 0o644 << 16
     return info
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in out:
-            raise ValueError(f"the key {key!r} is there twice")
-        out[key] = value
-    return out
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def is_raw(name: str) -> bool:

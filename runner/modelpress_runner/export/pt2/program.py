@@ -10,11 +10,12 @@ archive, and `torch.export.load` of torch reads it too, with the eval graph as t
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,16 @@ from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_out
 from modelpress_runner.export.pt2.module import Program
 from modelpress_runner.export.pt2.quiet import quiet
 from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
-from modelpress_runner.runtime.example_inputs import as_call, is_batched, map_tensors, on_device, tensors, with_batch
+from modelpress_runner.runtime.example_inputs import (
+    as_call,
+    batch_size,
+    fitting,
+    is_batched,
+    map_tensors,
+    on_device,
+    tensors,
+    with_batch,
+)
 from modelpress_runner.runtime.preserve import untouched
 
 VERSION = 1
@@ -53,6 +63,8 @@ class Exported:
     trainable: bool
     notes: list[str] = field(default_factory=list)
     required_imports: list[str] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    """Those that whoever opens the program has to name."""
 
 
 def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
@@ -83,17 +95,28 @@ def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
         raise
 
 
-def open_program(path: Path) -> Program:
+def open_program(path: Path, operators: Collection[str] = ()) -> Program:
     """Opens a program, in eval mode, on the CPU.
 
-    Nothing in the file is run, evaluated or unpickled: it is checked in full before torch reads any of it, see
-    `archive` and `graphcheck`.
+    Opening runs, evaluates and unpickles nothing of the file: it is checked in full before torch reads any of it, see
+    `archive` and `graphcheck`. Running the program calls its operators: those of the list in operators.txt, and those
+    that the caller names.
+
+    Args:
+        path: of the file.
+        operators: others that it may call, "namespace::name" each.
 
     Raises:
         ArtifactError: the file is damaged, holds what no program holds, needs a newer torch or operators of a package
-            that is not imported.
+            that is not imported, or that are neither in the list nor named.
     """
-    path = Path(path)
+    try:
+        return _open_program(Path(path), operators)
+    except (MemoryError, RecursionError) as error:
+        raise ArtifactError(f"{Path(path).name} needs more memory than there is to be opened") from error
+
+
+def _open_program(path: Path, operators: Collection[str]) -> Program:
     with open_archive(path) as archive:
         header = _header(archive)
         names = (EVAL, TRAIN) if header["train"] == "own" else (EVAL,)
@@ -111,7 +134,7 @@ def open_program(path: Path) -> Program:
         for name, listing in listings.items():
             document = archive.json(f"models/{name}.json")
             graphcheck.check_program(document, name)
-            _check_imports(document, header)
+            _check_operators(document, header, operators)
             programs[name] = _load(torch_archive(document, weights, listing), path)
             constants[name] = filled(archive, programs[name].constants, listing, "constants")
         state = filled(archive, programs[EVAL].state_dict, weights, "weights")
@@ -132,7 +155,7 @@ def describe(path: Path) -> Exported:
     """
     with open_archive(Path(path)) as archive:
         header = _header(archive)
-    return _exported(header["reason"], sorted(set(header["packages"].values())))
+    return _exported(header["reason"], sorted(set(header["packages"].values())), header.get("operators", []))
 
 
 def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
@@ -144,23 +167,26 @@ def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
     except NotPortableError as error:
         reason = error.reason
     written = _write(path, evaluated, trained, reason)
-    program = _opened(path)
+    program = _opened(path, written.operators)
     prove(model, program, dummy_input)
     if reason is None:
         reason = train_difference(model, program, dummy_input)
         if reason is not None:
             _write(path, evaluated, None, reason)
-    return _exported(reason, written)
+    return _exported(reason, written.required_imports, written.operators)
 
 
-def _exported(reason: str | None, required_imports: list[str]) -> Exported:
+def _exported(reason: str | None, required_imports: list[str], operators: list[str]) -> Exported:
     notes = [] if reason is None else [f"The program runs in eval mode only: {reason}."]
-    return Exported(trainable=reason is None, notes=notes, required_imports=required_imports)
+    if operators:
+        named = ", ".join(repr(name) for name in operators)
+        notes.append(f"The program calls operators that have to be named: mp.load(uri, operators=[{named}]).")
+    return Exported(trainable=reason is None, notes=notes, required_imports=required_imports, operators=operators)
 
 
-def _opened(path: Path) -> Program:
+def _opened(path: Path, own: Collection[str]) -> Program:
     try:
-        return open_program(path)
+        return open_program(path, own)
     except ArtifactError as error:
         raise NotPortableError(str(error).partition(";")[0]) from error
 
@@ -179,12 +205,14 @@ def _check_tensors(model: nn.Module) -> None:
 
 
 def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedProgram:
-    batched = map_tensors(with_batch(dummy_input, _EXPORT_BATCH), lambda tensor: tensor.clone())
+    batched = map_tensors(fitting(model, dummy_input, _EXPORT_BATCH), lambda tensor: tensor.clone())
     args, kwargs = as_call(batched)
     shapes = ShapesCollection()
     free = [tensor for tensor in tensors(batched) if is_batched(tensor, _EXPORT_BATCH)]
     if not free:
         raise NotPortableError("no tensor in dummy_input has a batch dimension")
+    if (state := _state(model, dummy_input)) is not None:
+        raise NotPortableError(f"the batch of the input {state} is dimension 1; a program's batch is dimension 0")
     for tensor in free:
         shapes[tensor] = {0: Dim.DYNAMIC}
     model.train(training)
@@ -204,6 +232,18 @@ def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedPro
     return program
 
 
+def _state(model: nn.Module, dummy_input: Any) -> str | None:
+    """The name or number of an input whose batch is dimension 1, as of a state of recurrent layers."""
+    size = next(size for size in (3, 4) if size != batch_size(dummy_input))
+    calls = [as_call(inputs) for inputs in (fitting(model, dummy_input, size), with_batch(dummy_input, size))]
+    names = list(inspect.signature(model.forward).parameters)
+    fits, plain = ([*enumerate(args), *kwargs.items()] for args, kwargs in calls)
+    for (name, value), (_, other) in zip(fits, plain, strict=True):
+        if [each.shape for each in tensors(value)] != [each.shape for each in tensors(other)]:
+            return repr(names[name] if isinstance(name, int) and name < len(names) else name)
+    return None
+
+
 def _reason(error: Exception) -> str:
     text = str(error)
     fixed = re.search(r"You marked L\['?([\w.]+)'?\]\S* as dynamic but your code specialized it to be a constant", text)
@@ -221,7 +261,7 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | None, reason: str | None) -> list[str]:
+def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | None, reason: str | None) -> Exported:
     documents: dict[str, Any] = {}
     payloads = Payloads()
     weights = payloads.add(evaluated.state_dict, "weight")
@@ -242,15 +282,18 @@ def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | No
         for operator in sorted(graphcheck.operators(document))
         if operator.partition(".")[0] not in graphcheck.BUILTIN_NAMESPACES
     }
+    unlisted = {name for _, document in programs.values() for name in graphcheck.unlisted(document)}
+    own = sorted({graphcheck.spelled(name) for name in unlisted})
     documents[HEADER] = {
         "version": VERSION,
         "torch": torch.__version__,
         "train": "none" if reason is not None else "same" if same else "own",
         "reason": reason,
         "packages": packages,
+        "operators": own,
     }
     write_archive(path, documents, payloads.entries)
-    return sorted(set(packages.values()))
+    return _exported(reason, sorted(set(packages.values())), own)
 
 
 def _document(program: ExportedProgram) -> Any:
@@ -307,7 +350,9 @@ def _header(archive: Archive) -> dict[str, Any]:
             f"{archive.path.name} is of version {str(header.get('version'))[:16]}, this modelpress reads {VERSION}; "
             "use the modelpress that wrote it"
         )
+    named = header.get("operators", [])
     texts = [header.get("torch"), header.get("reason") or "", *_pairs(header.get("packages"))]
+    texts += named if isinstance(named, list) else [None]
     if header.get("train") not in ("own", "same", "none") or any(not isinstance(text, str) for text in texts):
         raise damaged(archive.path, HEADER)
     written, here = _release(header["torch"]), _release(torch.__version__)
@@ -324,22 +369,30 @@ def _pairs(packages: Any) -> list[Any]:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
+    return tuple(int(part) for part in re.findall(r"\d{1,6}", version.partition("+")[0])[:2])
 
 
-def _check_imports(document: Any, header: Mapping[str, Any]) -> None:
+def _check_operators(document: Any, header: Mapping[str, Any], named: Collection[str]) -> None:
     missing = sorted(graphcheck.missing_operators(document))
-    if not missing:
-        return
-    packages = sorted({header["packages"].get(name, name.partition(".")[0]) for name in missing})
-    known = [name for name in packages if name != "aten"]
-    if not known:
+    unlisted = sorted({graphcheck.spelled(name) for name in graphcheck.unlisted(document, named)})
+    naming = f"mp.load(uri, operators=[{', '.join(repr(name) for name in unlisted)}])"
+    if missing:
+        packages = sorted({header["packages"].get(name, name.partition(".")[0]) for name in missing})
+        known = [name for name in packages if name != "aten"]
+        if not known:
+            raise ArtifactError(
+                f"the program needs the operator {missing[0]}, which torch {torch.__version__} does not have"
+            )
+        more = f", and name its operators if you trust the file: {naming}" if unlisted else ""
         raise ArtifactError(
-            f"the program needs the operator {missing[0]}, which torch {torch.__version__} does not have"
+            f"the program needs the operator {missing[0]} of {known[0]}; run 'import {', '.join(known)}' before "
+            f"loading it{more}"
         )
-    raise ArtifactError(
-        f"the program needs the operator {missing[0]} of {known[0]}; run 'import {', '.join(known)}' before loading it"
-    )
+    if unlisted:
+        raise ArtifactError(
+            f"the program calls the operator {unlisted[0]}, which is not in the list of those that every program may "
+            f"call; if you trust the file, name it: {naming}; else load the weights with mp.load(uri, into=model)"
+        )
 
 
 def _load(buffer: io.BytesIO, path: Path) -> ExportedProgram:

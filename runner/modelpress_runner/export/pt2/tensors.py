@@ -13,6 +13,7 @@ from torch import nn
 
 from modelpress_runner.export.pt2.archive import Archive, damaged, is_raw, refused
 
+_SHARED = 64 * 2**20  # bytes that equal constants may take beyond the file's size
 _STRIDED = 7  # torch.strided, as the format numbers it
 _CPU = {"type": "cpu", "index": None}
 
@@ -114,6 +115,8 @@ def check_entries(archive: Archive, lists: Iterable[tuple[str, Any]]) -> None:
             missing, of two types at once, or in no list.
     """
     types: dict[str, torch.dtype] = {}
+    made: set[Any] = set()
+    taken = 0
     for folder, listed in lists:
         for name, described in listed["config"].items():
             entry = f"data/{folder}/{described['path_name']}"
@@ -125,6 +128,12 @@ def check_entries(archive: Archive, lists: Iterable[tuple[str, Any]]) -> None:
                 raise damaged(archive.path, f"{name} is no plain, dense tensor on the CPU")
             if types.setdefault(entry, dtype) != dtype:
                 raise damaged(archive.path, f"{name} is of another type than another tensor with its numbers")
+            # Tied weights are one object; every name of a constant gets numbers of its own.
+            key = (entry, *sizes, None, *strides, described["is_param"]) if folder == "weights" else len(made)
+            taken += 0 if key in made else size
+            made.add(key)
+    if taken > 2 * archive.path.stat().st_size + _SHARED:
+        raise refused(archive.path, "has names that share their numbers so often that they take far more than the file")
     for entry in archive.names:
         if is_raw(entry) and entry not in types:
             raise refused(archive.path, f"has an entry that no list names, {entry!r}")

@@ -11,13 +11,14 @@ def sparsity_at(schedule: EntrySchedule, target: float, round_: int) -> float:
 
     In between it is what the schedule's row of modelpress.api.v1alpha1.algorithms says. Of a schedule by steps `round_`
     is the number of optimizer steps done, t counts from startStep, where the sparsity is initial (before it 0), and
-    n = endStep - startStep.
+    n = endStep - startStep; between two steps of its frequency what the earlier one reached holds.
     """
     if by_steps(schedule):
         start, end = schedule.start_step or 0, last_step(schedule)
         if round_ < start:
             return 0.0
-        done = 1.0 if round_ >= end else (round_ - start) / (end - start)
+        frequency = schedule.frequency or 1
+        done = 1.0 if round_ >= end else (round_ - start) // frequency * frequency / (end - start)
     else:
         done = 1.0 if round_ >= schedule.rounds else round_ / schedule.rounds
     if done == 1.0:
