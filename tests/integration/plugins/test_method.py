@@ -52,7 +52,7 @@ def test_a_job_prunes_by_a_method_of_a_plugin(modelpress: Callable[..., Any], tm
     assert manifest["metrics"]["compressed"]["parameters"] == 16 + 10
     assert manifest["metrics"]["stages"][0]["algorithm"] == "mean_activation"
     shrunk = json.loads(next(tmp_path.glob("modelpress-runs/default/quiet-*/*/shrink.json")).read_text())
-    assert [cut["kept"] for cut in shrunk["cuts"]] == [[1, 3, 4, 5], [1, 3, 4, 5]]
+    assert [cut["kept"] for cut in shrunk["edits"]] == [[1, 3, 4, 5], [1, 3, 4, 5]]
 
 
 def test_validation_and_crd_know_it(modelpress: Callable[..., Any], tmp_path: Path) -> None:
