@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-import traced_classes
 from torch import nn
 
 import modelpress as mp
@@ -15,9 +14,21 @@ from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.trace import call_of
 
 
+@mp.trace
+class Old(nn.Module):
+    def __init__(self, width: int = 2, *parts: object) -> None:
+        super(Old, self).__init__()  # noqa: UP008
+        self.layer = nn.Linear(width, width)
+
+
+class Derived(Old):
+    def __init__(self) -> None:
+        super().__init__(3)
+
+
 def test_a_decorated_class_is_a_class() -> None:
     """super(Old, self), unions, pickle, derived classes; its own objects remember their call."""
-    kind = traced_classes.Old
+    kind = Old
     assert isinstance(kind, type)
     assert isinstance(kind(), kind | None)
     again = pickle.loads(pickle.dumps(made := kind(4)))
@@ -26,7 +37,7 @@ def test_a_decorated_class_is_a_class() -> None:
     call = call_of(made)
     assert (call.factory, call.args, call.kwargs) == (kind, (4,), {})
     assert call.factory(*call.args).layer.in_features == 4
-    assert call_of(traced_classes.Derived()) is None
+    assert call_of(Derived()) is None
     assert mp.trace(kind) is kind
 
 
@@ -59,7 +70,5 @@ def test_schedulers_inside_a_traced_one_are_traced_too() -> None:
     parts = [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
     scheduler = mp.trace(torch.optim.lr_scheduler.SequentialLR)(optimizer, parts, milestones=[1])
     evaluator = mp.TorchEvaluator(lambda *args: None, optimizer, lambda batch, model: None, scheduler)
-    with pytest.raises(
-        InvalidModelError, match=r"SequentialLR was made of a ConstantLR .*mp.trace\(ConstantLR\)"
-    ):
+    with pytest.raises(InvalidModelError, match=r"SequentialLR was made of a ConstantLR .*mp.trace\(ConstantLR\)"):
         evaluator.resolve(model)
