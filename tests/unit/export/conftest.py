@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ import torch
 from torch import nn
 
 from modelpress_runner.export.pt2.program import export_program
+
+# What makes the zoo lies in a module of its own: the list of operators is made of it as well.
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Residual(nn.Module):
