@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup binaries demo test test-long e2e e2e-clean lint bench bench-operator crds lock clean
+.PHONY: help setup binaries demo test test-long e2e e2e-clean lint bench bench-operator bench-hostile crds lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -52,6 +52,9 @@ bench-operator: setup  ## a sweep of 1,000 trials on a fake kubelet; one of 24 o
 	@$(PY) benchmarks/operator_sweep.py --output benchmarks/results/operator_sweep.json
 	@$(PY) benchmarks/operator_overhead.py --output benchmarks/results/operator_overhead.json
 	@$(PY) benchmarks/operator_fleet.py --output benchmarks/results/operator_fleet.json
+
+bench-hostile: setup  ## ten busy minutes of the operator among hostile objects and floods
+	@$(PY) benchmarks/operator_hostile.py --output benchmarks/results/operator_hostile.json
 
 crds: setup  ## writes crds/, its copy in the chart, the field tables of docs/reference and the code in examples again
 	@.venv/bin/modelpress crd --output crds

@@ -16,9 +16,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from modelpress.api.v1alpha1 import CompressionJobSpec, Objective
-from modelpress.api.v1alpha1.base import ContractModel, Name, Uri
+from modelpress.api.v1alpha1.base import ContractModel, Name, Scalar, Uri
 from modelpress.api.v1alpha1.metrics import MetricName
-from modelpress.api.v1alpha1.sweep import Scalar
 
 Purpose = Literal["trial", "prepare", "collect", "publish"]
 MAX_REQUEST_BYTES = 256 * 1024

@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from modelpress.api.v1alpha1.base import ContractModel, Name
+from modelpress.api.v1alpha1.base import ContractModel, Name, Scalar
 from modelpress.api.v1alpha1.metrics import MAX_KEPT_BYTES, MetricName
-from modelpress.api.v1alpha1.sweep import Scalar
 
 MAX_MESSAGE_BYTES = 1024
 # Characters of message, each missed constraint, and why there is no program: as much of it as fits, in this order.

@@ -11,7 +11,7 @@ from .probing import Prober, can_take, path_of, same
 from .semantic_data import lacks_goal, unsaid_goals
 from .semantic_job import constraint_problems, job_problems, result_problems
 from .v1alpha1 import MEASURED, CompressionSweepSpec, Parameter, reasons
-from .v1alpha1.sweep import Scalar
+from .v1alpha1.base import Scalar
 from .wording import describe, in_words, keys_in_words
 
 # What a search may vary. Everything else is the same for all trials: they must be measured and judged alike (metrics,

@@ -18,6 +18,7 @@ from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep
 from modelpress.reconcile import (
     Action,
+    AdmitTrial,
     CreateJob,
     CreateTrial,
     DeleteJob,
@@ -28,6 +29,7 @@ from modelpress.reconcile import (
     Plan,
     StopTrial,
     SweepObserved,
+    keeps_records,
     reconcile_job,
     reconcile_sweep,
 )
@@ -199,8 +201,8 @@ class LocalShell:
         root = self.cluster.root
         if not isinstance(root, CompressionSweep) or root.metadata.uid is None:
             return None
-        metrics = tuple(objective.metric for objective in root.spec.objectives)
-        return OwnerState(root.metadata.uid, root.metadata.name, root.spec.suspend, metrics)
+        metrics, records = tuple(objective.metric for objective in root.spec.objectives), keeps_records(root.status)
+        return OwnerState(root.metadata.uid, root.metadata.name, root.spec.suspend, metrics, records)
 
     def _problems_of(self, job: CompressionJob) -> tuple[str, ...]:
         if job is self.cluster.root:
@@ -219,6 +221,8 @@ class LocalShell:
                 cluster.update_job(name, uid, deleting=True)
             case CreateTrial(job=job):
                 cluster.create_trial(job)
+            case AdmitTrial(name=name, uid=uid, record=record):
+                cluster.admit_trial(name, uid, record)
             case StopTrial(name=name, uid=uid, reason=reason):
                 cluster.stop_trial(name, uid, reason)
             case PatchStatus(status=status):

@@ -17,7 +17,7 @@ from modelpress.result import RunResult
 
 from . import naming
 from .attempts import Step, described, pending, settle
-from .conditions import Verdict, Wanted, cut, merge, seconds, summary, transition
+from .conditions import Verdict, Wanted, cut, merge, seconds, stamp, summary, transition
 from .facts import WATCH_LAG, JobFacts, job_facts
 from .fence import fenced
 from .model import Action, CreateJob, DeleteJob, JobObserved, ObservedJob, Plan
@@ -127,6 +127,20 @@ ENDS: tuple[Policy, ...] = (_succeeded, _invalid, _stopped, _past_deadline, _pas
 # Holds: the first that applies keeps the next attempt from starting --------------------------------------------------
 
 
+def _forged(books: Books) -> Verdict | None:
+    """A job that says that it is a sweep's and is not known as that sweep's trial."""
+    facts, owner = books.facts, books.facts.owner
+    record = facts.status.trial
+    if owner is None or (record.sweep == owner.uid if record is not None else not owner.records):
+        return None
+    made = facts.job.metadata.creation_timestamp
+    if record is None and made is not None and seconds(stamp(made), facts.now) < WATCH_LAG:
+        text = f"The CompressionSweep {owner.name} has yet to take it up as a trial."
+        return Verdict("Pending", r.PENDING, text, between=True)
+    text = f"It names the CompressionSweep {owner.name} as its controller, and is no trial of it; delete it."
+    return Verdict("Pending", r.FORGED_TRIAL, text, stalled=True)
+
+
 def _suspended(books: Books) -> Verdict | None:
     return books.facts.suspended
 
@@ -163,7 +177,7 @@ def _strays(books: Books) -> Verdict | None:
     return Verdict("Pending", r.PENDING, text, between=True)
 
 
-HOLDS: tuple[Policy, ...] = (_suspended, _invalid_spec, _unfit, _name_conflict, _strays)
+HOLDS: tuple[Policy, ...] = (_forged, _suspended, _invalid_spec, _unfit, _name_conflict, _strays)
 
 
 def _account(facts: JobFacts, step: Step | None) -> Books:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,7 +20,7 @@ from modelpress.request import (
     job_root,
     trial_prefix,
 )
-from modelpress.trials import PARAMETERS_ANNOTATION, trial_number
+from modelpress.trials import number_of, parameters_of
 
 from .model import OwnerState
 
@@ -40,16 +40,19 @@ class Place:
 
 def place(job: CompressionJob) -> Place:
     """A trial writes below its sweep's folder, any other job into its own."""
-    meta = job.metadata
-    owner = next(
-        (ref for ref in meta.owner_references or () if ref.controller and ref.kind == "CompressionSweep"), None
-    )
-    number = trial_number(meta.labels)
-    if owner is None or number is None:
+    meta, record = job.metadata, job.status.trial
+    number = number_of(job)
+    if record is not None:
+        sweep: tuple[str, str] | None = (meta.name.rpartition("-")[0], record.sweep)
+    else:
+        refs = meta.owner_references or ()
+        owner = next((ref for ref in refs if ref.controller and ref.kind == "CompressionSweep"), None)
+        sweep = (owner.name, owner.uid) if owner is not None else None
+    if sweep is None or number is None:
         root = job_root(meta.namespace, meta.name, meta.uid or "")
         return Place(root, root)
-    root = job_root(meta.namespace, owner.name, owner.uid)
-    return Place(root, trial_prefix(root, number), _identity(number, (meta.annotations or {})))
+    root = job_root(meta.namespace, *sweep)
+    return Place(root, trial_prefix(root, number), _identity(number, parameters_of(job) or {}))
 
 
 def sweep_root(sweep: CompressionSweep) -> str:
@@ -127,8 +130,8 @@ def _kept(objectives: Sequence[str], constraints: Sequence[Constraint] | None) -
     return list(dict.fromkeys([*objectives, *(constraint.metric for constraint in constraints or ())]))
 
 
-def _identity(number: int, annotations: Mapping[str, str]) -> TrialIdentity:
+def _identity(number: int, parameters: Mapping[str, Any]) -> TrialIdentity:
     try:
-        return TrialIdentity(number=number, parameters=json.loads(annotations.get(PARAMETERS_ANNOTATION) or "{}"))
-    except (ValueError, ValidationError):  # somebody edited the annotation; the spec holds what counts
+        return TrialIdentity(number=number, parameters=dict(parameters))
+    except ValidationError:  # somebody edited the annotation; the spec holds what counts
         return TrialIdentity(number=number)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, Goal, MetricsPair
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.api.v1alpha1.metrics import DEFAULT_METRIC
 from modelpress.api.v1alpha1.reasons import CONSTRAINTS_MET
-from modelpress.api.v1alpha1.sweep import Scalar
-from modelpress.trials import PARAMETERS_ANNOTATION
+from modelpress.trials import parameters_of
 
 from .constraints import ConstraintError, goal_of, judge
 
@@ -55,15 +54,6 @@ class Outcome:
     def violation(self) -> float:
         """0 exactly if every constraint is met; infinite if one is missed by an unknown amount."""
         return math.fsum(self.violations)
-
-
-def parameters_of(job: CompressionJob) -> dict[str, Scalar] | None:
-    """The parameters in the trial's annotation; None if there are none."""
-    try:
-        parameters = json.loads((job.metadata.annotations or {}).get(PARAMETERS_ANNOTATION, ""))
-    except json.JSONDecodeError:
-        return None
-    return parameters if isinstance(parameters, dict) else None
 
 
 def read(job: CompressionJob, number: int, objectives: Objectives, names: Container[str]) -> Outcome:

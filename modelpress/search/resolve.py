@@ -11,7 +11,7 @@ from modelpress.api import pointer
 from modelpress.api.errors import problems_of
 from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 
 
 class RefusedError(ValueError):

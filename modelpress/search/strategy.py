@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, TrialResult
-from modelpress.api.v1alpha1.sweep import Scalar
-from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion, trial_number
+from modelpress.api.v1alpha1.base import Scalar
+from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion, annotated, number_of
 
 from . import pareto, samplers
-from .outcomes import Objectives, Outcome, parameters_of, read
+from .outcomes import Objectives, Outcome, read
 from .resolve import RefusedError, resolve
 from .samplers import Observation
 from .space import Space
@@ -96,8 +96,7 @@ class SearchStrategy:
         return True
 
     def _numbered(self, trials: Sequence[CompressionJob]) -> list[Outcome]:
-        numbered = ((job, trial_number(job.metadata.labels)) for job in trials)
-        return [self._outcome(job, number) for job, number in numbered if number is not None]
+        return [self._outcome(job, number) for job in trials if (number := number_of(job)) is not None]
 
     def _observe(self, job: CompressionJob, number: int, running: bool) -> Observation:
         outcome = self._outcome(job, number)
@@ -122,15 +121,10 @@ def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list
     Empty: all trials replay. A trial whose history names one that is gone can differ for that reason; it then says so.
     """
     strategy = SearchStrategy(spec)
-    numbers = [trial_number(job.metadata.labels) for job in trials]
-    by_number = {number: job for number, job in zip(numbers, trials, strict=True) if number is not None}
-    differences = [
-        f"{job.metadata.name} has no trial number"
-        for number, job in zip(numbers, trials, strict=True)
-        if number is None
-    ]
+    by_number = {number: job for job in trials if (number := number_of(job)) is not None}
+    differences = [f"{job.metadata.name} has no trial number" for job in trials if number_of(job) is None]
     for number, job in sorted(by_number.items()):
-        recorded = parameters_of(job)
+        recorded = annotated(job)
         if recorded is None:
             differences.append(f"trial {number} has no annotation {PARAMETERS_ANNOTATION}")
             continue

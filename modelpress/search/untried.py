@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from modelpress.api.v1alpha1 import CompressionSweepSpec
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 
 from .points import CAP, Points
 from .resolve import RefusedError, document_of

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"modelpress-operator: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"modelpress-operator: cannot listen on port {settings.port}: {error.strerror}", file=sys.stderr)
+        ports = ", ".join(str(port) for port in sorted({settings.port, settings.probe_port, settings.progress_port}))
+        print(f"modelpress-operator: cannot listen on ports {ports}: {error.strerror}", file=sys.stderr)
         return 2
 
 

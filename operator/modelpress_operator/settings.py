@@ -109,8 +109,10 @@ class Settings:
     address: str | None = _setting(
         None, "How other replicas and pods reach this one, http://host:port; told in the Lease."
     )
-    host: str = _setting("", "Address to serve metrics and probes on; none: all.")
-    port: int = _setting(8080, "Port for metrics and probes; 0: any free one.", least=0)
+    host: str = _setting("", "Address to serve metrics, probes and progress on; none: all.")
+    port: int = _setting(8080, "Port for metrics; 0: any free one.", least=0)
+    probe_port: int = _setting(8081, "Port for probes; 0: any free one. Equal ports are one server.", least=0)
+    progress_port: int = _setting(8082, "Port for progress of running trials; 0: any free one.", least=0)
     workers: int = _setting(8, "Objects reconciled at one time.", least=1)
     watch_silence_seconds: float = _setting(
         300.0, "Silence of a watch after which the process is not alive.", least=1.0

@@ -55,6 +55,12 @@ class ApiModel(BaseModel):
     # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
     other_spellings: ClassVar[dict[str, str]] = {}
 
+    # What other tools have and this object has not, under no spelling: key -> what to write instead.
+    elsewhere: ClassVar[dict[str, str]] = {}
+
+    # Values of other tools by field: {"algorithm": {"l1_filter": "did you mean l1?"}}.
+    other_values: ClassVar[dict[str, dict[str, str]]] = {}
+
     # The CEL twins of this class's own validators, inherited ones included: the API server refuses what we refuse.
     cel_rules: ClassVar[tuple[Cel, ...]] = ()
 
@@ -131,6 +137,7 @@ Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, r
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")]
 Text = Annotated[str, Field(max_length=1024)]
+Scalar = bool | int | float | Annotated[str, Field(max_length=256)]  # a parameter's value
 Uri = Annotated[str, Field(min_length=1, max_length=2048)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=512)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

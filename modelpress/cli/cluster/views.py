@@ -73,11 +73,15 @@ def metrics(obj: Raw) -> tuple[dict[str, float], dict[str, float]]:
 
 def trial_number(obj: Raw) -> int | None:
     """Number of a trial, None for a standalone job."""
-    return trials.trial_number(meta(obj).get("labels"))
+    record = status(obj).get("trial")
+    return int(record["number"]) if record is not None else trials.trial_number(meta(obj).get("labels"))
 
 
 def parameters(obj: Raw) -> dict[str, Any]:
     """A trial's parameters."""
+    record = status(obj).get("trial")
+    if record is not None:
+        return dict(record["parameters"])
     try:
         value = json.loads((meta(obj).get("annotations") or {}).get(PARAMETERS_ANNOTATION) or "{}")
     except (ValueError, RecursionError):

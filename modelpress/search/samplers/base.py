@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 from modelpress.api.v1alpha1 import Goal
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.space import Space
 
 

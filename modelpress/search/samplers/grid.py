@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from modelpress.api.v1alpha1 import Goal
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.points import Points
 from modelpress.search.space import Space, SpaceError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from modelpress.api.v1alpha1 import Categorical, FloatRange, Goal
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.space import Dimension, Space
 
 from .base import Observation, derive

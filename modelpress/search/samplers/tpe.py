@@ -15,7 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from modelpress.api.v1alpha1 import Categorical, Goal, IntRange
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.space import Dimension, Space
 
 from .base import Observation, derive

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress_runner.edits.wrappers import inner
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.ddp import inner, place, wrapped
+from modelpress_runner.evaluators.ddp import place, wrapped
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.score import score_of
@@ -296,7 +297,7 @@ def with_loss(output: Any, loss: torch.Tensor) -> Any:
     if isinstance(output, tuple | list):
         if output[0] is loss:
             return output
-        if hasattr(output, "_replace"):
+        if hasattr(output, "_replace") and hasattr(output, "_fields"):
             return output._replace(**{output._fields[0]: loss})
         return type(output)([loss, *output[1:]])
     return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,11 +14,15 @@ from modelpress_runner.dependency.analyse import find_coupling
 from modelpress_runner.dependency.groups import Coupling, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
+from modelpress_runner.dependency.reach import check_train_mode
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.copies import check_copies
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.round import (
@@ -65,7 +70,7 @@ def steps(prune: Prune, index: int) -> list[Step]:
     out: list[Step] = []
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
-        out.append(Transform(label, lambda context, number=number: stage.round(context, number)))
+        out.append(Transform(label, functools.partial(stage.round, number=number)))
         if train is not None:
             out.append(Training(f"train after {label}", epochs=train.epochs, max_steps=train.max_steps))
     if stage.shrinks:
@@ -135,7 +140,9 @@ class PruneStage:
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
-            else torch.ones_like(context.model.get_submodule(choice.module).weight, dtype=torch.float64, device="cpu")
+            else torch.ones_like(
+                weight_of(context.model.get_submodule(choice.module)), dtype=torch.float64, device="cpu"
+            )
             for choice in selection.choices.values()
             if is_data_driven(choice)
         }
@@ -180,7 +187,7 @@ class PruneStage:
         """Removes what the masks cover, as far as it is proven; what is not stays wide, with a note.
 
         Raises:
-            CompressionError: nothing is covered, a module that is selected by its exact name cannot be shrunk, or the
+            CompressionError: a module that is selected by its exact name cannot be shrunk, or the
                 model cannot be proven at all.
         """
         model = context.model
@@ -190,10 +197,9 @@ class PruneStage:
         removed = removed_units(model, coupling, context.masks)
         groups = [group for group in coupling.groups if removed[list(group.units)].any()]
         if not groups and not coupling.refuted:
-            raise CompressionError(
-                "nothing to shrink: the sparsity of every selected layer is less than one of its channels; raise it",
-                f"{self.path}.sparsity",
-            )
+            # The model is a result like any other, and its notes say why it is as large as before.
+            context.report("nothing to shrink")
+            return
         good, bad, figures = ranks.by_main(lambda: self._proven(context, coupling, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
@@ -219,6 +225,7 @@ class PruneStage:
         def proof(part: list[int]) -> None:
             cuts = _cuts(coupling, _only(removed, [groups[index] for index in part]))
             found = prove(context.model, cuts, context.dummy_input)
+            check_train_mode(context.model, cuts, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
 
         try:
@@ -279,6 +286,7 @@ class PruneStage:
         if self.known is None:
             if context.dummy_input is None:
                 raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.speedup")
+            check_copies(context.model, f"{self.path}.speedup")  # a shrink is proven on copies
             try:
                 limit = self.prune.speedup_timeout_seconds
                 found = ranks.by_main(
@@ -287,6 +295,8 @@ class PruneStage:
                     ).to_dict()
                 )
                 self.known = Coupling.from_dict(found)
+                for text in self.known.notes:
+                    _note(context, text)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known

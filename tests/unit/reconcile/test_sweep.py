@@ -86,11 +86,12 @@ def trial(number: int, phase: str = "Running", *, name: str = "search", **status
             | {"controller": True}
         ],
     }
+    record = {"trial": {"sweep": UID, "number": number, "parameters": {"sparsity": 0.5}}}
     if phase == "Succeeded":
         score = status.pop("score", 0.5)
         status.setdefault("metrics", {"baseline": {"default": 0.9}, "compressed": {"default": score}})
     return CompressionJob.model_validate(
-        {**job.to_dict(), "metadata": meta, "status": {**job.status.to_dict(), "phase": phase, **status}}
+        {**job.to_dict(), "metadata": meta, "status": {**job.status.to_dict(), "phase": phase, **record, **status}}
     )
 
 
@@ -770,7 +771,10 @@ def test_ten_thousand_trials() -> None:
                 "labels": {"modelpress.dev/trial": str(number), "modelpress.dev/sweep": "search"},
             }
         )
-        trials.append(model.model_copy(update={"metadata": meta}))
+        assert model.status.trial is not None
+        record = model.status.trial.model_copy(update={"number": number})
+        status = model.status.model_copy(update={"trial": record})
+        trials.append(model.model_copy(update={"metadata": meta, "status": status}))
     refused = ",".join(str(number) for number in range(1, 3000, 2))
     sweep = make_sweep(maxTrials=10_000, maxFailedTrials=10_000, parallelism=100)
     status = {"created": 9_900, "trials": {"refused": 4_950}, "refused": refused, "phase": "Running"}

@@ -30,9 +30,15 @@ class PruneMethod(Protocol):
     name: str
     structured: bool
     needs: Needs
-    op_types: tuple[str, ...]  # pruned if an entry names no types
-    also: tuple[str, ...]  # further types that an entry may name
     comparable: bool  # scores of different layers are of one kind: a global ranking takes them as they are
+
+    @property
+    def op_types(self) -> tuple[str, ...]:
+        """Pruned if an entry names no types."""
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Further types that an entry may name."""
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """Scores in float64, on the CPU: (output channels,) if structured, else shaped like module.weight.

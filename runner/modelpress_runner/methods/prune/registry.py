@@ -9,7 +9,8 @@ from modelpress_runner.methods.prune.scores.level import Level
 from modelpress_runner.methods.prune.scores.random import Random
 from modelpress_runner.methods.prune.scores.taylor import Taylor
 
-METHODS: dict[str, PruneMethod] = {method.name: method for method in (Level(), L1(), L2(), Random(), Taylor())}
+_ALL: tuple[PruneMethod, ...] = (Level(), L1(), L2(), Random(), Taylor())
+METHODS: dict[str, PruneMethod] = {method.name: method for method in _ALL}
 
 
 def method(name: str) -> PruneMethod:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.methods.prune.channels import CHANNEL_TYPES
+from modelpress_runner.methods.prune.channels import CHANNEL_TYPES, weight_of
 from modelpress_runner.methods.prune.protocol import Needs
 
 
@@ -25,4 +25,4 @@ class Level:
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
-        return module.weight.detach().to("cpu", torch.float64).abs()
+        return weight_of(module).detach().to("cpu", torch.float64).abs()

@@ -15,7 +15,7 @@ from torch import nn
 from modelpress_runner.edits.axes import module_axis
 from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator
-from modelpress_runner.methods.prune.channels import CHANNEL_TYPES
+from modelpress_runner.methods.prune.channels import CHANNEL_TYPES, weight_of
 from modelpress_runner.methods.prune.protocol import Needs
 
 
@@ -62,7 +62,7 @@ class TaylorCollector:
     def step(self) -> None:
         """As Collector.step."""
         self._steps += 1
-        weight = self._module.weight
+        weight = weight_of(self._module)
         gradient = self._evaluator.gradient(weight)
         if gradient is None:
             return
