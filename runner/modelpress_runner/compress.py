@@ -28,7 +28,7 @@ from modelpress_runner.progress import Report, silent
 from modelpress_runner.reporting import reporting
 from modelpress_runner.results import Measured, Measuring
 from modelpress_runner.subject import Subject
-from modelpress_runner.training import check_masks
+from modelpress_runner.training.participants import check_masks
 from modelpress_runner.weights import state_digest
 
 _ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -152,7 +152,7 @@ def result_of(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, su
         "baseline": measured.baseline,
         "compressed": measured.compressed,
         "stages": outcome.stages,
-        "chunks": outcome.chunks,
+        "training": outcome.training,
     }
     if measured.timing:
         metrics["timing"] = measured.timing
