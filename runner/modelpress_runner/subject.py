@@ -335,7 +335,7 @@ class ModuleEvaluator(Evaluator):
         for optimizer, saved in zip(self.optimizers(), state["optimizers"], strict=True):
             load_optimizer(optimizer, saved)
 
-    def at_safe_points(self, hook: Callable[[], None]) -> None:
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
         """As in the protocol: behind each epoch."""
         self._safe = hook
 

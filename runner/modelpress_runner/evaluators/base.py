@@ -117,10 +117,15 @@ class Evaluator(abc.ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
 
-    def at_safe_points(self, hook: Callable[[], None]) -> None:  # noqa: B027
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:  # noqa: B027
         """Calls `hook` where `state_dict` is one that training can go on from, until unbound.
 
-        For evaluators that know such places by themselves; where `calls_function`, the tape knows them.
+        For evaluators that know such places by themselves; where `replays`, the tape knows them.
+
+        Args:
+            hook: may raise Stopped.
+            wanted: asked at most once after each optimizer step: whether to come to such a place soon. For those whom
+                it costs something; others call `hook` wherever they are at one.
         """
 
     def remarks(self) -> list[str]:

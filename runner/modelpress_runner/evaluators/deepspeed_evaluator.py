@@ -17,6 +17,7 @@ from modelpress_runner.evaluators import deepspeed_group as group
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.deepspeed_engine import FOREIGN, EngineHandle
 from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.plain import plain
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, loss_in, with_loss
@@ -68,6 +69,8 @@ class DeepspeedTorchEvaluator(Evaluator):
 
     train_needs = "training_func and training_step"
     evaluate_needs = "evaluating_func"
+    calls_function = True
+    scores_inside = False
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         self._dense_shapes: list[torch.Size] = []
         self._lr_scheduler: Any = None
         self._patches: list[LossPatch] = []
+        self._remarks: list[str] = []
 
     def _check_combination(self) -> None:
         if self._optimizer is not None and "optimizer" in self._config:
@@ -278,11 +282,14 @@ class DeepspeedTorchEvaluator(Evaluator):
             raise InvalidModelError(f"the evaluator cannot train; give it {self.train_needs}")
         handle = self._bound
         engine = handle.engine
+        given = [] if self._lr_scheduler is None else [self._lr_scheduler]
+        limits = Limits(training_func, max_steps, max_epochs, given)
         with flags_restored(model), torch.enable_grad(), group.quiet(), user_code("training_func"):
             if not (engine.training and engine.module.training):
                 engine.train()
             training_func(engine, engine.optimizer, self._step, self._lr_scheduler, max_steps, max_epochs)
         handle.drop_gradients()
+        self._remarks = limits.remarks()
 
     def _step(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._functions["training_step"](batch, engine, *args, **kwargs)  # type: ignore[misc]
@@ -301,6 +308,14 @@ class DeepspeedTorchEvaluator(Evaluator):
             model.eval()
             value = evaluating_func(model)
         return score_of(value)
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """As in the protocol; no checkpoint is taken there, but a run that is to stop stops."""
+        if self._handle is not None:
+            self._handle.after_step(hook)
+
+    def remarks(self) -> list[str]:
+        return list(self._remarks)
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         return iter(() if self._handle is None else (self._handle.optimizer,))

@@ -159,6 +159,9 @@ class LightningEvaluator(Evaluator):
         with stand_in(self._known, model, lambda: self.dummy_input) as module:
             return score(self._trainers, self._data, package, module)
 
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        self._bound.at_safe_points(hook, wanted)
+
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         return iter(() if self._fit is None else self._fit.optimizers)
 

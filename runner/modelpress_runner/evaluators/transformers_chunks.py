@@ -59,6 +59,10 @@ class ChunkedTrainer:
         self._ended = False  # a callback has ended the training for good
         self._first_of_chunk = self._cut = False
         self._end: int | None = None  # the step that a chunk ends at
+        self._until: tuple[int | None, int | None] | None = None  # the step and epoch that the present call ends with
+        self._asked_at = 0
+        self._safe: Callable[[], None] | None = None
+        self._wanted: Callable[[], bool] | None = None
         self._prepared: dict[str, Any] = {}
         self._prepare(max_steps, max_epochs)
 
@@ -115,13 +119,31 @@ class ChunkedTrainer:
         state.dataloader_references = [None]
 
     def train(self, max_steps: int | None, max_epochs: int | None) -> None:
-        """One chunk; nothing any more once a callback has ended the training (early stopping)."""
+        """One call of Trainer.train(), unless it has to be ended for a checkpoint or a score: then another goes on.
+
+        Nothing is trained any more once a callback has ended the training (early stopping).
+        """
         if self._ended:
             return
+        if self._until is None:  # else it goes on with a call that was broken off
+            end = None if max_steps is None else self.trainer.state.global_step + max_steps
+            self._until = (end, None if max_epochs is None else self._epoch + max_epochs)
+        end, epochs = self._until
+        while True:
+            self._run(end, epochs)
+            over = end is not None and self.trainer.state.global_step >= end
+            over = over or (epochs is not None and self._epoch >= epochs)
+            if over or self._ended or not self._cut:
+                break
+            if self._safe is not None:
+                self._safe()
+        self._until = None
+
+    def _run(self, end: int | None, epochs: int | None) -> None:
         trainer, accelerator = self.trainer, self.trainer.accelerator
         self._first_of_chunk, self._cut = True, False
-        self._end = None if max_steps is None else trainer.state.global_step + max_steps
-        with self._limits(self._end, None if max_epochs is None else self._epoch + max_epochs):
+        self._end = end
+        with self._limits(end, epochs):
             for name in _PREPARED:  # the Trainer clears them, and destroys an engine that it finds there
                 if name in self._prepared:
                     setattr(accelerator, name, None if name.startswith("deepspeed") else [])
@@ -131,6 +153,10 @@ class ChunkedTrainer:
                 trainer.is_in_train = False
                 for name, value in self._prepared.items():
                     setattr(accelerator, name, value)
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Calls `hook` between two calls of train(); asked after each step, `wanted` says whether to end one for it."""
+        self._safe, self._wanted = hook, wanted
 
     def _limits(self, max_steps: int | None, max_epochs: int | None) -> _Limits:
         return _Limits(self.trainer.args, max_steps, max_epochs)
@@ -186,7 +212,9 @@ class ChunkedTrainer:
         original(*args, **kwargs)
         if trainer.control.should_training_stop and trainer.state.global_step < trainer.state.max_steps:
             self._ended = True
-        if self._end is not None and trainer.state.global_step >= self._end:
+        stepped, self._asked_at = trainer.state.global_step > self._asked_at, trainer.state.global_step
+        wanted = stepped and self._wanted is not None and self._wanted()
+        if self._cut or wanted or (self._end is not None and trainer.state.global_step >= self._end):
             self._cut = trainer.control.should_training_stop = True
 
     def _compute_loss(
@@ -235,6 +263,7 @@ class ChunkedTrainer:
             "trainer": plain({name: getattr(self.trainer.state, name) for name in _COUNTERS}),
             "place": [self._epoch, self._steps],
             "ended": self._ended,
+            "until": None if self._until is None else list(self._until),
             "callbacks": [plain(callback.state()) for callback in self._stateful()],
         }
 
@@ -244,7 +273,8 @@ class ChunkedTrainer:
         for name, value in state["trainer"].items():
             setattr(self.trainer.state, name, value)
         self._epoch, self._steps = state["place"]
-        self._ended = state["ended"]
+        self._ended, self._asked_at = state["ended"], self.trainer.state.global_step
+        self._until = None if state["until"] is None else (state["until"][0], state["until"][1])
         for callback, saved in zip(self._stateful(), state["callbacks"], strict=True):
             vars(callback).update(saved["attributes"])
 

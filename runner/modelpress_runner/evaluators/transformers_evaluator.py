@@ -193,6 +193,10 @@ class TransformersEvaluator(Evaluator):
             footprint.erase()
         return self._scorer
 
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        if self._chunks is not None:
+            self._chunks.at_safe_points(hook, wanted)
+
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         if self._partitioned is not None:
             return iter((self._partitioned.handle.optimizer,))

@@ -120,6 +120,7 @@ class Session:
         self._counted = 0
         self._limit: int | None = None
         self._meeting, self._met_at, self._met_after = 0, 0.0, 0
+        self._wanted = (False, False, False)  # a checkpoint, a score, the end
         self._saving: Pace | None = None
         self._scoring: Pace | None = None
         self.notes: list[str] = []
@@ -139,7 +140,7 @@ class Session:
             evaluator.patch_loss(self._participants.loss)
             evaluator.before_optimizer_step(self._before_step)
             evaluator.after_optimizer_step(self._after_step)
-            evaluator.at_safe_points(self._safe_point)
+            evaluator.at_safe_points(self._safe_point, self._wants_one)
             self._undone = undone.pop_all()
         return self
 
@@ -165,8 +166,8 @@ class Session:
         self._stop_together()
         evaluator, keeper = self._evaluator, self._keeper
         self._limit = max_steps if evaluator.counts_steps and evaluator.calls_function else None
-        notes = keeper is not None and keeper.saves and evaluator.replays and evaluator.resumable
-        if evaluator.calls_function:
+        notes = keeper is not None and keeper.saves and evaluator.resumable
+        if evaluator.replays:
             self._tape = evaluator.tape = Tape(
                 self._model,
                 Draws(evaluator.user_objects()) if notes or resumed is not None else None,
@@ -253,7 +254,7 @@ class Session:
         """Whether a checkpoint can be made here and now."""
         if self._keeper is None or not self._keeper.saves or not self._evaluator.resumable:
             return False
-        return self._tape is None or (self._tape.closed is None and self._evaluator.replays)
+        return not self._evaluator.calls_function if self._tape is None else self._tape.closed is None
 
     def _pace(self, step: int) -> None:
         if self._keeper is None:
@@ -266,11 +267,11 @@ class Session:
             pace.begins_at(step)
         self._meeting, self._met_at, self._met_after = 0, time.monotonic(), step
 
-    def _safe_point(self) -> None:
-        """A place that the training could go on from: a checkpoint, a score or the end, if it is time for one."""
+    def _wants_one(self) -> bool:
+        """Whether it is time for a safe point, for those that have to make one; on all ranks alike."""
         steps = self.steps
         if ranks.together() and steps < self._meeting:
-            return
+            return False
         save, score = False, False
         if self._saving is not None and self._scoring is not None and self._keeper is not None:
             save = self._saves_now() and self._saving.is_due(steps)
@@ -278,7 +279,16 @@ class Session:
         asked = self._is_asked()
         if ranks.together():
             save, score, asked = self._agree(save, score, asked)
-        if save or (asked and self._saves_now()):
+        self._wanted = (save, score, asked)
+        return save or score or asked
+
+    def _safe_point(self) -> None:
+        """A place that the training could go on from: a checkpoint, a score or the end, if it is time for one."""
+        if not any(self._wanted) and not self._wants_one():
+            return
+        save, score, asked = self._wanted
+        self._wanted, steps = (False, False, False), self.steps
+        if self._saves_now() and (save or asked):
             began = time.monotonic()
             assert self._keeper is not None
             assert self._saving is not None
@@ -302,8 +312,7 @@ class Session:
         said = ranks.every((save, score, asked, apart))
         save, score, _, apart = said[0]
         self._met_at, self._met_after, self._meeting = now, steps, steps + apart
-        # One rank that cannot save here (its function looks at weights) keeps all of them from it.
-        return save and all(one[0] or not said[0][0] for one in said), score, any(one[2] for one in said)
+        return save, score, any(one[2] for one in said)
 
     def _inside(self) -> Inside:
         part = None if self._tape is None else self._tape.take()
