@@ -80,7 +80,7 @@ def through_modelpress(dense: Path, epochs: int, seed: int) -> dict[str, float]:
     from safetensors.torch import load_file
 
     import modelpress as mp
-    import modelpress_runner.compress  # noqa: F401  both sides have their imports behind them when the clock starts
+    import modelpress_runner.in_process.compress  # noqa: F401  both sides have their imports behind them when the clock starts
 
     _, _, test_x, test_y = digits.load_data()
     subject = digits.create(train=False)
@@ -108,7 +108,7 @@ def through_modelpress(dense: Path, epochs: int, seed: int) -> dict[str, float]:
 
 def _counts(model: object, images: object) -> dict[str, float]:
     from modelpress.api.v1alpha1 import Target
-    from modelpress_runner.measure import static_metrics
+    from modelpress_runner.measure.static import static_metrics
 
     metrics = static_metrics(model, images[:1], Target())
     return {"macs": metrics["macs"], "parameters": metrics["parameters"]}

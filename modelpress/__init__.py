@@ -9,22 +9,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from ._version import __version__
 
 # public name -> (module, extra that brings it)
 _LAZY = {
-    "TorchEvaluator": ("modelpress_runner.evaluators", "runner"),
-    "LightningEvaluator": ("modelpress_runner.evaluators.lightning_evaluator", "lightning"),
-    "DeepspeedTorchEvaluator": ("modelpress_runner.evaluators.deepspeed_evaluator", "deepspeed"),
-    "TransformersEvaluator": ("modelpress_runner.evaluators.transformers_evaluator", "transformers"),
-    "CompressionModule": ("modelpress_runner.subject", "runner"),
-    "Subject": ("modelpress_runner.subject", "runner"),
-    "trace": ("modelpress_runner.trace", "runner"),
-    "compress": ("modelpress_runner.compress", "runner"),
-    "CompressionResult": ("modelpress_runner.compress", "runner"),
-    "prepare_compression": ("modelpress_runner.prepare", "runner"),
-    "report": ("modelpress_runner.reporting", "runner"),
-    "load": ("modelpress_runner.load", "runner"),
+    "TorchEvaluator": ("modelpress_runner.evaluators.torch_evaluator", "runner"),
+    "LightningEvaluator": ("modelpress_runner.evaluators.lightning.evaluator", "lightning"),
+    "DeepspeedTorchEvaluator": ("modelpress_runner.evaluators.deepspeed.evaluator", "deepspeed"),
+    "TransformersEvaluator": ("modelpress_runner.evaluators.transformers.evaluator", "transformers"),
+    "CompressionModule": ("modelpress_runner.subject.subject", "runner"),
+    "Subject": ("modelpress_runner.subject.subject", "runner"),
+    "trace": ("modelpress_runner.evaluators.trace", "runner"),
+    "compress": ("modelpress_runner.in_process.compress", "runner"),
+    "CompressionResult": ("modelpress_runner.in_process.compress", "runner"),
+    "prepare_compression": ("modelpress_runner.in_process.prepare", "runner"),
+    "report": ("modelpress_runner.in_process.reporting", "runner"),
+    "load": ("modelpress_runner.artifact.load", "runner"),
     "run": ("modelpress.local", ""),
 }
 
@@ -53,15 +53,15 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress.local import run as run
-    from modelpress_runner.compress import CompressionResult as CompressionResult
-    from modelpress_runner.compress import compress as compress
-    from modelpress_runner.evaluators import TorchEvaluator as TorchEvaluator
-    from modelpress_runner.evaluators.deepspeed_evaluator import DeepspeedTorchEvaluator as DeepspeedTorchEvaluator
-    from modelpress_runner.evaluators.lightning_evaluator import LightningEvaluator as LightningEvaluator
-    from modelpress_runner.evaluators.transformers_evaluator import TransformersEvaluator as TransformersEvaluator
-    from modelpress_runner.load import load as load
-    from modelpress_runner.prepare import prepare_compression as prepare_compression
-    from modelpress_runner.reporting import report as report
-    from modelpress_runner.subject import CompressionModule as CompressionModule
-    from modelpress_runner.subject import Subject as Subject
-    from modelpress_runner.trace import trace as trace
+    from modelpress_runner.artifact.load import load as load
+    from modelpress_runner.evaluators.deepspeed.evaluator import DeepspeedTorchEvaluator as DeepspeedTorchEvaluator
+    from modelpress_runner.evaluators.lightning.evaluator import LightningEvaluator as LightningEvaluator
+    from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator as TorchEvaluator
+    from modelpress_runner.evaluators.trace import trace as trace
+    from modelpress_runner.evaluators.transformers.evaluator import TransformersEvaluator as TransformersEvaluator
+    from modelpress_runner.in_process.compress import CompressionResult as CompressionResult
+    from modelpress_runner.in_process.compress import compress as compress
+    from modelpress_runner.in_process.prepare import prepare_compression as prepare_compression
+    from modelpress_runner.in_process.reporting import report as report
+    from modelpress_runner.subject.subject import CompressionModule as CompressionModule
+    from modelpress_runner.subject.subject import Subject as Subject

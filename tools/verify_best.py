@@ -26,7 +26,7 @@ def replay_differences(state: Path) -> list[str]:
 
 def main(root: Path, state: Path, data_folder: Path) -> int:
     import modelpress as mp
-    from modelpress_runner.measure import static_metrics
+    from modelpress_runner.measure.static import static_metrics
 
     best = json.loads((root / "best.json").read_text())
     model = mp.load(str(root / "best"))

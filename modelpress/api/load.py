@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from . import plugins
 from .errors import Location, Problem, SpecError, format_location, located_problems, near
 from .v1alpha1 import API_VERSION, PYTHON_SPELLING, CompressionJob, CompressionSweep
 from .wording import describe, in_words
@@ -40,6 +41,7 @@ def load_file(path: str | Path) -> list[Loaded]:
     Raises:
         SpecError: the file cannot be read, or something in it is wrong; all that was found is listed.
     """
+    plugins.load()
     file = Path(path)
     documents, problems = parse(_read(file))
     if not documents and not problems:
@@ -66,6 +68,7 @@ def load_dict(mapping: Mapping[str, Any], *, python_spelling: bool = False) -> C
     Raises:
         SpecError: something in it is wrong; all that was found is listed. Two spellings of one key are an error.
     """
+    plugins.load()
     if not isinstance(mapping, Mapping):
         fix = "give a mapping with apiVersion, kind, metadata and spec"
         raise SpecError([Problem("", f"a specification must be a mapping, found {describe(mapping)}", fix)])

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from .errors import Problem
 from .semantic_places import uri_problems
+from .stages import rules
 from .v1alpha1 import Columns, CompressionJobSpec, Constraint, HuggingFace
 from .v1alpha1.data import SUFFIXES
 
@@ -124,9 +125,6 @@ def _training_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     if spec.data is not None and spec.data.train is not None:
         return
     for index, stage in enumerate(spec.stages):
-        path = f"stages[{index}].{stage.method}"
-        if stage.prune is not None and stage.prune.schedule.train is not None:
-            path += ".schedule.train"
-        elif stage.finetune is None:
-            continue
-        yield Problem(path, "this trains, and there is nothing to train on", "add data.train, or remove the training")
+        for place in rules(stage.method).training(stage.block):
+            message = "this trains, and there is nothing to train on"
+            yield Problem(f"stages[{index}].{stage.method}{place}", message, "add data.train, or remove the training")

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from .errors import Problem
 from .semantic_data import data_problems
-from .semantic_loop import loop_problems
 from .semantic_places import not_on_cluster, place_problems, uri_problems
 from .semantic_runner import runner_problems
-from .v1alpha1 import DATA_DRIVEN, MEASURED, CompressionJobSpec, ConfigEntry, Constraint, Prune
+from .stages import rules
+from .v1alpha1 import MEASURED, CompressionJobSpec, Constraint
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 # Measured in comparison with the dense model: it has no value of its own that a result could be compared with.
 COMPARISONS = ("compressionRatio", "speedup")
-
-# Algorithms that remove whole channels, which a speed-up can cut out.
-STRUCTURED = ("l1", "l2", "random", "taylor")
 
 
 def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Problem]:
@@ -33,7 +28,6 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
     problems = [
         *_model_problems(spec),
         *_stage_problems(spec),
-        *loop_problems(spec),
         *data_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
@@ -135,106 +129,18 @@ def _fits_a_command_line(value: Any) -> bool:
 
 def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     names: dict[str, int] = {}
+    in_loop = spec.model.script is not None
+    shrinking: list[tuple[int, str]] = []
     for index, stage in enumerate(spec.stages):
         if stage.name is not None:
             if stage.name in names:
                 message = f"'{stage.name}' is also the name of stages[{names[stage.name]}]"
                 yield Problem(f"stages[{index}].name", message, "rename one of them")
             names.setdefault(stage.name, index)
-        if stage.prune is not None:
-            yield from _prune_problems(stage.prune, f"stages[{index}].prune")
-
-
-def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
-    entries = [(index, entry) for index, entry in enumerate(prune.config_list) if not entry.exclude]
-    for index, entry in enumerate(prune.config_list):
-        yield from _selector_problems(entry, f"{path}.configList[{index}]")
-    if not entries:
-        yield Problem(
-            f"{path}.configList", "every entry excludes, so nothing is pruned", "add an entry with a sparsity"
-        )
-        return
-    for index, entry in entries:
-        where = f"{path}.configList[{index}]"
-        if not any(other.sparsity is not None for _, other in entries if _may_overlap(entry, other)) and (
-            prune.sparsity is None
-        ):
-            yield Problem(f"{where}.sparsity", "nothing says how much to prune", "add sparsity here or to prune")
-        yield from _schedule_problems(prune, entry, where, path)
-    algorithms = {entry.algorithm or prune.algorithm for _, entry in entries}
-    if prune.scores is not None and not algorithms & DATA_DRIVEN:
-        listed = ", ".join(sorted(algorithms))
-        message = f"{listed} needs no data, so there are no scores to collect"
-        yield Problem(f"{path}.scores", message, f"remove it, or use {' or '.join(sorted(DATA_DRIVEN))}")
-    if prune.speedup and not algorithms & set(STRUCTURED):
-        listed = ", ".join(sorted(algorithms))
-        message = f"{listed} removes single weights, which leaves nothing to shrink"
-        yield Problem(f"{path}.speedup", message, "write 'speedup: false', or use l1 or l2")
-
-
-def _schedule_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) -> Iterator[Problem]:
-    schedule, at = (entry.schedule, f"{where}.schedule") if entry.schedule else (prune.schedule, f"{path}.schedule")
-    if entry.schedule and entry.schedule.rounds > prune.schedule.rounds:
-        message = f"takes {entry.schedule.rounds} rounds, but the stage has {prune.schedule.rounds}"
-        fix = f"set prune.schedule.rounds to {entry.schedule.rounds}"
-        if prune.schedule.type == "one_shot":
-            fix += " and its type to linear or agp"
-        yield Problem(f"{at}.rounds", message, fix)
-    sparsity = entry.sparsity if entry.sparsity is not None else prune.sparsity
-    if schedule.type == "one_shot":
-        if schedule.initial_sparsity > 0:
-            message = "one_shot prunes at once, so there is no initial sparsity"
-            yield Problem(f"{at}.initialSparsity", message, "set type to linear or agp, or remove it")
-    elif sparsity is not None and schedule.initial_sparsity > sparsity:
-        message = f"{schedule.initial_sparsity:g} is above the sparsity to reach, {sparsity:g}"
-        yield Problem(f"{at}.initialSparsity", message, f"give at most {sparsity:g}")
-
-
-def _selector_problems(entry: ConfigEntry, where: str) -> Iterator[Problem]:
-    for index, name in enumerate(entry.op_types or []):
-        if "." in name:
-            last = name.rpartition(".")[2]
-            message = f"'{name}' is no class name: it has a dot"
-            yield Problem(f"{where}.opTypes[{index}]", message, f"write {last}" if last else "write the class name")
-    for index, pattern in enumerate(entry.op_names_re or []):
-        error = _regex_error(pattern)
-        if error:
-            message = f"'{pattern}' is no regular expression: {error}"
-            yield Problem(f"{where}.opNamesRe[{index}]", message, _regex_fix(pattern))
-
-
-def _regex_error(pattern: str) -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            return str(error)
-    return None
-
-
-def _regex_fix(pattern: str) -> str:
-    if pattern.startswith("*"):
-        return f"write '.{pattern}'"
-    return "correct it, or use opNames for exact names"
-
-
-def _may_overlap(one: ConfigEntry, other: ConfigEntry) -> bool:
-    """Whether a module could be selected by both, as far as can be said without the model."""
-    if one is other:
-        return True
-    types, other_types = set(one.op_types or ()), set(other.op_types or ())
-    if types and other_types and "default" not in types | other_types and not types & other_types:
-        return False
-    if one.op_names is None or other.op_names is None:
-        return True
-    return (
-        any(_selects(other, name) for name in one.op_names)
-        or any(_selects(one, name) for name in other.op_names)
-        or (one.op_names_re is not None and other.op_names_re is not None)
-    )
-
-
-def _selects(entry: ConfigEntry, name: str) -> bool:
-    patterns = [pattern for pattern in entry.op_names_re or () if not _regex_error(pattern)]
-    return name in (entry.op_names or ()) or any(re.fullmatch(pattern, name) for pattern in patterns)
+        known, block, path = rules(stage.method), stage.block, f"stages[{index}].{stage.method}"
+        yield from known.problems(block, path)
+        yield from known.problems_in_loop(block, path) if in_loop else known.problems_outside(block, path)
+        shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
+    if in_loop and len(shrinking) > 1:
+        message = f"stages[{shrinking[0][0]}] shrinks the model at the end of the loop, and that happens once"
+        yield Problem(shrinking[1][1], message, "write 'speedup: false', or put both into one stage")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from modelpress import __version__
+from modelpress._version import __version__
 
 from .cluster.commands import register
 from .exits import Exit

@@ -1,9 +1,10 @@
-"""`modelpress crd`: the CustomResourceDefinitions, generated from the API types."""
+"""`modelpress crd`: the CustomResourceDefinitions, generated from the API types and those of plug-ins."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from modelpress.api import plugins
 from modelpress.api.crd import render, write
 from modelpress.local.errors import UsageError
 
@@ -16,6 +17,7 @@ def print_crds(folder: Path | None) -> int:
     Raises:
         UsageError: the folder cannot be written.
     """
+    plugins.load()
     if folder is None:
         for name, text in render().items():
             separator = "" if text.startswith("---") else "---\n"

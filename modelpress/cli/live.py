@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from modelpress import figures
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionSweep
-from modelpress.local import figures
 from modelpress.local.cluster import Change, JobRecord, Key
 from modelpress.local.lines import best_line, expected_trials, opening, stopping_line
 from modelpress.local.parameters import number_of, parameters_of

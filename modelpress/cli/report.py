@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
 from modelpress.api.v1alpha1 import Goal, Objective
 from modelpress.local.errors import LocalError, UsageError
+from modelpress.results.report import ReportError, refresh
 from modelpress.store import StoreError, StoreUriError, open_store
 
 from .exits import Exit
@@ -30,11 +30,9 @@ def write_report(
     folder = where.removesuffix("/report.html").removesuffix("/trials")
     if "://" not in folder and not os.path.isdir(folder):
         raise UsageError(f"there is no folder {folder}; name a sweep's folder, <store>/<namespace>/<sweep>-<uid>")
-    # Part of the runner, though it needs nothing but what modelpress itself needs.
-    runner: Any = importlib.import_module("modelpress_runner.report")
     try:
-        path, count = runner.refresh(open_store(folder, endpoint=endpoint, region=region), objectives=wanted, to=output)
-    except (runner.ReportError, StoreUriError) as error:
+        path, count = refresh(open_store(folder, endpoint=endpoint, region=region), objectives=wanted, to=output)
+    except (ReportError, StoreUriError) as error:
         raise UsageError(str(error)) from error
     except StoreError as error:
         raise LocalError(str(error)) from error

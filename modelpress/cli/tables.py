@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modelpress import figures
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJob, CompressionSweep, reasons
-from modelpress.local import figures
 from modelpress.local.lines import why_failed
 from modelpress.local.parameters import number_of, parameters_of
 from modelpress.local.session import DONE, MISSED, Finished, condition, model_uri

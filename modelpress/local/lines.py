@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, TextIO
 
+from modelpress import figures
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResult
 from modelpress.reconcile import EmitEvent
 
-from . import figures
 from .cluster import Change, JobRecord, Key, Root
 from .parameters import number_of, parameters_of
 

@@ -6,6 +6,8 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+from modelpress.api import plugins
+
 from . import logs
 from .aio import ConnectionSettingsError
 from .execute import Render
@@ -17,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the operator; 0 after SIGTERM, 1 when it failed and should be started again, 2 when it was told nonsense."""
     try:
         settings = load_settings(arguments)
-    except SettingsError as error:
+        plugins.load()
+    except (SettingsError, plugins.PluginError) as error:
         print(f"modelpress-operator: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level)

@@ -23,20 +23,22 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from modelpress.api import plugins
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import reasons
 from modelpress.request import MAX_REQUEST_BYTES, RUN_UID_VARIABLE, RunRequest
 from modelpress.result import ExitCode, RunRecord, RunResult
+from modelpress.results.errors import InvalidRequestError, ResultsError
 from modelpress.store import layout, manifest, open_store
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import StoreError, StoreUriError
 from modelpress.store.manifest import ManifestError
-from modelpress_runner import launch, push
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError, UserCodeError
-from modelpress_runner.fetch import with_code
-from modelpress_runner.parent import die_with
-from modelpress_runner.progress import ProgressFile, Report, silent
-from modelpress_runner.stopping import StopFlag, Stopped
+from modelpress_runner.process import launch, push
+from modelpress_runner.process.parent_death import die_with
+from modelpress_runner.process.progress import ProgressFile, Report, silent
+from modelpress_runner.process.stopping import StopFlag, Stopped
+from modelpress_runner.usercode.fetch import with_code
 
 log = logging.getLogger("modelpress")
 
@@ -94,11 +96,11 @@ def _serve(
     request: RunRequest, store: ArtifactStore, progress: Path | None, stop: StopFlag, finished: bool
 ) -> tuple[RunResult | None, ExitCode]:
     if request.purpose == "publish":
-        from modelpress_runner.publish import publish
+        from modelpress.results.publish import publish
 
         return publish(request, store), ExitCode.DONE
     if request.purpose == "collect" or finished:
-        from modelpress_runner.collect import collect
+        from modelpress.results.collect import collect
 
         return collect(request, store), ExitCode.DONE
     with tempfile.TemporaryDirectory(prefix="modelpress-code-") as folder:
@@ -109,7 +111,7 @@ def _serve(
             with tempfile.TemporaryDirectory(prefix="modelpress-ranks-") as reports:
                 return launch.run(request, group, Path(reports), stop, progress)
         _pin_threads()
-        from modelpress_runner import trial
+        from modelpress_runner.runs import trial
 
         with _reporting(request, ProgressFile(progress)) as report:
             if request.purpose == "prepare":
@@ -130,7 +132,8 @@ def _worker(options: argparse.Namespace, stop: StopFlag) -> int:
         log.setLevel(logging.WARNING)
     die_with(int(os.environ[launch.PARENT_VARIABLE]))
     _pin_threads()
-    from modelpress_runner import ranks, trial
+    from modelpress_runner.runs import trial
+    from modelpress_runner.runtime import distributed as ranks
 
     try:
         request = _read_request(options.request)
@@ -169,13 +172,13 @@ def _store(request: RunRequest) -> ArtifactStore:
 
 def _failure(error: Exception) -> tuple[RunResult, ExitCode]:
     """How an error is reported: its message, a documented reason, and whether another attempt may help."""
-    if isinstance(error, SpecError | InvalidSpecError | StoreUriError):
+    if isinstance(error, SpecError | InvalidSpecError | InvalidRequestError | StoreUriError):
         reason, code = reasons.INVALID_SPEC, ExitCode.INVALID
     elif isinstance(error, InvalidModelError | ManifestError):
         reason, code = reasons.INVALID_MODEL, ExitCode.INVALID
     else:
         reason, code = reasons.RUNNER_FAILED, ExitCode.FAILED
-    known = isinstance(error, RunnerError | SpecError | StoreError)
+    known = isinstance(error, RunnerError | SpecError | StoreError | ResultsError)
     message = str(error) if known else f"{type(error).__name__}: {error} (unforeseen; the log has the traceback)"
     # The user's own traceback is worth reading; ours is not, unless nobody foresaw the error.
     cause = error.__cause__ if isinstance(error, UserCodeError | InvalidModelError) else None
@@ -199,6 +202,7 @@ def _missing_secret(request: RunRequest | None) -> str | None:
 
 
 def _read_request(path: Path) -> RunRequest:
+    plugins.load()
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -105,6 +105,17 @@ def exactly_one(model: BaseModel, *names: str) -> str:
     return given[0]
 
 
+def rebuild(changed: type[ApiModel]) -> None:
+    """Lets a type whose fields have changed, and every type of this package that may hold it, validate anew."""
+    pending = [ApiModel]
+    changed.model_rebuild(force=True)
+    while pending:
+        for each in pending.pop().__subclasses__():
+            pending.append(each)
+            if each is not changed:
+                each.model_rebuild(force=True)
+
+
 def _rfc3339(value: dt.datetime) -> str:
     return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel, to_snake
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one
+from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, rebuild
 
 PruneAlgorithm = Literal["level", "l1", "l2", "random", "taylor"]
 DATA_DRIVEN: frozenset[str] = frozenset({"taylor"})  # scored by training steps
@@ -194,5 +196,21 @@ class Stage(ApiModel):
 
     @property
     def method(self) -> str:
-        """The name of the block that is set."""
-        return exactly_one(self, *self.METHODS)
+        """The name of the block that is set, in camelCase."""
+        return to_camel(exactly_one(self, *self.METHODS))
+
+    @property
+    def block(self) -> ApiModel:
+        """The block that is set."""
+        block = getattr(self, exactly_one(self, *self.METHODS))
+        assert isinstance(block, ApiModel)
+        return block
+
+    @classmethod
+    def add_method(cls, name: str, block: type[ApiModel]) -> None:
+        """Lets a stage hold a further block, under the camelCase key `name`; what holds stages follows."""
+        field = to_snake(name)
+        cls.model_fields[field] = FieldInfo(annotation=block | None, default=None, alias=name)  # type: ignore[arg-type]
+        cls.METHODS = (*cls.METHODS, field)
+        cls.cel_rules = (cel_exactly_one(*(to_camel(each) for each in cls.METHODS)),)
+        rebuild(cls)

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from modelpress import figures
 from modelpress.cli.exits import Exit
 from modelpress.cli.tables import console
-from modelpress.local import figures
 from modelpress.store import StoreError, layout, manifest, open_store
 
 from . import tables, views

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modelpress import figures
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, reasons
 from modelpress.cli.tables import MAX_ROWS, MEASURED
-from modelpress.local import figures
 
 from . import views
 from .connection import Raw

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.hooks import BackwardHook, ForwardHook, Hook, TensorHook
+from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, Hook, TensorHook
 
 if TYPE_CHECKING:
     from modelpress_runner.evaluators.replay.tape import Tape

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from modelpress_runner.evaluators.plain import plain
+from modelpress_runner.evaluators.optimizer_state import plain
 
 _PLACES = {"max_steps": 4, "max_epochs": 5}  # among the positional arguments
 

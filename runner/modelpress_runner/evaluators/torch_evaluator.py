@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner import generators, seeding
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.parallel import inner, place, wrapped
-from modelpress_runner.evaluators.plain import load_optimizer, plain
-from modelpress_runner.evaluators.score import score_of
-from modelpress_runner.evaluators.steps import after_step, before_step, unscaled
+from modelpress_runner.evaluators.ddp import inner, place, wrapped
 from modelpress_runner.evaluators.limits import Limits
-from modelpress_runner.trace import Plan, call_of
+from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
+from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.replay.tape import Tape
-from modelpress_runner.usercode import devices_restored, flags_restored, user_code
+from modelpress_runner.evaluators.score import score_of
+from modelpress_runner.evaluators.trace import Plan, call_of
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import user_rng as generators
+from modelpress_runner.runtime.preserve import devices_restored, flags_restored
+from modelpress_runner.usercode.calling import user_code
 
 LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modelpress_runner.context import Cut, Masks
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, InvalidModelError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -196,6 +197,6 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _recipe() -> Any:
-    from modelpress_runner.speedup import recipe
+    from modelpress_runner.edits import cuts as recipe
 
     return recipe

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modelpress.api.v1alpha1 import HuggingFace, Model
-from modelpress_runner import seeding
 from modelpress_runner.huggingface.layout import PretrainedLayout
 from modelpress_runner.huggingface.source import load
 from modelpress_runner.huggingface.tasks import task_of
 from modelpress_runner.huggingface.training import TaskEvaluator, calibration_batches
-from modelpress_runner.inputs import Inputs
-from modelpress_runner.subject import Subject
+from modelpress_runner.inputs.gather import Inputs
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.subject.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.benchmark.counts import untouched
-from modelpress_runner.benchmark.inputs import tensors
 from modelpress_runner.errors import first_line
+from modelpress_runner.export.layout import LayoutError
 from modelpress_runner.huggingface.source import Pretrained, quiet
-from modelpress_runner.subject import LayoutError
+from modelpress_runner.runtime.example_inputs import tensors
+from modelpress_runner.runtime.preserve import untouched
 
 _MOST_CONFIGURATIONS = 64
 _OPTIONAL_SIZES = ("n_inner",)  # None: four times another size (GPT-2 and its kin)

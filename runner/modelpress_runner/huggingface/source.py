@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelpress.api.semantic_data import HUB
 from modelpress.api.v1alpha1 import HuggingFace, HuggingFaceTask
-from modelpress_runner.errors import InvalidModelError, InvalidSpecError, StoreError, first_line
-from modelpress_runner.inputs import Place
+from modelpress_runner.errors import InvalidModelError, first_line
+from modelpress_runner.inputs.hub import library
 
 log = logging.getLogger("modelpress")
 
@@ -31,8 +30,6 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("tekken.json", "source.spm"),
 )
-# Of a repository only what is read is fetched: no pickles, no code, no other frameworks' weights.
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -50,30 +47,6 @@ class Pretrained:
     auto_class: str
 
 
-def fetch(spec: HuggingFace, place: Place) -> Path:
-    """The folder of `spec.source` on this machine, checked to hold a configuration and safetensors.
-
-    Raises:
-        InvalidSpecError: there is no such folder or repository, or it lacks one of the two.
-        StoreError: the object store or the Hub refuses or fails.
-    """
-    if spec.source.uri.startswith(HUB):
-        folder = _from_hub(spec.source.uri.removeprefix(HUB), spec.source.revision)
-    else:
-        folder = place.directory(spec.source.uri, "source", _PATH)
-    if not (folder / "config.json").is_file():
-        message = f"{spec.source.uri} has no config.json; give a folder that save_pretrained wrote"
-        raise InvalidSpecError(message, _PATH)
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        pickled = next((item.name for item in sorted(folder.iterdir()) if item.suffix in (".bin", ".pt", ".pth")), None)
-        found = f"holds pickled weights ({pickled}), which are never opened" if pickled else "has no model.safetensors"
-        message = (
-            f"{spec.source.uri} {found}; write it anew with model.save_pretrained(folder) of transformers 5 or later"
-        )
-        raise InvalidSpecError(message, _PATH)
-    return folder
-
-
 def load(spec: HuggingFace, folder: Path) -> Pretrained:
     """The model and its processor in a folder that `fetch` gave.
 
@@ -81,7 +54,7 @@ def load(spec: HuggingFace, folder: Path) -> Pretrained:
         InvalidModelError: it needs code of its own, is of a kind that transformers does not know, was made for another
             task, is damaged, or has no tokenizer or image processor.
     """
-    transformers = _transformers()
+    transformers = library()
     config = _config(folder)
     auto_class = _CLASSES[spec.task]
     _check_task(config, getattr(transformers, auto_class), spec.task)
@@ -129,34 +102,6 @@ def quiet() -> Iterator[None]:
         reports.set_verbosity(level)
         if bars:
             reports.enable_progress_bar()
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        message = "huggingFace needs transformers; install it with pip install 'modelpress[transformers]'"
-        raise InvalidModelError(message, "spec.model.huggingFace") from error
-    return transformers
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    _transformers()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    log.info("fetching %s from the Hugging Face Hub", name)
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except RevisionNotFoundError as error:
-        message = f"{name} has no revision {revision}; give a commit, tag or branch"
-        raise InvalidSpecError(message, "spec.model.huggingFace.source.revision") from error
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        message = f"there is no repository {name}, or it is not open to all; correct it, or set HF_TOKEN"
-        raise InvalidSpecError(message, _PATH) from error
-    except Exception as error:  # its errors of connections come from several libraries
-        message = f"{name} cannot be fetched from the Hub ({first_line(error)}); put the folder into an object store"
-        raise StoreError(message, _PATH) from error
 
 
 def _config(folder: Path) -> Any:

@@ -1,7 +1,7 @@
 """Training and scoring of a task, by the evaluator for plain PyTorch.
 
 The loop is our own and not transformers' Trainer: a Trainer would make its optimizer, its schedule and the order of its
-data anew for every chunk of training, where an own loop simply goes on with them, bit for bit.
+data anew for every call of train(), where an own loop simply goes on with them, bit for bit.
 
 Processes that train together share the rows of each batch: rank r of n has every nth of them, from the rth on. It adds
 its gradients to the sum by its share of the rows, so what comes out is the gradient of the whole batch (of the in-batch
@@ -19,12 +19,12 @@ from torch import distributed, nn
 from transformers import PreTrainedModel
 
 from modelpress.api.v1alpha1 import HuggingFace
-from modelpress_runner import ranks
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
-from modelpress_runner.huggingface.placing import on_accelerator
+from modelpress_runner.huggingface.device import on_accelerator
 from modelpress_runner.huggingface.tasks.base import Batch, Task
-from modelpress_runner.inputs import Inputs
+from modelpress_runner.inputs.gather import Inputs
+from modelpress_runner.runtime import distributed as ranks
 
 MAX_NORM = 1.0  # of all gradients together, as is usual for transformers
 

@@ -5,22 +5,34 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner import ranks
-from modelpress_runner.context import Cut, Masks, StageContext, Step, Training, Transform
+from modelpress_runner.dependency.analyse import find_coupling
+from modelpress_runner.dependency.groups import Coupling
+from modelpress_runner.dependency.prove import prove
+from modelpress_runner.edits.axes import axis_of
+from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.prune.collect import DEFAULT_STEPS, NO_DUMMY_INPUT, Scores, collect, is_data_driven
-from modelpress_runner.methods.prune.masks import Outcome, Round, apply_masks, removed_units, round_masks
+from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.registry import method
+from modelpress_runner.methods.prune.round import Outcome, Round, apply_masks, removed_units, round_masks
 from modelpress_runner.methods.prune.selection import select
-from modelpress_runner.speedup.axes import axis_of
-from modelpress_runner.speedup.coupling import Coupling
-from modelpress_runner.speedup.plan import find_coupling
-from modelpress_runner.speedup.prove import prove
-from modelpress_runner.speedup.recipe import replay
+from modelpress_runner.methods.prune.statistics import (
+    DEFAULT_STEPS,
+    NO_DUMMY_INPUT,
+    Scores,
+    check_needs,
+    collect,
+    is_data_driven,
+)
+from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.stages.base import StageKind
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.step import Training
 
 CULPRIT_SECONDS = 60  # spent at most, after a failed proof, on finding out which layers to name
 
@@ -52,6 +64,36 @@ def steps(prune: Prune, index: int) -> list[Step]:
     if stage.shrinks:
         out.append(Transform("shrink", stage.shrink))
     return out
+
+
+class PruneKind(StageKind[Prune]):
+    """Prune stages as a recipe has them."""
+
+    name = "prune"
+    removes = True
+
+    def algorithm(self, block: Prune) -> str | None:
+        """The stage's; entries may have others."""
+        return block.algorithm
+
+    def check(self, block: Prune, path: str, subject: Subject) -> None:
+        """As StageKind.check."""
+        check_needs(block, path, subject.evaluator, subject.dummy_input)
+
+    def steps(self, block: Prune, index: int) -> list[Step]:
+        """As `steps`."""
+        return steps(block, index)
+
+    def record(self, block: Prune) -> dict[str, Any]:
+        """Algorithm and the sparsities that were asked for, ascending."""
+        given = {block.sparsity if entry.sparsity is None else entry.sparsity for entry in block.config_list}
+        return {
+            "algorithm": block.algorithm,
+            "sparsityAsked": sorted(value for value in given if value is not None),
+        }
+
+
+KIND = PruneKind()
 
 
 @dataclass
@@ -158,7 +200,8 @@ class PruneStage:
 
             try:
                 limit = self.prune.speedup_timeout_seconds
-                self.known = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note))
+                found = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note).to_dict())
+                self.known = Coupling.from_dict(found)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.context import Masks
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from modelpress_runner.context import Masks
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.training.participants import FiniteCheck, MaskKeeper, MovementCheck, Participant
 from modelpress_runner.training.session import Keeper, Session
@@ -35,7 +35,9 @@ def training_session(
     moved = MovementCheck(
         lambda check: f"training changed no weight: {why_nothing_moves(check, rates, model, evaluator)}"
     )
-    return Session(model, evaluator, [*participants, *([kept] if kept else []), rates, moved, FiniteCheck()], stop, keeper)
+    return Session(
+        model, evaluator, [*participants, *([kept] if kept else []), rates, moved, FiniteCheck()], stop, keeper
+    )
 
 
 class HighestRate(Participant):
@@ -79,4 +81,3 @@ def why_nothing_moves(check: MovementCheck, rates: HighestRate, model: nn.Module
         "the optimizer stepped but no weight has a gradient; check that the training trains the model it is given "
         "and calls backward() on its loss"
     )
-

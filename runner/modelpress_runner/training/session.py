@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from modelpress_runner import ranks
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
-from modelpress_runner.stopping import Stopped
 from modelpress_runner.evaluators.replay.draws import Draws
+from modelpress_runner.evaluators.replay.tape import Diverged, Part, Past, Tape
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.runtime.preserve import devices_restored
 from modelpress_runner.training.pace import CHECKPOINT_SHARE, FIRST_SCORE, SCORE_SHARE, Pace
 from modelpress_runner.training.participants import Participant, Participants
-from modelpress_runner.evaluators.replay.tape import Diverged, Part, Past, Tape
-from modelpress_runner.usercode import devices_restored
 
 MEETING_SECONDS = 0.5  # between two moments at which the ranks agree on what to do next
 MOST_STEPS_APART = 1000  # of two such moments

@@ -15,8 +15,8 @@ from modelpress_operator.cache import Cache
 from modelpress_operator.metrics import Metrics
 from modelpress_operator.progress import CachedPods, KeySet, ProgressServer, StatusWrites, TokenVerifier
 from modelpress_operator.resources import COMPRESSION_JOBS, JOBS, PODS
-from modelpress_runner.progress import Event, silent
-from modelpress_runner.push import ProgressPush
+from modelpress_runner.process.progress import Event, silent
+from modelpress_runner.process.push import ProgressPush
 
 NAMESPACE, AUDIENCE = "progress", "modelpress-progress"
 API = f"/apis/modelpress.dev/v1alpha1/namespaces/{NAMESPACE}/compressionjobs"

@@ -12,11 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
-from modelpress_runner import ranks
-from modelpress_runner.engine import run_stages
-from modelpress_runner.frozen import training_passes
-from modelpress_runner.hooks import ForwardHook
-from modelpress_runner.subject import CompressionModule, Subject, subject_of
+from modelpress_runner.engine.run import run_stages
+from modelpress_runner.evaluators.hooks import ForwardHook
+from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.subject.subject import CompressionModule, Subject, subject_of
+from modelpress_runner.training.frozen import training_passes
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import modelpress as mp
-from modelpress_runner import ranks
+from modelpress_runner.runtime import distributed as ranks
 
 warnings.simplefilter("error")
 BATCH, SIZE = 8, 32

@@ -19,11 +19,11 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArg
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner import seeding
-from modelpress_runner.context import StageContext
-from modelpress_runner.methods.prune.collect import collect
+from modelpress_runner.methods.context import StageContext
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
+from modelpress_runner.methods.prune.statistics import collect
+from modelpress_runner.runtime import rng as seeding
 
 pytestmark = pytest.mark.long
 

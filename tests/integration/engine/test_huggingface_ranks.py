@@ -28,7 +28,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
-from modelpress_runner import ranks
+from modelpress_runner.runtime import distributed as ranks
 from tiny_models import rows, subject
 
 ranks.join()

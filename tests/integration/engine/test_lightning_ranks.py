@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import modelpress as mp
-from modelpress_runner import ranks, seeding
-from modelpress_runner.context import Training
-from modelpress_runner.training import TrainingRun, chunks_of
+from modelpress_runner.runtime import distributed as ranks, rng as seeding
+from modelpress_runner.training.step import Training
+from modelpress_runner.training.run import TrainingRun, chunks_of
 
 
 class Data(pl.LightningDataModule):

@@ -25,14 +25,14 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Stage
 from modelpress.store import open_store
-from modelpress_runner import ranks
-from modelpress_runner.checkpoint import Checkpointer
-from modelpress_runner.engine import run_stages
+from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
-from modelpress_runner.stopping import Stopped
-from modelpress_runner.subject import Subject
-from modelpress_runner.trace import trace
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.evaluators.trace import trace
 
 folder = sys.argv[1]
 found = {}
@@ -199,3 +199,72 @@ def test_another_number_of_processes_begins_the_optimizers_anew(story):
     goes_on, anew = found["run"]["notes"]
     assert goes_on == "the run goes on with 1 processes; before there were 2"
     assert "the optimizers began anew" in anew
+
+
+STRANGER = """
+import os
+import pathlib
+import pickle
+import sys
+
+import torch
+from torch import distributed
+
+from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.errors import CompressionError
+
+me, stranger, ran = int(os.environ["RANK"]), int(sys.argv[1]), pathlib.Path(sys.argv[2])
+ranks.join()
+
+
+class Code:
+    def __reduce__(self):
+        return (pathlib.Path.touch, (ran,))
+
+
+if me == stranger:
+    text = torch.frombuffer(bytearray(pickle.dumps(Code())), dtype=torch.uint8)
+    sizes = torch.tensor([len(text), 0])
+    if stranger == 0:
+        distributed.broadcast(sizes, src=0)
+        distributed.broadcast(text, src=0)
+    else:
+        distributed.all_gather([torch.empty_like(sizes) for _ in range(2)], sizes)
+        distributed.all_gather([torch.empty_like(text) for _ in range(2)], text)
+else:
+    try:
+        ranks.agreed(None) if stranger == 0 else ranks.every([1])
+    except CompressionError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("stranger", [0, 1])
+def test_a_strangers_pickle_is_never_unpickled(stranger: int, tmp_path: Path) -> None:
+    """Who joins in the place of a rank, and knows how ranks frame what they tell, is answered with an error."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script, ran = tmp_path / "script.py", tmp_path / "ran"
+    script.write_text(STRANGER)
+    started = []
+    for rank in range(2):
+        group = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, str(script), str(stranger), str(ran)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **group}, text=True))
+    out = [process.communicate(timeout=120)[0] for process in started]
+    assert "another process of this run sent something else than plain data" in out[1 - stranger]
+    assert not ran.exists()
+
+
+def test_no_collective_of_the_runner_unpickles() -> None:
+    """The functions of torch.distributed that pickle are called nowhere in the runner."""
+    sources = Path(__file__).resolve().parents[3] / "runner"
+    found = [
+        f"{path.name}:{number}"
+        for path in sources.rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if any(name in line for name in ("_object_list", "gather_object"))
+    ]
+    assert found == []

@@ -11,7 +11,7 @@ from PIL import Image
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import open_store
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.inputs import digest_of, gathered
+from modelpress_runner.inputs.gather import digest_of, gathered
 
 
 def recipe(s3: Any, bucket: str, task: str, **data: Any) -> CompressionJobSpec:

@@ -15,6 +15,7 @@ import pytest
 
 from modelpress.api.v1alpha1 import Objective
 from modelpress.request import PublishRequest, RunRequest, trial_prefix
+from modelpress.results.publish import publish
 from modelpress.store import (
     ObjectMissingError,
     StoreError,
@@ -24,7 +25,6 @@ from modelpress.store import (
     open_store,
 )
 from modelpress.store.testing import MIB, ArtifactStoreContract, Opener
-from modelpress_runner.publish import publish
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modelpress_runner.callbacks import Callbacks
+from modelpress_runner.in_process.callbacks import Callbacks
 
 
 class Task:

@@ -14,9 +14,9 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.errors import SpecError
-from modelpress_runner.context import placed
+from modelpress_runner.edits.masks import placed
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
-from modelpress_runner.stopping import Stopped
+from modelpress_runner.process.stopping import Stopped
 
 
 def test_weights_go_as_the_schedule_says(task):

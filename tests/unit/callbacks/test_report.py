@@ -11,9 +11,9 @@ from own_loop import Task, level
 
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.progress import Event, ProgressFile, Thinning
-from modelpress_runner.push import History
-from modelpress_runner.reporting import reporting
+from modelpress_runner.in_process.reporting import reporting
+from modelpress_runner.process.progress import Event, ProgressFile, Thinning
+from modelpress_runner.process.push import History
 
 
 def test_outside_a_run_it_only_checks():

@@ -15,11 +15,11 @@ import torch
 import modelpress as mp
 from modelpress.request import RunRequest
 from modelpress.store import open_store
-from modelpress_runner import trial
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError, UserCodeError
-from modelpress_runner.progress import Event
-from modelpress_runner.script import command_line
-from modelpress_runner.stopping import StopFlag, Stopped
+from modelpress_runner.process.progress import Event
+from modelpress_runner.process.stopping import StopFlag, Stopped
+from modelpress_runner.runs import trial
+from modelpress_runner.runs.script import command_line
 
 # What the script needs of the test: `story.stop`, `story.at(epoch)`, and a list to leave notes in.
 SCRIPT = """

@@ -8,9 +8,10 @@ import pytest
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import open_store
+from modelpress_runner.artifact.identity import dense_digest
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.identity import dense_digest
-from modelpress_runner.inputs import Place, digest_of, gathered
+from modelpress_runner.inputs.gather import digest_of, gathered
+from modelpress_runner.inputs.place import Place
 
 PRUNE = {"prune": {"configList": [{"opTypes": ["Linear"], "sparsity": 0.5}]}}
 

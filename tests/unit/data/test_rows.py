@@ -14,7 +14,7 @@ from pyarrow import parquet
 from torch.utils.data import DataLoader
 
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.rows import Rows, read
+from modelpress_runner.inputs.rows import Rows, read
 
 
 def written(folder, name, content):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelpress_runner.evaluators.testing import EvaluatorContract
+from modelpress_runner.testing.evaluators import EvaluatorContract
 
 
 class _Stage(EvaluatorContract):

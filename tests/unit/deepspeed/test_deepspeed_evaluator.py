@@ -11,8 +11,8 @@ from torch.optim import lr_scheduler
 
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.evaluators import deepspeed_config
-from modelpress_runner.training import Chunk, TrainingRun
+from modelpress_runner.evaluators.deepspeed import config as deepspeed_config
+from modelpress_runner.training.run import Chunk, TrainingRun
 
 ADAM = {"type": "AdamW", "params": {"lr": 0.05}}
 

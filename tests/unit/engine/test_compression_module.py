@@ -8,9 +8,9 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
-from modelpress_runner.engine import run_stages
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, UserCodeError
-from modelpress_runner.subject import subject_of
+from modelpress_runner.subject.subject import subject_of
 
 X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

@@ -11,12 +11,12 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import open_store
-from modelpress_runner import weights
-from modelpress_runner.dense import DenseCache
-from modelpress_runner.entrypoint import Entrypoint
+from modelpress_runner.artifact.identity import dense_digest
 from modelpress_runner.errors import ArtifactError, InvalidModelError
-from modelpress_runner.identity import dense_digest
-from modelpress_runner.stopping import StopFlag
+from modelpress_runner.export import state as weights
+from modelpress_runner.process.stopping import StopFlag
+from modelpress_runner.runs.dense import DenseCache
+from modelpress_runner.subject.entrypoint import Entrypoint
 
 DIGEST = "0" * 64
 
@@ -144,7 +144,7 @@ def test_the_digest_follows_what_the_dense_model_depends_on():
 
 def test_stopping_breaks_off_only_where_nothing_lasts():
     """The flag raises when it is called; inside at_once the request itself raises."""
-    from modelpress_runner.stopping import Stopped
+    from modelpress_runner.process.stopping import Stopped
 
     flag = StopFlag()
     flag()

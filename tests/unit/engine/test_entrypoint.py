@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modelpress.api.v1alpha1 import Model, Source
-from modelpress_runner import code
-from modelpress_runner.entrypoint import find, load_weights
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
-from modelpress_runner.subject import ModuleEvaluator
+from modelpress_runner.subject.entrypoint import find, load_weights
+from modelpress_runner.subject.subject import ModuleEvaluator
+from modelpress_runner.usercode import location as code
 
 HEADER = """
 import torch
@@ -235,7 +235,7 @@ def test_weights_are_loaded_strictly(module, tmp_path):
 
 def test_tied_weights_need_one_name_only(tmp_path):
     """What shares memory is written once and fills all of its names."""
-    from modelpress_runner import weights
+    from modelpress_runner.export import state as weights
 
     class Tied(nn.Module):
         def __init__(self):

@@ -9,10 +9,10 @@ import textwrap
 import pytest
 
 from modelpress.api.v1alpha1 import Model
-from modelpress_runner import code
-from modelpress_runner.entrypoint import find
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.rows import Rows
+from modelpress_runner.inputs.rows import Rows
+from modelpress_runner.subject.entrypoint import find
+from modelpress_runner.usercode import location as code
 
 HEADER = """
 from torch import nn

@@ -12,11 +12,11 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
-from modelpress_runner import seeding
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.evaluators.testing import EvaluatorContract
-from modelpress_runner.stopping import Stopped
-from modelpress_runner.subject import subject_of
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.testing.evaluators import EvaluatorContract
 
 
 def data() -> TensorDataset:

@@ -15,10 +15,11 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
-from modelpress_runner import generators, seeding
 from modelpress_runner.errors import CompressionError, UserCodeError
-from modelpress_runner.frozen import training_passes
-from modelpress_runner.stopping import Stopped
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import user_rng as generators
+from modelpress_runner.training.frozen import training_passes
 
 
 class Busy(nn.Module):
@@ -297,7 +298,7 @@ def test_hooks_can_be_put_in_place_and_go(task):
 
 def shapes_of_outputs():
     """A hook that keeps the shapes of outputs."""
-    from modelpress_runner.hooks import ForwardHook
+    from modelpress_runner.evaluators.hooks import ForwardHook
 
     return ForwardHook(lambda buffer, module, args, output: buffer.append(output.shape))
 

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
 from modelpress.store import open_store
-from modelpress_runner import generators
-from modelpress_runner.checkpoint import Checkpointer
-from modelpress_runner.engine import run_stages
-from modelpress_runner.stopping import Stopped
-from modelpress_runner.subject import Subject
+from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.run import run_stages
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.runtime import user_rng as generators
+from modelpress_runner.subject.subject import Subject
 
 
 class Holder:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.hooks import BackwardHook, ForwardHook, TensorHook
-from modelpress_runner.stopping import Stopped
+from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
+from modelpress_runner.process.stopping import Stopped
 
 
 def keep(buffer, *args):

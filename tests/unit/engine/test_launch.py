@@ -13,10 +13,10 @@ import pytest
 from modelpress.api.v1alpha1 import Runner
 from modelpress.request import RunRequest
 from modelpress.result import ExitCode, RunResult
-from modelpress_runner import launch
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.launch import Group, Report, group_of, judge
-from modelpress_runner.stopping import StopFlag
+from modelpress_runner.process import launch
+from modelpress_runner.process.launch import Group, Report, group_of, judge
+from modelpress_runner.process.stopping import StopFlag
 
 TWO = Group(1, 2, 0, "127.0.0.1", 0, "torchrun")
 NODE_1 = Group(2, 1, 1, "a-0.a", 29500, "torchrun")

@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
-from modelpress_runner.evaluators.testing import traces
-from modelpress_runner.stopping import Stopped
-from modelpress_runner.subject import subject_of
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.testing.evaluators import traces
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

@@ -10,11 +10,11 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
-from modelpress_runner.engine import run_stages
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.evaluators.testing import EvaluatorContract
-from modelpress_runner.subject import Subject
-from modelpress_runner.training import Chunk, TrainingRun
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.testing.evaluators import EvaluatorContract
+from modelpress_runner.training.run import Chunk, TrainingRun
 
 
 class PartitionedEvaluator(mp.TorchEvaluator):

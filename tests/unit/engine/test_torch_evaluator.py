@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError, UserCodeError
-from modelpress_runner.evaluators.plain import load_optimizer, plain
+from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.torch_evaluator import loss_in, with_loss
 
 

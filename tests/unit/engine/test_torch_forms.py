@@ -13,9 +13,9 @@ from torch.optim import lr_scheduler
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
-from modelpress_runner.engine import run_stages
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, UserCodeError
-from modelpress_runner.subject import Subject
+from modelpress_runner.subject.subject import Subject
 
 Output = namedtuple("Output", "loss logits")
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from modelpress_runner.errors import CompressionError, InvalidModelError
-from modelpress_runner.trace import Plan, call_of, trace
+from modelpress_runner.evaluators.trace import Plan, call_of, trace
 
 
 def net() -> nn.Sequential:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelpress_runner.export.program import export_program
+from modelpress_runner.export.pt2.program import export_program
 
 
 class Residual(nn.Module):

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelpress_runner.errors import ArtifactError
-from modelpress_runner.export import graphcheck
-from modelpress_runner.export.program import open_program
+from modelpress_runner.export.pt2 import graphcheck
+from modelpress_runner.export.pt2.program import open_program
 
 Entries = dict[str, bytes]
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec
 from modelpress.store import manifest, open_store
-from modelpress_runner import artifact
+from modelpress_runner.artifact import files as artifact
 from modelpress_runner.errors import ArtifactError
 from modelpress_runner.export import weights
-from modelpress_runner.export.program import NotPortableError, export_program, open_program
+from modelpress_runner.export.pt2.program import NotPortableError, export_program, open_program
 
 SPEC = CompressionJobSpec.model_validate(
     {

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import modelpress as mp
-from modelpress_runner import artifact
-from modelpress_runner.context import Cut
+from modelpress_runner.artifact import files as artifact
+from modelpress_runner.edits import cuts as recipe
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, StoreError
-from modelpress_runner.speedup import recipe
 
 SPEC = {"stages": [{"finetune": {"epochs": 1}}]}
 CUTS = [Cut("conv1", "out", (1, 3)), Cut("bn1", "out", (1, 3)), Cut("conv2", "in", (1, 3))]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from modelpress_runner.benchmark import counts
 from modelpress_runner.errors import ArtifactError, InvalidModelError
-from modelpress_runner.export.program import NotPortableError, describe, export_program, open_program
+from modelpress_runner.export.pt2.program import NotPortableError, describe, export_program, open_program
+from modelpress_runner.measure import counts
 
 
 def round_trip(model: nn.Module, inputs: Any, folder: Path) -> nn.Module:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modelpress_runner.context import Cut
+from modelpress_runner.edits import cuts as recipe
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, InvalidModelError
 from modelpress_runner.export import weights
-from modelpress_runner.speedup import recipe
 
 CUTS = [
     Cut("0", "out", (0, 2)),

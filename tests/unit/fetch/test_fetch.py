@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from modelpress.request import RunRequest
 from modelpress.store import open_store
-from modelpress_runner import code, fetch
 from modelpress_runner.errors import CodeUnavailableError, InvalidSpecError
-from modelpress_runner.fetch import unpack, with_code
+from modelpress_runner.usercode import fetch
+from modelpress_runner.usercode import location as code
+from modelpress_runner.usercode.fetch import unpack, with_code
 
 
 def request(code: dict[str, Any] | None, code_path: str | None = None, **store: Any) -> RunRequest:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from modelpress.api.v1alpha1 import GitCode
-from modelpress_runner import gitclone
 from modelpress_runner.errors import CodeUnavailableError, InvalidSpecError
-from modelpress_runner.gitclone import clone
+from modelpress_runner.usercode import git as gitclone
+from modelpress_runner.usercode.git import clone
 
 
 @pytest.fixture(autouse=True)

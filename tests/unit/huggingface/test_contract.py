@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_models import bert, gpt2, rows, subject
 
-from modelpress_runner.evaluators.testing import EvaluatorContract, Make
+from modelpress_runner.testing.evaluators import EvaluatorContract, Make
 
 TEXTS = [{"text": "the red cat sleeps in Rome"}, {"text": "a blue dog runs"}, {"text": "Anna is in Rome the big"}]
 SENTENCES = [

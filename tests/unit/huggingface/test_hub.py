@@ -14,8 +14,9 @@ from huggingface_hub import constants
 from tiny_models import bert, settings
 
 from modelpress_runner.errors import InvalidSpecError, StoreError
-from modelpress_runner.huggingface.source import fetch, load
-from modelpress_runner.inputs import Place
+from modelpress_runner.huggingface.source import load
+from modelpress_runner.inputs.hub import fetch
+from modelpress_runner.inputs.place import Place
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

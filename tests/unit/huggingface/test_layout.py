@@ -13,11 +13,11 @@ import transformers
 from tiny_models import bert, gpt2, rows, subject, vit
 
 import modelpress as mp
-from modelpress_runner import artifact
-from modelpress_runner.context import Cut
+from modelpress_runner.artifact import files as artifact
+from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.export.layout import LayoutError
 from modelpress_runner.huggingface.layout import PretrainedLayout
-from modelpress_runner.speedup.recipe import replay
-from modelpress_runner.subject import LayoutError, Subject
+from modelpress_runner.subject.subject import Subject
 
 FFN = r"encoder\.layer\.\d+\.intermediate\.dense"
 PAIR = {"text": "red cat", "positive": "cat"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_models import bert, gpt2, rows, subject
 
-from modelpress_runner.context import Training
-from modelpress_runner.huggingface.placing import move, on_accelerator
-from modelpress_runner.training import TrainingRun, chunks_of
+from modelpress_runner.huggingface.device import move, on_accelerator
+from modelpress_runner.training.run import TrainingRun, chunks_of
+from modelpress_runner.training.step import Training
 
 ROWS = [{"text": "red cat", "label": "yes"}, {"text": "blue dog", "label": "no"}, {"text": "red dog", "label": "yes"}]
 

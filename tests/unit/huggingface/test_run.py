@@ -15,10 +15,11 @@ import modelpress as mp
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.request import RunRequest
 from modelpress.store import manifest, open_store
-from modelpress_runner import seeding, trial
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.progress import silent
-from modelpress_runner.stopping import StopFlag
+from modelpress_runner.process.progress import silent
+from modelpress_runner.process.stopping import StopFlag
+from modelpress_runner.runs import trial
+from modelpress_runner.runtime import rng as seeding
 
 SENTENCES = [
     {"text": "the red cat sleeps", "label": "yes"},

@@ -12,8 +12,9 @@ import transformers
 from tiny_models import bert, gpt2, rows, settings, subject, vit
 
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
-from modelpress_runner.huggingface.source import fetch, load
-from modelpress_runner.inputs import Place
+from modelpress_runner.huggingface.source import load
+from modelpress_runner.inputs.hub import fetch
+from modelpress_runner.inputs.place import Place
 
 PAIR = {"text": "red cat", "positive": "cat"}
 

@@ -13,12 +13,12 @@ import transformers
 from PIL import Image
 from tiny_models import LENGTH, bert, gpt2, rows, subject, vit
 
-from modelpress_runner import rows as readers
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.export.program import export_program, open_program
+from modelpress_runner.export.pt2.program import export_program, open_program
 from modelpress_runner.huggingface.tasks.base import classification_score
 from modelpress_runner.huggingface.tasks.feature_extraction import retrieval_score
 from modelpress_runner.huggingface.tasks.token_classification import entities, entity_f1
+from modelpress_runner.inputs import rows as readers
 
 SENTENCES = [
     {"text": "the red cat sleeps", "label": "yes"},

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from modelpress.api.v1alpha1 import HuggingFace, Model
 from modelpress_runner.huggingface.entry import PretrainedModel
 from modelpress_runner.huggingface.source import quiet
-from modelpress_runner.inputs import Inputs
-from modelpress_runner.rows import Rows
-from modelpress_runner.subject import Subject
+from modelpress_runner.inputs.gather import Inputs
+from modelpress_runner.inputs.rows import Rows
+from modelpress_runner.subject.subject import Subject
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]"]
 WORDS = ["red", "blue", "cat", "dog", "runs", "sleeps", "Anna", "Bob", "in", "Rome", "is", "the", "a", "big", "small"]

@@ -12,8 +12,8 @@ from lightning_task import Clouds, Net, evaluator, net
 from torch.utils.data import DataLoader
 
 import modelpress as mp
-from modelpress_runner import seeding
-from modelpress_runner.evaluators.lightning_package import Package, quiet
+from modelpress_runner.evaluators.lightning.package import Package, quiet
+from modelpress_runner.runtime import rng as seeding
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
-from modelpress_runner.evaluators.testing import EvaluatorContract
+from modelpress_runner.testing.evaluators import EvaluatorContract
 
 
 class Clouds(pl.LightningDataModule):

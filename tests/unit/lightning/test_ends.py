@@ -11,11 +11,11 @@ import pytest
 import torch
 from lightning_task import Net, evaluator, net
 
-from modelpress_runner import seeding
-from modelpress_runner.context import Training
 from modelpress_runner.errors import UserCodeError
-from modelpress_runner.stopping import StopFlag, Stopped
-from modelpress_runner.training import TrainingRun, chunks_of
+from modelpress_runner.process.stopping import StopFlag, Stopped
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.training.run import TrainingRun, chunks_of
+from modelpress_runner.training.step import Training
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
-from modelpress_runner import seeding
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.trace import call_of
+from modelpress_runner.evaluators.trace import call_of
+from modelpress_runner.runtime import rng as seeding
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from lightning_task import Clouds, Net, evaluator, net
 
-from modelpress_runner import seeding
 from modelpress_runner.errors import InvalidModelError, UserCodeError
+from modelpress_runner.runtime import rng as seeding
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import modelpress as mp
-from modelpress_runner import seeding
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.export.program import export_program, open_program
+from modelpress_runner.export.pt2.program import export_program, open_program
+from modelpress_runner.runtime import rng as seeding
 
 
 def expected(model: Any) -> float:

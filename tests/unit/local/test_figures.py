@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelpress.local import figures
+from modelpress import figures
 
 
 @pytest.mark.parametrize(

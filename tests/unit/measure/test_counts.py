@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from modelpress_runner.benchmark import counts
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.measure import counts
 
 
 class Matmul(nn.Module):

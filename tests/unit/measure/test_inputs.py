@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpress_runner.benchmark.inputs import as_call, batch_size, with_batch
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.runtime.example_inputs import as_call, batch_size, with_batch
 
 X = torch.arange(6.0).reshape(2, 3)
 

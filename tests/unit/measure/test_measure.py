@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark, Target
-from modelpress_runner import measure
-from modelpress_runner.benchmark import latency
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.export.program import NotPortableError, export_program, open_program
+from modelpress_runner.export.pt2.program import NotPortableError, export_program, open_program
+from modelpress_runner.measure import latency
+from modelpress_runner.measure import static as measure
 
 X = torch.ones(2, 4)
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpress_runner import push
-from modelpress_runner.progress import Event, silent
-from modelpress_runner.push import History, ProgressPush
+from modelpress_runner.process import push
+from modelpress_runner.process.progress import Event, silent
+from modelpress_runner.process.push import History, ProgressPush
 
 
 @dataclass

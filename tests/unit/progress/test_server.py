@@ -33,8 +33,8 @@ from modelpress_operator.progress import (
 )
 from modelpress_operator.progress import keys as key_module
 from modelpress_operator.resources import COMPRESSION_JOBS, JOBS, PODS, Key, RawObject
-from modelpress_runner import push
-from modelpress_runner.progress import Event, silent
+from modelpress_runner.process import push
+from modelpress_runner.process.progress import Event, silent
 
 ISSUER, AUDIENCE = "https://kubernetes.default.svc", "modelpress-progress"
 BODY = {"stage": "finetune", "step": 3, "total": 8, "points": [{"step": 1, "value": 0.5}]}

@@ -9,11 +9,11 @@ from torch import nn
 import modelpress as mp
 from modelpress.api.v1alpha1 import DATA_DRIVEN, Prune
 from modelpress.api.v1alpha1.stages import PruneAlgorithm
-from modelpress_runner.context import StageContext, Transform
-from modelpress_runner.methods.prune.collect import collect
+from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.registry import METHODS, method
 from modelpress_runner.methods.prune.selection import select
+from modelpress_runner.methods.prune.statistics import collect
 from modelpress_runner.stages.prune import steps
 
 MODULES = {

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner.context import StageContext, Training, Transform
+from modelpress_runner.edits.cuts import read, replay, write
 from modelpress_runner.errors import CompressionError, InvalidSpecError
-from modelpress_runner.methods.prune.masks import apply_masks
-from modelpress_runner.speedup.recipe import read, replay, write
+from modelpress_runner.methods.context import StageContext, Transform
+from modelpress_runner.methods.prune.round import apply_masks
 from modelpress_runner.stages.prune import steps
+from modelpress_runner.training.step import Training
 
 
 def local(model: nn.Module) -> nn.Module:
@@ -445,7 +446,7 @@ def test_the_shrunk_model_exports_and_trains() -> None:
 
 def test_an_importable_model_takes_one_child_for_the_whole_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rounds and the shrink ask once, in another process, and nothing needs a note."""
-    from modelpress_runner.speedup import plan
+    from modelpress_runner.dependency import analyse as plan
 
     asked: list[int] = []
     ask = plan.forked.ask

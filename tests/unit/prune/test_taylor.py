@@ -8,14 +8,14 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Prune, Stage
-from modelpress_runner.context import StageContext, Transform
-from modelpress_runner.engine import run_stages
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import CompressionError, InvalidSpecError
-from modelpress_runner.methods.prune.collect import collect
+from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.selection import select
+from modelpress_runner.methods.prune.statistics import collect
+from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.stages.prune import steps
-from modelpress_runner.stopping import Stopped
-from modelpress_runner.subject import CompressionModule, Subject, subject_of
+from modelpress_runner.subject.subject import CompressionModule, Subject, subject_of
 
 FIRST, SECOND = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 0.0]])
 

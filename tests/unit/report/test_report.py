@@ -14,11 +14,11 @@ import pytest
 
 from modelpress.api.v1alpha1 import Constraint, Objective
 from modelpress.result import RunRecord
+from modelpress.results.report import Frame, ReportError, refresh, render, standing_frame
+from modelpress.results.report.plot import plot
+from modelpress.results.trials import Trial, read_trials
 from modelpress.store import layout, manifest, open_store
 from modelpress.store.manifest import Manifest, RunMetrics
-from modelpress_runner.report import Frame, ReportError, refresh, render, standing_frame
-from modelpress_runner.report.plot import plot
-from modelpress_runner.sweep_trials import Trial, read_trials
 
 DENSE = {"default": 0.9, "macs": 1000.0}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpress_runner.report.scale import Scale
+from modelpress.results.report.scale import Scale
 
 
 def test_even_ticks() -> None:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from modelpress_runner.dependency import fork as forked
+from modelpress_runner.dependency.analyse import find_coupling
+from modelpress_runner.dependency.trace_graph import couple
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.speedup import forked
-from modelpress_runner.speedup.child import couple
-from modelpress_runner.speedup.plan import find_coupling
 
 pytestmark = pytest.mark.skipif(not forked.possible(), reason="needs Linux, before CUDA is used")
 
@@ -115,7 +115,7 @@ def test_a_killed_parent_takes_its_child_along() -> None:
     """SIGKILL to the parent ends the child too: the pipe that both hold is closed."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import prune_zoo\n"
-        "from modelpress_runner.speedup.plan import find_coupling\n"
+        "from modelpress_runner.dependency.analyse import find_coupling\n"
         "print('ready', flush=True)\n"
         "find_coupling(prune_zoo.Hanging(), torch.ones(prune_zoo.IMAGE), 600)\n"
     )

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+from modelpress_runner.dependency import analyse as plan
+from modelpress_runner.dependency.analyse import find_coupling
+from modelpress_runner.dependency.trace_graph import couple
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.speedup import plan
-from modelpress_runner.speedup.child import couple
-from modelpress_runner.speedup.plan import find_coupling
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +224,8 @@ def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
     (folder / "question.json").write_text(json.dumps(question))
     ready, started = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, "-m", "modelpress_runner.speedup.child", str(folder), str(started)], pass_fds=(started,)
+        [sys.executable, "-m", "modelpress_runner.dependency.trace_graph", str(folder), str(started)],
+        pass_fds=(started,),
     )
     os.close(started)
     with os.fdopen(ready, "rb") as pipe:

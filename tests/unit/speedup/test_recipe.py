@@ -7,9 +7,8 @@ import json
 import pytest
 from torch import nn
 
-from modelpress_runner.context import Cut
+from modelpress_runner.edits.cuts import Cut, read, replay, write
 from modelpress_runner.errors import ArtifactError, InvalidModelError
-from modelpress_runner.speedup.recipe import read, replay, write
 
 
 def test_cuts_survive_json() -> None:

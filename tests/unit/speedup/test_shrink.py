@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modelpress_runner.context import Cut
+from modelpress_runner.dependency.groups import Coupling
+from modelpress_runner.dependency.prove import prove
+from modelpress_runner.dependency.trace_graph import couple
+from modelpress_runner.edits.axes import axis_of
+from modelpress_runner.edits.cuts import Cut, read, replay, write
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.methods.prune.masks import apply_masks, removed_units
-from modelpress_runner.speedup.axes import axis_of
-from modelpress_runner.speedup.child import couple
-from modelpress_runner.speedup.coupling import Coupling
-from modelpress_runner.speedup.prove import prove
-from modelpress_runner.speedup.recipe import read, replay, write
+from modelpress_runner.methods.prune.round import apply_masks, removed_units
 
 
 def removable(coupling: Coupling) -> list[tuple[int, ...]]:

@@ -13,9 +13,9 @@ import pytest
 from modelpress.api.v1alpha1 import CompressionJobSpec, reasons
 from modelpress.request import RunRequest, TrialIdentity
 from modelpress.result import RunRecord, RunResult
+from modelpress.results.collect import collect
 from modelpress.store import ArtifactStore, StoreError, manifest, open_store
 from modelpress.store.manifest import FileEntry, Manifest, ManifestError, RunMetrics
-from modelpress_runner.collect import collect
 
 ROOT = "default/sweep-01234567"
 PREFIX = f"{ROOT}/trials/00007"
@@ -210,5 +210,5 @@ def test_collecting_needs_no_right_to_write(store: ArtifactStore, caplog: pytest
 
 def test_collecting_and_publishing_load_no_torch() -> None:
     """Both run in short Jobs without a GPU, so they start fast."""
-    code = "import sys, modelpress_runner.collect, modelpress_runner.publish; print('torch' in sys.modules)"
+    code = "import sys, modelpress.results.collect, modelpress.results.publish; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from modelpress.api.v1alpha1 import CompressionJobSpec, reasons
 from modelpress.request import PublishRequest, RunRequest, trial_prefix
 from modelpress.result import RunRecord, RunResult
+from modelpress.results.errors import InvalidRequestError, ResultsError
+from modelpress.results.publish import publish
 from modelpress.store import ArtifactStore, ObjectInfo, manifest, open_store
 from modelpress.store.manifest import FileEntry, Manifest, RunMetrics
-from modelpress_runner.errors import ArtifactError, InvalidSpecError
-from modelpress_runner.publish import publish
 
 ROOT = "default/sweep-01234567"
 
@@ -303,20 +303,20 @@ def test_a_best_trial_that_cannot_be_published(store: ArtifactStore) -> None:
     succeeded(store, 0)
     publish(to_publish(0), store)
     before = everything(store)
-    with pytest.raises(ArtifactError, match=r"trial, 4, cannot be published: there is no .*/00004/manifest\.json"):
+    with pytest.raises(ResultsError, match=r"trial, 4, cannot be published: there is no .*/00004/manifest\.json"):
         publish(to_publish(4), store)
     failed(store, 1)
-    with pytest.raises(ArtifactError, match="the best trial, 1, cannot be published"):
+    with pytest.raises(ResultsError, match="the best trial, 1, cannot be published"):
         publish(to_publish(1), store)
     store.put_bytes(f"{trial_prefix(ROOT, 2)}/manifest.json", b"{}")
-    with pytest.raises(ArtifactError, match=r"the best trial, 2, .*no apiVersion"):
+    with pytest.raises(ResultsError, match=r"the best trial, 2, .*no apiVersion"):
         publish(to_publish(2), store)
     succeeded(store, 3)
     store.put_bytes(f"{trial_prefix(ROOT, 3)}/1-aaaaaaaa/shrink.json", b"[1]")
-    with pytest.raises(ArtifactError, match=r"shrink\.json: it has 3 bytes, where the manifest has 2; restore"):
+    with pytest.raises(ResultsError, match=r"shrink\.json: it has 3 bytes, where the manifest has 2; restore"):
         publish(to_publish(3), store)
     store.delete(f"{trial_prefix(ROOT, 3)}/1-aaaaaaaa/shrink.json")
-    with pytest.raises(ArtifactError, match=r"shrink\.json: it is missing"):
+    with pytest.raises(ResultsError, match=r"shrink\.json: it is missing"):
         publish(to_publish(3), store)
     after = everything(store)
     assert {path: data for path, data in after.items() if path in before} == before
@@ -326,5 +326,5 @@ def test_a_best_trial_that_cannot_be_published(store: ArtifactStore) -> None:
 
 def test_a_request_that_says_not_what(store: ArtifactStore) -> None:
     """A request without its publish part is refused."""
-    with pytest.raises(InvalidSpecError, match="needs to know what"):
+    with pytest.raises(InvalidRequestError, match="needs to know what"):
         publish(to_publish(None).model_copy(update={"publish": None}), store)

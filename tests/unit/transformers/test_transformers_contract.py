@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 import modelpress as mp
-from modelpress_runner.evaluators.testing import EvaluatorContract
+from modelpress_runner.testing.evaluators import EvaluatorContract
 
 
 class Breaking(TrainerCallback):

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError, UserCodeError
-from modelpress_runner.stopping import Stopped
+from modelpress_runner.process.stopping import Stopped
 
 
 def trained(evaluator, model, chunks, total, seed=1):

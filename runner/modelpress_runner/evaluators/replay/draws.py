@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelpress_runner import generators
+from modelpress_runner.runtime import user_rng as generators
 
 _WORDS = 624  # of a Mersenne Twister, and its position behind them
 _BYTES = 4 * (_WORDS + 1)

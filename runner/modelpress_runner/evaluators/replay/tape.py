@@ -1,11 +1,11 @@
 """What a user's training function did, so that it can be called again and go on where a checkpoint was.
 
-The function is called once, for the whole of a training. While it runs, everything that goes through our hands is noted:
-each call of its training step (a checksum of the batch, the loss that it got), each optimizer step, each new scale of
-mixed precision, and what the random number generators were at wherever its own code drew between two of these. To go on
-from a checkpoint the function is called again, with the same seeds. Until the checkpoint's step its training step gives
-back the loss that was noted, without a forward pass, and no optimizer moves anything, so its loaders, loops, schedulers
-and counters go through the same motions in next to no time. Then whoever owns the tape puts the state back, and training
+The function is called once, for the whole of a training. While it runs, what goes through our hands is noted: each call
+of its training step (a checksum of the batch, the loss that it got), each optimizer step, each new scale of mixed
+precision, and what the random number generators were at wherever its own code drew between two of these. To go on from
+a checkpoint the function is called again, with the same seeds. Until the checkpoint's step its training step gives back
+the loss that was noted, without a forward pass, and no optimizer moves anything, so its loaders, loops, schedulers and
+counters go through the same motions in next to no time. Then whoever owns the tape puts the state back, and training
 goes on. Another batch, another order or another draw than was noted ends the replay (Diverged): nothing is ever
 continued that is not the same training.
 
@@ -25,11 +25,11 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from modelpress_runner.evaluators.steps import around, stepped_within
-from modelpress_runner.stopping import Stopped
+from modelpress_runner.evaluators.optimizer_hooks import around, stepped_within
 from modelpress_runner.evaluators.replay import looks
 from modelpress_runner.evaluators.replay.draws import Draws, changed, checksum
 from modelpress_runner.evaluators.replay.recorded import Recorded, digest
+from modelpress_runner.process.stopping import Stopped
 
 MOST_LOOKS = 10  # that are kept whatever the training's length; besides, one for every so many steps
 STEPS_PER_LOOK = 10
@@ -267,8 +267,8 @@ class Tape:
     def _foreign(self, optimizer: Any, *args: Any) -> None:
         if id(optimizer) not in self._known and not self._inside:
             self.close(
-                f"training_func steps a {type(optimizer).__name__} of its own, whose state is in no checkpoint; give it "
-                "to the evaluator"
+                f"training_func steps a {type(optimizer).__name__} of its own, whose state is in no checkpoint; give "
+                "it to the evaluator"
             )
 
     # Mixed precision --------------------------------------------------------------------------------------------------
@@ -453,4 +453,3 @@ def _set_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     for name, value in weights.items():
         if name in named and named[name].shape == value.shape:
             named[name].data.copy_(value)
-

@@ -15,7 +15,7 @@ from modelpress.api.v1alpha1.huggingface import TEXT_COLUMNS
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.huggingface.source import Pretrained
-from modelpress_runner.rows import Rows
+from modelpress_runner.inputs.rows import Rows
 
 Batch = dict[str, Any]
 IGNORED = -100  # label of a place that counts neither in the loss nor in the score

@@ -12,7 +12,7 @@ from torch import nn
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.huggingface.tasks.base import Batch, TextTask, forward
-from modelpress_runner.rows import Rows
+from modelpress_runner.inputs.rows import Rows
 
 _MOST = 700.0  # exp of more is infinite, and a score must be finite
 

@@ -11,7 +11,7 @@ from torch import nn
 from modelpress.api.v1alpha1.huggingface import PAIR_COLUMN
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.huggingface.tasks.base import Batch, TextTask, forward
-from modelpress_runner.rows import Rows
+from modelpress_runner.inputs.rows import Rows
 
 SCALE = 20.0  # of cosine similarities in the loss, as sentence-transformers has it
 

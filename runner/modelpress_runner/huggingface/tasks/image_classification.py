@@ -11,7 +11,7 @@ from torch import nn
 
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.huggingface.tasks.base import Batch, Task, forward, label_ids, score_classes
-from modelpress_runner.rows import Rows
+from modelpress_runner.inputs.rows import Rows
 
 
 class ImageClassification(Task):

@@ -20,7 +20,7 @@ from modelpress_runner.huggingface.tasks.base import (
     forward,
     label_ids,
 )
-from modelpress_runner.rows import Rows
+from modelpress_runner.inputs.rows import Rows
 
 log = logging.getLogger("modelpress")
 

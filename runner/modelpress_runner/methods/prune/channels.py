@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.speedup.axes import module_axis
+from modelpress_runner.edits.axes import module_axis
 
 # Types whose output channels can be scored and physically removed.
 CHANNEL_TYPES = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from modelpress_runner.methods.prune.l1 import L1
-from modelpress_runner.methods.prune.l2 import L2
-from modelpress_runner.methods.prune.level import Level
 from modelpress_runner.methods.prune.protocol import PruneMethod
-from modelpress_runner.methods.prune.random import Random
-from modelpress_runner.methods.prune.taylor import Taylor
+from modelpress_runner.methods.prune.scores.l1 import L1
+from modelpress_runner.methods.prune.scores.l2 import L2
+from modelpress_runner.methods.prune.scores.level import Level
+from modelpress_runner.methods.prune.scores.random import Random
+from modelpress_runner.methods.prune.scores.taylor import Taylor
 
 METHODS: dict[str, PruneMethod] = {method.name: method for method in (Level(), L1(), L2(), Random(), Taylor())}
 

@@ -1,0 +1,44 @@
+"""The kinds of stages that a recipe may hold, by the name of their block.
+
+A further kind is one object: `register(MyRules())`, in a module that an entry point of the group `modelpress.plugins`
+names, so that every process of modelpress loads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelpress.api.v1alpha1 import Stage
+
+from .base import StageRules
+from .finetune import FinetuneRules
+from .prune import PruneRules
+
+_KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in (PruneRules(), FinetuneRules())}
+
+
+def rules(name: str) -> StageRules[Any]:
+    """What is known of the kind of stage whose block is called `name`; KeyError if there is none."""
+    return _KINDS[name]
+
+
+def kinds() -> tuple[str, ...]:
+    """The names of all kinds, shipped ones first."""
+    return tuple(_KINDS)
+
+
+def register(kind: StageRules[Any]) -> None:
+    """Makes a further kind of stage known: recipes may hold its block from now on.
+
+    Raises:
+        ValueError: there is another kind of this name.
+    """
+    if kind.name in _KINDS:
+        if type(_KINDS[kind.name]) is type(kind):
+            return
+        raise ValueError(f"there is a kind of stage called {kind.name!r} already")
+    Stage.add_method(kind.name, kind.block)
+    _KINDS[kind.name] = kind
+
+
+__all__ = ["StageRules", "kinds", "register", "rules"]

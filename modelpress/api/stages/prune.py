@@ -1,0 +1,201 @@
+"""The prune stage: what can be wrong with its entries, schedules and algorithms."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modelpress.api.errors import Problem
+from modelpress.api.v1alpha1 import DATA_DRIVEN, ConfigEntry, EntrySchedule, Prune
+
+from .base import StageRules
+
+# Algorithms that remove whole channels, which a speed-up can cut out.
+STRUCTURED = ("l1", "l2", "random", "taylor")
+
+
+class PruneRules(StageRules[Prune]):
+    """Removes weights or channels."""
+
+    name = "prune"
+    block = Prune
+    runner = "modelpress_runner.stages.prune:KIND"
+
+    def problems(self, block: Prune, path: str) -> Iterator[Problem]:
+        """Entries, schedules and algorithms that do not go together."""
+        yield from _prune_problems(block, path)
+
+    def problems_in_loop(self, block: Prune, path: str) -> Iterator[Problem]:
+        """Schedules must count steps, and nothing is trained between rounds."""
+        yield from _collecting(block, path)
+        for schedule, where in _schedules(block, path):
+            yield from _in_loop(schedule, where)
+        if block.schedule.train is not None:
+            message = "the script trains in a loop of its own, so there is nothing to train between rounds"
+            yield Problem(f"{path}.schedule.train", message, "remove it")
+
+    def problems_outside(self, block: Prune, path: str) -> Iterator[Problem]:
+        """Schedules must count rounds."""
+        for schedule, where in _schedules(block, path):
+            yield from _outside(schedule, where)
+
+    def training(self, block: Prune) -> Iterator[str]:
+        """Training between rounds."""
+        if block.schedule.train is not None:
+            yield ".schedule.train"
+
+    def shrinking(self, block: Prune) -> Iterator[str]:
+        """The speed-up."""
+        if block.speedup:
+            yield ".speedup"
+
+    def sentence(self, block: Mapping[str, Any]) -> str:
+        """By which algorithm, to which sparsities."""
+        shares = {entry.get("sparsity", block.get("sparsity")) for entry in block.get("configList", [])} - {None}
+        amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
+        return f"pruned with {block.get('algorithm', 'l1')}{amount}"
+
+
+def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    entries = [(index, entry) for index, entry in enumerate(prune.config_list) if not entry.exclude]
+    for index, entry in enumerate(prune.config_list):
+        yield from _selector_problems(entry, f"{path}.configList[{index}]")
+    if not entries:
+        yield Problem(
+            f"{path}.configList", "every entry excludes, so nothing is pruned", "add an entry with a sparsity"
+        )
+        return
+    for index, entry in entries:
+        where = f"{path}.configList[{index}]"
+        if not any(other.sparsity is not None for _, other in entries if _may_overlap(entry, other)) and (
+            prune.sparsity is None
+        ):
+            yield Problem(f"{where}.sparsity", "nothing says how much to prune", "add sparsity here or to prune")
+        yield from _schedule_problems(prune, entry, where, path)
+    algorithms = {entry.algorithm or prune.algorithm for _, entry in entries}
+    if prune.scores is not None and not algorithms & DATA_DRIVEN:
+        listed = ", ".join(sorted(algorithms))
+        message = f"{listed} needs no data, so there are no scores to collect"
+        yield Problem(f"{path}.scores", message, f"remove it, or use {' or '.join(sorted(DATA_DRIVEN))}")
+    if prune.speedup and not algorithms & set(STRUCTURED):
+        listed = ", ".join(sorted(algorithms))
+        message = f"{listed} removes single weights, which leaves nothing to shrink"
+        yield Problem(f"{path}.speedup", message, "write 'speedup: false', or use l1 or l2")
+
+
+def _schedule_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) -> Iterator[Problem]:
+    schedule, at = (entry.schedule, f"{where}.schedule") if entry.schedule else (prune.schedule, f"{path}.schedule")
+    if entry.schedule and entry.schedule.rounds > prune.schedule.rounds:
+        message = f"takes {entry.schedule.rounds} rounds, but the stage has {prune.schedule.rounds}"
+        fix = f"set prune.schedule.rounds to {entry.schedule.rounds}"
+        if prune.schedule.type == "one_shot":
+            fix += " and its type to linear or agp"
+        yield Problem(f"{at}.rounds", message, fix)
+    sparsity = entry.sparsity if entry.sparsity is not None else prune.sparsity
+    if schedule.type == "one_shot":
+        if schedule.initial_sparsity > 0:
+            message = "one_shot prunes at once, so there is no initial sparsity"
+            yield Problem(f"{at}.initialSparsity", message, "set type to linear or agp, or remove it")
+    elif sparsity is not None and schedule.initial_sparsity > sparsity:
+        message = f"{schedule.initial_sparsity:g} is above the sparsity to reach, {sparsity:g}"
+        yield Problem(f"{at}.initialSparsity", message, f"give at most {sparsity:g}")
+
+
+def _selector_problems(entry: ConfigEntry, where: str) -> Iterator[Problem]:
+    for index, name in enumerate(entry.op_types or []):
+        if "." in name:
+            last = name.rpartition(".")[2]
+            message = f"'{name}' is no class name: it has a dot"
+            yield Problem(f"{where}.opTypes[{index}]", message, f"write {last}" if last else "write the class name")
+    for index, pattern in enumerate(entry.op_names_re or []):
+        error = _regex_error(pattern)
+        if error:
+            message = f"'{pattern}' is no regular expression: {error}"
+            yield Problem(f"{where}.opNamesRe[{index}]", message, _regex_fix(pattern))
+
+
+def _regex_error(pattern: str) -> str | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            return str(error)
+    return None
+
+
+def _regex_fix(pattern: str) -> str:
+    if pattern.startswith("*"):
+        return f"write '.{pattern}'"
+    return "correct it, or use opNames for exact names"
+
+
+def _may_overlap(one: ConfigEntry, other: ConfigEntry) -> bool:
+    """Whether a module could be selected by both, as far as can be said without the model."""
+    if one is other:
+        return True
+    types, other_types = set(one.op_types or ()), set(other.op_types or ())
+    if types and other_types and "default" not in types | other_types and not types & other_types:
+        return False
+    if one.op_names is None or other.op_names is None:
+        return True
+    return (
+        any(_selects(other, name) for name in one.op_names)
+        or any(_selects(one, name) for name in other.op_names)
+        or (one.op_names_re is not None and other.op_names_re is not None)
+    )
+
+
+def _selects(entry: ConfigEntry, name: str) -> bool:
+    patterns = [pattern for pattern in entry.op_names_re or () if not _regex_error(pattern)]
+    return name in (entry.op_names or ()) or any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _collecting(prune: Prune, path: str) -> Iterator[Problem]:
+    """What scores by gradients cannot prune before the first step."""
+    for index, entry in enumerate(prune.config_list):
+        algorithm = entry.algorithm or prune.algorithm
+        schedule, where = (
+            (entry.schedule, f"{path}.configList[{index}].schedule")
+            if entry.schedule is not None
+            else (prune.schedule, f"{path}.schedule")
+        )
+        at_once = schedule.type == "one_shot" or schedule.initial_sparsity > 0
+        if not entry.exclude and algorithm in DATA_DRIVEN and at_once and not schedule.start_step:
+            message = f"{algorithm} scores by the gradients of training steps, and at step 0 there were none"
+            yield Problem(f"{where}.startStep", message, "give the number of optimizer steps to wait for, such as 10")
+
+
+def _schedules(prune: Prune, path: str) -> Iterator[tuple[EntrySchedule, str]]:
+    yield prune.schedule, f"{path}.schedule"
+    for index, entry in enumerate(prune.config_list):
+        if entry.schedule is not None:
+            yield entry.schedule, f"{path}.configList[{index}].schedule"
+
+
+def _outside(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
+    for name, alias in (("start_step", "startStep"), ("end_step", "endStep"), ("frequency", "frequency")):
+        if getattr(schedule, name) is not None:
+            message = f"{alias} counts the steps of a training loop of your own, and here there is none"
+            yield Problem(f"{path}.{alias}", message, "use rounds, or give the loop as model.script")
+
+
+def _in_loop(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
+    start, end = schedule.start_step or 0, schedule.end_step
+    if schedule.rounds != 1:
+        message = "a training loop of your own has steps, not rounds"
+        yield Problem(f"{path}.rounds", message, "remove it, and give startStep, endStep and frequency")
+    if schedule.type == "one_shot":
+        if end is not None and end != start:
+            message = f"one_shot reaches its target at startStep ({start}), not at {end}"
+            yield Problem(f"{path}.endStep", message, "remove it, or set type to linear or agp")
+        if schedule.frequency is not None:
+            yield Problem(f"{path}.frequency", "one_shot prunes once", "remove it, or set type to linear or agp")
+    elif end is None:
+        message = f"{schedule.type} needs the step at which the target is reached"
+        yield Problem(f"{path}.endStep", message, "give the number of optimizer steps done by then")
+    elif end <= start:
+        message = f"{end} is not behind startStep ({start})"
+        yield Problem(f"{path}.endStep", message, "raise it, or set type to one_shot")

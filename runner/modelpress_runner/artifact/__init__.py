@@ -1,0 +1,1 @@
+"""The committed folder: written, described, loaded."""

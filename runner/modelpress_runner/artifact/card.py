@@ -1,0 +1,202 @@
+"""README.md of an artefact: the model card that a person reads first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from modelpress.api.stages import rules
+
+# metric -> (label, how it is written)
+_ROWS: dict[str, tuple[str, str]] = {
+    "default": ("Score", "number"),
+    "parameters": ("Parameters", "count"),
+    "nonzeroParameters": ("Nonzero parameters", "count"),
+    "macs": ("MACs (batch 1)", "count"),
+    "sizeBytes": ("Size on disk", "bytes"),
+    "latencyMs": ("Latency", "ms"),
+    "throughput": ("Throughput (rows/s)", "number"),
+    "peakMemoryBytes": ("Peak memory", "bytes"),
+    "sparsity": ("Sparsity", "share"),
+    "compressionRatio": ("Compression ratio", "times"),
+    "speedup": ("Speed-up", "times"),
+}
+
+
+def card(
+    *,
+    name: str,
+    recipe: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    timing: Mapping[str, Any] | None,
+    target: str,
+    files: Sequence[str],
+    portable_reason: str | None,
+    required_imports: Sequence[str],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> str:
+    """The card as Markdown with a YAML front matter; equal arguments give equal text.
+
+    Args:
+        name: of the job.
+        recipe: the stages, as in the spec.
+        metrics: {baseline, compressed} by metric name.
+        timing: `measure.Timed.detail`, if latency was measured.
+        target: the form that size and latency were measured on.
+        files: names of the files beside the card.
+        portable_reason: why there is no program; None: there is one.
+        required_imports: modules to import before the program is opened.
+        versions: of what made it.
+        notes: sentences.
+    """
+    methods = sorted({_method(stage) for stage in recipe})
+    front = {"library_name": "modelpress", "tags": ["modelpress", "model-compression", "pytorch", *methods]}
+    parts = [
+        f"---\n{_yaml(front)}---",
+        f"# {name}",
+        f"A PyTorch model compressed by modelpress: {_summary(recipe)}",
+        "## Before and after",
+        _table(metrics, timing),
+        _measured(target, timing),
+        "## How to load it",
+        _loading(portable_reason, required_imports) + _pretrained(files),
+        "## Recipe",
+        f"```yaml\n{_yaml({'stages': [dict(stage) for stage in recipe]})}```",
+        "## Files",
+        "\n".join(f"- `{file}`: {text}" for file, text in _described(files)),
+        "## Versions",
+        "\n".join(f"- {package} {version}" for package, version in sorted(versions.items())),
+    ]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+_FILES = {
+    "model.pt2": "the program, to be opened without the model's code",
+    "model.safetensors": "the weights",
+    "shrink.json": "which channels of the dense model were kept",
+    "masks.safetensors": "which weights are held at zero (1 = kept)",
+    "transformers/": "the model and its tokenizer or image processor, as save_pretrained of transformers writes them",
+    "metrics.json": "everything that was measured",
+    "job.yaml": "the recipe as a CompressionJob, all values resolved",
+}
+
+
+def _described(files: Sequence[str]) -> list[tuple[str, str]]:
+    """Files with what is in them, in order of their names; those of a folder as one."""
+    known = {name.partition("/")[0] + "/" if "/" in name else name for name in files}
+    return [(name, _FILES.get(name, "a file")) for name in sorted(known)]
+
+
+def _summary(recipe: Sequence[Mapping[str, Any]]) -> str:
+    return ", then ".join(_stage(stage) for stage in recipe) + "."
+
+
+def _method(stage: Mapping[str, Any]) -> str:
+    return next((key for key in stage if key != "name"), "none")
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    method = _method(stage)
+    return rules(method).sentence(stage.get(method) or {})
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _table(metrics: Mapping[str, Any], timing: Mapping[str, Any] | None) -> str:
+    baseline, compressed = metrics.get("baseline") or {}, metrics.get("compressed") or {}
+    names = [name for name in _ROWS if name in baseline or name in compressed]
+    names[1:1] = sorted((baseline.keys() | compressed.keys()) - _ROWS.keys())
+    lines = ["| Metric | Before | After | Change |", "|---|---:|---:|---:|"]
+    for name in names:
+        label, style = _ROWS.get(name, (name, "number"))
+        before, after = baseline.get(name), compressed.get(name)
+        spread = [_spread(timing, side) if name == "latencyMs" else "" for side in ("dense", "compressed")]
+        lines.append(
+            f"| {label} | {_write(before, style)}{spread[0]} | {_write(after, style)}{spread[1]} "
+            f"| {_change(before, after, style)} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(timing: Mapping[str, Any] | None, side: str) -> str:
+    found = (timing or {}).get(side)
+    return f" (p10 {found['p10Ms']:.3g}, p90 {found['p90Ms']:.3g})" if found else ""
+
+
+def _write(value: float | None, style: str) -> str:
+    if value is None:
+        return "-"
+    if style == "count":
+        return f"{value:,.0f}"
+    if style == "bytes":
+        unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1)) if value >= s or s == 1)
+        return f"{value / size:,.0f} B" if unit == "B" else f"{value / size:.2f} {unit}"
+    if style == "ms":
+        return f"{value:.3g} ms"
+    if style == "share":
+        return f"{value:.1%}"
+    if style == "times":
+        return f"{value:.2f}x"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _change(before: float | None, after: float | None, style: str) -> str:
+    if before is None or after is None or style in ("share", "times"):
+        return ""
+    return f"{(after - before) / abs(before):+.1%}" if before else ""
+
+
+def _measured(target: str, timing: Mapping[str, Any] | None) -> str:
+    form = {
+        "eager": "the module in memory (its size: model.safetensors)",
+        "pt2": "the program, model.pt2",
+        "transformers": "the model as transformers reads the folder transformers (its size: model.safetensors there)",
+    }
+    text = f"Measured on {form.get(target, target)}."
+    if timing:
+        text += (
+            f" Latency is the median of {_counted(timing['dense']['iterations'], 'call')} of each model in turn, "
+            f"with a batch of {timing['batchSize']} on {_counted(timing['threads'], 'CPU thread')}; it holds for the "
+            "machine it was measured on."
+        )
+    return text + " MACs are those of one row."
+
+
+def _loading(portable_reason: str | None, required_imports: Sequence[str]) -> str:
+    imports = "".join(f"import {module}\n" for module in required_imports)
+    into = (
+        "As the module it was made from, to prune it again or change its code (`build_model` is yours, and gives the "
+        "dense model):\n\n"
+        "```python\nimport modelpress as mp\n\nmodel = mp.load(uri, into=build_model())\n```"
+    )
+    if portable_reason is not None:
+        return f"There is no program: {portable_reason}.\n\n{into}"
+    return (
+        "As a program, without the code of the model. It runs, takes any batch size, switches with `train()` and "
+        "`eval()`, and can be finetuned:\n\n"
+        f"```python\n{imports}import modelpress as mp\n\nmodel = mp.load(uri)  # the folder with manifest.json\n```\n\n"
+        f"{into}"
+    )
+
+
+def _pretrained(files: Sequence[str]) -> str:
+    """How to load the layout of transformers, where it is among the files."""
+    if not any(name.startswith("transformers/") for name in files):
+        return ""
+    return (
+        "\n\nAs a transformers model, from the folder `transformers` beside this file. It was read back when it was "
+        "written, and gave the same outputs:\n\n"
+        "```python\nfrom transformers import AutoModel  # or the class of its task\n\n"
+        'model = AutoModel.from_pretrained("transformers")\n```'
+    )
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=False, allow_unicode=True, width=100)

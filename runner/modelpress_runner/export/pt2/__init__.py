@@ -1,0 +1,1 @@
+"""Programs without pickle: model.pt2."""

@@ -1,0 +1,353 @@
+"""The first form of a model: model.pt2, a program that runs without the code it came from.
+
+The batch (dimension 0 of the inputs) stays free. A model whose batch cannot be free is not portable: a program that
+fails on the last, smaller batch of a data set would be worse than none. The file holds two graphs, one traced in eval
+and one in train mode, over one set of weights, stored once; train and eval differ in more than dropout and BatchNorm
+(stochastic depth, auxiliary outputs, attention), so both are traced and none is rewritten. Its parts are those of a PT2
+archive, and `torch.export.load` of torch reads it too, with the eval graph as the program.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+
+from modelpress_runner.errors import ArtifactError, first_line
+from modelpress_runner.export.pt2 import graphcheck
+from modelpress_runner.export.pt2.archive import (
+    EVAL,
+    HEADER,
+    TRAIN,
+    Archive,
+    open_archive,
+    torch_archive,
+    write_archive,
+)
+from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_output, prove, train_difference
+from modelpress_runner.export.pt2.module import Program
+from modelpress_runner.export.pt2.quiet import quiet
+from modelpress_runner.export.pt2.tensors import Payloads, check_sizes, filled
+from modelpress_runner.runtime.example_inputs import as_call, is_batched, map_tensors, on_device, tensors, with_batch
+from modelpress_runner.runtime.preserve import untouched
+
+VERSION = 1
+_EXPORT_BATCH = 2  # with a batch of 1 torch takes the dimension for a constant
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is worth knowing about a program that was written."""
+
+    trainable: bool
+    notes: list[str] = field(default_factory=list)
+    required_imports: list[str] = field(default_factory=list)
+
+
+def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
+    """Writes `model` as a program and proves it.
+
+    The file is opened again and must give what the model gives, for batches of 1, 2 and 3 in eval mode, and for one
+    step in train mode with the same random numbers, buffers included. The model, its modes and the random number
+    generators are left as they were. Same model, same bytes.
+
+    Args:
+        model: any module; what is not on the CPU is copied there.
+        dummy_input: example inputs, see `benchmark.inputs`.
+        path: of the file, ending in .pt2.
+
+    Raises:
+        NotPortableError: the model cannot be exported with a free batch, needs a pickle, or differs from the program.
+        InvalidModelError: `dummy_input` is not one.
+    """
+    as_call(dummy_input)
+    path = Path(path)
+    model, dummy_input = _on_cpu(model), on_device(dummy_input, "cpu")
+    try:
+        with untouched(model), quiet():
+            _check_tensors(model)
+            return _export(model, dummy_input, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def open_program(path: Path) -> Program:
+    """Opens a program, in eval mode, on the CPU.
+
+    Nothing in the file is run, evaluated or unpickled: it is checked in full before torch reads any of it, see
+    `archive` and `graphcheck`.
+
+    Raises:
+        ArtifactError: the file is damaged, holds what no program holds, needs a newer torch or operators of a package
+            that is not imported.
+    """
+    path = Path(path)
+    with open_archive(path) as archive:
+        header = _header(archive)
+        weights = archive.json(f"data/weights/{EVAL}_weights_config.json")
+        graphcheck.check_payload(weights, "weights", "weight")
+        check_sizes(archive, weights, "weights")
+        programs: dict[str, ExportedProgram] = {}
+        constants: dict[str, dict[str, torch.Tensor]] = {}
+        for name in (EVAL, TRAIN) if header["train"] == "own" else (EVAL,):
+            if archive.json(f"data/weights/{name}_weights_config.json") != weights:
+                raise ArtifactError(
+                    f"{path.name} is damaged (its programs differ in weights); fetch the artefact again"
+                )
+            listing = archive.json(f"data/constants/{name}_constants_config.json")
+            graphcheck.check_payload(listing, f"{name} constants", "tensor")
+            check_sizes(archive, listing, "constants")
+            document = archive.json(f"models/{name}.json")
+            graphcheck.check_program(document, name)
+            _check_imports(document, header)
+            programs[name] = _load(torch_archive(document, weights, listing), path)
+            constants[name] = filled(archive, programs[name].constants, listing, "constants")
+        state = filled(archive, programs[EVAL].state_dict, weights, "weights")
+    no_training = header["reason"] if header["train"] == "none" else None
+    try:
+        return Program(
+            programs[EVAL], programs.get(TRAIN), state, constants[EVAL], constants.get(TRAIN, {}), no_training
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path.name} is damaged ({first_line(error)}); fetch the artefact again") from error
+
+
+def describe(path: Path) -> Exported:
+    """What is known of a program that was written, without opening it.
+
+    Raises:
+        ArtifactError: it is none.
+    """
+    with open_archive(Path(path)) as archive:
+        header = _header(archive)
+    return _exported(header["reason"], sorted(set(header["packages"].values())))
+
+
+def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
+    evaluated = _trace(model, dummy_input, training=False)
+    reason: str | None = None
+    trained: ExportedProgram | None = None
+    try:
+        trained = _trace(model, dummy_input, training=True)
+    except NotPortableError as error:
+        reason = error.reason
+    written = _write(path, evaluated, trained, reason)
+    program = _opened(path)
+    prove(model, program, dummy_input)
+    if reason is None:
+        reason = train_difference(model, program, dummy_input)
+        if reason is not None:
+            _write(path, evaluated, None, reason)
+    return _exported(reason, written)
+
+
+def _exported(reason: str | None, required_imports: list[str]) -> Exported:
+    notes = [] if reason is None else [f"The program runs in eval mode only: {reason}."]
+    return Exported(trainable=reason is None, notes=notes, required_imports=required_imports)
+
+
+def _opened(path: Path) -> Program:
+    try:
+        return open_program(path)
+    except ArtifactError as error:
+        raise NotPortableError(str(error).partition(";")[0]) from error
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    held = [*model.parameters(), *model.buffers()]
+    return model if all(tensor.device.type == "cpu" for tensor in held) else copy.deepcopy(model).cpu()
+
+
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        held = tensor.data
+        if type(held) is not torch.Tensor or held.layout != torch.strided or held.is_quantized:
+            kind = str(held.layout) if type(held) is torch.Tensor else type(held).__name__
+            raise NotPortableError(f"{name} is a {kind}; only plain, dense tensors are written without a pickle")
+
+
+def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedProgram:
+    batched = map_tensors(with_batch(dummy_input, _EXPORT_BATCH), lambda tensor: tensor.clone())
+    args, kwargs = as_call(batched)
+    shapes = ShapesCollection()
+    free = [tensor for tensor in tensors(batched) if is_batched(tensor, _EXPORT_BATCH)]
+    if not free:
+        raise NotPortableError("no tensor in dummy_input has a batch dimension")
+    for tensor in free:
+        shapes[tensor] = {0: Dim.DYNAMIC}
+    model.train(training)
+    hook = model.register_forward_hook(lambda module, inputs, output: plain_output(output))
+    try:
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except NotPortableError:
+        raise
+    except Exception as error:
+        raise NotPortableError(_reason(error)) from error
+    finally:
+        hook.remove()
+        model.eval()
+    for limits in program.range_constraints.values():
+        if limits.lower > _EXPORT_BATCH or limits.upper < 2**31:
+            raise NotPortableError(f"it takes only batches of {limits.lower} to {limits.upper}")
+    return program
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    fixed = re.search(r"You marked L\['?([\w.]+)'?\]\S* as dynamic but your code specialized it to be a constant", text)
+    if fixed:
+        return f"its code fixes the batch size of the input {fixed.group(1)!r}; use -1 or x.shape[0] for it"
+    shape = re.search(r"shape '[^']*' is invalid for input of size .*s\d+", text)
+    if shape:
+        return f"its code fixes the batch size ({shape.group()}); use -1 or x.shape[0] for it"
+    where = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(\S[^\n]*)', text)
+    own = [place for place in where if "/site-packages/" not in place[0]]
+    reason = first_line(error).rstrip(".;")
+    if own:
+        file, line, code = own[-1]
+        reason = f"{reason} (line {line} of {Path(file).name}: {code.strip()[:96]})"
+    return reason
+
+
+def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | None, reason: str | None) -> list[str]:
+    documents: dict[str, Any] = {}
+    payloads = Payloads()
+    weights = payloads.add(evaluated.state_dict, "weight")
+    train_document = None if trained is None else _document(trained)
+    eval_document = _document(evaluated)
+    same = trained is not None and train_document == eval_document and not trained.constants
+    programs = {EVAL: (evaluated, eval_document)}
+    if trained is not None and not same:
+        programs[TRAIN] = (trained, train_document)
+    for name, (program, document) in programs.items():
+        documents[f"models/{name}.json"] = document
+        documents[f"data/weights/{name}_weights_config.json"] = weights
+        documents[f"data/constants/{name}_constants_config.json"] = payloads.add(program.constants, "tensor")
+        payloads.entries[f"data/sample_inputs/{name}.pt"] = b""  # other readers expect the entry
+    packages = {
+        operator: _package(operator)
+        for _, document in programs.values()
+        for operator in sorted(graphcheck.operators(document))
+        if operator.partition(".")[0] not in graphcheck.BUILTIN_NAMESPACES
+    }
+    documents[HEADER] = {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "train": "none" if reason is not None else "same" if same else "own",
+        "reason": reason,
+        "packages": packages,
+    }
+    write_archive(path, documents, payloads.entries)
+    return sorted(set(packages.values()))
+
+
+def _document(program: ExportedProgram) -> Any:
+    """The graph as torch writes it, without what tells of the machine that wrote it (paths, stack traces)."""
+    slim = copy.copy(program)
+    slim.example_inputs = None
+    slim._state_dict = {name: _no_numbers(tensor) for name, tensor in program.state_dict.items()}
+    slim._constants = {name: _no_numbers(tensor) for name, tensor in program.constants.items()}
+    buffer = io.BytesIO()
+    try:
+        torch.export.save(slim, buffer)
+    except Exception as error:
+        raise NotPortableError(f"its graph cannot be written: {first_line(error)}") from error
+    with zipfile.ZipFile(buffer) as written:
+        found = [name for name in written.namelist() if name.endswith(f"/models/{EVAL}.json")]
+        document = json.loads(written.read(found[0]))
+    document["guards_code"] = []  # code; what it says is proven by running the program instead
+    return _without_metadata(document)
+
+
+def _no_numbers(value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise NotPortableError(f"it holds an object of the type {type(value).__name__}, which only a pickle could keep")
+    empty = torch.empty(0, dtype=value.dtype)
+    return nn.Parameter(empty, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else empty
+
+
+def _without_metadata(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: {} if key == "metadata" else _without_metadata(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_metadata(item) for item in value]
+    return value
+
+
+def _package(operator: str) -> str:
+    """The module whose import registers an operator; its namespace where that cannot be told."""
+    namespace, name = operator.split(".")[:2]
+    from torch._library.custom_ops import OPDEFS
+
+    definition = OPDEFS.get(f"{namespace}::{name}")
+    module = getattr(getattr(definition, "_init_fn", None), "__module__", None)
+    if module is None or module == "__main__":
+        return namespace
+    return str(module)
+
+
+def _header(archive: Archive) -> dict[str, Any]:
+    header = archive.json(HEADER)
+    damaged = ArtifactError(f"{archive.path.name} is damaged ({HEADER}); fetch the artefact again")
+    if not isinstance(header, dict):
+        raise damaged
+    if header.get("version") != VERSION:
+        raise ArtifactError(
+            f"{archive.path.name} is of version {str(header.get('version'))[:16]}, this modelpress reads {VERSION}; "
+            "use the modelpress that wrote it"
+        )
+    texts = [header.get("torch"), header.get("reason") or "", *_pairs(header.get("packages"))]
+    if header.get("train") not in ("own", "same", "none") or any(not isinstance(text, str) for text in texts):
+        raise damaged
+    written, here = _release(header["torch"]), _release(torch.__version__)
+    if written > here:
+        raise ArtifactError(
+            f"{archive.path.name} was written with torch {header['torch'][:32]} and this is torch {torch.__version__}; "
+            f"install torch {'.'.join(str(part) for part in written)} or later"
+        )
+    return header
+
+
+def _pairs(packages: Any) -> list[Any]:
+    return [*packages.keys(), *packages.values()] if isinstance(packages, dict) else [None]
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
+
+
+def _check_imports(document: Any, header: Mapping[str, Any]) -> None:
+    missing = sorted(graphcheck.missing_operators(document))
+    if not missing:
+        return
+    packages = sorted({header["packages"].get(name, name.partition(".")[0]) for name in missing})
+    known = [name for name in packages if name != "aten"]
+    if not known:
+        raise ArtifactError(
+            f"the program needs the operator {missing[0]}, which torch {torch.__version__} does not have"
+        )
+    raise ArtifactError(
+        f"the program needs the operator {missing[0]} of {known[0]}; run 'import {', '.join(known)}' before loading it"
+    )
+
+
+def _load(buffer: io.BytesIO, path: Path) -> ExportedProgram:
+    try:
+        with quiet():
+            return torch.export.load(buffer)
+    except Exception as error:
+        raise ArtifactError(
+            f"{path.name} cannot be read by torch {torch.__version__} ({first_line(error)}); fetch the artefact again, "
+            "or use the torch that its README.md names"
+        ) from error

@@ -1,0 +1,1 @@
+"""Compression inside the user's own process: compress, prepare_compression, report."""

@@ -1,0 +1,228 @@
+"""mp.compress: the recipe of a CompressionJob on a model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modelpress.api.errors import SpecError
+from modelpress.api.load import load_dict
+from modelpress.api.semantic import job_problems
+from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, CompressionJobSpec
+from modelpress_runner.artifact.identity import checkpoint_identity
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
+from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.run import Outcome, run_stages
+from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.evaluators.ddp import inner
+from modelpress_runner.export.state import state_digest
+from modelpress_runner.in_process.reporting import reporting
+from modelpress_runner.measure.measuring import Measured, Measuring
+from modelpress_runner.process.progress import Report, silent
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import user_rng as generators
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.participants import check_masks
+
+_ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+@dataclass
+class CompressionResult:
+    """What mp.compress gives.
+
+    Attributes:
+        model: the compressed model.
+        metrics: {"baseline": {...}, "compressed": {...}, "stages": [...]}, by metric name.
+        masks: {"conv1": {"weight": tensor}} for what is masked and not cut away: 1 = kept, shaped like the parameter.
+        cuts: what was cut away, against the dense model, in order of replay.
+        notes: remarks.
+    """
+
+    model: nn.Module
+    metrics: dict[str, Any]
+    masks: Masks
+    cuts: list[Cut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _spec: CompressionJobSpec | None = field(default=None, repr=False)
+    _dummy_input: Any = field(default=None, repr=False)
+
+    def save(self, uri: str | Path) -> str:
+        """Writes the artefact: weights, shrink.json, program where it exports, card, manifest.json last.
+
+        Args:
+            uri: a folder or an object store's folder; mp.load opens it again.
+
+        Returns:
+            The URI.
+
+        Raises:
+            ArtifactError: another artefact is there already.
+            CompressionError: the model was trained further, and pruned weights are not zero any more.
+            StoreError: the store refused or failed.
+        """
+        from modelpress_runner.artifact import files as artifact
+
+        check_masks(self.model, self.masks, "further training")
+
+        assert self._spec is not None
+        saved = artifact.save(
+            str(uri),
+            model=self.model,
+            dummy_input=self._dummy_input,
+            cuts=self.cuts,
+            masks=self.masks,
+            metrics=self.metrics,
+            spec=self._spec,
+            stages=self.metrics["stages"],
+            notes=self.notes,
+            timing=self.metrics.get("timing"),
+        )
+        return saved.uri
+
+
+def compress(
+    model: nn.Module,
+    stages: Sequence[Mapping[str, Any] | ApiModel],
+    evaluator: Any = None,
+    dummy_input: Any = None,
+    *,
+    seed: int = 0,
+    target: Mapping[str, Any] | ApiModel | None = None,
+    benchmark: Mapping[str, Any] | ApiModel | None = None,
+    checkpoint: str | Path | None = None,
+    report: Report = silent,
+) -> CompressionResult:
+    """Compresses a copy of `model`; the model, its optimizers and the random numbers of the process stay as they were.
+
+    Args:
+        model: the dense model; it is taken out of DistributedDataParallel.
+        stages: the recipe, as under `stages` of a CompressionJob; snake_case and older tools' spellings are fine.
+        evaluator: a TorchEvaluator or another Evaluator, or a function model -> number; none: nothing trains or scores.
+        dummy_input: an example input, batch first; else the evaluator's.
+        seed: equal seeds give equal results.
+        target: {"format": "eager" | "pt2"}: the form that the score and the size are taken of.
+        benchmark: {"warmup": ..., "iterations": ..., ...}: times dense and compressed model; none: nothing is timed.
+        checkpoint: URI of a folder for checkpoints. A call that was cut short goes on from there when it is repeated
+            with the same model, recipe and seed.
+        report: gets progress events, and what the user's code gives to mp.report.
+
+    Raises:
+        SpecError: the recipe is not valid.
+        RunnerError: it does not fit the model, a method failed, or the user's code raised; see its subclasses.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidModelError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
+    model = inner(model)
+    spec = recipe({"entrypoint": _entrypoint(model)}, stages, seed, target, benchmark)
+    subject = Subject(model, evaluator, dummy_input)
+    given = subject.evaluator
+    if given is not None:
+        given.resolve(model)
+    subject.model = copied(model)
+    store = _checkpoints(checkpoint, spec, model)
+    with seeding.aside(), reporting(report) as events, contextlib.ExitStack() as cleanup:
+        if given is not None:
+            cleanup.callback(given.unbind)
+            cleanup.callback(generators.restore, given.user_objects(), generators.save(given.user_objects()))
+        measuring = Measuring(spec, subject, timed=benchmark is not None)
+        baseline = measuring.dense(model)
+        # A score between the stages costs a pass over the data: only where somebody sees it.
+        shown = report is not silent
+        outcome = run_stages(subject, spec.stages, seed=seed, checkpointer=store, report=events, scores=shown)
+        with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
+            measured = measuring.compressed(outcome, model, baseline, Path(folder))
+    if store is not None:
+        store.delete()
+    return result_of(outcome, measured, spec, subject)
+
+
+def result_of(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, subject: Subject) -> CompressionResult:
+    """What came out of a recipe, with its measures."""
+    if outcome.stages and measured.score and "score" not in outcome.stages[-1]:
+        outcome.stages[-1]["score"] = measured.score
+    metrics: dict[str, Any] = {
+        "baseline": measured.baseline,
+        "compressed": measured.compressed,
+        "stages": outcome.stages,
+        "training": outcome.training,
+    }
+    if measured.timing:
+        metrics["timing"] = measured.timing
+    return CompressionResult(
+        model=outcome.model,
+        metrics=metrics,
+        masks=outcome.masks,
+        cuts=outcome.cuts,
+        notes=outcome.notes,
+        _spec=spec,
+        _dummy_input=subject.dummy_input,
+    )
+
+
+def recipe(
+    model: Mapping[str, Any],
+    stages: Any,
+    seed: int,
+    target: Mapping[str, Any] | ApiModel | None,
+    benchmark: Mapping[str, Any] | ApiModel | None,
+) -> CompressionJobSpec:
+    """The spec of a recipe that was given in Python, `model` being its block of that name.
+
+    Raises:
+        SpecError: it is not valid.
+    """
+    spec = {
+        "model": dict(model),
+        "stages": [_plain(stage) for stage in stages] if isinstance(stages, Sequence) else stages,
+        "seed": seed,
+        "target": _plain(target),
+        "benchmark": _plain(benchmark),
+    }
+    job = load_dict(
+        {"apiVersion": API_VERSION, "kind": "CompressionJob", "metadata": {"name": "compress"}, "spec": spec},
+        python_spelling=True,
+    )
+    assert isinstance(job, CompressionJob)
+    problems = [problem for problem in job_problems(job.spec) if problem.path.startswith("spec.stages")]
+    if problems:
+        raise SpecError(problems)
+    return job.spec
+
+
+def _entrypoint(model: nn.Module) -> str:
+    kind = type(model)
+    named = _ENTRYPOINT.fullmatch(kind.__module__) and _ENTRYPOINT.fullmatch(kind.__qualname__)
+    return f"{kind.__module__}:{kind.__qualname__}" if named else "python:model"
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ApiModel) else value
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the model; InvalidModelError if it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidModelError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); a tensor attribute that is the result of a "
+            "computation must be a buffer or be detached"
+        ) from error
+
+
+def _checkpoints(uri: str | Path | None, spec: CompressionJobSpec, model: nn.Module) -> Checkpointer | None:
+    if uri is None:
+        return None
+    from modelpress.store import open_store
+
+    return Checkpointer(open_store(str(uri)), "", checkpoint_identity(spec, state_digest(model)))

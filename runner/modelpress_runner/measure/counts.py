@@ -1,0 +1,78 @@
+"""What a model holds and what one forward pass computes, without a clock."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from modelpress_runner.errors import InvalidModelError, first_line
+from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
+from modelpress_runner.runtime.preserve import untouched
+
+
+def parameters(model: nn.Module) -> int:
+    """Elements of all parameters; a tied one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def nonzero_parameters(model: nn.Module) -> int:
+    """Elements of all parameters that are not zero; a tied one counts once."""
+    return sum(int(torch.count_nonzero(parameter.detach())) for parameter in model.parameters())
+
+
+def macs(model: nn.Module, dummy_input: Any) -> int:
+    """Multiply-accumulates of one forward pass in eval mode with a batch of 1.
+
+    Counted are convolutions and matrix products (linear, matmul, bmm, einsum, attention, recurrent layers); additions,
+    norms and activations are not. Attention counts both products in full, masked or not. Model, mode and random number
+    generators are left as they were.
+
+    Raises:
+        InvalidModelError: the model does not take `dummy_input` with a batch of 1.
+    """
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    args, kwargs = as_call(on_device(with_batch(dummy_input, 1), device))
+    counter = FlopCounterMode(display=False)
+    with untouched(model), torch.no_grad(), _taken_apart():
+        try:
+            with counter:
+                model(*args, **kwargs)
+        except Exception as error:
+            raise InvalidModelError(
+                f"the model does not run on dummy_input with a batch of 1 ({first_line(error)}); give a dummy_input "
+                "that the model takes, batch first"
+            ) from error
+    return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def _taken_apart() -> Iterator[None]:
+    """Fused kernels (oneDNN's LSTM, the encoder fast path, flash attention on the CPU) hide their products from the
+    counter; here every product is one of its own."""
+    fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mkldnn.enabled = onednn
+
+
+def safetensors_bytes(model: nn.Module) -> int:
+    """Size in bytes of the model.safetensors that `export.weights.save` writes for this model."""
+    from modelpress_runner.export import weights
+
+    with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
+        path = Path(folder, weights.WEIGHTS_FILE)
+        weights.save_weights(model, path)
+        return path.stat().st_size

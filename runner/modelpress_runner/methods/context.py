@@ -1,0 +1,45 @@
+"""What a stage works on and what it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.masks import Masks
+from modelpress_runner.evaluators.base import Evaluator
+from modelpress_runner.training.step import Training
+
+
+@dataclass
+class StageContext:
+    """The state that stages hand on. A stage changes `model` in place or puts another one there."""
+
+    model: nn.Module
+    evaluator: Evaluator | None
+    dummy_input: Any
+    seed: int
+    masks: Masks = field(default_factory=dict)  # in force from now on: training keeps masked weights at zero
+    cuts: list[Cut] = field(default_factory=list)  # all shrinks so far, against the dense model, in order of replay
+    report: Callable[[str], None] = lambda message: None  # a line of progress for people
+    stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
+    notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
+
+
+# A stage is a list of steps. The engine runs them in order, writes checkpoints within and behind each training, and
+# after a restart goes on from the last one; so a Transform must give the same result when it runs again from the same
+# model, masks, cuts and seed.
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A step that is over quickly: scores and masks, a shrink, a conversion."""
+
+    label: str
+    apply: Callable[[StageContext], None]
+
+
+Step = Transform | Training

@@ -1,0 +1,301 @@
+"""One round of a prune stage: from the scores of the selected modules to masks.
+
+Order: scores; shares of the local layers and dependency groups; one ranking for each set of global ones; masks. What
+earlier rounds or stages removed stays removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from modelpress_runner.dependency.groups import Coupling, DependencyGroup
+from modelpress_runner.edits.axes import AxisView, axis_of
+from modelpress_runner.edits.masks import Masks
+from modelpress_runner.errors import InvalidSpecError
+from modelpress_runner.methods.prune.ranking import Candidates, remove_global, remove_local
+from modelpress_runner.methods.prune.registry import method
+from modelpress_runner.methods.prune.schedule import sparsity_at
+from modelpress_runner.methods.prune.selection import Choice, Selection
+from modelpress_runner.methods.prune.statistics import is_data_driven
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which round of which stage, for schedules and generators, and the scores that were collected for it."""
+
+    seed: int
+    stage: int
+    number: int
+    collected: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
+        """The scores of one module, as PruneMethod.score gives them."""
+        if is_data_driven(choice):
+            return self.collected[choice.module]
+        return method(choice.algorithm).score(model.get_submodule(choice.module), self.generator(choice.module))
+
+    def generator(self, module: str) -> torch.Generator:
+        """A generator of its own for each module, whatever else is pruned in this round."""
+        text = f"{self.seed}/{self.stage}/{self.number}/{module}".encode()
+        seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+        return torch.Generator().manual_seed(seed)
+
+
+@dataclass
+class Outcome:
+    """The masks of one round, new tensors; how much each selected module lost; what a user should know."""
+
+    masks: Masks
+    removed: dict[str, tuple[int, int]] = field(default_factory=dict)  # (removed, of): channels, or weights
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Pool:
+    """Something ranked: a layer alone, or a dependency group."""
+
+    candidates: Candidates
+    choice: Choice
+    sparsity: float
+    apply: Callable[[torch.Tensor], None]
+
+
+def round_masks(
+    model: nn.Module, selection: Selection, coupling: Coupling | None, masks: Masks, round_: Round, path: str
+) -> Outcome:
+    """The masks after this round, on top of `masks`. `model` stays as it is.
+
+    Without a coupling each module is masked alone. With one, modules whose output channels hang together lose the same
+    channels, scored by the mean over the group's selected modules, at the smallest of their sparsities, and the masks
+    cover everything that a shrink would take: norms that follow and input channels of the next layers too.
+
+    Raises:
+        InvalidSpecError: a module that is selected by name cannot lose channels, modules of a group want different
+            methods or scopes, or no selected module can be pruned.
+    """
+    outcome = Outcome({name: dict(tensors) for name, tensors in masks.items()})
+    structured = {n: c for n, c in selection.choices.items() if method(c.algorithm).structured}
+    pools = [
+        _alone(model, choice, outcome, round_)
+        for name, choice in selection.choices.items()
+        if coupling is None or name not in structured
+    ]
+    units = torch.zeros(coupling.unit_count if coupling else 0, dtype=torch.bool)
+    if coupling is not None and structured:
+        groups = _groups(coupling, structured, selection.excluded, outcome, path)
+        pools += [_together(model, group, coupling, structured, units, outcome, round_, path) for group in groups]
+    _decide(pools)
+    if coupling is not None and structured:
+        for axis, kept in coupling.kept(units):
+            _cover(outcome.masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept)
+        for name in structured:
+            axis = coupling.output(name)
+            if axis is not None:
+                outcome.removed[name] = (int(units[axis.vector].sum()), len(axis.units))
+    return outcome
+
+
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Sets what the masks remove to zero, in place."""
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, tensors in masks.items():
+            for tensor, mask in tensors.items():
+                # Not a product: it would keep NaN and write -0.0.
+                getattr(modules[name], tensor).masked_fill_(mask == 0, 0.0)
+
+
+def removed_channels(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Bool (channels,): those whose every parameter is masked in `tensors`, the masks of one module."""
+    gone = torch.ones(view.size, dtype=torch.bool)
+    for name in view.parameters:
+        mask = tensors.get(name)
+        if mask is None:
+            return torch.zeros(view.size, dtype=torch.bool)
+        gone &= (view.rows(name, mask) == 0).all(dim=1).cpu()
+    return gone
+
+
+def removed_units(model: nn.Module, coupling: Coupling, masks: Masks) -> torch.Tensor:
+    """Bool, one for each unit: those that the masks cover wholly and that may be removed."""
+    covered = ~coupling.stays
+    for axis in coupling.axes:
+        if not covered[axis.vector].any():
+            continue  # perhaps of a kind that has no channels to cut
+        view = axis_of(model, axis.module, axis.axis)
+        if view.parameters:
+            covered[axis.vector[~removed_channels(view, _of(masks, model, axis.module))]] = False
+    return covered
+
+
+# One layer, or one group ----------------------------------------------------------------------------------------------
+
+
+def _alone(model: nn.Module, choice: Choice, outcome: Outcome, round_: Round) -> _Pool:
+    name, pruner = choice.module, method(choice.algorithm)
+    module = model.get_submodule(name)
+    scores = round_.scores(model, choice)
+    before = outcome.masks.get(name, {})
+    if pruner.structured:
+        view = axis_of(model, name, "out")
+        gone = _weight_gone(view, before)
+    else:
+        weight = before.get("weight")
+        gone = torch.zeros(scores.shape, dtype=torch.bool) if weight is None else (weight == 0).cpu()
+
+    def apply(removed: torch.Tensor) -> None:
+        outcome.removed[name] = (int(removed.sum()), removed.numel())
+        if pruner.structured:
+            _cover(outcome.masks, model, name, view, ~removed)
+        else:
+            _multiply(outcome.masks, name, module, "weight", ~removed.view(scores.shape))
+        for parameter in ("weight", "bias"):
+            if getattr(module, parameter, None) is not None:
+                _multiply(outcome.masks, name, module, parameter, torch.tensor(True))
+
+    candidates = Candidates(scores.flatten(), torch.ones(scores.numel()).double(), gone.flatten())
+    return _Pool(candidates, choice, sparsity_at(choice.schedule, choice.sparsity, round_.number), apply)
+
+
+def _together(
+    model: nn.Module,
+    group: DependencyGroup,
+    coupling: Coupling,
+    choices: dict[str, Choice],
+    units: torch.Tensor,
+    outcome: Outcome,
+    round_: Round,
+    path: str,
+) -> _Pool:
+    members = [choices[name] for name in (*group.producers, *group.followers) if name in choices]
+    place = {unit: number for number, unit in enumerate(group.units)}
+    total = torch.zeros(len(group.units), dtype=torch.float64)
+    count, gone = torch.zeros_like(total), torch.ones(len(group.units), dtype=torch.bool)
+    for choice in members:
+        axis = coupling.output(choice.module)
+        inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
+        where, channels = (torch.tensor(column) for column in zip(*inside, strict=True))
+        scores = round_.scores(model, choice)
+        total.index_add_(0, where, scores[channels])
+        count.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
+        before = _weight_gone(axis_of(model, choice.module, "out"), outcome.masks.get(choice.module, {}))
+        gone[where[~before[channels]]] = False
+    first = members[0]
+    for choice in members[1:]:
+        if (choice.algorithm, choice.scope) != (first.algorithm, first.scope):
+            raise InvalidSpecError(
+                f"'{first.module}' ({first.algorithm}, {first.scope}) and '{choice.module}' ({choice.algorithm}, "
+                f"{choice.scope}) lose the same channels; give them one algorithm and one scope, or set speedup: false",
+                f"{path}.configList[{choice.entry}]",
+            )
+    now = {c.module: sparsity_at(c.schedule, c.sparsity, round_.number) for c in members}
+    if len({choice.sparsity for choice in members}) > 1:
+        asked = ", ".join(f"'{choice.module}' ({choice.sparsity:g})" for choice in members)
+        outcome.notes.append(f"{asked} lose the same channels; the smallest of their sparsities holds for all of them")
+
+    def apply(removed: torch.Tensor) -> None:
+        units[torch.tensor(group.units)] |= removed
+
+    return _Pool(Candidates(total / count, count, gone), first, min(now.values()), apply)
+
+
+def _decide(pools: Iterable[_Pool]) -> None:
+    """Ranks every local pool alone, and global ones with all others of the same method, kind and sparsity."""
+    shared: dict[tuple[str, float], list[_Pool]] = defaultdict(list)
+    for pool in pools:
+        if pool.choice.scope == "global":
+            shared[pool.choice.algorithm, pool.sparsity].append(pool)
+        else:
+            pool.apply(remove_local(pool.candidates, pool.sparsity))
+    for (algorithm, sparsity), members in shared.items():
+        removed = remove_global([m.candidates for m in members], sparsity, method(algorithm).comparable)
+        for pool, gone in zip(members, removed, strict=True):
+            pool.apply(gone)
+
+
+# Which groups ---------------------------------------------------------------------------------------------------------
+
+
+def _groups(
+    coupling: Coupling, choices: dict[str, Choice], excluded: frozenset[str], outcome: Outcome, path: str
+) -> list[DependencyGroup]:
+    """The groups whose producers are all selected and of which nothing is excluded; says why the others stay."""
+    chosen: list[DependencyGroup] = []
+    blocked: dict[str, str] = {}
+    for group in coupling.groups:
+        selected = [name for name in (*group.producers, *group.followers) if name in choices]
+        if not selected:
+            continue
+        barred = [name for name in (*group.producers, *group.followers) if name in excluded]
+        missing = [name for name in group.producers if name not in choices]
+        if barred:
+            reason = f"can lose channels only together with {_list(barred)}, which is excluded"
+        elif missing:
+            reason = f"can lose channels only together with {_list(missing)}; select that too, or set speedup: false"
+        else:
+            chosen.append(group)
+            continue
+        blocked |= dict.fromkeys(selected, f"{_list(selected)} {reason}")
+    free = {name for group in chosen for name in (*group.producers, *group.followers)}
+    for name, choice in choices.items():
+        if name in free:
+            continue
+        reason = blocked.get(name) or f"'{name}' cannot lose channels: {_frozen_reason(coupling, name)}"
+        if choice.named:
+            raise InvalidSpecError(reason, f"{path}.configList[{choice.entry}].opNames")
+        note = f"Left as it was: {reason}"
+        if note not in outcome.notes:
+            outcome.notes.append(note)
+    if not chosen:
+        why = "; ".join(note.removeprefix("Left as it was: ") for note in outcome.notes[:3])
+        raise InvalidSpecError(f"no selected module can lose channels: {why}", f"{path}.configList")
+    return chosen
+
+
+def _frozen_reason(coupling: Coupling, name: str) -> str:
+    axis = coupling.output(name)
+    if axis is None:
+        return "the dummy input does not reach it"
+    return next((coupling.frozen[unit] for unit in axis.units if unit in coupling.frozen), "nothing makes its channels")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+
+
+def _weight_gone(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Bool (channels,): those whose weights are all masked already."""
+    mask = tensors.get("weight")
+    if mask is None:
+        return torch.zeros(view.size, dtype=torch.bool)
+    return (view.rows("weight", mask) == 0).all(dim=1).cpu()
+
+
+def _cover(masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torch.Tensor) -> None:
+    """Masks the parameters of all channels that are not kept."""
+    known = dict(model.named_modules())
+    for parameter in view.parameters:
+        owner = name if name in known else name.rpartition(".")[0]
+        tensor = getattr(view.owner, parameter)
+        _multiply(masks, owner, view.owner, parameter, view.keep_mask(parameter, tensor, kept))
+
+
+def _multiply(masks: Masks, name: str, module: nn.Module, parameter: str, kept: torch.Tensor) -> None:
+    value = getattr(module, parameter)
+    tensors = masks.setdefault(name, {})
+    before = tensors.get(parameter)
+    mask = torch.ones_like(value, requires_grad=False) if before is None else before.clone()
+    tensors[parameter] = mask.masked_fill_(~kept.to(mask.device), 0.0)
+
+
+def _of(masks: Masks, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    return masks.get(name) or masks.get(name.rpartition(".")[0], {})

@@ -1,0 +1,26 @@
+"""Output channels by lot: the baseline that a score must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modelpress_runner.edits.axes import module_axis
+from modelpress_runner.methods.prune.channels import CHANNEL_TYPES
+from modelpress_runner.methods.prune.protocol import Needs
+
+
+class Random:
+    """Score of a channel: a uniform draw from [0, 1)."""
+
+    name = "random"
+    structured = True
+    needs = Needs()
+    op_types = CHANNEL_TYPES
+    also: tuple[str, ...] = ()
+    comparable = False
+
+    def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        """As PruneMethod.score."""
+        channels = module_axis(module, type(module).__name__, "out").size
+        return torch.rand(channels, generator=generator, dtype=torch.float64)

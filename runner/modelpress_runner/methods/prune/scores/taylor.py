@@ -1,0 +1,86 @@
+"""Output channels by how much the loss would change without them, to first order (Molchanov et al. 2019,
+arXiv 1906.10771, "Taylor FO").
+
+The paper gives two ways to score the set S of a channel's weights w with gradients g: the square of their joint
+contribution, (sum over S of g w)^2, and the sum of what each contributes alone, the sum over S of (g w)^2. This is the
+second: contributions of opposite sign within a channel do not cancel. Both are averaged over mini-batches; the sum over
+steps ranks alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modelpress_runner.edits.axes import module_axis
+from modelpress_runner.errors import CompressionError, InvalidModelError
+from modelpress_runner.evaluators.base import Evaluator
+from modelpress_runner.methods.prune.channels import CHANNEL_TYPES
+from modelpress_runner.methods.prune.protocol import Needs
+
+
+class Taylor:
+    """Score of a channel: the sum over steps and over its weights of (w dL/dw)^2. No bias.
+
+    Scores of different layers are parts of one loss and are compared as they are.
+    """
+
+    name = "taylor"
+    structured = True
+    needs = Needs(train=True)
+    op_types = CHANNEL_TYPES
+    also: tuple[str, ...] = ()
+    comparable = True
+
+    def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        """Not without training steps: see `collector`."""
+        raise TypeError("the scores of taylor are collected from training steps")
+
+    def collector(self, name: str, module: nn.Module, evaluator: Evaluator) -> TaylorCollector:
+        """As DataDrivenMethod.collector."""
+        return TaylorCollector(name, module, evaluator)
+
+
+class TaylorCollector:
+    """Sums (w g)^2 of each channel in float64."""
+
+    def __init__(self, name: str, module: nn.Module, evaluator: Evaluator) -> None:
+        self._name, self._module, self._evaluator = name, module, evaluator
+        self._axis = module_axis(module, name, "out")
+        self._sum: torch.Tensor | None = None
+        self._steps = 0
+        if not module.weight.requires_grad:
+            raise InvalidModelError(
+                f"taylor scores by gradients, and the weight of '{name}' has none (requires_grad is False); let it be "
+                "trained, or exclude the module"
+            )
+
+    def start(self) -> None:
+        """Nothing: the gradients are there anyway."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """As Collector.step."""
+        self._steps += 1
+        weight = self._module.weight
+        gradient = self._evaluator.gradient(weight)
+        if gradient is None:
+            return
+        place = torch.device("cpu") if gradient.device.type == "mps" else gradient.device  # which has no float64
+        product = weight.detach().to(place, torch.float64) * gradient.detach().to(place, torch.float64)
+        scores = self._axis.rows("weight", product).square().sum(dim=1).cpu()
+        if not bool(torch.isfinite(scores).all()):
+            raise CompressionError(
+                f"the gradient of '{self._name}' is NaN or infinite in training step {self._steps}, so it has no "
+                "score; lower the loss scale, or train in another precision"
+            )
+        self._sum = scores if self._sum is None else self._sum + scores
+
+    def total(self) -> torch.Tensor:
+        """As Collector.total."""
+        if self._sum is None:
+            raise CompressionError(
+                f"no gradient reached '{self._name}' in {self._steps} training steps, so it has no score; let the loss "
+                "depend on it, or exclude the module"
+            )
+        return self._sum

@@ -1,0 +1,1 @@
+"""The operating system's process: launched, stopped, watched. No torch here."""

@@ -1,0 +1,218 @@
+"""A trial and the preparation of a sweep, from request to committed artefact."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from modelpress.api.v1alpha1 import MEASURED, CompressionJobSpec, reasons
+from modelpress.request import RunRequest
+from modelpress.result import RunResult
+from modelpress.search import ConstraintError, judge
+from modelpress.store.base import ArtifactStore
+from modelpress_runner.artifact import commit as upload
+from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest
+from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.run import Outcome, plan_stages, run_stages
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
+from modelpress_runner.in_process.reporting import reporting
+from modelpress_runner.inputs.gather import Inputs, gathered
+from modelpress_runner.measure.measuring import Measured, Measuring, static_counts
+from modelpress_runner.process.progress import Report
+from modelpress_runner.process.stopping import StopFlag
+from modelpress_runner.runs.dense import Dense, DenseCache
+from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.subject.entrypoint import ModelSource, find
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.usercode import location as code
+
+log = logging.getLogger("modelpress")
+
+
+def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
+    """Builds the dense model and its baseline unless the store has them."""
+    if request.spec.model.script is not None:
+        from modelpress_runner.runs import script
+
+        return script.prepare(request, store, stop)
+    with _inputs(request, stop) as inputs:
+        dense, code_digest = _dense(request, inputs, store, stop, timed=False)
+    found = "was there already" if dense.cached else "is built"
+    return RunResult(
+        phase="Succeeded",
+        reason=reasons.SUCCEEDED,
+        message=f"the dense model {found}",
+        code_digest=code_digest or None,
+        baseline=dense.baseline,
+    )
+
+
+def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
+    """Compresses, measures, writes the artefact and commits it.
+
+    In a process group all ranks do so in step, until the numbers are there; what is left is rank 0's, and its result
+    counts.
+    """
+    if request.spec.model.script is not None:
+        from modelpress_runner.runs import script
+
+        return script.run(request, store, progress, stop)
+    with _inputs(request, stop) as inputs:
+        return _run(request, inputs, store, progress, stop)
+
+
+def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
+    spec, main = request.spec, ranks.is_main()
+    dense, code_digest = _dense(request, inputs, store, stop, timed=True)
+    for note in dense.notes:
+        log.warning("%s", note)
+    subject = dense.subject
+    # What cannot work is said before anything is trained.
+    plan_stages(subject, spec.stages)
+    check_constraints(spec, dense.baseline)
+    measuring = Measuring(spec, subject, timed=True)
+    original = _copy(subject.model)
+    identity = checkpoint_identity(spec, f"{dense.digest} {code_digest} {inputs.digest}")
+    checkpointer = Checkpointer(store, request.prefix, identity, request.attempt)
+    with reporting(progress) as events:
+        outcome = run_stages(
+            subject,
+            spec.stages,
+            seed=spec.seed,
+            checkpointer=checkpointer,
+            report=events,
+            stop=stop,
+            static=static_counts(subject.dummy_input),
+        )
+    with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
+        seeding.seed_all(spec.seed)
+        log.info("measuring the dense and the compressed model")
+        measured = measuring.compressed(outcome, original, dense.baseline, Path(folder))
+        ranks.leave()
+        if not main:
+            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artefact")
+        made = Made(outcome, measured, subject, [*dense.notes, *outcome.notes], code_digest)
+        return finish(request, store, made, checkpointer, Path(folder))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run made, with everything that its artefact needs."""
+
+    outcome: Outcome
+    measured: Measured
+    subject: Subject
+    notes: list[str]
+    code_digest: str
+
+
+def finish(
+    request: RunRequest, store: ArtifactStore, made: Made, checkpointer: Checkpointer, folder: Path
+) -> RunResult:
+    """Judges the constraints, writes the artefact and commits it.
+
+    Args:
+        request: the run.
+        store: where the artefact goes.
+        made: what it is of.
+        checkpointer: its checkpoints are deleted behind the commit.
+        folder: for the files before they are uploaded.
+    """
+    spec, measured = request.spec, made.measured
+    violations = judge(spec.constraints or [], spec.metrics or {}, measured.baseline, measured.compressed)
+    log.info("writing the artefact")
+    written = upload.write(folder / "artefact", request, made.outcome, measured, made.subject, made.notes)
+    digest, ours = upload.commit(store, request, written, measured, made.outcome, made.code_digest)
+    checkpointer.delete()
+    if not ours:
+        from modelpress.results.collect import collect
+
+        log.warning("another attempt had committed its result before; that one is reported")
+        return collect(request, store)
+    return RunResult(
+        phase="Succeeded",
+        reason=reasons.SUCCEEDED,
+        message=_summary(measured.baseline, measured.compressed),
+        manifest_digest=digest,
+        code_digest=made.code_digest or None,
+        baseline=measured.baseline,
+        compressed=measured.compressed,
+        constraints_met=None if not spec.constraints else not violations,
+        unmet=[violation.sentence for violation in violations],
+        smaller=measured.smaller,
+        portable=written.portable,
+        portable_reason=written.portable_reason,
+    )
+
+
+@contextlib.contextmanager
+def _inputs(request: RunRequest, stop: StopFlag) -> Iterator[Inputs]:
+    """The files that the recipe names; a signal while they are fetched ends the run at once."""
+    with contextlib.ExitStack() as stack:
+        with stop.at_once():
+            found = stack.enter_context(gathered(request.spec, request.base_path or request.code_path))
+        yield found
+
+
+def _dense(request: RunRequest, inputs: Inputs, store: ArtifactStore, stop: StopFlag, timed: bool) -> tuple[Dense, str]:
+    spec, path = request.spec, request.code_path
+    code.use(path)
+    code_digest = code.digest(path, (spec.model.entrypoint or "").partition(":")[0])
+    seeding.seed_all(spec.seed)
+    entry = _model_source(spec, path, inputs)
+    cache = DenseCache(store, request.root, dense_digest(spec, code_digest, inputs.digest))
+    log.info("building the dense model")
+    return cache.obtain(spec, entry, request.base_path or path, stop, timed), code_digest
+
+
+def _model_source(spec: CompressionJobSpec, code_path: str | None, inputs: Inputs) -> ModelSource:
+    if spec.model.hugging_face is None:
+        return find(spec.model, code_path, None if spec.data is None else inputs.data)
+    from modelpress_runner.huggingface.entry import PretrainedModel
+
+    return PretrainedModel(spec.model.hugging_face, inputs)
+
+
+def check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> None:
+    """Raises InvalidSpecError if a constraint can never be judged: an unknown metric, a loss relative to zero."""
+    for index, constraint in enumerate(spec.constraints or []):
+        if constraint.metric not in baseline and constraint.metric not in MEASURED:
+            near = difflib.get_close_matches(constraint.metric, [*baseline, *MEASURED], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it returns {', '.join(baseline) or 'none'}"
+            raise InvalidSpecError(
+                f"the evaluator returns no metric {constraint.metric!r}; {hint}", f"spec.constraints[{index}].metric"
+            )
+    try:
+        # Measured metrics that are not known yet stand in as 1: only what can be judged matters here.
+        known = {**dict.fromkeys(MEASURED, 1.0), **baseline}
+        judge(spec.constraints or [], spec.metrics or {}, known, known)
+    except ConstraintError as error:
+        raise InvalidSpecError(error.message, error.path) from error
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidModelError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); a tensor attribute that is the result of a "
+            "computation must be a buffer or be detached",
+            "spec.model",
+        ) from error
+
+
+def _summary(baseline: dict[str, float], compressed: dict[str, float]) -> str:
+    parts: list[str] = []
+    for name, label in (("default", "score"), ("parameters", "parameters"), ("macs", "MACs"), ("latencyMs", "ms")):
+        if name in baseline and name in compressed:
+            parts.append(f"{label} {baseline[name]:.6g} -> {compressed[name]:.6g}")
+    return "; ".join(parts)

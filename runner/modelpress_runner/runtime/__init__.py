@@ -1,0 +1,1 @@
+"""State that torch keeps for the whole process."""

@@ -1,0 +1,1 @@
+"""The dense model with what trains and scores it."""

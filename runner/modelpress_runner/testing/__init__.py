@@ -1,0 +1,1 @@
+"""Contract suites for evaluators of your own."""

@@ -1,0 +1,1 @@
+"""The user's code: fetched, found and called."""
