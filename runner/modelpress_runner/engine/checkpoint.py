@@ -13,6 +13,7 @@ optimizers that are spread over the ranks. `made/<attempt>-<step>` says how many
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -28,11 +29,12 @@ from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks, placed
-from modelpress_runner.errors import StoreError
+from modelpress_runner.errors import InvalidSpecError, StoreError
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.runtime import distributed as ranks
 
 FORMAT = 3
+EVERY = "MODELPRESS_CHECKPOINT_STEPS"
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,13 @@ def other_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.named_buffers(remove_duplicate=False) if name not in saved}
 
 
+def _asked_for() -> int | None:
+    text = os.environ.get(EVERY, "")
+    if text and not (text.isascii() and text.isdigit() and int(text)):
+        raise InvalidSpecError(f"{EVERY} is {text!r} in the environment; give a number of optimizer steps, 1 or more")
+    return int(text) if text else None
+
+
 def copies(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """In main memory."""
     return {
@@ -167,7 +176,11 @@ class Checkpointer:
         prefix: folder of the run; "" is the store's own.
         identity: digest of everything that must be the same for a checkpoint to be of use: recipe, code, versions.
         attempt: number of this attempt; none: one more than the highest that left a mark.
-        every: optimizer steps after which a checkpoint is due, however long it takes; none: its time alone counts.
+        every: optimizer steps after which a checkpoint is due, however long it takes; none: what the environment says
+            in MODELPRESS_CHECKPOINT_STEPS, or else its time alone counts.
+
+    Raises:
+        InvalidSpecError: the environment says something that is no number of steps.
     """
 
     def __init__(
@@ -178,7 +191,8 @@ class Checkpointer:
         attempt: int | None = None,
         every: int | None = None,
     ) -> None:
-        self._store, self._identity, self.every = store, identity, every
+        self._store, self._identity = store, identity
+        self.every = _asked_for() if every is None else every
         self._folder = layout.checkpoint_prefix(prefix)
         self._attempt = attempt or 1 + max((int(name.split("-")[0]) for name in self._marks()), default=0)
         self._writing: threading.Thread | None = None

@@ -12,7 +12,6 @@ from modelpress_runner.runtime.preserve import devices_restored
 from modelpress_runner.training.participants import check_masks
 from modelpress_runner.training.run import training_session
 
-
 EPOCH = (None, 1)
 
 

@@ -30,8 +30,8 @@ class TransformersEvaluator(Evaluator):
     How long to train comes from the recipe, not from the Trainer's num_train_epochs and max_steps; the learning rate's
     schedule spans a stage's whole training. Trainer.train() runs once for it; for a checkpoint, or a score in between,
     it is ended and goes on in another call, with the same optimizer, scheduler and counters. Random numbers come from
-    the recipe's seed, not from args.seed. Checkpoints and progress bars of the Trainer are off unless save_strategy "epoch" or "best" or other
-    save_steps than 500 ask for checkpoints.
+    the recipe's seed, not from args.seed. Checkpoints and progress bars of the Trainer are off unless save_strategy
+    "epoch" or "best" or other save_steps than 500 ask for checkpoints.
 
     Args:
         trainer: mp.trace(Trainer)(model, args, ...), of any subclass, or a function (model) -> Trainer. Optimizers and
