@@ -38,6 +38,7 @@ class Evaluator(abc.ABC):
     calls_function: bool = False  # True: `train` calls a training function of the user's, with the tape around it
     replays: bool = False  # True: to go on inside of a training it calls that function again, from its begin
     scores_inside: bool = True  # False: the bound model cannot be evaluated before `train` returns
+    goes_on_here: bool = True  # False: the present safe point is one to stop at only
     tape: Tape | None = None  # of the coming call of `train`, where `calls_function`
     _hooks: tuple[Hook, ...] = ()  # on the bound model
 

@@ -287,8 +287,10 @@ class Session:
         if not any(self._wanted) and not self._wants_one():
             return
         save, score, asked = self._wanted
+        if save and not asked and not self._evaluator.goes_on_here:
+            return  # it will be asked for again
         self._wanted, steps = (False, False, False), self.steps
-        if self._saves_now() and (save or asked):
+        if self._saves_now() and self._evaluator.goes_on_here and (save or asked):
             began = time.monotonic()
             assert self._keeper is not None
             assert self._saving is not None

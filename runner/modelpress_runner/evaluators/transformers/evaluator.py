@@ -28,8 +28,7 @@ class TransformersEvaluator(Evaluator):
     """Training and evaluation by a Hugging Face Trainer.
 
     How long to train comes from the recipe, not from the Trainer's num_train_epochs and max_steps; the learning rate's
-    schedule spans a stage's whole training. Trainer.train() runs once for it; for a checkpoint, or a score in between,
-    it is ended and goes on in another call, with the same optimizer, scheduler and counters. Random numbers come from
+    schedule spans a stage's whole training. Trainer.train() runs once for it. Random numbers come from
     the recipe's seed, not from args.seed. Checkpoints and progress bars of the Trainer are off unless save_strategy
     "epoch" or "best" or other save_steps than 500 ask for checkpoints.
 
@@ -197,6 +196,10 @@ class TransformersEvaluator(Evaluator):
     def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
         if self._chunks is not None:
             self._chunks.at_safe_points(hook, wanted)
+
+    @property
+    def goes_on_here(self) -> bool:  # type: ignore[override]
+        return self._chunks is None or self._chunks.goes_on_here
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         if self._partitioned is not None:
