@@ -1,7 +1,10 @@
 # Two images of one source: `operator` (watches the cluster; no torch) and `runner` (one trial; torch). `example` is the runner
 # with scikit-learn, and the pattern for images with packages of your own.
 #   docker build --target operator -t modelpress/operator .      docker build --target runner -t modelpress/runner .
-# BASE: any image of Debian with Python 3.11 to 3.13 and its venv module. Everything from an index is pinned by hash in requirements/.
+# BASE: any image of Debian with Python 3.11 to 3.13 and its venv module. A tag moves; for a build that can be repeated name a
+# digest, which the builder verifies:  --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+# Everything from an index is pinned by hash in requirements/. Debian's git and ssh client are those of the day: its archive keeps
+# only the newest of a release, signed, so that a pinned version would fail to install as soon as it is mended.
 # They run as user 65532 and write below /tmp only: a read-only root file system with a volume there is enough.
 ARG BASE=python:3.11-slim-bookworm
 

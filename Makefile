@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup binaries demo test test-long e2e e2e-clean lint bench bench-operator crds lock clean
+.PHONY: help setup binaries demo test test-long e2e e2e-clean lint bench bench-operator bench-hostile crds lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,6 +20,7 @@ binaries: setup
 	@tools/cluster/tools.sh helm kubeconform >/dev/null
 	@tools/cluster/prometheus.sh >/dev/null
 	@tools/cluster/monitoring.sh >/dev/null
+	@tools/cluster/podsecurity.sh >/dev/null
 
 demo: setup  ## the main job on real data: a sweep over pruning recipes of a digits CNN
 	@tools/demo.sh
@@ -27,8 +28,8 @@ demo: setup  ## the main job on real data: a sweep over pruning recipes of a dig
 test: binaries  ## unit and integration tests, but for the long ones
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
-test-long: setup  ## trainings in several processes, by every framework, killed and resumed
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long tests/integration
+test-long: setup  ## trainings in several processes, by every framework, killed and resumed; many random tensors
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long tests
 
 e2e:  ## a real cluster on this machine (Linux, root): images, chart, examples, S3
 	@tools/cluster/e2e.sh run
@@ -36,11 +37,12 @@ e2e:  ## a real cluster on this machine (Linux, root): images, chart, examples, 
 e2e-clean:  ## frees what e2e keeps between runs (about 20 GB)
 	@tools/cluster/e2e.sh clean
 
-lint: setup  ## format, lint, types, layers
+lint: setup  ## format, lint, types, layers, locks
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@$(PY) tools/audit.py
 
 bench: setup  ## timings against a peer, paired in one run, into benchmarks/results/
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/prune_finetune.py
@@ -50,6 +52,9 @@ bench-operator: setup  ## a sweep of 1,000 trials on a fake kubelet; one of 24 o
 	@$(PY) benchmarks/operator_sweep.py --output benchmarks/results/operator_sweep.json
 	@$(PY) benchmarks/operator_overhead.py --output benchmarks/results/operator_overhead.json
 	@$(PY) benchmarks/operator_fleet.py --output benchmarks/results/operator_fleet.json
+
+bench-hostile: setup  ## ten busy minutes of the operator among hostile objects and floods
+	@$(PY) benchmarks/operator_hostile.py --output benchmarks/results/operator_hostile.json
 
 crds: setup  ## writes crds/, its copy in the chart, the field tables of docs/reference and the code in examples again
 	@.venv/bin/modelpress crd --output crds

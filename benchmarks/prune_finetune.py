@@ -107,10 +107,9 @@ def through_modelpress(dense: Path, epochs: int, seed: int) -> dict[str, float]:
 
 
 def _counts(model: object, images: object) -> dict[str, float]:
-    from modelpress.api.v1alpha1 import Target
     from modelpress_runner.measure.static import static_metrics
 
-    metrics = static_metrics(model, images[:1], Target())
+    metrics = static_metrics(model, images[:1])
     return {"macs": metrics["macs"], "parameters": metrics["parameters"]}
 
 

@@ -2,17 +2,22 @@
 
 A shell (the operator or the local runner) writes a RunRequest as JSON; on a cluster it is the pod annotation
 `modelpress.dev/spec`. It holds no secret and is at most 256 KiB.
+
+The runner may be of another version than the shell. Keys of the request that it does not know are ignored. Fields of
+the specification are written only where they differ from their default, so an older runner meets one that it does not
+know only where the user set it; it then refuses the run, for without it the recipe would be another.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Objective
-from modelpress.api.v1alpha1.base import Name, Uri
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1 import CompressionJobSpec, Objective
+from modelpress.api.v1alpha1.base import ContractModel, Name, Scalar, Uri
+from modelpress.api.v1alpha1.metrics import MetricName
 
 Purpose = Literal["trial", "prepare", "collect", "publish"]
 MAX_REQUEST_BYTES = 256 * 1024
@@ -23,14 +28,14 @@ GIT_SECRET_FOLDER = "/var/run/secrets/modelpress.dev/git"  # where the Secret of
 RUN_UID_VARIABLE = "MODELPRESS_RUN_UID"  # environment variable with the run's uid, where the request has none
 
 
-class TrialIdentity(ApiModel):
+class TrialIdentity(ContractModel):
     """Which trial of a sweep a run is."""
 
     number: Annotated[int, Field(ge=0)]
     parameters: dict[Name, Scalar] = Field(default_factory=dict)
 
 
-class PublishRequest(ApiModel):
+class PublishRequest(ContractModel):
     """What a sweep publishes. Everything else is read from the trials' manifests and results in the store."""
 
     objectives: list[Objective]
@@ -38,7 +43,7 @@ class PublishRequest(ApiModel):
     front: list[int] = Field(default_factory=list, description="Numbers of the Pareto front's trials.")
 
 
-class RunRequest(ApiModel):
+class RunRequest(ContractModel):
     """One run of a runner."""
 
     api_version: Literal["modelpress.dev/v1alpha1"] = "modelpress.dev/v1alpha1"
@@ -54,12 +59,22 @@ class RunRequest(ApiModel):
     )
     prefix: Uri = Field(description="Where this run writes: <root>/trials/<00007> of a sweep's trial, else <root>.")
     spec: CompressionJobSpec = Field(description="Resolved: parameters applied, store.uri always set.")
+    keep_metrics: list[MetricName] | None = Field(
+        default=None,
+        description="Metrics of the sweep's objectives and of all constraints, each once: no result leaves one out.",
+    )
     trial: TrialIdentity | None = None
     publish: PublishRequest | None = None
     code_path: str | None = Field(default=None, description="Absolute folder of the code, resolved by a local shell.")
     base_path: str | None = Field(
         default=None, description="Absolute folder that relative paths of the spec refer to, by a local shell."
     )
+
+    def to_json(self) -> str:
+        """The request as JSON, without what is absent or a default of the specification."""
+        data = self.model_dump(mode="json", exclude_none=True, exclude={"spec"})
+        data["spec"] = self.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
 
 def uid8(uid: str) -> str:

@@ -2,22 +2,24 @@
 
 On a cluster it is the container's termination message, so it is at most 1 KiB of JSON; in full detail it is
 `result.json` beside the artefacts. Exit codes say the same to whoever looks only at them.
+
+The runner may be newer than the shell: keys that the shell does not know are ignored.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from modelpress.api.v1alpha1 import ApiModel
-from modelpress.api.v1alpha1.base import Name
-from modelpress.api.v1alpha1.metrics import MetricName
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import ContractModel, Name, Scalar
+from modelpress.api.v1alpha1.metrics import MAX_KEPT_BYTES, MetricName
 
 MAX_MESSAGE_BYTES = 1024
+# Characters of message, each missed constraint, and why there is no program: as much of it as fits, in this order.
+_TEXTS = ((300, 120, 120), (160, 120, 80), (80, 60, 60))
 
 
 class ExitCode(enum.IntEnum):
@@ -29,7 +31,7 @@ class ExitCode(enum.IntEnum):
     TERMINATED = 143  # SIGTERM, after a checkpoint
 
 
-class RunResult(ApiModel):
+class RunResult(ContractModel):
     """How one run ended."""
 
     v: Literal[1] = 1
@@ -46,39 +48,48 @@ class RunResult(ApiModel):
     portable: bool | None = Field(default=None, description="The artefact holds a program.")
     portable_reason: str | None = None
 
-    def to_message(self, first: tuple[str, ...] = (), limit: int = MAX_MESSAGE_BYTES) -> str:
-        """JSON of at most `limit` bytes: texts are cut, then metrics are left out, those named in `first` last.
+    def to_message(self, keep: Sequence[str] = ()) -> str:
+        """JSON of at most 1 KiB: texts are shortened first, then metrics are left out, but never one that `keep` names.
+
+        Where those alone take more than 1 KiB the message is longer, up to the 4 KiB that a kubelet keeps.
 
         Raises:
-            ValueError: not even the metrics named in `first` fit.
+            ValueError: not even they fit (`validate` refuses so many: metrics.kept_bytes).
         """
-        result = self.model_copy(
+        droppable = sorted({*self.baseline, *self.compressed} - set(keep), key=_wanted)
+        result = self
+        for lengths in _TEXTS:
+            result = self._shortened(*lengths)
+            if len(text := result._json()) <= MAX_MESSAGE_BYTES:
+                return text.decode()
+        while droppable:
+            result = result._without(droppable.pop())
+            if len(text := result._json()) <= MAX_MESSAGE_BYTES:
+                return text.decode()
+        text = result._shortened(0, 0, 0)._json()
+        if len(text) > MAX_KEPT_BYTES:
+            raise ValueError(f"the metrics {', '.join(keep)} alone take more than {MAX_KEPT_BYTES} bytes")
+        return text.decode()
+
+    def _json(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+    def _shortened(self, message: int, unmet: int, reason: int) -> RunResult:
+        return self.model_copy(
             update={
-                "message": _cut(self.message, 300),
-                "unmet": [_cut(line, 120) for line in self.unmet[:2]],
-                "portable_reason": _cut(self.portable_reason, 120) if self.portable_reason else None,
+                "message": _cut(self.message, message),
+                "unmet": [_cut(line, unmet) for line in self.unmet[:2]] if unmet else [],
+                "portable_reason": _cut(self.portable_reason, reason) or None if self.portable_reason else None,
             }
         )
-        droppable = sorted(
-            {*result.baseline, *result.compressed} - set(first),
-            key=lambda name: (_KEEP.index(name) if name in _KEEP else len(_KEEP), name),
+
+    def _without(self, metric: str) -> RunResult:
+        return self.model_copy(
+            update={
+                "baseline": {name: value for name, value in self.baseline.items() if name != metric},
+                "compressed": {name: value for name, value in self.compressed.items() if name != metric},
+            }
         )
-        while True:
-            text = result.model_dump_json(exclude_none=True, exclude_defaults=False)
-            if len(text.encode()) <= limit:
-                return text
-            if droppable:
-                dropped = droppable.pop()
-                result = result.model_copy(
-                    update={
-                        "baseline": {k: v for k, v in result.baseline.items() if k != dropped},
-                        "compressed": {k: v for k, v in result.compressed.items() if k != dropped},
-                    }
-                )
-            elif result.message or result.unmet or result.portable_reason:
-                result = result.model_copy(update={"message": "", "unmet": [], "portable_reason": None})
-            else:
-                raise ValueError(f"the metrics {', '.join(first)} alone take more than {limit} bytes")
 
     @classmethod
     def from_message(cls, text: str | None) -> RunResult | None:
@@ -91,7 +102,7 @@ class RunResult(ApiModel):
             return None
 
 
-class RecordedTrial(ApiModel):
+class RecordedTrial(ContractModel):
     """Which trial of a sweep a record is of; the same keys as in the request."""
 
     number: Annotated[int, Field(ge=0)]
@@ -117,5 +128,9 @@ class RunRecord(RunResult):
 _KEEP = ("default", "macs", "parameters", "sizeBytes", "latencyMs", "nonzeroParameters", "sparsity")
 
 
+def _wanted(name: str) -> tuple[int, str]:
+    return (_KEEP.index(name) if name in _KEEP else len(_KEEP)), name
+
+
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return text if len(text) <= length else text[: max(0, length - 1)] + "…" * (length > 0)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, TrialResult
 
-# Annotations and labels that a trial carries from its creation on; they never change.
+# Annotations and labels that a trial carries from its creation on. Whoever may edit the object may edit them, so they
+# are for people and for looking up; what counts is status.trial.
 TRIAL_LABEL = "modelpress.dev/trial"  # its number, decimal
 SWEEP_LABEL = "modelpress.dev/sweep"  # name of its sweep
 PARAMETERS_ANNOTATION = "modelpress.dev/parameters"  # JSON object, sorted keys
+MAX_HISTORY, MAX_TRIALS = 64 * 1024, 1_000_000  # characters of a history; numbers that it may name
 HISTORY_ANNOTATION = "modelpress.dev/history"  # History.encode()
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+
+
+def trial_number(labels: Mapping[str, str] | None) -> int | None:
+    """The number in a trial's label; None where there is none, or where it is not written as a sweep writes it.
+
+    A sweep writes it in decimal digits without leading zeros; it has at most 10,000 trials.
+    """
+    text = (labels or {}).get(TRIAL_LABEL, "")
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,8 @@ class History:
         parts = dict(part.partition("=")[::2] for part in text.split(";"))
         if set(parts) != {"finished", "running"}:
             raise ValueError(f"not a history: {text!r}")
+        if len(text) > MAX_HISTORY:
+            raise ValueError("not a history: too long")
         return cls(decode_ranges(parts["finished"]), decode_ranges(parts["running"]))
 
 
@@ -59,6 +75,29 @@ class Strategy(Protocol):
         """The best feasible trial and the numbers of the Pareto front, of the trials that succeeded."""
 
 
+def number_of(job: CompressionJob) -> int | None:
+    """The trial's number; None for a job that is no trial. Where no record says so its label does."""
+    if job.status.trial is not None:
+        return job.status.trial.number
+    return trial_number(job.metadata.labels)
+
+
+def parameters_of(job: CompressionJob) -> dict[str, Any] | None:
+    """The trial's parameters; None if there are none. Where no record says so its annotation does."""
+    if job.status.trial is not None:
+        return dict(job.status.trial.parameters)
+    return annotated(job)
+
+
+def annotated(job: CompressionJob) -> dict[str, Any] | None:
+    """The parameters in a job's annotation, true or not; None if it has none."""
+    try:
+        parameters = json.loads((job.metadata.annotations or {}).get(PARAMETERS_ANNOTATION, ""))
+    except (ValueError, RecursionError):
+        return None
+    return parameters if isinstance(parameters, dict) else None
+
+
 def encode_ranges(numbers: Sequence[int]) -> str:
     """Sorted numbers as ranges: (0, 1, 2, 5) -> '0-2,5'."""
     out: list[str] = []
@@ -73,9 +112,16 @@ def encode_ranges(numbers: Sequence[int]) -> str:
 
 
 def decode_ranges(text: str) -> tuple[int, ...]:
-    """The inverse of encode_ranges."""
+    """The inverse of encode_ranges.
+
+    Raises:
+        ValueError: the text holds no such numbers.
+    """
     numbers: list[int] = []
     for part in filter(None, text.split(",")):
         low, _, high = part.partition("-")
-        numbers.extend(range(int(low), int(high or low) + 1))
+        first, last = int(low), int(high or low)
+        if not 0 <= first <= last < MAX_TRIALS or len(numbers) > MAX_TRIALS:
+            raise ValueError(f"not numbers of trials: {part[:40]!r}")
+        numbers.extend(range(first, last + 1))
     return tuple(numbers)

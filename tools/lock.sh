@@ -12,6 +12,8 @@ for profile in dev runner operator examples; do
   "$uv" export --quiet --frozen --no-emit-project --no-header --no-annotate --format requirements-txt \
     $(printf -- '--extra %s ' ${extras[$profile]}) --output-file "requirements/$profile.txt"
 done
-# What builds the wheel inside the images.
+# What installs everything else, and what builds the wheel, in the images and here.
+"$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+  --output-file requirements/uv.txt - <<<"uv==$("$uv" --version | cut -d' ' -f2)"
 "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --output-file requirements/build.txt - <<<"$(sed -n 's/^requires = \["\(.*\)"\]$/\1/p' pyproject.toml)"

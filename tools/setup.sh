@@ -7,7 +7,7 @@ profile=${1:-dev}
 lock=requirements/$profile.txt
 [ -f "$lock" ] || { echo "setup: no lock file $lock; known: $(cd requirements && ls ./*.txt | xargs -n1 basename -s .txt | xargs)" >&2; exit 2; }
 stamp=.venv/.modelpress-$profile
-want=$(cat "$lock" pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)
+want=$(cat "$lock" requirements/uv.txt requirements/build.txt pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)
 if [ -x .venv/bin/modelpress ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then exit 0; fi
 
 python=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
@@ -24,9 +24,9 @@ if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
     echo "setup: $python has no venv module; on Debian: apt-get install python3-venv" >&2; exit 2
   fi
 fi
-.venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.8'
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes --requirement requirements/uv.txt
 export VIRTUAL_ENV=$PWD/.venv UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
 echo "setup: installing $(grep -c '==' "$lock") locked packages into .venv" >&2
 .venv/bin/uv pip sync --quiet --require-hashes "$lock"
-.venv/bin/uv pip install --quiet --no-deps --editable .
+.venv/bin/uv pip install --quiet --no-deps --build-constraints requirements/build.txt --editable .
 echo "$want" > "$stamp"

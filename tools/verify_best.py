@@ -35,11 +35,9 @@ def main(root: Path, state: Path, data_folder: Path) -> int:
     sys.path.insert(0, str(data_folder))
     import digits
 
-    from modelpress.api.v1alpha1 import Target
-
     _, _, images, labels = digits.load_data()
     recomputed = {"default": digits.accuracy(model, images, labels)}
-    recomputed |= static_metrics(model, images[:1], Target(format="eager"))
+    recomputed |= static_metrics(model, images[:1])
     recorded, baseline = best["metrics"]["compressed"], best["metrics"]["baseline"]
     wrong = [
         f"{name}: best.json says {recorded[name]}, recomputed {recomputed[name]}"

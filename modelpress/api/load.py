@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from . import plugins
+from .depth import MAX_DEPTH, too_deep
 from .errors import Location, Problem, SpecError, format_location, located_problems, near
 from .v1alpha1 import API_VERSION, PYTHON_SPELLING, CompressionJob, CompressionSweep
 from .wording import describe, in_words
@@ -172,8 +173,8 @@ def _same_name(loaded: list[Loaded]) -> list[Problem]:
 def _as_json(value: Any, location: Location) -> tuple[Any, list[Problem]]:
     """The value as plain data, tuples as lists; and what JSON cannot carry in it."""
     path = format_location(location)
-    if len(location) > 64:
-        return None, [Problem(path, "nested deeper than 64 levels, or containing itself", "write it flatter")]
+    if len(location) > MAX_DEPTH:
+        return None, [too_deep(path)]
     if isinstance(value, Mapping):
         out: dict[str, Any] = {}
         problems: list[Problem] = []

@@ -6,6 +6,7 @@ is that of https://kubernetes.io/docs/concepts/security/pod-security-standards (
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,16 @@ from .wording import describe, keys_in_words
 CONTAINER = "runner"
 OWN_PREFIX = "modelpress-"  # of volumes that modelpress mounts
 OWN_ENVIRONMENT = ("MODELPRESS_", "PET_")
-OWN_FOLDERS = ("/etc/modelpress", "/workspace/code", "/var/run/secrets/modelpress.dev")
+# In images /var/run is a link to /run.
+OWN_FOLDERS = (
+    *("/etc/modelpress", "/workspace/code", "/var/run/secrets/modelpress.dev", "/run/secrets/modelpress.dev"),
+)
 OWN_DOMAIN = "modelpress.dev/"  # of labels and annotations
+APPARMOR = "container.apparmor.security.beta.kubernetes.io/"  # annotations that still choose a container's profile
+# What the kubelet calls of a container, from the node's network.
+PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+HOOKS = ("postStart", "preStop")
+CALLS = ("httpGet", "tcpSocket")
 
 # Kinds of volumes that `restricted` allows.
 VOLUME_KINDS = (
@@ -55,10 +64,10 @@ _REMOVE = "remove it"
 def template_problems(template: Mapping[str, Any], path: str) -> Iterator[Problem]:
     """Problems of a podTemplate, as plain data; empty: what is rendered has every word of it."""
     metadata = template.get("metadata") or {}
-    for kind in ("labels", "annotations"):
-        for key in metadata.get(kind) or {}:
-            if key.startswith(OWN_DOMAIN) or key == "app.kubernetes.io/managed-by":
-                yield Problem(f"{path}.metadata.{kind}.{key}", f"{_OWN}", "choose another domain")
+    for kind, why_not in (("labels", label_problem), ("annotations", annotation_problem)):
+        for key, value in (metadata.get(kind) or {}).items():
+            if (said := why_not(key, value)) is not None:
+                yield Problem(f"{path}.metadata.{kind}.{key}", *said)
     spec = template.get("spec") or {}
     where = f"{path}.spec"
     if shapes := list(_shape_problems(spec, where)):
@@ -74,6 +83,36 @@ def template_problems(template: Mapping[str, Any], path: str) -> Iterator[Proble
             yield from _container_problems(container, f"{where}.{kind}[{index}]", kind)
     for index, volume in enumerate(spec.get("volumes") or []):
         yield from _volume_problems(volume, f"{where}.volumes[{index}]")
+
+
+def label_problem(key: str, value: str) -> tuple[str, str] | None:
+    """Why a pod cannot have this label, and what to do; None if it can."""
+    if key.startswith(OWN_DOMAIN) or key == "app.kubernetes.io/managed-by":
+        return _OWN, "choose another domain"
+    if key.startswith("batch.kubernetes.io/") or key in ("job-name", "controller-uid"):
+        return "Kubernetes sets it: pods of a Job are found by it", _REMOVE
+    if key == "app.kubernetes.io/component" and value in ("operator", "test"):
+        return "the operator's Service finds its own pods by it", "choose another value"
+    return None
+
+
+def annotation_problem(key: str, value: str) -> tuple[str, str] | None:
+    """Why a pod cannot have this annotation, and what to do; None if it can."""
+    if key.startswith(OWN_DOMAIN):
+        return _OWN, "choose another domain"
+    if key.startswith(APPARMOR) and not (value in ("", "runtime/default") or value.startswith("localhost/")):
+        return f"PodSecurity restricted forbids the AppArmor profile {value}", "write runtime/default, or remove it"
+    return None
+
+
+def place_of(path: Any) -> str:
+    """Where a mountPath is, as the kubelet takes it: absolute, without '.', '..' and doubled slashes."""
+    return posixpath.normpath("/" + str(path).lstrip("/"))
+
+
+def is_own_folder(place: str) -> bool:
+    """Whether a normal path is one of modelpress's own folders, or below one."""
+    return any(place == folder or place.startswith(f"{folder}/") for folder in OWN_FOLDERS)
 
 
 def _shape_problems(spec: Mapping[str, Any], path: str) -> Iterator[Problem]:
@@ -149,14 +188,33 @@ def _container_problems(container: Mapping[str, Any], path: str, kind: str) -> I
         if own and name.startswith(OWN_ENVIRONMENT):
             yield Problem(f"{path}.env[{index}]", f"{name} cannot be given: {_OWN}", _REMOVE)
     for index, mount in enumerate(container.get("volumeMounts") or []):
-        place = str(mount["mountPath"]).rstrip("/")
-        if own and any(place == folder or place.startswith(f"{folder}/") for folder in OWN_FOLDERS):
-            yield Problem(f"{path}.volumeMounts[{index}]", f"{place} cannot be mounted: {_OWN}", "choose another path")
+        where, place = f"{path}.volumeMounts[{index}]", place_of(mount["mountPath"])
+        if own and is_own_folder(place):
+            yield Problem(where, f"{place} cannot be mounted: {_OWN}", "choose another path")
+        elif str(mount.get("name", "")).startswith(OWN_PREFIX):
+            message = f"{mount['name']} is a volume of modelpress's own"
+            yield Problem(f"{where}.name", message, "mount a volume of the template")
+    for kind_of_call, call in calls_of(container):
+        if call.get("host"):
+            message = "PodSecurity restricted forbids calls of the kubelet to another host"
+            yield Problem(f"{path}.{kind_of_call}.host", message, _REMOVE)
     for index, port in enumerate(container.get("ports") or []):
         if port.get("hostPort"):
             message = "PodSecurity restricted forbids ports of the node"
             yield Problem(f"{path}.ports[{index}].hostPort", message, _REMOVE)
     yield from _security_problems(container.get("securityContext"), f"{path}.securityContext")
+
+
+def calls_of(container: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The kubelet's calls to a container, in probes and hooks, each with its path: livenessProbe.httpGet."""
+    hooks = container.get("lifecycle")
+    handlers: dict[str, Any] = {name: container.get(name) for name in PROBES}
+    if isinstance(hooks, dict):
+        handlers |= {f"lifecycle.{name}": hooks.get(name) for name in HOOKS}
+    for place, handler in handlers.items():
+        for kind in CALLS if isinstance(handler, dict) else ():
+            if isinstance(call := handler.get(kind), dict):
+                yield f"{place}.{kind}", call
 
 
 def _security_problems(context: Mapping[str, Any] | None, path: str) -> Iterator[Problem]:
@@ -189,6 +247,8 @@ def allowed(key: str, value: Any) -> bool:
 def _volume_problems(volume: Mapping[str, Any], path: str) -> Iterator[Problem]:
     if volume["name"].startswith(OWN_PREFIX):
         yield Problem(f"{path}.name", f"names that begin with {OWN_PREFIX} are modelpress's own", "choose another name")
+    if volume.get("$patch") != "delete" and not any(volume.get(kind) is not None for kind in VOLUME_KINDS):
+        yield Problem(path, "names no kind of volume", f"add one of {keys_in_words(VOLUME_KINDS)}")
     for kind in volume:
         if kind not in VOLUME_KINDS and kind not in ("name", "$patch"):
             message = f"PodSecurity restricted forbids volumes of the kind {kind}"

@@ -14,7 +14,7 @@ from . import pointer
 from .errors import Location, Problem, format_location, located_problems
 from .semantic_job import job_problems
 from .v1alpha1 import CompressionJobSpec, FloatRange, IntRange, Parameter
-from .v1alpha1.sweep import Scalar
+from .v1alpha1.base import Scalar
 
 # Combinations that are tried for a value that alone gives no valid recipe, and for all values of a sweep together.
 TRIES_PER_VALUE = 64

@@ -12,6 +12,7 @@ from .semantic_places import not_on_cluster, place_problems, uri_problems
 from .semantic_runner import runner_problems
 from .stages import rules
 from .v1alpha1 import MEASURED, CompressionJobSpec, Constraint
+from .v1alpha1.metrics import MAX_KEPT_BYTES, kept_bytes
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -31,12 +32,24 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
         *data_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
+        *result_problems([item.metric for item in spec.constraints or ()], "constraints"),
+        *_target_problems(spec),
         *place_problems(spec),
         *runner_problems(spec.runner),
     ]
     if cluster:
         problems += not_on_cluster(spec)
     return [problem.under("spec") for problem in problems]
+
+
+def result_problems(metrics: Sequence[str], path: str) -> Iterator[Problem]:
+    """More metrics that a result must hold than the 4 KiB of a pod's last message have room for."""
+    size = kept_bytes(metrics)
+    if size > MAX_KEPT_BYTES:
+        message = (
+            f"a result with these {len(set(metrics))} metrics may take {size} bytes, and a pod reports {MAX_KEPT_BYTES}"
+        )
+        yield Problem(path, message, "name fewer metrics, or give them shorter names")
 
 
 def constraint_problems(
@@ -88,6 +101,12 @@ def _judgeable(constraint: Constraint, bound: str, value: float, where: str) -> 
         yield Problem(f"{where}.max", f"{metric} is never negative, so at most {value:g} cannot be met", "raise max")
     elif metric == "sparsity" and bound == "min" and value >= 1:
         yield Problem(f"{where}.min", f"sparsity is always below 1, so at least {value:g} cannot be met", "lower min")
+
+
+def _target_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+    if spec.target.device == "cuda" and spec.target.format == "pt2":
+        message = "a program is exported on the CPU, and runs there"
+        yield Problem("target.device", message, "write cpu, or measure eager or compiled")
 
 
 def _metric_problems(spec: CompressionJobSpec) -> Iterator[Problem]:

@@ -107,11 +107,7 @@ def _code_problems(code: Code) -> Iterator[Problem]:
 
 
 def _git_problems(git: GitCode) -> Iterator[Problem]:
-    user = re.match(r"(https?|ssh)://([^/@]*)@", git.url)
-    if user and (user[1] != "ssh" or ":" in user[2]):
-        message = "holds credentials, which everybody who can read this object would see"
-        yield Problem("code.git.url", message, "remove what stands before '@', and name a Secret in secretRef")
-    elif "?" in git.url or "#" in git.url:
+    if "?" in git.url or "#" in git.url:
         yield Problem("code.git.url", "a repository's URL has no ? or #", "remove it, and name the commit in commit")
 
 

@@ -9,9 +9,9 @@ from . import pointer
 from .errors import Problem, near
 from .probing import Prober, can_take, path_of, same
 from .semantic_data import lacks_goal, unsaid_goals
-from .semantic_job import constraint_problems, job_problems
+from .semantic_job import constraint_problems, job_problems, result_problems
 from .v1alpha1 import MEASURED, CompressionSweepSpec, Parameter, reasons
-from .v1alpha1.sweep import Scalar
+from .v1alpha1.base import Scalar
 from .wording import describe, in_words, keys_in_words
 
 # What a search may vary. Everything else is the same for all trials: they must be measured and judged alike (metrics,
@@ -46,6 +46,9 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
     earlier = spec.template.spec.constraints or []
     problems += constraint_problems(spec.constraints or [], "spec.constraints", earlier)
     problems += unsaid_goals(spec.template.spec, spec.constraints or [], "spec.constraints", "template.spec.metrics")
+    constraints = [*earlier, *(spec.constraints or ())]
+    named = [*(item.metric for item in spec.objectives), *(item.metric for item in constraints)]
+    problems += result_problems(named, "spec.objectives")
     problems += _budget_problems(spec)
     if spec.template.spec.suspend:
         message = "a suspended template would suspend every trial for good"

@@ -126,6 +126,7 @@ FIXES: dict[str, str] = {
     "int_parsing_size": "give a smaller number",
 }
 
+_CREDENTIALS = re.compile(r"://[^/\s@]*@")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -184,7 +185,7 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f"the text {_cut(value)!r}"
+        return f"the text {_cut(_CREDENTIALS.sub('://***@', value))!r}"
     if isinstance(value, int | float):
         return _cut(_number(value))
     if isinstance(value, dict):

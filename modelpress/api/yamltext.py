@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
+from .depth import MAX_DEPTH
 from .errors import Location, Problem, format_location
 from .wording import describe
 
 MAX_NODES = 200_000
-MAX_DEPTH = 64
 
 _TAG = "tag:yaml.org,2002:"
 _TRUE = frozenset({"y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"})

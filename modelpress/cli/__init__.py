@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the command `modelpress`. Exits with a code of modelpress.cli.exits."""
-    from .app import entry
+    from .interrupt import quiet
+
+    with quiet():
+        from .app import entry
 
     entry()

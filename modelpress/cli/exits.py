@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from modelpress.api.errors import SpecError
+from modelpress.shown import shown
 
 DEBUG = "MODELPRESS_DEBUG"
 
@@ -52,6 +53,7 @@ def report(error: BaseException) -> int:
 
 
 def _say(text: str) -> None:
+    text = shown(text)
     print(f"modelpress: {text}" if "\n" not in text else text, file=sys.stderr)
 
 

@@ -7,18 +7,18 @@ from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from modelpress import figures
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionSweep
+from modelpress.cli.markup import escape
 from modelpress.local.cluster import Change, JobRecord, Key
 from modelpress.local.lines import best_line, expected_trials, opening, stopping_line
-from modelpress.local.parameters import number_of, parameters_of
 from modelpress.local.session import Running
 from modelpress.reconcile import EmitEvent
+from modelpress.trials import number_of, parameters_of
 
 MAX_RUNNING = 16  # rows of running trials; a terminal has no more room
 
@@ -133,4 +133,4 @@ class LiveDisplay:
         trial = self._run.cluster.get(Key("CompressionJob", record.owner_name))
         if trial is None or isinstance(trial, CompressionSweep) or number_of(trial) is None:
             return Text(f"  attempt {record.attempt}")
-        return Text(f"  trial {number_of(trial)}  {figures.parameters(parameters_of(trial))}")
+        return Text(f"  trial {number_of(trial)}  {figures.parameters(parameters_of(trial) or {})}")

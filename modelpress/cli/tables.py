@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from modelpress import figures
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJob, CompressionSweep, reasons
+from modelpress.cli.markup import escape
 from modelpress.local.lines import why_failed
-from modelpress.local.parameters import number_of, parameters_of
 from modelpress.local.session import DONE, MISSED, Finished, condition, model_uri
 from modelpress.local.shell import is_finished
+from modelpress.trials import number_of, parameters_of
 
 MAX_ROWS = 50  # of more trials only the best and the Pareto front are listed
 MEASURED = ("macs", "sizeBytes", "latencyMs")
@@ -110,7 +110,7 @@ def _print_sweep(out: Console, run: Finished, sweep: CompressionSweep) -> None:
         table.add_row(
             str(number),
             trial.status.phase or "",
-            escape(figures.parameters(parameters_of(trial))),
+            escape(figures.parameters(parameters_of(trial) or {})),
             *(figures.with_change(name, values, dense) for name in columns),
             marks,
             style="bold green" if is_best else None,

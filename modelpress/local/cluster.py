@@ -23,6 +23,7 @@ from modelpress.api.v1alpha1 import (
     CompressionSweep,
     CompressionSweepStatus,
     Stop,
+    TrialRecord,
 )
 from modelpress.reconcile.model import Cause, ObservedJob
 from modelpress.request import Purpose
@@ -190,6 +191,14 @@ class LocalCluster:
         Raises:
             StateError: the journal is damaged.
         """
+        try:
+            self._load(wanted)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise self.journal.damaged(
+                "object.json", f"it or a file beside it holds something unknown, {error!r}"[:200]
+            ) from error
+
+    def _load(self, wanted: Root) -> None:
         kept = self.journal.read("object.json")
         if kept is None:
             meta = wanted.metadata.model_copy(
@@ -260,6 +269,12 @@ class LocalCluster:
             return
         stop = Stop(reason=reason, time=self.clock())
         self._replace_status(trial, trial.status.model_copy(update={"stop": stop}))
+
+    def admit_trial(self, name: str, uid: str, record: TrialRecord) -> None:
+        """Set `status.trial` of a trial unless it is set or the trial is another one by now."""
+        trial = self._trials.get(name)
+        if trial is not None and trial.metadata.uid == uid and trial.status.trial is None:
+            self._replace_status(trial, trial.status.model_copy(update={"trial": record}))
 
     def create_trial(self, job: CompressionJob) -> None:
         """Create a trial of the root sweep.

@@ -20,14 +20,22 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from modelpress.plainjson import DEPTH, json_of
 
 from .errors import LockedError, StateError
 
 FORMAT = 1
 COMMIT = "commit.json"
+MAX_BYTES = 64 * 2**20  # of one object
+_OURS = re.compile(
+    r"object\.json|(?:trials|jobs)/[a-z0-9][a-z0-9.-]{0,252}\.json|runs/[a-z0-9][a-z0-9.-]{0,252}/request\.json"
+)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -63,6 +71,8 @@ class Journal:
         try:
             for folder in (root, root / "trials", root / "jobs", root / "runs"):
                 folder.mkdir(parents=True, exist_ok=True)
+                if folder != root and folder.is_symlink():
+                    raise StateError(f"{folder} is a link; remove the folder {root} to start over")
             lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise StateError(_cannot(root, error)) from error
@@ -153,7 +163,13 @@ class Journal:
         left = self.read(COMMIT)
         if left is None:
             return
-        for relative, text in left["changes"].items():
+        changes = left.get("changes")
+        known = isinstance(changes, dict) and all(
+            _OURS.fullmatch(relative) and (text is None or isinstance(text, str)) for relative, text in changes.items()
+        )
+        if not known or not isinstance(changes, dict):
+            raise self.damaged(COMMIT, "it changes what is no file of a run")
+        for relative, text in changes.items():
             self._change(relative, text)
         self._change(COMMIT, None)
 
@@ -165,16 +181,24 @@ class Journal:
         """
         path = self.root / relative
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise self.damaged(relative, "it is no regular file")
+            if path.stat().st_size > MAX_BYTES:
+                raise self.damaged(relative, f"it is larger than {MAX_BYTES} bytes")
+            value = json_of(path.read_text(encoding="utf-8"), 2 * DEPTH)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StateError(_cannot(self.root, error)) from error
         except ValueError as error:
-            raise StateError(f"{path} is damaged ({error}); remove the folder {self.root} to start over") from error
+            raise self.damaged(relative, str(error)) from error
         if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
             raise StateError(f"{path} was written by another version of modelpress; remove {self.root} to start over")
         return value
+
+    def damaged(self, relative: str, why: str) -> StateError:
+        """The error that says of a file of the state that it is not as we wrote it."""
+        return StateError(f"{self.root / relative} is damaged ({why}); remove the folder {self.root} to start over")
 
     def read_all(self, folder: str) -> Iterator[dict[str, Any]]:
         """Every object of a folder, by name."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TextIO
 from modelpress import figures
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResult
 from modelpress.reconcile import EmitEvent
+from modelpress.trials import number_of, parameters_of
 
 from .cluster import Change, JobRecord, Key, Root
-from .parameters import number_of, parameters_of
 
 if TYPE_CHECKING:
     from .session import Running
@@ -89,7 +89,7 @@ class LineDisplay:
         root = self._run.root
         total = f"/{expected_trials(root)}" if isinstance(root, CompressionSweep) else ""
         parts = [f"trial {number_of(trial)} {trial.status.phase} ({self._finished}{total})"]
-        parts.append(figures.parameters(parameters_of(trial)))
+        parts.append(figures.parameters(parameters_of(trial) or {}))
         parts.append(metrics_line(trial) or why_failed(trial))
         return "  ".join(part for part in parts if part)
 

@@ -198,9 +198,13 @@ def open_state(plan: RunPlan, notice: Callable[[str], None]) -> tuple[Root, Jour
             kept = journal.read("object.json")
             if kept is None:
                 return obj, journal
-            status = kept["object"].get("status", {})
-            if status.get("phase") != "Failed":
-                _check_mutable(obj, kept["object"].get("spec", {}), folder)
+            try:
+                failed = kept["object"].get("status", {}).get("phase") == "Failed"
+                if not failed:
+                    _check_mutable(obj, kept["object"].get("spec", {}), folder)
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+                raise journal.damaged("object.json", f"it holds something unknown, {error!r}"[:200]) from error
+            if not failed:
                 return obj, journal
         except BaseException:
             journal.close()

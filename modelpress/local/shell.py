@@ -18,6 +18,7 @@ from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep
 from modelpress.reconcile import (
     Action,
+    AdmitTrial,
     CreateJob,
     CreateTrial,
     DeleteJob,
@@ -28,6 +29,7 @@ from modelpress.reconcile import (
     Plan,
     StopTrial,
     SweepObserved,
+    keeps_records,
     reconcile_job,
     reconcile_sweep,
 )
@@ -199,7 +201,8 @@ class LocalShell:
         root = self.cluster.root
         if not isinstance(root, CompressionSweep) or root.metadata.uid is None:
             return None
-        return OwnerState(root.metadata.uid, root.metadata.name, root.spec.suspend)
+        metrics, records = tuple(objective.metric for objective in root.spec.objectives), keeps_records(root.status)
+        return OwnerState(root.metadata.uid, root.metadata.name, root.spec.suspend, metrics, records)
 
     def _problems_of(self, job: CompressionJob) -> tuple[str, ...]:
         if job is self.cluster.root:
@@ -218,6 +221,8 @@ class LocalShell:
                 cluster.update_job(name, uid, deleting=True)
             case CreateTrial(job=job):
                 cluster.create_trial(job)
+            case AdmitTrial(name=name, uid=uid, record=record):
+                cluster.admit_trial(name, uid, record)
             case StopTrial(name=name, uid=uid, reason=reason):
                 cluster.stop_trial(name, uid, reason)
             case PatchStatus(status=status):
@@ -254,7 +259,7 @@ class LocalShell:
                 update={"run_uid": uid, "code_path": self._code_path, "base_path": self._base_path}
             )
             folder = self.cluster.journal.run_folder(action.name, uid).relative_to(self.cluster.journal.root)
-            self.cluster.journal.write_text(f"{folder}/request.json", request.model_dump_json(exclude_none=True))
+            self.cluster.journal.write_text(f"{folder}/request.json", request.to_json())
         self.cluster.create_job(record)
 
 

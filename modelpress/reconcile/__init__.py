@@ -3,9 +3,11 @@
 Both shells, the operator and `modelpress run`, drive these functions. A behaviour of one shell only is a bug.
 """
 
+from .admission import keeps_records
 from .job import reconcile_job
 from .model import (
     Action,
+    AdmitTrial,
     CreateJob,
     CreateTrial,
     DeleteJob,
@@ -22,6 +24,7 @@ from .sweep import reconcile_sweep
 
 __all__ = [
     "Action",
+    "AdmitTrial",
     "CreateJob",
     "CreateTrial",
     "DeleteJob",
@@ -33,6 +36,7 @@ __all__ = [
     "Plan",
     "StopTrial",
     "SweepObserved",
+    "keeps_records",
     "reconcile_job",
     "reconcile_sweep",
 ]

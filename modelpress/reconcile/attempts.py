@@ -242,7 +242,7 @@ def _collect(facts: JobFacts, attempt: Attempt, otherwise: End) -> Step:
         collect = facts.collect(round_)
         if collect is None:
             fresh = since is not None and round_ == 1 and seconds(since, facts.now) < WATCH_LAG
-            request = run_request(facts.job, "collect", attempt.number)
+            request = run_request(facts.job, "collect", attempt.number, facts.owner)
             create = CreateJob(name, "collect", attempt.number, request)
             return _looking(facts, attempt, since, () if fresh else (create,))
         if not collect.terminal or collect.deleting:

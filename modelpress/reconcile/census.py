@@ -10,10 +10,10 @@ from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.v1alpha1.sweep import TrialCounts
 from modelpress.trials import decode_ranges
 
+from .admission import own_number
 from .conditions import Wanted, find, seconds, stamp
 from .facts import WATCH_LAG
 from .model import ObservedJob, SweepObserved
-from .requests import trial_number
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def sweep_facts(observed: SweepObserved, now: dt.datetime) -> SweepFacts:
     trials: dict[int, CompressionJob] = {}
     foreign_trials: dict[str, CompressionJob] = {}
     for job in observed.trials:
-        number = trial_number(job.metadata.labels)
-        if number is None or uid is None or job.metadata.controller_uid() != uid:
+        number = own_number(job, sweep)
+        if number is None:
             foreign_trials[job.metadata.name] = job
         else:
             trials[number] = job

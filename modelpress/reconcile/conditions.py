@@ -10,6 +10,7 @@ from typing import Literal
 
 from modelpress.api.v1alpha1 import Condition, Phase
 from modelpress.api.v1alpha1 import reasons as r
+from modelpress.shown import shown
 
 from .model import EmitEvent
 
@@ -113,7 +114,8 @@ def reason_of(text: str | None, otherwise: str = r.RUNNER_FAILED) -> str:
 
 
 def cut(text: str, length: int = MAX_MESSAGE) -> str:
-    """`text` of at most `length` characters."""
+    """`text` of at most `length` characters, none of which acts on a terminal."""
+    text = shown(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

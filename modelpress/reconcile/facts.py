@@ -10,7 +10,7 @@ from modelpress.api.v1alpha1 import reasons as r
 
 from . import naming
 from .conditions import Verdict, stamp
-from .model import JobObserved, ObservedJob
+from .model import JobObserved, ObservedJob, OwnerState
 
 # How long a created object may stay unseen before it counts as missing: watches deliver within this time.
 WATCH_LAG = 10.0
@@ -24,6 +24,7 @@ class JobFacts:
 
     job: CompressionJob
     now: dt.datetime
+    owner: OwnerState | None
     suspended: Verdict | None
     problems: tuple[str, ...]
     problems_reason: str
@@ -75,6 +76,7 @@ def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
     return JobFacts(
         job=job,
         now=now,
+        owner=observed.owner,
         suspended=_suspended(observed),
         problems=observed.problems,
         problems_reason=observed.problems_reason,

@@ -8,7 +8,7 @@ object, and what a child is for is written down before it exists.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, Artifact, Attempt, MetricsPair
@@ -17,11 +17,11 @@ from modelpress.result import RunResult
 
 from . import naming
 from .attempts import Step, described, pending, settle
-from .conditions import Verdict, Wanted, cut, merge, seconds, summary, transition
+from .conditions import Verdict, Wanted, cut, merge, seconds, stamp, summary, transition
 from .facts import WATCH_LAG, JobFacts, job_facts
 from .fence import fenced
 from .model import Action, CreateJob, DeleteJob, JobObserved, ObservedJob, Plan
-from .requests import artifact_uri, place, resolved, run_request, unfit
+from .requests import artifact_uri, kept_metrics, place, resolved, run_request, unfit
 
 MAX_ATTEMPTS = 8  # attempts that status lists
 MAX_METRICS = 64  # metrics that status lists on either side
@@ -127,6 +127,20 @@ ENDS: tuple[Policy, ...] = (_succeeded, _invalid, _stopped, _past_deadline, _pas
 # Holds: the first that applies keeps the next attempt from starting --------------------------------------------------
 
 
+def _forged(books: Books) -> Verdict | None:
+    """A job that says that it is a sweep's and is not known as that sweep's trial."""
+    facts, owner = books.facts, books.facts.owner
+    record = facts.status.trial
+    if owner is None or (record.sweep == owner.uid if record is not None else not owner.records):
+        return None
+    made = facts.job.metadata.creation_timestamp
+    if record is None and made is not None and seconds(stamp(made), facts.now) < WATCH_LAG:
+        text = f"The CompressionSweep {owner.name} has yet to take it up as a trial."
+        return Verdict("Pending", r.PENDING, text, between=True)
+    text = f"It names the CompressionSweep {owner.name} as its controller, and is no trial of it; delete it."
+    return Verdict("Pending", r.FORGED_TRIAL, text, stalled=True)
+
+
 def _suspended(books: Books) -> Verdict | None:
     return books.facts.suspended
 
@@ -139,7 +153,7 @@ def _invalid_spec(books: Books) -> Verdict | None:
 
 
 def _unfit(books: Books) -> Verdict | None:
-    why = unfit(run_request(books.facts.job, "trial", books.number))
+    why = unfit(run_request(books.facts.job, "trial", books.number, books.facts.owner))
     return Verdict("Pending", why[0], why[1], stalled=True) if why else None
 
 
@@ -163,7 +177,7 @@ def _strays(books: Books) -> Verdict | None:
     return Verdict("Pending", r.PENDING, text, between=True)
 
 
-HOLDS: tuple[Policy, ...] = (_suspended, _invalid_spec, _unfit, _name_conflict, _strays)
+HOLDS: tuple[Policy, ...] = (_forged, _suspended, _invalid_spec, _unfit, _name_conflict, _strays)
 
 
 def _account(facts: JobFacts, step: Step | None) -> Books:
@@ -209,7 +223,7 @@ def _advance(facts: JobFacts) -> Plan:
         number = books.number
         name = naming.attempt_name(facts.name, number)
         verdict = pending(_after(facts, books), number)
-        actions.append(CreateJob(name, "trial", number, run_request(facts.job, "trial", number)))
+        actions.append(CreateJob(name, "trial", number, run_request(facts.job, "trial", number, facts.owner)))
         new = Attempt(number=number, outcome="Running", create_time=facts.now)
         past = facts.past if step is None or step.vacant else (*facts.past, step.attempt)
         return _plan(facts, books, verdict, (*past, new), number, actions, extra, WATCH_LAG)
@@ -321,12 +335,18 @@ def _recorded(facts: JobFacts, books: Books) -> dict[str, object]:
     uri = artifact_uri(resolved(facts.job.spec), place(facts.job).prefix)
     return {
         "metrics": MetricsPair(
-            baseline=dict(list(result.baseline.items())[:MAX_METRICS]),
-            compressed=dict(list(result.compressed.items())[:MAX_METRICS]),
+            baseline=_listed(result.baseline, kept_metrics(facts.job, facts.owner)),
+            compressed=_listed(result.compressed, kept_metrics(facts.job, facts.owner)),
         ),
         "code_digest": result.code_digest[:64] if result.code_digest else None,
         "artifact": Artifact(uri=uri, manifest_digest=result.manifest_digest),
     }
+
+
+def _listed(metrics: Mapping[str, float], keep: Sequence[str]) -> dict[str, float]:
+    """As many as a status lists, those that must be there first."""
+    ordered = {name: metrics[name] for name in keep if name in metrics} | dict(metrics)
+    return dict(list(ordered.items())[:MAX_METRICS])
 
 
 def _outcome(facts: JobFacts, result: RunResult | None, final: Verdict) -> list[Wanted]:

@@ -11,6 +11,7 @@ from modelpress.api.v1alpha1 import (
     CompressionJobStatus,
     CompressionSweep,
     CompressionSweepStatus,
+    TrialRecord,
 )
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.request import Purpose, RunRequest
@@ -52,6 +53,8 @@ class OwnerState:
     uid: str
     name: str
     suspended: bool
+    objectives: tuple[str, ...] = ()  # metrics
+    records: bool = False  # only jobs that it has recorded are trials of it (admission.keeps_records)
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,22 @@ class DeleteJob:
 
 @dataclass(frozen=True)
 class CreateTrial:
-    """Create a CompressionJob owned by the reconciled sweep, with these labels and annotations.
+    """Create a CompressionJob owned by the reconciled sweep, with these labels, annotations and `status.trial`.
 
-    Where it is there already under the sweep's uid, that is success.
+    Where it is there already under the sweep's uid, that is success. An API server takes no status with a creation: a
+    shell then remembers the record of the uid that it was answered with, and shows it until a status holds it.
     """
 
     job: CompressionJob
+
+
+@dataclass(frozen=True)
+class AdmitTrial:
+    """Set `status.trial` of a job that was found to be a trial, once."""
+
+    name: str
+    uid: str
+    record: TrialRecord
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ class EmitEvent:
     message: str
 
 
-Action = CreateJob | DeleteJob | CreateTrial | StopTrial | PatchStatus | EmitEvent
+Action = CreateJob | DeleteJob | CreateTrial | AdmitTrial | StopTrial | PatchStatus | EmitEvent
 
 
 @dataclass(frozen=True)

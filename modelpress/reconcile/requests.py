@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
-from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionSweep
+from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionSweep, Constraint
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.v1alpha1.model import Store
 from modelpress.request import (
@@ -20,7 +20,9 @@ from modelpress.request import (
     job_root,
     trial_prefix,
 )
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+from modelpress.trials import number_of, parameters_of
+
+from .model import OwnerState
 
 DEFAULT_STORE = Store(uri="./modelpress-runs")  # of a laptop; on a cluster a spec without a store is refused before
 _MAX_URI = 2048
@@ -36,24 +38,21 @@ class Place:
     trial: TrialIdentity | None = None
 
 
-def trial_number(labels: Mapping[str, str] | None) -> int | None:
-    """The number in a trial's label, None where there is none."""
-    text = (labels or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
-
-
 def place(job: CompressionJob) -> Place:
     """A trial writes below its sweep's folder, any other job into its own."""
-    meta = job.metadata
-    owner = next(
-        (ref for ref in meta.owner_references or () if ref.controller and ref.kind == "CompressionSweep"), None
-    )
-    number = trial_number(meta.labels)
-    if owner is None or number is None:
+    meta, record = job.metadata, job.status.trial
+    number = number_of(job)
+    if record is not None:
+        sweep: tuple[str, str] | None = (meta.name.rpartition("-")[0], record.sweep)
+    else:
+        refs = meta.owner_references or ()
+        owner = next((ref for ref in refs if ref.controller and ref.kind == "CompressionSweep"), None)
+        sweep = (owner.name, owner.uid) if owner is not None else None
+    if sweep is None or number is None:
         root = job_root(meta.namespace, meta.name, meta.uid or "")
         return Place(root, root)
-    root = job_root(meta.namespace, owner.name, owner.uid)
-    return Place(root, trial_prefix(root, number), _identity(number, (meta.annotations or {})))
+    root = job_root(meta.namespace, *sweep)
+    return Place(root, trial_prefix(root, number), _identity(number, parameters_of(job) or {}))
 
 
 def sweep_root(sweep: CompressionSweep) -> str:
@@ -61,7 +60,7 @@ def sweep_root(sweep: CompressionSweep) -> str:
     return job_root(sweep.metadata.namespace, sweep.metadata.name, sweep.metadata.uid or "")
 
 
-def run_request(job: CompressionJob, purpose: Purpose, attempt: int) -> RunRequest:
+def run_request(job: CompressionJob, purpose: Purpose, attempt: int, owner: OwnerState | None = None) -> RunRequest:
     """What attempt `attempt` of a job, or the collect Job of that attempt, is asked to do."""
     where = place(job)
     return RunRequest(
@@ -73,6 +72,7 @@ def run_request(job: CompressionJob, purpose: Purpose, attempt: int) -> RunReque
         root=where.root,
         prefix=where.prefix,
         spec=resolved(job.spec),
+        keep_metrics=kept_metrics(job, owner) or None,
         trial=where.trial,
     )
 
@@ -91,6 +91,11 @@ def sweep_request(
         root=root,
         prefix=root,
         spec=resolved(sweep.spec.template.spec),
+        keep_metrics=_kept(
+            [objective.metric for objective in sweep.spec.objectives],
+            [*(sweep.spec.template.spec.constraints or ()), *(sweep.spec.constraints or ())],
+        )
+        or None,
         publish=publish,
     )
 
@@ -109,15 +114,24 @@ def unfit(request: RunRequest) -> tuple[str, str] | None:
     """Why no runner can be given the request, as (reason, sentence); None if it fits."""
     if len(artifact_uri(request.spec, request.prefix)) > _MAX_URI:
         return r.INVALID_SPEC, f"spec.store.uri: the artefact's URI has more than {_MAX_URI} characters; shorten it."
-    size = len(request.model_dump_json(exclude_none=True).encode()) + _ROOM_FOR_UID
+    size = len(request.to_json().encode()) + _ROOM_FOR_UID
     if size <= MAX_REQUEST_BYTES:
         return None
     sentence = f"spec: {size} bytes as JSON, more than the {MAX_REQUEST_BYTES} that a runner can be given; shorten it."
     return r.SPEC_TOO_LARGE, sentence
 
 
-def _identity(number: int, annotations: Mapping[str, str]) -> TrialIdentity:
+def kept_metrics(job: CompressionJob, owner: OwnerState | None) -> list[str]:
+    """Metrics that no result and no status of a job may lack: its sweep's objectives and those of its constraints."""
+    return _kept(owner.objectives if owner is not None else (), job.spec.constraints)
+
+
+def _kept(objectives: Sequence[str], constraints: Sequence[Constraint] | None) -> list[str]:
+    return list(dict.fromkeys([*objectives, *(constraint.metric for constraint in constraints or ())]))
+
+
+def _identity(number: int, parameters: Mapping[str, Any]) -> TrialIdentity:
     try:
-        return TrialIdentity(number=number, parameters=json.loads(annotations.get(PARAMETERS_ANNOTATION) or "{}"))
-    except (ValueError, ValidationError):  # somebody edited the annotation; the spec holds what counts
+        return TrialIdentity(number=number, parameters=dict(parameters))
+    except ValidationError:  # somebody edited the annotation; the spec holds what counts
         return TrialIdentity(number=number)

@@ -16,7 +16,9 @@ from modelpress.api.v1alpha1 import (
     TERMINAL_PHASES,
     Artifact,
     CompressionJob,
+    CompressionJobStatus,
     OwnerReference,
+    TrialRecord,
     TrialResult,
 )
 from modelpress.api.v1alpha1 import reasons as r
@@ -36,11 +38,12 @@ from modelpress.trials import (
 )
 
 from . import naming
+from .admission import MAX_REPLAYED, keeps_records, replayed, unproven
 from .census import SweepFacts, code_digest, sweep_facts
 from .conditions import Verdict, Wanted, cut, find, merge, seconds, soonest, summary, transition
 from .facts import WATCH_LAG
 from .fence import fenced
-from .model import Action, CreateTrial, DeleteJob, EmitEvent, Plan, StopTrial, SweepObserved
+from .model import Action, AdmitTrial, CreateTrial, DeleteJob, EmitEvent, Plan, StopTrial, SweepObserved
 from .once import Once, run_once
 from .requests import artifact_uri, resolved, sweep_root
 
@@ -58,11 +61,37 @@ def reconcile_sweep(observed: SweepObserved, now: dt.datetime, strategy: Strateg
     if observed.sweep.metadata.deletion_timestamp is not None:
         return Plan()  # its children go with it
     facts = sweep_facts(observed, now)
+    if facts.status.phase in TERMINAL_PHASES and not _continues(facts):
+        return _tidy(facts)
+    if admitted := _admitted(facts, strategy):
+        trials = [_recorded(job, admitted.get(job.metadata.name)) for job in observed.trials]
+        facts = sweep_facts(replace(observed, trials=tuple(trials)), now)
     if facts.status.phase in TERMINAL_PHASES:
-        if not _continues(facts):
-            return _tidy(facts)
         facts = _continued(facts)
-    return _advance(facts, strategy)
+    return _advance(facts, strategy, list(admitted.values()))
+
+
+def _admitted(facts: SweepFacts, strategy: Strategy) -> dict[str, AdmitTrial]:
+    """The jobs without a record that are trials all the same, by name."""
+    if facts.problems or not keeps_records(facts.status):
+        return {}
+    jobs = {number: job for job in facts.foreign_trials.values() if (number := unproven(job, facts.sweep)) is not None}
+    last = facts.created + facts.sweep.spec.parallelism
+    trials, admitted = dict(facts.trials), dict[str, AdmitTrial]()
+    for number in [number for number in sorted(jobs) if number < last and number not in trials][:MAX_REPLAYED]:
+        job = jobs[number]
+        record = replayed(job, number, facts.sweep, strategy, trials)
+        if record is not None:
+            admitted[job.metadata.name] = AdmitTrial(job.metadata.name, job.metadata.uid or "", record)
+            trials[number] = _recorded(job, admitted[job.metadata.name])
+    return admitted
+
+
+def _recorded(job: CompressionJob, admitted: AdmitTrial | None) -> CompressionJob:
+    """The job as it is once it was admitted."""
+    if admitted is None:
+        return job
+    return job.model_copy(update={"status": job.status.model_copy(update={"trial": admitted.record})})
 
 
 @dataclass
@@ -216,7 +245,9 @@ def end_of_search(draft: Draft) -> Verdict | None:
     if draft.created >= spec.max_trials:
         return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.")
     if draft.exhausted:
-        return Verdict("Succeeded", r.SPACE_EXHAUSTED, f"The search space holds {draft.created} combinations.")
+        return Verdict(
+            "Succeeded", r.SPACE_EXHAUSTED, f"The search space holds no further recipe; {draft.created} were tried."
+        )
     return None
 
 
@@ -296,6 +327,9 @@ def _trial(facts: SweepFacts, name: str, number: int, suggestion: Suggestion, hi
             ],
         ),
         spec=suggestion.spec.model_copy(update={"suspend": False}),
+        status=CompressionJobStatus(
+            trial=TrialRecord(sweep=meta.uid or "", number=number, parameters=dict(suggestion.parameters))
+        ),
     )
 
 
@@ -336,6 +370,8 @@ def _published(draft: Draft, once: Once) -> None:
     if once.failed is not None:
         text = f"The best model could not be published: {once.failed.message}"
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
+    elif draft.best is None:
+        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.OBJECTIVE_MISSING, _unreported(facts)))
     elif draft.winner is None:
         text = "No trial met the constraints; the report is written."
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.CONSTRAINT_MISSED, text))
@@ -344,10 +380,17 @@ def _published(draft: Draft, once: Once) -> None:
         draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
 
 
+def _unreported(facts: SweepFacts) -> str:
+    listed = ", ".join(objective.metric for objective in facts.sweep.spec.objectives)
+    return f"None of {len(facts.succeeded)} trials that succeeded reports every objective ({listed})."
+
+
 def _judged(draft: Draft) -> list[Wanted]:
     """What a finished sweep says of its best trial."""
     facts, best = draft.facts, draft.winner
     spec = facts.sweep.spec
+    if draft.best is None:
+        return [Wanted(r.CONSTRAINTS_MET, "False", r.OBJECTIVE_MISSING, _unreported(facts))]
     if best is None:
         text = f"None of {len(facts.succeeded)} trials that succeeded met the constraints."
         return [Wanted(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, text)]
@@ -369,10 +412,16 @@ def suspension() -> Verdict:
     return Verdict("Suspended", r.SUSPENDED_BY_USER, "spec.suspend is true; set it to false to go on.")
 
 
-def _advance(facts: SweepFacts, strategy: Strategy) -> Plan:
-    best, front = strategy.ranking(facts.succeeded) if facts.succeeded else (None, [])
+def _advance(facts: SweepFacts, strategy: Strategy, admitted: list[AdmitTrial]) -> Plan:
     status = facts.status
+    if facts.problems:  # a spec that was accepted before, by an operator that asked for less: what was found stands
+        best, front = status.best, list(status.front)
+    else:
+        best, front = strategy.ranking(facts.succeeded) if facts.succeeded else (None, [])
     draft = Draft(facts, strategy, best, front, facts.created, status.trials.refused, status.exhausted)
+    draft.actions += admitted
+    if keeps_records(status):
+        draft.update["trial_records"] = True
     if status.start_time is None and not facts.problems and not facts.sweep.spec.suspend:
         draft.update["start_time"] = facts.now
     verdict = next(verdict for policy in CHAIN if (verdict := policy(draft)) is not None)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, Goal, MetricsPair
+from modelpress.api.v1alpha1.base import Scalar
+from modelpress.api.v1alpha1.metrics import DEFAULT_METRIC
 from modelpress.api.v1alpha1.reasons import CONSTRAINTS_MET
-from modelpress.api.v1alpha1.sweep import Scalar
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+from modelpress.trials import parameters_of
 
 from .constraints import ConstraintError, goal_of, judge
 
@@ -47,26 +47,13 @@ class Outcome:
     metrics: dict[str, float]
     values: tuple[float, ...] | None
     violations: tuple[float, ...]  # one per constraint, 0 where it is met
+    stopped: bool = False  # ended early by the sweep
+    scores: tuple[tuple[int, float], ...] = ()  # of a stopped one: (step, value of the one objective), ascending
 
     @property
     def violation(self) -> float:
         """0 exactly if every constraint is met; infinite if one is missed by an unknown amount."""
         return math.fsum(self.violations)
-
-
-def trial_number(job: CompressionJob) -> int | None:
-    """The number in the trial's label; None if there is none."""
-    text = (job.metadata.labels or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() else None
-
-
-def parameters_of(job: CompressionJob) -> dict[str, Scalar] | None:
-    """The parameters in the trial's annotation; None if there are none."""
-    try:
-        parameters = json.loads((job.metadata.annotations or {}).get(PARAMETERS_ANNOTATION, ""))
-    except json.JSONDecodeError:
-        return None
-    return parameters if isinstance(parameters, dict) else None
 
 
 def read(job: CompressionJob, number: int, objectives: Objectives, names: Container[str]) -> Outcome:
@@ -85,7 +72,14 @@ def read(job: CompressionJob, number: int, objectives: Objectives, names: Contai
         metrics=dict(pair.compressed),
         values=objectives.values(pair.compressed) if succeeded else None,
         violations=_violations(job, pair) if succeeded else (),
+        stopped=status.phase == "Stopped",
+        scores=_scores(job) if status.phase == "Stopped" and objectives.metrics == (DEFAULT_METRIC,) else (),
     )
+
+
+def _scores(job: CompressionJob) -> tuple[tuple[int, float], ...]:
+    """The evaluator's scores on the way; the last one of each step."""
+    return tuple(sorted({point.step: point.value for point in job.status.intermediate or ()}.items()))
 
 
 def _violations(job: CompressionJob, pair: MetricsPair) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from modelpress.api import pointer
 from modelpress.api.errors import problems_of
 from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 
 
 class RefusedError(ValueError):
@@ -26,16 +26,7 @@ def resolve(spec: CompressionSweepSpec, parameters: Mapping[str, Scalar]) -> Com
     Raises:
         RefusedError: a pointer leads nowhere, or the result is no valid recipe.
     """
-    doc: dict[str, Any] = spec.template.spec.to_dict()
-    for position, parameter in enumerate(spec.search_space):
-        if parameter.name not in parameters:
-            continue
-        for index, path in enumerate(parameter.paths):
-            try:
-                doc = pointer.set(doc, path, parameters[parameter.name])
-            except pointer.PointerError as error:
-                known = f"; known there: {', '.join(error.known[:20])}" if error.known else ""
-                raise RefusedError(f"spec.searchSpace[{position}].paths[{index}]: {error}{known}") from error
+    doc = document_of(spec, spec.template.spec.to_dict(), parameters)
     constraints = list(doc.get("constraints", []))
     constraints += [new for item in spec.constraints or () if (new := item.to_dict()) not in constraints]
     if constraints:
@@ -49,3 +40,24 @@ def resolve(spec: CompressionSweepSpec, parameters: Mapping[str, Scalar]) -> Com
         given = ", ".join(f"{name}={value}" for name, value in parameters.items())
         raise RefusedError(f"{problems[0]} (with {given})")
     return resolved
+
+
+def document_of(
+    spec: CompressionSweepSpec, template: dict[str, Any], parameters: Mapping[str, Scalar]
+) -> dict[str, Any]:
+    """`template`, a template's spec as JSON, with the parameters put in; not validated.
+
+    Raises:
+        RefusedError: a pointer leads nowhere.
+    """
+    doc = template
+    for position, parameter in enumerate(spec.search_space):
+        if parameter.name not in parameters:
+            continue
+        for index, path in enumerate(parameter.paths):
+            try:
+                doc = pointer.set(doc, path, parameters[parameter.name])
+            except pointer.PointerError as error:
+                known = f"; known there: {', '.join(error.known[:20])}" if error.known else ""
+                raise RefusedError(f"spec.searchSpace[{position}].paths[{index}]: {error}{known}") from error
+    return doc

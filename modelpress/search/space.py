@@ -9,7 +9,7 @@ from functools import cached_property
 
 from modelpress.api.probing import same
 from modelpress.api.v1alpha1 import Categorical, FloatRange, IntRange, Parameter
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 
 # To so many digits are continuous values rounded: the last bits of log and exp differ between C libraries.
 SIGNIFICANT_DIGITS = 12

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, TrialResult
-from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion
+from modelpress.api.v1alpha1.base import Scalar
+from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion, annotated, number_of
 
 from . import pareto, samplers
-from .outcomes import Objectives, Outcome, parameters_of, read, trial_number
+from .outcomes import Objectives, Outcome, read
 from .resolve import RefusedError, resolve
 from .samplers import Observation
 from .space import Space
+from .untried import Untried
 
 # A status holds no longer front; of a longer one ranking gives evenly spaced points.
 MAX_FRONT = 1000
@@ -32,13 +34,15 @@ class SearchStrategy:
         self._objectives = Objectives.of(spec)
         space = Space(spec.search_space)
         self._names = frozenset(dimension.name for dimension in space.dimensions)
-        self._sampler = samplers.create(spec.algorithm.name, space, self._objectives.goals, spec.algorithm.seed)
+        sampler = samplers.create(spec.algorithm.name, space, self._objectives.goals, spec.algorithm.seed)
+        self._untried = Untried(spec, space, sampler, self._is_valid)
         self._outcomes: dict[int, tuple[CompressionJob, Outcome]] = {}
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
         """See modelpress.trials.Strategy. Trials that the history names and that are gone teach nothing.
 
-        What the history calls running counts as running, whatever became of it since.
+        What the history calls running counts as running, whatever became of it since. No recipe is suggested twice, and
+        none that a trial of the history has; when all of the space were tried, the space is exhausted.
         """
         finished, running = set(history.finished), set(history.running)
         observations = [
@@ -46,7 +50,7 @@ class SearchStrategy:
             for other in sorted((finished | running) - {number})
             if other in trials
         ]
-        parameters = self._sampler.sample(number, observations)
+        parameters = self._untried.point(number, observations)
         if parameters is None:
             return Suggestion(exhausted=True)
         try:
@@ -84,13 +88,22 @@ class SearchStrategy:
         )
         return result, front
 
+    def _is_valid(self, parameters: Mapping[str, Scalar]) -> bool:
+        try:
+            resolve(self._spec, parameters)
+        except RefusedError:
+            return False
+        return True
+
     def _numbered(self, trials: Sequence[CompressionJob]) -> list[Outcome]:
-        return [self._outcome(job, number) for job in trials if (number := trial_number(job)) is not None]
+        return [self._outcome(job, number) for job in trials if (number := number_of(job)) is not None]
 
     def _observe(self, job: CompressionJob, number: int, running: bool) -> Observation:
         outcome = self._outcome(job, number)
         if running:
             return Observation(number, outcome.parameters, "running")
+        if outcome.stopped:
+            return Observation(number, outcome.parameters, "stopped", intermediate=outcome.scores)
         if outcome.values is None:
             return Observation(number, outcome.parameters, "failed")
         return Observation(number, outcome.parameters, "complete", outcome.values, outcome.violations)
@@ -108,10 +121,10 @@ def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list
     Empty: all trials replay. A trial whose history names one that is gone can differ for that reason; it then says so.
     """
     strategy = SearchStrategy(spec)
-    by_number = {number: job for job in trials if (number := trial_number(job)) is not None}
-    differences = [f"{job.metadata.name} has no trial number" for job in trials if trial_number(job) is None]
+    by_number = {number: job for job in trials if (number := number_of(job)) is not None}
+    differences = [f"{job.metadata.name} has no trial number" for job in trials if number_of(job) is None]
     for number, job in sorted(by_number.items()):
-        recorded = parameters_of(job)
+        recorded = annotated(job)
         if recorded is None:
             differences.append(f"trial {number} has no annotation {PARAMETERS_ANNOTATION}")
             continue

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from modelpress.api.v1alpha1 import Goal, Parameter
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 
 from .samplers import Observation, Sampler
 from .space import Space, SpaceError

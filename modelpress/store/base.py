@@ -11,6 +11,7 @@ from .errors import StoreError
 
 # S3, GCS and Azure take keys of 1024 bytes, and a URI's own prefix needs some of them. File systems take names of 255
 # bytes, and a file being written carries a suffix.
+MAX_BYTES = 64 * 2**20  # of an object that is read into memory
 MAX_PATH_BYTES = 900
 MAX_SEGMENT_BYTES = 240
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -50,18 +51,25 @@ class ArtifactStore(Protocol):
         False does not prove that the bytes that stand are another's: a server that answered late may have taken ours.
         """
 
-    def get_bytes(self, path: str) -> bytes:
-        """The content of an object.
+    def get_bytes(self, path: str, limit: int = MAX_BYTES) -> bytes:
+        """The content of an object, of at most `limit` bytes, whatever size is announced.
 
         Raises:
             ObjectMissingError: there is none.
+            TooLargeError: it is larger.
         """
 
-    def get_file(self, path: str, local: Path) -> None:
+    def get_file(self, path: str, local: Path, size: int | None = None) -> None:
         """Write an object's content to a local file, whole or not at all, in bounded memory; folders are made.
+
+        Args:
+            path: of the object.
+            local: the file.
+            size: how many bytes it must have; where the store says otherwise, nothing is transferred. None: any.
 
         Raises:
             ObjectMissingError: there is none.
+            TooLargeError: it has another size than `size`.
         """
 
     def copy(self, source: str, target: str) -> None:

@@ -11,6 +11,8 @@ import html
 import os
 import re
 
+from modelpress.shown import shown
+
 
 class StoreError(Exception):
     """The store did not do what it was asked for; the message is a sentence that names the URI and what to do."""
@@ -22,6 +24,10 @@ class StoreUriError(StoreError):
 
 class ObjectMissingError(StoreError):
     """There is no object at this path."""
+
+
+class TooLargeError(StoreError):
+    """An object is larger than whoever reads it takes, or of another size than is known of it."""
 
 
 class StoreRefusedError(StoreError):
@@ -162,13 +168,14 @@ def _detail(code: str, raw: str, status: int) -> str:
 
 
 def scrub(text: str) -> str:
-    """The text without query strings, user names in URLs, or the values of the known secrets of the environment."""
+    """The text without query strings, user names in URLs, the values of the known secrets of the environment, and
+    characters that act on a terminal."""
     for name in _SECRETS:
         secret = os.environ.get(name)
         if secret:
             text = text.replace(secret, "***")
     text = re.sub(r"://[^/\s@]*@", "://***@", text)
-    return re.sub(r"\?[^\s\"'<>]+", "?***", text)[:300]
+    return shown(re.sub(r"\?[^\s\"'<>]+", "?***", text)[:300])
 
 
 def _group(pattern: str, text: str) -> str | None:

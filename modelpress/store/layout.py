@@ -26,6 +26,7 @@ SHRINK = "shrink.json"
 MASKS = "masks.safetensors"
 ONNX = "model.onnx"
 BASELINE = "baseline.json"
+DENSE_WEIGHTS = "weights.json"  # which file of the folder holds a dense model's weights
 
 TRIALS = "trials"
 BEST = "best"
@@ -42,6 +43,7 @@ __all__ = [
     "CARD",
     "CHECKPOINT",
     "DENSE",
+    "DENSE_WEIGHTS",
     "JOB",
     "MANIFEST",
     "MASKS",

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,12 +14,14 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_valida
 
 from modelpress.api.v1alpha1 import ApiModel
 from modelpress.api.v1alpha1.metrics import MetricName
+from modelpress.plainjson import json_of
 
 from .base import ArtifactStore, path_problem
-from .errors import ObjectMissingError, StoreError, StoreUnavailableError
+from .errors import ObjectMissingError, StoreError, StoreUnavailableError, TooLargeError
 from .layout import MANIFEST, join
 
 _CHUNK = 1024 * 1024
+MAX_BYTES = 16 * _CHUNK  # of a manifest
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -75,7 +78,7 @@ class Manifest(_Readable):
             raise ValueError("two files have the same path")
         return files
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """The folder that all files lie in (`1-9f8e7d6c`); "" if they share none."""
         tops = {entry.path.partition("/")[0] if "/" in entry.path else "" for entry in self.files}
@@ -87,7 +90,12 @@ class Manifest(_Readable):
 
     def find(self, name: str) -> FileEntry | None:
         """The file of this name (`model.pt2`); None if there is none."""
-        return next((entry for entry in self.files if name in (self.name_of(entry), entry.path)), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, FileEntry]:
+        named = {self.name_of(item): item for item in reversed(self.files)}
+        return {item.path: item for item in reversed(self.files)} | named
 
 
 def entry(path: str, local: Path) -> FileEntry:
@@ -129,9 +137,11 @@ def read(store: ArtifactStore, prefix: str) -> tuple[Manifest, str] | None:
     """
     path = join(prefix, MANIFEST)
     try:
-        data = store.get_bytes(path)
+        data = store.get_bytes(path, MAX_BYTES)
     except ObjectMissingError:
         return None
+    except TooLargeError as error:
+        raise ManifestError(f"{error}; it is no manifest") from None
     return _parse(data, f"{store.uri}/{path}"), digest_of(data)
 
 
@@ -192,7 +202,7 @@ def fetch(
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(known) or 'no files'}"
                 raise ManifestError(f"{where}: it names no file {name!r}; {hint}")
-        wanted = [item for item in manifest.files if manifest.name_of(item) in names or item.path in names]
+        wanted = [item for item in wanted if manifest.name_of(item) in names or item.path in names]
     for item in wanted:
         problem = path_problem(item.path)
         if problem:
@@ -203,7 +213,7 @@ def fetch(
         local = to / name
         part = local.with_name(f"{local.name}.unverified")
         try:
-            store.get_file(join(prefix, item.path), part)
+            store.get_file(join(prefix, item.path), part, item.bytes)
             sha256, size = hash_file(part)
             if (sha256, size) != (item.sha256, item.bytes):
                 raise ManifestError(
@@ -211,6 +221,8 @@ def fetch(
                     f"the manifest has {item.sha256} and {item.bytes}; run the job again, or restore the file"
                 )
             part.replace(local)
+        except TooLargeError as error:
+            raise ManifestError(f"{error}; damaged or replaced: run the job again, or restore the file") from None
         except ObjectMissingError:
             raise ManifestError(
                 f"{store.uri}/{join(prefix, item.path)}: the manifest names this file, but it is not there; "
@@ -225,7 +237,7 @@ def fetch(
 
 def _parse(data: bytes, where: str) -> Manifest:
     try:
-        value = json.loads(data)
+        value = json_of(data)
     except ValueError:
         raise ManifestError(f"{where}: this is not JSON, so it is no manifest of ours; move it away") from None
     version = value.get("apiVersion") if isinstance(value, dict) else None

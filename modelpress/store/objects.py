@@ -22,13 +22,14 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import LocalStore
 
-from .base import ObjectInfo, check_path
+from .base import MAX_BYTES, ObjectInfo, check_path
 from .errors import (
     PATH_TAKEN,
     ObjectMissingError,
     StoreError,
     StoreRefusedError,
     StoreUnavailableError,
+    TooLargeError,
     explain,
     path_taken,
     server_code,
@@ -120,18 +121,35 @@ class ObjectStorage:
             f"{self._where(path)}: others kept writing this object while it was to be created; try again later"
         )
 
-    def get_bytes(self, path: str) -> bytes:
-        key = self._key(path)
-        client = self._readable(path)
-        with self._explained(path):
-            return self._run(lambda: bytes(obstore.get(client, key).bytes()))
-
-    def get_file(self, path: str, local: Path) -> None:
+    def get_bytes(self, path: str, limit: int = MAX_BYTES) -> bytes:
         key = self._key(path)
         client = self._readable(path)
         with self._explained(path):
             result = self._run(lambda: obstore.get(client, key))
-            size = result.meta["size"]
+        too_large = TooLargeError(f"{self._where(path)}: is larger than {limit} bytes, so it is none of ours")
+        if result.meta["size"] > limit:
+            raise too_large
+        parts: builtins.list[bytes] = []
+        got = 0
+        chunks = iter(result.stream(min_chunk_size=_MIB))
+        while True:
+            with self._explained(path):
+                chunk = self._run(lambda: next(chunks, None))
+            if chunk is None:
+                return b"".join(parts)
+            parts.append(bytes(chunk))
+            got += len(parts[-1])
+            if got > limit:
+                raise too_large
+
+    def get_file(self, path: str, local: Path, size: int | None = None) -> None:
+        key = self._key(path)
+        client = self._readable(path)
+        with self._explained(path):
+            result = self._run(lambda: obstore.get(client, key))
+            announced = result.meta["size"]
+        if size is not None and announced != size:
+            raise TooLargeError(f"{self._where(path)}: has {announced} bytes where {size} are known of it")
         part = local.with_name(f".{local.name[:200]}.{secrets.token_hex(4)}.part")
         with _local_errors(local):
             local.parent.mkdir(parents=True, exist_ok=True)
@@ -147,8 +165,8 @@ class ObjectStorage:
                         break
                     with _local_errors(local):
                         got += file.write(chunk)
-            if got != size:
-                raise StoreUnavailableError(f"{self._where(path)}: {got} of {size} bytes arrived; try again later")
+            if got != announced:
+                raise StoreUnavailableError(f"{self._where(path)}: {got} of {announced} bytes arrived; try again later")
             with _local_errors(local):
                 part.replace(local)
         except BaseException:
@@ -311,7 +329,17 @@ class FolderStore(ObjectStorage):
             # What lies below a file is not there, as in a bucket; the library calls it an error.
             if self._kind(above) == "file":
                 raise ObjectMissingError(f"{self._where(path)} does not exist; {self._root / above} is a file")
+        if path:
+            self._check_regular(path)
         return client
+
+    def _check_regular(self, path: str) -> None:
+        try:
+            mode = (self._root / path).stat().st_mode
+        except OSError:
+            return  # the library says what is wrong there
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise StoreRefusedError(f"{self._where(path)}: is neither a file nor a folder; remove it")
 
     def _writable(self, *, patient: bool = False) -> Any:
         if self._client is None:

@@ -30,11 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"modelpress-operator: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"modelpress-operator: cannot listen on port {settings.port}: {error.strerror}", file=sys.stderr)
+        ports = ", ".join(str(port) for port in sorted({settings.port, settings.probe_port, settings.progress_port}))
+        print(f"modelpress-operator: cannot listen on ports {ports}: {error.strerror}", file=sys.stderr)
         return 2
 
 
 def _render(settings: Settings) -> Render:
+    from .allowed import Allowed
     from .render import RenderSettings, render_job
 
     chosen = RenderSettings(
@@ -44,6 +46,7 @@ def _render(settings: Settings) -> Render:
         fs_group=settings.runner_fs_group,
         grace_seconds=settings.runner_grace_seconds,
         pod_template=settings.runner_pod_template,
+        allowed=Allowed.model_validate(settings.runner_allowed or {}),
         progress_url=settings.progress_url,
         progress_audience=settings.progress_audience,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from kubernetes.aio.config import load_incluster_config, load_kube_config
 from kubernetes.aio.config.config_exception import ConfigException
 
 from .client import FIELD_MANAGER, ClusterError, ServerError, TooManyRequestsError, error_of
+from .decode import DecodeError, decode
 from .metrics import Metrics
 from .resources import RawObject, Resource
 
@@ -187,8 +187,8 @@ class AioClient:
 
 def _decoded(data: bytes) -> RawObject:
     try:
-        value = json.loads(data)
-    except ValueError:
+        value = decode(data)
+    except DecodeError:
         return {"message": data[:200].decode("utf-8", "replace")}
     return value if isinstance(value, dict) else {}
 

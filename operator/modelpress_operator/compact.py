@@ -2,25 +2,39 @@
 
 A fleet of 10,000 finished trials is 30,000 objects, most of whose text is the same. Objects in the cache are never
 changed, so their parts can be shared.
+
+Of an object that cannot be handled a stub is kept: its metadata, its status, and under UNREAD, a key that the API
+server never sends, why it is not read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from .resources import JOBS, PODS, RawObject, Resource
+from modelpress.api.depth import depth_problem
+from modelpress.api.v1alpha1 import reasons as r
+from modelpress.request import MAX_REQUEST_BYTES
 
+from .resources import COMPRESSION_JOBS, COMPRESSION_SWEEPS, JOBS, LABELS, PODS, RawObject, Resource
+
+log = logging.getLogger(__name__)
 MAX_SHARED = 8192  # parts that are remembered for sharing, the latest used
 MAX_TEXT = 1024  # characters of a part that may be one of them, as JSON
 MAX_WORD = 64  # characters of a text of which there is one copy
+MAX_WORDS = 65_536  # such texts, the latest used
+# Bytes of a spec as JSON. A job's is given to its runner; a sweep's holds a job's and a search space.
+MAX_SPEC_BYTES = {COMPRESSION_JOBS: MAX_REQUEST_BYTES, COMPRESSION_SWEEPS: 2 * MAX_REQUEST_BYTES}
+MAX_ANNOTATION = 64 * 1024  # characters; of ours, the history of 10,000 trials comes nearest
+UNREAD = "unread"
 
 META = (
     *("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"),
-    *("deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers"),
+    *("deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences"),
 )
 OWNER = ("apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion")
 JOB_SPEC = ("suspend", "parallelism", "completions")
@@ -31,21 +45,49 @@ CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 
 
 def kept(resource: Resource, obj: RawObject) -> RawObject:
-    """The object as the cache keeps it."""
-    return {key: _shared(value) if key == "spec" else _words(value) for key, value in slim(resource, obj).items()}
+    """The object as the cache keeps it: whole, or a stub that says why it is not."""
+    try:
+        stub = _unread(resource, obj)
+        obj = obj if stub is None else {**obj, "spec": {}}
+        shared = {key: _shared(value) if key == "spec" else _words(value) for key, value in slim(resource, obj).items()}
+    except Exception as error:  # whatever is in it: no other object may suffer
+        meta = _pick(obj.get("metadata"), ("namespace", "name"))
+        log.exception("%s %s/%s cannot be read", resource.kind, meta.get("namespace"), meta.get("name"))
+        text = f"This operator cannot read the object: {type(error).__name__}."
+        stub = {"reason": r.INVALID_SPEC, "message": text}
+        shared = {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": _meta(resource, obj.get("metadata")),
+        }
+    return shared if stub is None else {**shared, UNREAD: stub}
+
+
+def _unread(resource: Resource, obj: RawObject) -> dict[str, str] | None:
+    """Why an object's spec is not kept, as the reason and message of a condition; None if it is."""
+    limit = MAX_SPEC_BYTES.get(resource)
+    if limit is None or "spec" not in obj:
+        return None
+    problem = depth_problem(obj["spec"], ("spec",))
+    if problem is not None:
+        return {"reason": problem.reason, "message": str(problem)}
+    text = json.dumps(obj["spec"], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    if len(text) <= limit // 4:
+        return None
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) <= limit:
+        return None
+    digest = hashlib.sha256(data).hexdigest()
+    text = f"spec: {len(data)} bytes as JSON, more than the {limit} that are read; shorten it (sha256 {digest})."
+    return {"reason": r.SPEC_TOO_LARGE, "message": text}
 
 
 def slim(resource: Resource, obj: RawObject) -> RawObject:
     """The object without what nobody reads; a Job's template and a pod's spec may be 256 KiB each."""
-    meta = _pick(obj.get("metadata"), META)
-    if "ownerReferences" in meta:
-        meta["ownerReferences"] = [_pick(ref, OWNER) for ref in meta["ownerReferences"]]
+    meta = _meta(resource, obj.get("metadata"))
     out = {**obj, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": meta}
     if resource is PODS:
         out.pop("spec", None)
-        meta.pop("annotations", None)
-        if "labels" in meta:
-            meta["labels"] = _pick(meta["labels"], POD_LABELS)
         if "status" in obj:
             out["status"] = _pod_status(obj["status"])
     elif resource is JOBS:
@@ -54,6 +96,26 @@ def slim(resource: Resource, obj: RawObject) -> RawObject:
             status = out["status"] = _pick(obj["status"], JOB_STATUS)
             _replace(status, "conditions", CONDITION)
     return out
+
+
+def _meta(resource: Resource, given: Any) -> RawObject:
+    """Metadata without what others wrote there: all of it can be a mebibyte."""
+    meta = _pick(given, META)
+    if "ownerReferences" in meta:
+        meta["ownerReferences"] = [_pick(ref, OWNER) for ref in meta["ownerReferences"] if ref.get("controller")]
+    if "labels" in meta:
+        names = POD_LABELS if resource is PODS else [name for name in meta["labels"] if _ours(name)]
+        meta["labels"] = _pick(meta["labels"], names)
+    if resource in (PODS, JOBS):
+        meta.pop("annotations", None)
+    elif "annotations" in meta:
+        found = meta["annotations"].items()
+        meta["annotations"] = {name: text for name, text in found if _ours(name) and len(text) <= MAX_ANNOTATION}
+    return meta
+
+
+def _ours(name: str) -> bool:
+    return name.startswith(f"{LABELS}/")
 
 
 def _pod_status(given: RawObject) -> RawObject:
@@ -74,12 +136,22 @@ def _pick(value: Any, keys: Iterable[str]) -> RawObject:
     return {key: given[key] for key in keys if key in given}
 
 
+@lru_cache(MAX_WORDS)
+def _word(text: str) -> str:
+    """The first text that equals this one. Not sys.intern: in Python 3.12 what it has taken in never goes."""
+    return text
+
+
+def _key(text: str) -> str:
+    return _word(text) if len(text) <= MAX_WORD else text
+
+
 def _words(value: Any) -> Any:
     """The value with one copy of each short text."""
     if isinstance(value, str):
-        return sys.intern(value) if len(value) <= MAX_WORD else value
+        return _word(value) if len(value) <= MAX_WORD else value
     if isinstance(value, dict):
-        return {sys.intern(key): _words(item) for key, item in value.items()}
+        return {_key(key): _words(item) for key, item in value.items()}
     return [_words(item) for item in value] if isinstance(value, list) else value
 
 
@@ -93,7 +165,7 @@ def _shared(value: Any) -> Any:
 
 def _apart(value: Any) -> Any:
     if isinstance(value, dict):
-        return {sys.intern(key): _shared(item) for key, item in value.items()}
+        return {_key(key): _shared(item) for key, item in value.items()}
     return [_shared(item) for item in value]
 
 

@@ -30,6 +30,7 @@ from modelpress.workqueue import WorkQueue
 
 from .cache import Cache
 from .client import ClusterClient, ClusterError, ConflictError, NotFoundError, merge_patch
+from .compact import UNREAD
 from .execute import Executor, NameTakenError, UnfitError
 from .lease import LeaseLostError
 from .logs import about
@@ -62,6 +63,7 @@ CONFLICT_SECONDS = 0.1  # until a stale view is looked at again
 NAME_SECONDS = 10.0  # until a name that somebody else has is looked at again
 STOP_SECONDS = 10  # to finish what is under way
 PARSED_AT_ONCE = 100
+CRASHES = 5  # in a row, after which an object's status says so
 SEARCH_THREADS = 2  # a sampler's suggestion may take seconds of CPU
 
 
@@ -94,9 +96,10 @@ class Controller:
         self._metrics = metrics
         self._clock = clock or (lambda: dt.datetime.now(dt.UTC))
         self._refusals = Refusals(client)
-        self._snapshots = Snapshots(cache, self._refusals, lost_after)
+        self._snapshots = Snapshots(cache, self._refusals, lost_after, executor.made)
         self._memories: dict[str, _Memory] = {}
         self._failures: dict[Key, int] = {}
+        self._crashes: dict[Key, int] = {}  # in a row
         self._counts: dict[Key, float] = {}  # when a sweep is to be looked at for its counters alone
         self._queue: WorkQueue[Key] = WorkQueue()
         self._threads = ThreadPoolExecutor(SEARCH_THREADS, "search")
@@ -230,8 +233,10 @@ class Controller:
     def _forget(self, resource: Resource, obj: RawObject) -> None:
         uid = meta_of(obj).get("uid") or ""
         self._memories.pop(uid, None)
+        self._executor.made.pop(uid, None)
         self._snapshots.forget(uid)
         self._failures.pop(_key(resource, obj), None)
+        self._crashes.pop(_key(resource, obj), None)
         self._counts.pop(_key(resource, obj), None)
 
     # One object ------------------------------------------------------------------------------------------------------
@@ -246,12 +251,21 @@ class Controller:
         more = {"generation": meta.get("generation"), "trial": labels.get("modelpress.dev/trial")}
         with about(**what, **more, reconcile_id=uuid.uuid4().hex[:12]):
             began = time.monotonic()
-            result = await self._reconcile(key, raw)
+            try:
+                result = await self._reconcile(key, raw)
+            except LeaseLostError:
+                raise
+            except Exception as error:
+                result = await self._crashed(key, raw, error)
+            else:
+                self._crashes.pop(key, None)
             self._metrics.reconcile_seconds.labels(controller).observe(time.monotonic() - began)
             self._metrics.reconciles.labels(controller, result).inc()
 
     async def _reconcile(self, key: Key, raw: RawObject) -> str:
         """Decide and do. What goes wrong decides when to look again; only a lost Lease ends the process."""
+        if UNREAD in raw:
+            return await self._not_understood(key, raw, raw[UNREAD]["message"], raw[UNREAD]["reason"])
         try:
             look = await self._ask_why(raw)
             plan = await self._plan(key, raw)
@@ -261,7 +275,8 @@ class Controller:
         except LeaseLostError:
             raise
         except SpecError as error:
-            return await self._not_understood(key, raw, error)
+            text = f"This version of the operator does not understand the object: {error}".replace("\n", "; ")
+            return await self._not_understood(key, raw, text, r.INVALID_SPEC)
         except UnfitError as error:
             log.warning("%s", error)
             memory = self._memories[meta_of(raw)["uid"]]
@@ -282,10 +297,6 @@ class Controller:
             wait = self._later(key, error.retry_after)
             log.warning("%s; again in %.1f s", error, wait)
             return "error"
-        except Exception:
-            wait = self._later(key)
-            log.exception("reconciling failed; again in %.1f s", wait)
-            return "crash"
         self._failures.pop(key, None)
         if plan.actions:
             log.info("%s", ", ".join(type(action).__name__ for action in plan.actions))
@@ -360,13 +371,40 @@ class Controller:
                     self._cache.put(resource, other)
             self._queue.add_after(key, NAME_SECONDS)
 
-    async def _not_understood(self, key: Key, raw: RawObject, error: SpecError) -> str:
-        """Say so in its status: another version of modelpress wrote or accepted it."""
-        text = cut(f"This version of the operator does not understand the object: {error}".replace("\n", "; "))
-        log.warning("%s", text)
+    async def _crashed(self, key: Key, raw: RawObject, error: Exception) -> str:
+        """An error of ours. After several in a row the object's status says so, until one goes well."""
+        wait = self._later(key)
+        log.error("reconciling failed; again in %.1f s", wait, exc_info=error)
+        crashes = self._crashes[key] = self._crashes.get(key, 0) + 1
+        if crashes >= CRASHES:
+            text = f"The operator has failed on this object {CRASHES} times in a row: {type(error).__name__}."
+            try:
+                await self._stall(key, raw, r.OPERATOR_FAILED, f"{text} Its log says more; it goes on trying.")
+            except LeaseLostError:
+                raise
+            except Exception:
+                log.exception("that could not be written into its status")
+        return "crash"
+
+    async def _not_understood(self, key: Key, raw: RawObject, text: str, reason: str) -> str:
+        """Say so in its status: nobody checked it, or another version of modelpress wrote or accepted it."""
+        log.warning("%s", cut(text))
+        try:
+            await self._stall(key, raw, reason, text)
+        except ConflictError as error:
+            log.debug("observed too early: %s", error)
+            self._queue.add_after(key, CONFLICT_SECONDS * (1 + random.random()))
+        except ClusterError as error:
+            log.warning("%s; again in %.1f s", error, self._later(key))
+        return "not_understood"
+
+    async def _stall(self, key: Key, raw: RawObject, reason: str, text: str) -> None:
+        """Write that a person must act. One that has finished keeps its last word."""
         old: dict[str, Any] = dict(raw.get("status") or {})
+        if old.get("phase") in TERMINAL_PHASES:
+            return
         generation = int(meta_of(raw).get("generation") or 0)
-        verdict = Verdict("Pending", r.INVALID_SPEC, text, stalled=True)
+        verdict = Verdict("Pending", reason, cut(text), stalled=True)
         known = {item.get("type"): item for item in old.get("conditions") or ()}
         conditions = []
         for new in merge([], summary(verdict, None, []), stamp(self._clock()), generation):
@@ -375,16 +413,14 @@ class Controller:
             if was.get("status") == new.status:
                 item["lastTransitionTime"] = was.get("lastTransitionTime")
             conditions.append(item)
-        status = {**old, "conditions": conditions, "observedGeneration": generation}
+        status = {"phase": "Pending", **old, "conditions": conditions, "observedGeneration": generation}
         patch = merge_patch(old, status)
-        if patch:
-            try:
-                version = str(meta_of(raw)["resourceVersion"])
-                answer = await self._client.patch_status(key.resource, key.namespace, key.name, patch, version)
-                self._cache.put(key.resource, answer, ours=True)
-            except ClusterError as failed:
-                log.warning("%s; again in %.1f s", failed, self._later(key))
-        return "not_understood"
+        if not patch:
+            return
+        self._executor.check()
+        version = str(meta_of(raw)["resourceVersion"])
+        answer = await self._client.patch_status(key.resource, key.namespace, key.name, patch, version)
+        self._cache.put(key.resource, answer, ours=True)
 
 
 class _NoSearch:

@@ -13,9 +13,28 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from modelpress.api.v1alpha1 import CompressionJobStatus, CompressionSweepStatus, Stop
+from pydantic import ValidationError
+
+from modelpress.api.v1alpha1 import (
+    CompressionJob,
+    CompressionJobStatus,
+    CompressionSweepStatus,
+    Stop,
+    TrialRecord,
+)
 from modelpress.api.v1alpha1 import reasons as r
-from modelpress.reconcile import Action, CreateJob, CreateTrial, DeleteJob, EmitEvent, PatchStatus, Plan, StopTrial
+from modelpress.api.yamltext import to_json_numbers
+from modelpress.reconcile import (
+    Action,
+    AdmitTrial,
+    CreateJob,
+    CreateTrial,
+    DeleteJob,
+    EmitEvent,
+    PatchStatus,
+    Plan,
+    StopTrial,
+)
 from modelpress.reconcile.conditions import stamp
 
 from .cache import Cache
@@ -39,8 +58,9 @@ from .resources import (
     BY_KIND,
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
+    GANG_PARTS,
     JOBS,
-    SERVICES,
+    LABELS,
     Key,
     RawObject,
     Resource,
@@ -52,6 +72,7 @@ from .resources import (
 
 log = logging.getLogger(__name__)
 MAX_WRITTEN = 10_000
+MAX_MADE = 10_000  # trials that run at one time
 CREATE_WAITS = (0.2, 1.0)  # seconds before a creation is sent again
 Render = Callable[[CreateJob, RawObject], list[RawObject]]
 
@@ -94,7 +115,16 @@ class Executor:
         self._render = render
         self._clock = clock
         self._progress = progress
+        self.made: dict[str, TrialRecord] = {}  # of trials that were created and may have no status yet, by uid
         self._written: dict[str, str] = {}  # of sweeps: the version that our last patch made, by uid
+
+    def check(self) -> None:
+        """Call before a write of one's own.
+
+        Raises:
+            LeaseLostError: another replica leads.
+        """
+        self._leadership.check()
 
     async def carry_out(self, key: Key, observed: RawObject, plan: Plan) -> None:
         """All actions of a plan that was made for this version of the object.
@@ -125,11 +155,12 @@ class Executor:
             case DeleteJob(name=name, uid=uid):
                 await self._delete_job(key.namespace, name, uid, meta_of(observed)["uid"])
             case CreateTrial(job=job):
-                body = job.to_dict()
-                body.pop("status", None)
-                await self._create(COMPRESSION_JOBS, key.namespace, body, meta_of(observed)["uid"])
+                await self._create_trial(key.namespace, job, meta_of(observed)["uid"])
+            case AdmitTrial(name=name, uid=uid, record=record):
+                await self._order(key.namespace, name, uid, "trial", record.to_dict())
             case StopTrial(name=name, uid=uid, reason=reason):
-                await self._stop_trial(key.namespace, name, uid, reason)
+                stop = Stop(reason=reason, time=stamp(self._clock())).to_dict()
+                await self._order(key.namespace, name, uid, "stop", stop)
 
     async def _fence(self, key: Key, observed: RawObject) -> RawObject:
         """Make sure that what was observed still stands; what we wrote last does, as nobody else writes a status.
@@ -186,7 +217,25 @@ class Executor:
             await self._create(BY_KIND[body["kind"]], meta_of(owner)["namespace"], body, meta_of(owner)["uid"])
         self._metrics.attempts.labels(action.purpose).inc()
 
-    async def _create(self, resource: Resource, namespace: str, body: RawObject, owner_uid: str) -> None:
+    async def _create_trial(self, namespace: str, job: CompressionJob, owner_uid: str) -> None:
+        """A trial; its record is remembered until its status holds it.
+
+        One of that name that is the sweep's, too, is ours if it is what was to be created; the sweep judges any other.
+        """
+        body = job.to_dict()
+        record = job.status.trial
+        body.pop("status", None)
+        answer = await self._create(COMPRESSION_JOBS, namespace, body, owner_uid)
+        if record is None:
+            return
+        if not _alike(answer, job):
+            text = f"CompressionJob {job.metadata.name} was not created by this sweep"
+            raise NameTakenError(text, foreign=True)
+        self.made[meta_of(answer)["uid"]] = record
+        while len(self.made) > MAX_MADE:
+            del self.made[next(iter(self.made))]
+
+    async def _create(self, resource: Resource, namespace: str, body: RawObject, owner_uid: str) -> RawObject:
         name = meta_of(body)["name"]
         try:
             answer = await self._insist(resource, namespace, body)
@@ -208,6 +257,7 @@ class Executor:
                 self._cache.put(resource, answer, ours=True)
                 raise NameTakenError(f"{resource.kind} {name} is being deleted", foreign=False) from None
         self._cache.put(resource, answer, ours=True)
+        return answer
 
     async def _insist(self, resource: Resource, namespace: str, body: RawObject) -> RawObject:
         """Create an object, again at once where the API server failed: its status says already that it is there."""
@@ -219,16 +269,17 @@ class Executor:
         return await self._client.create(resource, namespace, body)
 
     async def _delete_job(self, namespace: str, name: str, uid: str, owner_uid: str) -> None:
-        """A Job, and the Service by which the pods of a gang find each other; one that is left goes with its owner."""
+        """A Job, and of a gang the Service and the NetworkPolicy beside it; what is left goes with its owner."""
         job = self._cache.get(JOBS, namespace, name)
         gang = job is not None and meta_of(job).get("uid") == uid and is_gang(job)
         await self._delete(JOBS, namespace, name, uid)
         if not gang:
             return
-        with contextlib.suppress(NotFoundError):
-            service = await self._client.get(SERVICES, namespace, name)
-            if controller_uid(service) == owner_uid:
-                await self._delete(SERVICES, namespace, name, meta_of(service)["uid"])
+        for resource in GANG_PARTS:
+            with contextlib.suppress(NotFoundError):
+                part = await self._client.get(resource, namespace, name)
+                if controller_uid(part) == owner_uid:
+                    await self._delete(resource, namespace, name, meta_of(part)["uid"])
 
     async def _delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         try:
@@ -242,14 +293,14 @@ class Executor:
         if there is not None and meta_of(there).get("uid") == uid:
             self._cache.remove(resource, there, ours=True)
 
-    async def _stop_trial(self, namespace: str, name: str, uid: str, reason: str) -> None:
+    async def _order(self, namespace: str, name: str, uid: str, field: str, value: RawObject) -> None:
+        """Set a field of a trial's status, once."""
         trial = self._cache.get(COMPRESSION_JOBS, namespace, name)
-        if trial is None or meta_of(trial).get("uid") != uid or (trial.get("status") or {}).get("stop"):
+        if trial is None or meta_of(trial).get("uid") != uid or (trial.get("status") or {}).get(field):
             return
-        stop = Stop(reason=reason, time=stamp(self._clock())).to_dict()
         version = str(meta_of(trial)["resourceVersion"])
         try:
-            answer = await self._client.patch_status(COMPRESSION_JOBS, namespace, name, {"stop": stop}, version)
+            answer = await self._client.patch_status(COMPRESSION_JOBS, namespace, name, {field: value}, version)
         except NotFoundError:
             return
         self._cache.put(COMPRESSION_JOBS, answer)  # the trial itself has to act on it
@@ -283,6 +334,19 @@ def _trials_first(observed: RawObject, actions: list[Action]) -> list[Action]:
     if first.status.refused != (observed.get("status") or {}).get("refused", ""):
         return []
     return [*trials, *(action for action in actions if not isinstance(action, CreateTrial))]
+
+
+def _alike(answer: RawObject, job: CompressionJob) -> bool:
+    """Whether an object is what was to be created: its recipe, and what it says of itself."""
+    try:
+        there = CompressionJob.model_validate(to_json_numbers({**answer, "status": {}}))
+    except ValidationError:
+        return False
+    said = [(one.metadata.annotations or {}, one.metadata.labels or {}) for one in (there, job)]
+    ours = [
+        ({name: text for name, text in one.items() if name.startswith(f"{LABELS}/")} for one in pair) for pair in said
+    ]
+    return there.spec == job.spec and list(ours[0]) == list(ours[1])
 
 
 def _between(start: str | None, end: str | None) -> float | None:

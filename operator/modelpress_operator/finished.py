@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionJobStatus, CompressionSweep
+from modelpress.api.v1alpha1 import (
+    CompressionJob,
+    CompressionJobSpec,
+    CompressionJobStatus,
+    CompressionSweep,
+    OwnerReference,
+    Phase,
+    TrialRecord,
+)
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.v1alpha1.meta import JobMeta
 
+from .observe import parse_time
 from .resources import RawObject
 
 META = ("name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp")
-STATUS = ("phase", "metrics", "codeDigest", "activeSeconds", "completionTime")
+STATUS = ("phase", "metrics", "codeDigest", "activeSeconds", "completionTime", "trial")
 CONDITIONS = frozenset({r.CONSTRAINTS_MET, r.COMPRESSED, r.PORTABLE})
 JUDGED_BY = ("constraints", "metrics")  # of a trial's own spec; the rest of it no sweep reads
 _NOTHING_SET: set[str] = set()
@@ -41,6 +51,23 @@ def finished_trial(raw: RawObject, sweep: CompressionSweep, template: RawObject)
         metadata=_lean(JobMeta.model_validate(meta)),
         spec=sweep.spec.template.spec if alike else _lean(CompressionJobSpec.model_validate(spec)),
         status=_lean(CompressionJobStatus.model_validate(kept)),
+    )
+
+
+def unread_trial(raw: RawObject, sweep: CompressionSweep) -> CompressionJob:
+    """A CompressionJob that is not understood, as its sweep sees it: its name, its owner, its phase, its record."""
+    given, meta = raw.get("status") or {}, raw["metadata"]
+    status: dict[str, Any] = {"phase": given["phase"]} if given.get("phase") in get_args(Phase) else {}
+    with contextlib.suppress(ValidationError):
+        status["trial"] = TrialRecord.model_validate(given.get("trial"))
+    owners = [OwnerReference.model_validate(ref) for ref in meta.get("ownerReferences") or ()]
+    known = {"namespace": meta["namespace"], "uid": meta["uid"], "owner_references": owners}
+    gone = parse_time(meta.get("deletionTimestamp"))
+    return CompressionJob.model_construct(
+        _NOTHING_SET,
+        metadata=JobMeta.model_construct(_NOTHING_SET, name=meta["name"], deletion_timestamp=gone, **known),
+        spec=sweep.spec.template.spec,
+        status=CompressionJobStatus.model_construct(_NOTHING_SET, **status),
     )
 
 

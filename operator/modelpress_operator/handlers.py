@@ -1,20 +1,23 @@
 """Watching the cluster with kopf, in a thread and event loop of its own.
 
 kopf lists, watches, reconnects, follows bookmarks and signs in again; it writes nothing, because only `on.event`
-handlers are registered. What it hears goes to the `Sink` in the operator's loop. Two things kopf does not tell
-handlers are taken from its HTTP session: that a listing is complete, hence what has gone while nobody watched; and
-that a watch without events is alive, as its bookmarks show.
+handlers are registered. What comes is taken from its HTTP session, object by object, so that none can stop the others,
+and goes to the `Sink` in the operator's loop; so are two things that kopf tells nobody: that a listing is complete,
+hence what has gone while nobody watched, and that a watch without events is alive. kopf itself gets empty listings
+and bookmarks, which is what it needs to go on from the right version.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, cast
 
@@ -25,6 +28,7 @@ from yarl import URL
 
 from .aio import CONNECT_SECONDS, PAGE, REQUEST_SECONDS, load_configuration
 from .compact import kept
+from .decode import Listing, decode
 from .metrics import Metrics
 from .resources import JOBS, MANAGED_BY, MANAGER, PODS, WATCHED, RawObject, Resource
 
@@ -38,10 +42,10 @@ class Sink(Protocol):
     """Takes in what is heard, in the operator's event loop."""
 
     def changed(self, resource: Resource, obj: RawObject) -> None:
-        """An object as it is now."""
+        """An object as it is now, as compact.kept has it."""
 
     def deleted(self, resource: Resource, obj: RawObject) -> None:
-        """An object is gone."""
+        """An object is gone, which was as compact.kept has it."""
 
     def listed(self, resource: Resource, namespace: str | None, objects: list[RawObject], version: int) -> None:
         """All objects of a kind in a namespace (None: everywhere) at this version, as compact.kept has them."""
@@ -50,8 +54,12 @@ class Sink(Protocol):
         """A watch is alive."""
 
 
+class WatchError(Exception):
+    """A watch has ended that should not have."""
+
+
 class Watcher:
-    """kopf in a thread. `ended` is set when it has stopped, for whatever reason."""
+    """kopf in a thread. `ended` is set when it, or one of its watches, has stopped, for whatever reason."""
 
     def __init__(
         self, sink: Sink, metrics: Metrics, *, namespaces: tuple[str, ...], kubeconfig: str | None, user_agent: str
@@ -64,6 +72,7 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._pages: dict[tuple[Resource, str | None], list[RawObject]] = {}
         self._heard: dict[Resource, float] = {}
+        self._minded: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
         self.ended = asyncio.Event()
@@ -110,9 +119,8 @@ class Watcher:
         return registry
 
     def _watch(self, registry: kopf.OperatorRegistry, resource: Resource) -> None:
-        async def on_event(event: Any, **_: Any) -> None:
-            method = self._sink.deleted if event["type"] == "DELETED" else self._sink.changed
-            self._tell(method, resource, event["object"])
+        async def on_event(**_: Any) -> None:
+            """Makes kopf watch; no event ever reaches it."""
 
         kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)(
             on_event
@@ -138,17 +146,41 @@ class Watcher:
             verb = "watch" if url.query.get("watch") == "true" else "list"
             self._metrics.api_requests.labels(verb, found[0].plural, str(status)).inc()
 
-    def page(self, url: URL, answer: RawObject) -> RawObject:
-        """One page of a listing; what kopf gets of it: that it is there, and from which version on to watch.
+    def mind(self) -> None:
+        """The task that runs now watches something: its end is the watcher's.
+
+        kopf logs that one of its watches has failed, and goes on without it.
+        """
+        task = asyncio.current_task()
+        if task is not None and task not in self._minded:
+            self._minded.add(task)
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        if self._stop.is_set():
+            return
+        error = None if task.cancelled() else task.exception()
+        self.failure = error or WatchError("a watch was given up")
+        log.error("a watch has ended: %s", error or "given up")
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.ended.set)
+
+    async def page(self, url: URL, content: aiohttp.StreamReader) -> RawObject:
+        """Read one page of a listing; what kopf gets of it: that it is there, and from which version on to watch.
 
         It would make a task and a memory of each object, to tell us of it once more.
+
+        Raises:
+            DecodeError: it is no listing.
         """
         found = _asked(url)
-        if found is None:
-            return answer
-        meta = answer.get("metadata") or {}
+        assert found is not None
         # Here, in a thread of its own: 10,000 at once would keep the operator's loop from renewing its Lease.
-        page = [kept(found[0], obj) for obj in answer.get("items") or ()]
+        listing, page = Listing(), list[RawObject]()
+        async for data in content.iter_any():
+            page += [kept(found[0], decode(item)) for item in listing.feed(data)]
+        answer = listing.rest()
+        meta = answer.get("metadata") or {}
         objects = [*(self._pages.pop(found, []) if "continue" in url.query else ()), *page]
         if meta.get("continue"):
             self._pages[found] = objects
@@ -156,6 +188,22 @@ class Watcher:
             self._tell(self._sink.listed, *found, objects, int(meta.get("resourceVersion") or 0))
             self._tell(self._sink.heard, found[0])
         return {**answer, "items": []}
+
+    def event(self, url: URL, line: bytes) -> bytes:
+        """One line of a watch; what kopf gets of it: how far it is, or the error that it must act on.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        found = _asked(url)
+        event = decode(line)
+        if found is None or event["type"] not in ("ADDED", "MODIFIED", "DELETED"):
+            return line
+        obj = kept(found[0], event["object"])
+        self._tell(self._sink.deleted if event["type"] == "DELETED" else self._sink.changed, found[0], obj)
+        reached = {"resourceVersion": (obj.get("metadata") or {}).get("resourceVersion")}
+        bookmark = {"apiVersion": found[0].api_version, "kind": found[0].kind, "metadata": reached}
+        return json.dumps({"type": "BOOKMARK", "object": bookmark}).encode() + b"\n"
 
     def data(self, url: URL) -> None:
         """A watch said something, a bookmark at least."""
@@ -188,33 +236,44 @@ def _response_class(watcher: Watcher) -> type[aiohttp.ClientResponse]:
         async def start(self, connection: Any) -> aiohttp.ClientResponse:
             await super().start(connection)
             watcher.answered(self.url, self.status)
-            if self.status == 200 and self.url.query.get("watch") == "true":
-                self.content = cast(aiohttp.StreamReader, _Tapped(self.content, lambda: watcher.data(self.url)))
+            if _asked(self.url) is not None:
+                watcher.mind()
+                if self.status == 200 and self.url.query.get("watch") == "true":
+                    self.content = cast(aiohttp.StreamReader, _Tapped(self.content, watcher, self.url))
             return self
 
         async def json(self, **options: Any) -> Any:
-            answer = await super().json(**options)
-            if self.status == 200 and isinstance(answer, dict) and "items" in answer:
-                return watcher.page(self.url, answer)
-            return answer
+            if self.status == 200 and _asked(self.url) is not None:
+                return await watcher.page(self.url, self.content)
+            return await super().json(**options)
 
     return ObservedResponse
 
 
 class _Tapped:
-    """A stream that tells when data is read from it, and is otherwise the stream that it wraps."""
+    """The stream of a watch, its lines as Watcher.event gives them."""
 
-    def __init__(self, stream: aiohttp.StreamReader, told: Callable[[], None]) -> None:
+    def __init__(self, stream: aiohttp.StreamReader, watcher: Watcher, url: URL) -> None:
         self._stream = stream
-        self._told = told
+        self._watcher = watcher
+        self._url = url
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        begun: list[bytes] = []
         async for data in self._stream.iter_chunked(size):
-            self._told()
-            yield data
+            self._watcher.data(self._url)
+            head, *lines = data.split(b"\n")
+            if not lines:
+                begun.append(head)
+                continue
+            whole = [b"".join([*begun, head]), *lines[:-1]]
+            begun = [lines[-1]]
+            for line in whole:
+                if line.strip():
+                    yield self._watcher.event(self._url, line + b"\n")
 
 
 def _authorizing(configuration: Configuration) -> aiohttp.ClientMiddlewareType:

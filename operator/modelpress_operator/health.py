@@ -1,7 +1,7 @@
 """Metrics and probes over HTTP.
 
-/healthz: the process is worth keeping: every watch has been heard from lately. /readyz: it has seen the cluster once;
-followers are ready, too. /metrics: Prometheus' text format.
+/healthz: the process is worth keeping: every watch has been heard from lately. /readyz: it has seen the cluster once,
+and does still; followers are ready, too. /metrics: Prometheus' text format.
 """
 
 from __future__ import annotations
@@ -45,48 +45,26 @@ class Health:
         return f"nothing heard from the watch of {', '.join(silent)}" if silent else None
 
 
-def routes(health: Health, metrics: Metrics) -> list[web.RouteDef]:
-    """The routes of the probes and metrics."""
+def probe_routes(health: Health) -> list[web.RouteDef]:
+    """The routes of the probes."""
 
     async def healthz(_: web.Request) -> web.Response:
         problem = health.problem()
         return web.Response(text="ok\n") if problem is None else web.Response(text=f"{problem}\n", status=503)
 
     async def readyz(_: web.Request) -> web.Response:
-        if health.synced and health.problem() is None:
+        problem = health.problem()
+        if health.synced and problem is None:
             return web.Response(text="ok\n")
-        return web.Response(text="the cluster has not been listed yet\n", status=503)
+        return web.Response(text=f"{problem or 'the cluster has not been listed yet'}\n", status=503)
+
+    return [web.get("/healthz", healthz), web.get("/readyz", readyz)]
+
+
+def metrics_routes(metrics: Metrics) -> list[web.RouteDef]:
+    """The route of the metrics."""
 
     async def exposition(_: web.Request) -> web.Response:
         return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    return [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", exposition)]
-
-
-class Server:
-    """One HTTP server on one port."""
-
-    def __init__(self, route_list: list[web.RouteDef], host: str, port: int) -> None:
-        self._routes = route_list
-        self._host = host
-        self._port = port
-        self._runner: web.AppRunner | None = None
-
-    async def start(self) -> int:
-        """Listen; returns the port.
-
-        Raises:
-            OSError: the port is taken.
-        """
-        app = web.Application(client_max_size=128 * 1024)
-        app.add_routes(self._routes)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host or None, self._port, shutdown_timeout=2)
-        await site.start()
-        return int(self._runner.addresses[0][1])
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+    return [web.get("/metrics", exposition)]

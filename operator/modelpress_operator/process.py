@@ -13,13 +13,16 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
+from aiohttp import web
+
 from .aio import AioClient, load_configuration
 from .cache import Cache
 from .controller import Controller
 from .events import EventWriter
 from .execute import Executor, Render
 from .handlers import Watcher
-from .health import Health, Server, routes
+from .health import Health, metrics_routes, probe_routes
+from .http import Server
 from .lease import Leadership, LeaseLostError
 from .metrics import Metrics
 from .progress import CachedPods, KeySet, ProgressServer, StatusWrites, TokenVerifier
@@ -42,7 +45,7 @@ class Feed:
 
     def changed(self, resource: Resource, obj: RawObject) -> None:
         """See handlers.Sink."""
-        self._cache.put(resource, obj)
+        self._cache.put(resource, obj, whole=False)
         self._health.heard(resource)
 
     def deleted(self, resource: Resource, obj: RawObject) -> None:
@@ -100,11 +103,17 @@ async def serve(settings: Settings, render: Render) -> int:
         writes.accept,
         count=lambda status: metrics.progress.labels(str(status)).inc(),
     )
-    server = Server([*routes(health, metrics), *progress.routes()], settings.host, settings.port)
+    servers = _servers(
+        settings,
+        metrics=(settings.port, metrics_routes(metrics)),
+        probes=(settings.probe_port, probe_routes(health)),
+        progress=(settings.progress_port, progress.routes()),
+    )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    log.info("probes and metrics are on port %d", await server.start())
+    for what, server in servers.items():
+        log.info("%s: port %d", what, await server.start())
 
     async def reconcile() -> None:
         await feed.synced.wait()
@@ -130,10 +139,21 @@ async def serve(settings: Settings, render: Render) -> int:
         await parts.cancel("lease", "events", "watcher")
         await leadership.release()
         await watcher.stop()
-        await server.stop()
+        for server in servers.values():
+            await server.stop()
         await client.close()
     log.info("stopped")
     return code
+
+
+def _servers(settings: Settings, **wanted: tuple[int, list[web.RouteDef]]) -> dict[str, Server]:
+    """One server for each port, by what it serves; port 0 is a free one for each."""
+    ports: dict[tuple[int, str], tuple[list[str], list[web.RouteDef]]] = {}
+    for name, (port, routes) in wanted.items():
+        names, together = ports.setdefault((port, "" if port else name), ([], []))
+        names.append(name)
+        together += routes
+    return {", ".join(names): Server(routes, settings.host, port) for (port, _), (names, routes) in ports.items()}
 
 
 class _Parts:

@@ -7,18 +7,19 @@ first (merge.py), and what neither may change put back (restrict.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from modelpress.api.podtemplate import CONTAINER, template_problems
+from modelpress.api.podtemplate import CONTAINER, annotation_problem, label_problem, template_problems
 from modelpress.api.v1alpha1 import ConfigMapCode, PodTemplate, Runner
 from modelpress.reconcile.model import CreateJob
 from modelpress.request import CODE_FOLDER, RunRequest
 from modelpress.result import ExitCode
 
 from . import pod
+from .allowed import Allowed
 from .merge import merge_pod_spec
-from .resources import LABELS, MANAGED_BY, MANAGER, RawObject
+from .resources import COMPRESSION_SWEEPS, LABELS, MANAGED_BY, MANAGER, RawObject
 from .restrict import restricted
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -55,6 +56,8 @@ class RenderSettings:
     progress_audience: str = "modelpress-progress"
     # As spec.runner.podTemplate, merged before it.
     pod_template: Mapping[str, Any] | None = None
+    # What specifications may ask for; what stands above they always may.
+    allowed: Allowed = field(default_factory=Allowed)
 
     def __post_init__(self) -> None:
         if self.pod_template is None:
@@ -66,14 +69,18 @@ class RenderSettings:
 
 
 def render_job(action: CreateJob, owner: RawObject, settings: RenderSettings) -> list[RawObject]:
-    """The Job of an action, owned by `owner`; a trial of several nodes as an Indexed one, after its headless Service.
+    """The Job of an action, owned by `owner`; a trial of several nodes as an Indexed one, after its headless Service
+    and the NetworkPolicy that leaves its pods among themselves.
 
     Raises:
         SpecTooLargeError: the specification does not fit into a pod's annotations.
-        RenderError: nothing names an image.
+        RenderError: nothing names an image, or it asks for what this operator's administrator does not allow.
     """
     spec = action.request.spec
     runner = spec.runner or Runner()
+    where = "spec.template.spec.runner" if owner["kind"] == COMPRESSION_SWEEPS.kind else "spec.runner"
+    if refused := [str(problem) for problem in settings.allowed.problems(runner, where)]:
+        raise RenderError("; ".join(refused))
     image = runner.image or settings.image
     if image is None:
         raise RenderError("spec.runner.image: names no image, and the operator has no default; add it")
@@ -126,7 +133,9 @@ def render_job(action: CreateJob, owner: RawObject, settings: RenderSettings) ->
             "template": template,
         },
     }
-    return [_service(metadata, labels, action.name), job] if nodes > 1 else [job]
+    if nodes == 1:
+        return [job]
+    return [_service(metadata, labels, action.name), _network_policy(metadata, labels, action.name), job]
 
 
 def _group(action: CreateJob, runner: Runner) -> pod.Group | None:
@@ -156,12 +165,15 @@ def _pod_metadata(
     templates: list[dict[str, Any]], labels: dict[str, str], request: RunRequest
 ) -> dict[str, dict[str, str]]:
     found = [template.get("metadata") or {} for template in templates]
-    text = request.model_dump_json(exclude_none=True)
+    text = request.to_json()
     annotations: dict[str, str] = {}
     all_labels: dict[str, str] = {}
     for metadata in found:
-        annotations |= metadata.get("annotations") or {}
-        all_labels |= metadata.get("labels") or {}
+        for into, given, why_not in (
+            (annotations, metadata.get("annotations"), annotation_problem),
+            (all_labels, metadata.get("labels"), label_problem),
+        ):
+            into |= {key: value for key, value in (given or {}).items() if why_not(key, value) is None}
     annotations[pod.SPEC_ANNOTATION] = text
     size = sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items())
     if size + _ROOM > MAX_ANNOTATIONS_BYTES:
@@ -201,4 +213,15 @@ def _service(metadata: dict[str, Any], labels: dict[str, str], job: str) -> RawO
             "selector": {"batch.kubernetes.io/job-name": job},
             "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
         },
+    }
+
+
+def _network_policy(metadata: dict[str, Any], labels: dict[str, str], job: str) -> RawObject:
+    """The ranks reach each other on every port, and nobody else reaches them: no port of theirs asks who calls."""
+    ranks = {"podSelector": {"matchLabels": {"batch.kubernetes.io/job-name": job}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {**metadata, "labels": labels},
+        "spec": {**ranks, "policyTypes": ["Ingress"], "ingress": [{"from": [ranks]}]},
     }

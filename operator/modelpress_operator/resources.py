@@ -42,11 +42,13 @@ COMPRESSION_SWEEPS = Resource(GROUP, VERSION, "compressionsweeps", "CompressionS
 JOBS = Resource("batch", "v1", "jobs", "Job")
 PODS = Resource("", "v1", "pods", "Pod")
 SERVICES = Resource("", "v1", "services", "Service")
+NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 WATCHED = (COMPRESSION_JOBS, COMPRESSION_SWEEPS, JOBS, PODS)
-ALL = (*WATCHED, SERVICES, EVENTS, LEASES)
+GANG_PARTS = (SERVICES, NETWORK_POLICIES)  # what a Job of several pods has beside it, under its name
+ALL = (*WATCHED, *GANG_PARTS, EVENTS, LEASES)
 BY_KIND: Mapping[str, Resource] = {resource.kind: resource for resource in ALL}
 
 

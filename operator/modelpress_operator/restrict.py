@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelpress.api.podtemplate import (
+    CALLS,
     CONTAINER,
     FIXED_POD,
     FIXED_RUNNER,
     OWN_ENVIRONMENT,
-    OWN_FOLDERS,
     OWN_PREFIX,
+    PROBES,
     VOLUME_KINDS,
     allowed,
+    calls_of,
+    is_own_folder,
+    place_of,
 )
 
 
@@ -37,6 +41,8 @@ def restricted(spec: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
         out["initContainers"] = [_contained(item) for item in spec["initContainers"]]
     volumes = [volume for volume in spec.get("volumes") or () if not volume["name"].startswith(OWN_PREFIX)]
     volumes = [volume for volume in volumes if volume.keys() <= {"name", *VOLUME_KINDS}]
+    # Without a kind the API server makes one of these; PodSecurity sees none.
+    volumes = [volume if len(volume) > 1 else {**volume, "emptyDir": {}} for volume in volumes]
     out["volumes"] = [*(volume for volume in own["volumes"] if volume["name"].startswith(OWN_PREFIX)), *volumes]
     return out
 
@@ -59,17 +65,16 @@ def _runner(merged: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     if rest := [*sources, *(item for item in merged.get("envFrom") or () if item not in sources)]:
         out["envFrom"] = rest
     mounts = [item for item in own["volumeMounts"] if item["name"].startswith(OWN_PREFIX)]
-    taken = {mount["mountPath"] for mount in mounts}
+    taken = {place_of(mount["mountPath"]) for mount in mounts}
     out["volumeMounts"] = [
         *mounts,
-        *(item for item in merged.get("volumeMounts") or () if not _collides(item["mountPath"], taken)),
+        *(item for item in out.get("volumeMounts") or () if not _collides(place_of(item["mountPath"]), taken)),
     ]
     return out
 
 
-def _collides(path: str, taken: set[str]) -> bool:
-    place = path.rstrip("/")
-    return place in taken or any(place == folder or place.startswith(f"{folder}/") for folder in OWN_FOLDERS)
+def _collides(place: str, taken: set[str]) -> bool:
+    return place in taken or is_own_folder(place)
 
 
 def _contained(container: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,5 +87,23 @@ def _contained(container: Mapping[str, Any]) -> dict[str, Any]:
         **{key: value for key, value in given.items() if allowed(key, value)},
     }
     if ports := container.get("ports"):
-        out["ports"] = [{key: value for key, value in port.items() if key != "hostPort"} for port in ports]
+        out["ports"] = [{key: value for key, value in port.items() if key != "hostPort" or not value} for port in ports]
+    if mounts := container.get("volumeMounts"):
+        out["volumeMounts"] = [item for item in mounts if not str(item.get("name", "")).startswith(OWN_PREFIX)]
+    if any(call.get("host") for _, call in calls_of(container)):
+        for key in (*PROBES, "lifecycle"):
+            if key in container:
+                out[key] = _without_hosts(container[key])
     return out
+
+
+def _without_hosts(value: Any) -> Any:
+    """A probe or a lifecycle whose calls go to the pod itself."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: {name: part for name, part in item.items() if name != "host"}
+        if key in CALLS and isinstance(item, dict)
+        else _without_hosts(item)
+        for key, item in value.items()
+    }

@@ -17,6 +17,8 @@ from modelpress.api.podtemplate import template_problems
 from modelpress.api.v1alpha1 import PodTemplate
 from modelpress.api.yamltext import parse
 
+from .allowed import Allowed
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -57,6 +59,18 @@ def _pod_template(text: str) -> Mapping[str, Any] | None:
     return template or None
 
 
+def _allowed(text: str) -> Mapping[str, Any]:
+    documents, wrong = parse(text)
+    if wrong:
+        raise ValueError(f"is no YAML: {wrong[0]}")
+    if len(documents) != 1 or not isinstance(documents[0].data, dict):
+        raise ValueError("is no mapping; give it keys of the chart's runner.allowed, such as podTemplate: false")
+    try:
+        return Allowed.model_validate(documents[0].data).to_dict()
+    except ValidationError as error:
+        raise ValueError("; ".join(str(problem) for problem in problems_of(error, Allowed))) from None
+
+
 @dataclass(frozen=True)
 class Settings:
     """Each field is the flag --field-name and the variable MODELPRESS_FIELD_NAME."""
@@ -75,6 +89,11 @@ class Settings:
         "What every runner's pod gets, YAML or JSON like spec.runner.podTemplate, which goes on top.",
         parse=_pod_template,
     )
+    runner_allowed: Mapping[str, Any] | None = _setting(
+        None,
+        "What jobs may ask for in spec.runner, YAML or JSON like runner.allowed of the chart.",
+        parse=_allowed,
+    )
     runner_fs_group: int | None = _setting(
         65532, "Group of the files on a store's volume claim, or none.", parse=_group
     )
@@ -90,8 +109,10 @@ class Settings:
     address: str | None = _setting(
         None, "How other replicas and pods reach this one, http://host:port; told in the Lease."
     )
-    host: str = _setting("", "Address to serve metrics and probes on; none: all.")
-    port: int = _setting(8080, "Port for metrics and probes; 0: any free one.", least=0)
+    host: str = _setting("", "Address to serve metrics, probes and progress on; none: all.")
+    port: int = _setting(8080, "Port for metrics; 0: any free one.", least=0)
+    probe_port: int = _setting(8081, "Port for probes; 0: any free one. Equal ports are one server.", least=0)
+    progress_port: int = _setting(8082, "Port for progress of running trials; 0: any free one.", least=0)
     workers: int = _setting(8, "Objects reconciled at one time.", least=1)
     watch_silence_seconds: float = _setting(
         300.0, "Silence of a watch after which the process is not alive.", least=1.0

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from modelpress.api.errors import Problem, SpecError, located_problems
-from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep
+from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep, TrialRecord
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.yamltext import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
 
 from .cache import Cache
-from .finished import finished_trial
+from .compact import UNREAD
+from .finished import finished_trial, unread_trial
 from .observe import LOST_SECONDS, observed_job, recheck_after, starved
 from .refusals import Refusals
 from .resources import (
@@ -58,8 +59,15 @@ class Snapshots:
     A finished job is parsed when it is looked at, and kept only as its sweep sees it.
     """
 
-    def __init__(self, cache: Cache, refusals: Refusals, lost_after: float = LOST_SECONDS) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        refusals: Refusals,
+        lost_after: float = LOST_SECONDS,
+        made: Mapping[str, TrialRecord] | None = None,
+    ) -> None:
         self._cache = cache
+        self._made = made if made is not None else {}
         self._lost_after = lost_after
         self._refusals = refusals
         self._jobs: dict[str, tuple[str, CompressionJob]] = {}
@@ -71,15 +79,27 @@ class Snapshots:
         Raises:
             SpecError: this version of modelpress does not understand it.
         """
-        return _parsed(raw, CompressionJob, {} if _finished(raw) else self._jobs)
+        job = _parsed(raw, CompressionJob, {} if _finished(raw) else self._jobs)
+        record = self._made.get(job.metadata.uid or "")
+        if record is None or job.status.trial is not None:
+            return job
+        job = job.model_copy(update={"status": job.status.model_copy(update={"trial": record})})
+        if not _finished(raw):
+            self._jobs[meta_of(raw)["uid"]] = str(meta_of(raw).get("resourceVersion")), job
+        return job
 
     def trial(self, raw: RawObject, sweep: RawObject) -> CompressionJob:
         """A CompressionJob as its sweep sees it; of a finished one only what a sweep reads.
 
-        Raises:
-            SpecError: this version of modelpress does not understand it.
+        One that this version of modelpress does not understand is there all the same, in the phase that it says.
         """
-        if not _finished(raw):
+        try:
+            return self._trial(raw, sweep)
+        except SpecError:
+            return unread_trial(raw, self.sweep(sweep))
+
+    def _trial(self, raw: RawObject, sweep: RawObject) -> CompressionJob:
+        if UNREAD in raw or not _finished(raw):
             return self.job(raw)
         meta = meta_of(raw)
         uid, version = meta["uid"], str(meta["resourceVersion"])
@@ -114,7 +134,9 @@ class Snapshots:
             sweep = self._cache.get(COMPRESSION_SWEEPS, meta_of(raw)["namespace"], ref["name"])
             if sweep is None or meta_of(sweep).get("uid") != ref.get("uid"):
                 return None
-            owner = OwnerState(ref["uid"], ref["name"], bool((sweep.get("spec") or {}).get("suspend")))
+            spec, status = sweep.get("spec") or {}, sweep.get("status") or {}
+            records = bool(status.get("trialRecords")) or not status.get("created")
+            owner = OwnerState(ref["uid"], ref["name"], bool(spec.get("suspend")), _objectives(spec), records)
         started, name = job.status.started, job.metadata.name
         names = [naming.attempt_name(name, number) for number in (started, started + 1) if number > 0]
         names += [naming.collect_name(name, started, round_) for round_ in range(1, COLLECT_ROUNDS + 1) if started > 0]
@@ -157,11 +179,19 @@ class Snapshots:
         return self._cache.owned(meta_of(job).get("uid") or "", PODS)
 
 
+def _objectives(spec: RawObject) -> tuple[str, ...]:
+    """Metrics that a sweep optimises."""
+    listed = (item.get("metric") for item in spec.get("objectives") or () if isinstance(item, dict))
+    return tuple(metric for metric in listed if isinstance(metric, str))
+
+
 def _finished(raw: RawObject) -> bool:
     return (raw.get("status") or {}).get("phase") in TERMINAL_PHASES
 
 
 def _parsed(raw: RawObject, model: type[T], known: dict[str, tuple[str, T]]) -> T:
+    if UNREAD in raw:
+        raise SpecError([Problem("", raw[UNREAD]["message"], "delete it")])
     meta = meta_of(raw)
     uid, version = meta.get("uid") or "", str(meta.get("resourceVersion"))
     there = known.get(uid)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from modelpress import __version__
 from modelpress.api import plugins
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import reasons
@@ -85,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(code)
     level = logging.INFO if code == ExitCode.DONE else logging.ERROR
     log.log(level, "%s: %s", result.phase, result.message or result.reason)
-    first = tuple(constraint.metric for constraint in (request.spec.constraints or [])) if request else ()
-    _write_result(options.result, result, first)
+    _write_result(options.result, result, _kept(request))
     if request is not None and store is not None and request.purpose == "trial" and not reported:
         _write_record(store, request, result)
     return int(code)
@@ -214,17 +214,28 @@ def _read_request(path: Path) -> RunRequest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden" and first["loc"][0] == "spec":
+            raise InvalidSpecError(
+                f"modelpress {__version__} in this image or environment is too old to know this field; set "
+                "spec.runner.image to a release that is as new as the operator's, or remove the field",
+                where,
+            ) from None
         raise InvalidSpecError(f"the request {path} is no RunRequest: {where}: {first['msg']}") from None
     if request.spec.store is None:
         raise InvalidSpecError("the request has no store; the shell that writes it must set one", "spec.store.uri")
     return request
 
 
-def _write_result(path: Path, result: RunResult, first: tuple[str, ...]) -> None:
-    try:
-        text = result.to_message(first)
-    except ValueError:
-        text = result.to_message()
+def _kept(request: RunRequest | None) -> list[str]:
+    """Metrics that no result may lack; an older shell names none, but its constraints are known."""
+    if request is None:
+        return []
+    constrained = [constraint.metric for constraint in request.spec.constraints or ()]
+    return list(dict.fromkeys([*(request.keep_metrics or ()), *constrained]))
+
+
+def _write_result(path: Path, result: RunResult, keep: Sequence[str]) -> None:
+    text = result.to_message(keep)
     temporary: str | None = None
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Run by `helm test` in the operator's image: through the Service, a replica is ready and exports its metrics."""
+"""Run by `helm test` in the operator's image: through the Service, a replica exports its metrics and has watches."""
 
 import os
 import sys
@@ -21,7 +21,9 @@ def get(path):
             time.sleep(2)
 
 
-get("/readyz")
-if "\nmodelpress_leader " not in get("/metrics"):
-    sys.exit(f"{url}/metrics: lacks modelpress_leader; is this the operator?")
+heard = "\nmodelpress_watch_last_activity_timestamp_seconds{"
+while heard not in (text := get("/metrics")):  # a Service sends only to replicas that are ready
+    if "\nmodelpress_leader " not in text or time.monotonic() > deadline:
+        sys.exit(f"{url}/metrics: lacks modelpress_leader or watches; is this the operator?")
+    time.sleep(2)
 print(f"{url}: ready, with metrics")

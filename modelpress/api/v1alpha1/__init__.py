@@ -15,6 +15,7 @@ from .job import (
     Phase,
     Point,
     Progress,
+    TrialRecord,
 )
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
@@ -109,6 +110,7 @@ __all__ = [
     "Template",
     "Toleration",
     "TrialCounts",
+    "TrialRecord",
     "TrialResult",
     "VolumeClaim",
 ]

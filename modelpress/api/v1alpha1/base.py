@@ -89,6 +89,12 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+class ContractModel(ApiModel):
+    """What two versions of modelpress may say to each other: keys that a newer one adds are ignored by an older one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def exactly_one(model: BaseModel, *names: str) -> str:
     """The one field of `names` that is set.
 
@@ -125,6 +131,7 @@ Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, r
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")]
 Text = Annotated[str, Field(max_length=1024)]
+Scalar = bool | int | float | Annotated[str, Field(max_length=256)]  # a parameter's value
 Uri = Annotated[str, Field(min_length=1, max_length=2048)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=512)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -17,6 +18,10 @@ RelativePath = Annotated[
     Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"),
 ]
 FileKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+# A user, or a user and a password, of http(s); of ssh a user is no secret, a password is.
+_CREDENTIALS = r"^(https?://[^/@]*@|ssh://[^/@:]*:[^/@]*@)"
 
 
 class SecretReference(ApiModel):
@@ -57,6 +62,38 @@ class GitCode(ApiModel):
         description="Secret with username and password (of https://), or with ssh-privatekey and known_hosts (of ssh). "
         "Local runs use the machine's own git settings.",
     )
+    allow_http: bool = Field(
+        default=False,
+        description="Send the Secret's password over http:// all the same, where everybody on the way can read it.",
+    )
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            f"!self.url.matches('{_CREDENTIALS}')",
+            "url holds credentials, which everybody who can read this object would see",
+        ),
+        Cel(
+            "!has(self.secretRef) || !self.url.startsWith('http://') || (has(self.allowHttp) && self.allowHttp)",
+            "url would send the password of secretRef in the clear",
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _secrets(self) -> GitCode:
+        if re.search(_CREDENTIALS, self.url):
+            raise PydanticCustomError(
+                "url_with_credentials",
+                "url holds credentials, which everybody who can read this object would see; "
+                "remove what stands before '@', and name a Secret in secretRef",
+                {},
+            )
+        if self.secret_ref is not None and self.url.startswith("http://") and not self.allow_http:
+            raise PydanticCustomError(
+                "password_over_http",
+                "url would send the password of secretRef in the clear; write https://, or set allowHttp: true",
+                {},
+            )
+        return self
 
 
 class ArchiveCode(ApiModel):

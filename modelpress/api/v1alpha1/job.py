@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import ApiModel, Count, Text, Time, Uri
+from .base import ApiModel, Count, Name, Scalar, Text, Time, Uri
 from .code import Code
 from .data import Data
 from .meta import Condition, JobMeta, Stop
@@ -109,6 +109,14 @@ class Progress(ApiModel):
     time: Time = Field(description="When it said so.")
 
 
+class TrialRecord(ApiModel):
+    """Which trial of which sweep a job is. Nobody but the operator writes it, unlike labels and annotations."""
+
+    sweep: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="uid of the CompressionSweep.")
+    number: Annotated[int, Field(ge=0, le=999_999)] = Field(description="From 0.")
+    parameters: Annotated[dict[Name, Scalar], Field(max_length=64)] = Field(description="Its values, by parameter.")
+
+
 class CompressionJobStatus(ApiModel):
     """What was observed of a CompressionJob. Older clients treat an unknown phase as Running."""
 
@@ -136,6 +144,7 @@ class CompressionJobStatus(ApiModel):
     )
     artifact: Artifact | None = None
     stop: Stop | None = None
+    trial: TrialRecord | None = None
 
 
 class CompressionJob(ApiModel):

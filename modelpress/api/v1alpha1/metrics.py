@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -26,6 +27,16 @@ MEASURED: dict[str, Goal] = {
     "speedup": "maximize",
 }
 DEFAULT_METRIC = "default"
+
+# What a kubelet keeps of a termination message. A result is shorter, but for metrics that it must not leave out.
+MAX_KEPT_BYTES = 4096
+# Bytes of a result besides its metrics, and of a metric besides its name, at most: `"":-1.2345678901234567e-300,`.
+_RESULT_BYTES, _METRIC_BYTES = 512, 28
+
+
+def kept_bytes(names: Iterable[str]) -> int:
+    """Bytes at most of a result that holds these metrics of the dense and of the compressed model."""
+    return _RESULT_BYTES + 2 * sum(len(name) + _METRIC_BYTES for name in set(names))
 
 
 class Metric(ApiModel):

@@ -101,13 +101,18 @@ class Store(ApiModel):
 class Target(ApiModel):
     """The form that size, latency and final score are measured on."""
 
-    format: Literal["eager", "pt2", "transformers"] = Field(
+    format: Literal["eager", "compiled", "pt2", "transformers"] = Field(
         default="eager",
-        description="eager: the module itself. pt2: the exported program, as mp.load opens it. transformers: the "
+        description="eager: the module itself. compiled: the module under torch.compile, which needs a C++ compiler "
+        "where it runs on a CPU. pt2: the exported program, as mp.load opens it. transformers: the "
         "model as from_pretrained reads it; of huggingFace alone, and only where a configuration can say what was cut "
         "away.",
     )
-    device: Literal["cpu"] = Field(default="cpu", description="Where it runs.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2, whose programs are "
+        "exported on the CPU.",
+    )
 
 
 class Benchmark(ApiModel):

@@ -154,7 +154,9 @@ class Prune(ApiModel):
     config_list: Annotated[list[ConfigEntry], Field(min_length=1, max_length=128)]
     sparsity: Sparsity | None = Field(default=None, description="For entries that give none.")
     scope: Scope = Field(
-        default="local", description="local: the share within each layer. global: one ranking over all global layers."
+        default="local",
+        description="local: the share within each layer. global: one ranking over all layers that have the "
+        "same algorithm and sparsity.",
     )
     schedule: Schedule = Field(default_factory=Schedule)
     scores: Scores | None = Field(

@@ -7,14 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .base import ApiModel, Cel, Name, Time, cel_exactly_one, exactly_one
+from .base import ApiModel, Cel, Name, Scalar, Time, cel_exactly_one, exactly_one
 from .job import Artifact, CompressionJobSpec, Phase
 from .meta import Condition, SweepMeta
 from .metrics import Constraint, MetricName, Objective
 
 JsonPointer = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^(/[^/~]*(~[01][^/~]*)*)+$")]
 ParameterName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Scalar = bool | int | float | Annotated[str, Field(max_length=256)]
 
 WhenValues = Annotated[list[Scalar], Field(min_length=1, max_length=256)]
 
@@ -223,6 +222,9 @@ class CompressionSweepStatus(ApiModel):
         default=None, description="Why the last of them was refused."
     )
     exhausted: bool = Field(default=False, description="The search space holds no further combination.")
+    trial_records: bool = Field(
+        default=False, description="Only jobs whose status.trial names this sweep are trials of it."
+    )
     baseline: dict[MetricName, float] | None = Field(
         default=None, max_length=64, description="Metrics of the dense model."
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the command `kubectl-modelpress`, which kubectl runs as `kubectl modelpress`."""
-    from modelpress.cli.app import entry
+    from modelpress.cli.interrupt import quiet
 
-    from .commands import plugin
+    with quiet():
+        from modelpress.cli.app import entry
+
+        from .commands import plugin
 
     entry(plugin)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from modelpress import figures
 from modelpress.cli.exits import Exit
+from modelpress.cli.markup import escape
 from modelpress.cli.tables import console
 from modelpress.store import StoreError, layout, manifest, open_store
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from modelpress.shown import shown
 
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NS", help="Namespace; default: the context's.")
@@ -87,7 +91,12 @@ def logs(
     from .connection import connect
     from .logs import logs
 
+    terminal = sys.stdout.isatty()
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
     def write(piece: bytes) -> None:
+        if terminal:
+            piece = shown(re.sub("\r\n?", "\n", decode(piece))).encode()
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
 

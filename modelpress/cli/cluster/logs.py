@@ -9,6 +9,7 @@ from collections.abc import Callable
 from modelpress.api.podtemplate import CONTAINER
 from modelpress.api.v1alpha1.base import GROUP
 from modelpress.cli.exits import Exit
+from modelpress.shown import shown
 
 from . import views
 from .connection import JOB, PODS, Cluster, Kind, Raw
@@ -35,12 +36,12 @@ def logs(
         if kind is JOB:
             raise RequestError(f"--trial: {views.name(obj)} is a CompressionJob, which has no trials; leave it out")
         kind, obj = JOB, cluster.get(JOB, f"{views.name(obj)}-{trial:05d}")
-    shown: set[str] = set()
+    seen: set[str] = set()
     told = False
     while True:
         pod = _newest(cluster, kind, obj)
-        if pod is not None and _started(pod) and views.meta(pod)["uid"] not in shown:
-            shown.add(views.meta(pod)["uid"])
+        if pod is not None and _started(pod) and views.meta(pod)["uid"] not in seen:
+            seen.add(views.meta(pod)["uid"])
             print(f"==> {views.name(pod)} <==", file=sys.stderr)
             for piece in cluster.log(views.name(pod), CONTAINER, follow=follow, tail=tail):
                 write(piece)
@@ -51,8 +52,8 @@ def logs(
         obj = cluster.get(kind, views.name(obj))
         if views.is_finished(obj):
             return Exit.DONE
-        if not shown and not told:
-            print(f"waiting: {_nothing(obj, pod)}", file=sys.stderr)
+        if not seen and not told:
+            print(f"waiting: {shown(_nothing(obj, pod))}", file=sys.stderr)
             told = True
         time.sleep(POLL_SECONDS)
 

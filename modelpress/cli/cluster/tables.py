@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from modelpress import figures
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, reasons
+from modelpress.cli.markup import escape
 from modelpress.cli.tables import MAX_ROWS, MEASURED
 
 from . import views

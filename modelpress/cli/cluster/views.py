@@ -6,9 +6,10 @@ import datetime as dt
 import json
 from typing import Any
 
+from modelpress import trials
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, reasons
 from modelpress.cli.exits import Exit
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL
+from modelpress.trials import PARAMETERS_ANNOTATION
 
 from .connection import SWEEP, Raw
 
@@ -72,15 +73,18 @@ def metrics(obj: Raw) -> tuple[dict[str, float], dict[str, float]]:
 
 def trial_number(obj: Raw) -> int | None:
     """Number of a trial, None for a standalone job."""
-    text = (meta(obj).get("labels") or {}).get(TRIAL_LABEL, "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    record = status(obj).get("trial")
+    return int(record["number"]) if record is not None else trials.trial_number(meta(obj).get("labels"))
 
 
 def parameters(obj: Raw) -> dict[str, Any]:
     """A trial's parameters."""
+    record = status(obj).get("trial")
+    if record is not None:
+        return dict(record["parameters"])
     try:
         value = json.loads((meta(obj).get("annotations") or {}).get(PARAMETERS_ANNOTATION) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

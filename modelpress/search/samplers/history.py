@@ -13,6 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 STUDY_NAME = "modelpress"
 _STUDY_ID = 0
+# What TPE keeps with a trial: its parameters until they are all asked for. Recorded trials have them all.
+_FORGOTTEN = "tpe:relative_params"
 
 
 class HistoryStorage(BaseStorage):
@@ -72,7 +74,14 @@ class HistoryStorage(BaseStorage):
         trial.params = {**trial.params, param_name: distribution.to_external_repr(param_value_internal)}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Record what the sampler keeps with the new trial."""
+        """Record what the sampler keeps with the new trial, if it may forget it with this study.
+
+        Raises:
+            NotImplementedError: it would look for it in later studies. Recorded trials carry nothing but parameters and
+                results, so it would find nothing and search at random, without a word.
+        """
+        if not key.startswith(_FORGOTTEN):
+            _refuse(f"a sampler's own {key!r} is not kept with a trial")
         trial = self._trials[trial_id]
         trial.system_attrs = {**trial.system_attrs, key: value}
 
@@ -116,6 +125,7 @@ def frozen(
     distributions: dict[str, BaseDistribution],
     values: Sequence[float] | None = None,
     constraints: Sequence[float] = (),
+    intermediate: Sequence[tuple[int, float]] = (),
 ) -> FrozenTrial:
     """A recorded trial. It carries no times, for nothing may depend on them."""
     trial = FrozenTrial(
@@ -130,12 +140,12 @@ def frozen(
         distributions=distributions,
         user_attrs={},
         system_attrs={},
-        intermediate_values={},
+        intermediate_values=dict(intermediate),
     )
     for position, amount in enumerate(constraints):
         trial.set_constraint(f"constraints[{position}]", amount)
     return trial
 
 
-def _refuse() -> NoReturn:
-    raise NotImplementedError("a history cannot be changed")
+def _refuse(why: str = "a history cannot be changed") -> NoReturn:
+    raise NotImplementedError(why)

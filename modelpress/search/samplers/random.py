@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 from modelpress.api.v1alpha1 import Categorical, FloatRange, Goal
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.space import Dimension, Space
 
 from .base import Observation, derive
@@ -18,16 +19,19 @@ class RandomSampler:
     """Draws every parameter uniformly (with log: by its logarithm) from a stream of its own.
 
     The draw depends on seed, trial number and parameter name alone: history and parallelism change nothing, and
-    neither does a parameter that is added elsewhere in the space. A small space's combinations do repeat.
+    neither does a parameter that is added elsewhere in the space.
     """
+
+    independent: ClassVar[bool] = True
 
     def __init__(self, space: Space, goals: Sequence[Goal], seed: int) -> None:
         self._space = space
         self._seed = seed
 
-    def sample(self, number: int, observations: Sequence[Observation]) -> dict[str, Scalar] | None:
+    def sample(self, number: int, observations: Sequence[Observation], attempt: int = 0) -> dict[str, Scalar] | None:
         """See Sampler.sample; never None."""
-        return self._space.walk(lambda dimension: draw(dimension, derive(self._seed, number, dimension.name)))
+        again = (str(attempt),) if attempt else ()
+        return self._space.walk(lambda dimension: draw(dimension, derive(self._seed, number, dimension.name, *again)))
 
 
 def draw(dimension: Dimension, bits: int) -> Scalar:

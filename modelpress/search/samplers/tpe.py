@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -14,13 +15,18 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from modelpress.api.v1alpha1 import Categorical, Goal, IntRange
-from modelpress.api.v1alpha1.sweep import Scalar
+from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.space import Dimension, Space
 
 from .base import Observation, derive
 from .history import STUDY_NAME, HistoryStorage, frozen
 
-_STATES = {"complete": TrialState.COMPLETE, "running": TrialState.RUNNING, "failed": TrialState.FAIL}
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "running": TrialState.RUNNING,
+    "failed": TrialState.FAIL,
+    "stopped": TrialState.PRUNED,
+}
 # Finer grids are searched as a continuum: the probability of one value among 2^54 is no longer a float's difference.
 _FINE = 2**20
 _WARNING_FILTERS = threading.Lock()
@@ -30,11 +36,14 @@ class TpeSampler:
     """Multivariate TPE (Falkner et al. 2018), for one objective or several (Ozaki et al. 2022), with hard constraints.
 
     Parameters are random until 10 trials are complete, infeasible ones included. Infeasible trials rank behind all
-    feasible ones, by their total violation. Running trials repel (constant liar); failed ones teach nothing. The study
-    is rebuilt for every suggestion from the observations alone, with a seed derived from the sweep's seed and the
-    trial's number. Values on a grid and categories are searched by their number, so they come back exact. In a small
-    space combinations repeat.
+    feasible ones, by their total violation. Running trials repel (constant liar); failed ones teach nothing;
+    stopped ones rank behind the complete, by how far they came, then by their last score (without one they teach
+    nothing). The study is rebuilt for every suggestion from the observations alone, with a seed derived from the
+    sweep's seed and the trial's number. Values on a grid and categories are searched by their number, so they come
+    back exact.
     """
+
+    independent: ClassVar[bool] = False
 
     def __init__(self, space: Space, goals: Sequence[Goal], seed: int) -> None:
         self._space = space
@@ -46,11 +55,11 @@ class TpeSampler:
         self._coded = {item.name: _Coded(item) for item in space.dimensions if item.size != 1}
         self._recorded: dict[int, tuple[Observation, FrozenTrial | None]] = {}
 
-    def sample(self, number: int, observations: Sequence[Observation]) -> dict[str, Scalar] | None:
+    def sample(self, number: int, observations: Sequence[Observation], attempt: int = 0) -> dict[str, Scalar] | None:
         """See Sampler.sample; never None."""
         known = (self._record(item) for item in sorted(observations, key=lambda item: item.number))
         storage = HistoryStorage(self._directions, [trial for trial in known if trial is not None], number)
-        trial = Study(STUDY_NAME, storage, self._sampler(number), NopPruner()).ask()
+        trial = Study(STUDY_NAME, storage, self._sampler(number, attempt), NopPruner()).ask()
 
         def choose(dimension: Dimension) -> Scalar:
             coded = self._coded.get(dimension.name)
@@ -58,8 +67,8 @@ class TpeSampler:
 
         return self._space.walk(choose)
 
-    def _sampler(self, number: int) -> TPESampler:
-        seed = derive(self._seed, number, "tpe") % 2**32
+    def _sampler(self, number: int, attempt: int) -> TPESampler:
+        seed = derive(self._seed, number, "tpe", *((str(attempt),) if attempt else ())) % 2**32
         if not self._space.conditional:
             return TPESampler(seed=seed, multivariate=True, constant_liar=True)
         # Only decomposed into groups can a conditional space be sampled jointly; Optuna calls that experimental.
@@ -71,7 +80,8 @@ class TpeSampler:
         """The observation as Optuna's trial; None if its parameters are no point of this space."""
         cached = self._recorded.get(observation.number)
         if cached is None or cached[0] != observation:
-            trial = self._freeze(observation) if self._space.holds(observation.parameters) else None
+            teaches = observation.state != "stopped" or observation.intermediate
+            trial = self._freeze(observation) if teaches and self._space.holds(observation.parameters) else None
             cached = self._recorded[observation.number] = observation, trial
         return cached[1]
 
@@ -84,6 +94,7 @@ class TpeSampler:
             {name: code.distribution for name, code in coded.items()},
             observation.values or None,
             observation.violations,
+            observation.intermediate,
         )
 
 

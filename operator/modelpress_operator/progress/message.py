@@ -9,9 +9,11 @@ from pydantic import ConfigDict, Field, ValidationError
 from modelpress.api.v1alpha1 import ApiModel
 from modelpress.api.v1alpha1.base import Text
 from modelpress.api.v1alpha1.job import Point
+from modelpress.shown import shown
 
 MAX_BODY = 64 * 1024
 MAX_POINTS = 64
+MAX_STAGE = 1024  # characters of status.progress.stage
 
 
 class MessageError(ValueError):
@@ -31,7 +33,7 @@ class Message(ApiModel):
 
     def status(self, time: str) -> dict[str, Any]:
         """The part of a CompressionJob's status that this message is, said at `time` (RFC 3339)."""
-        progress = {"stage": self.stage, "step": self.step, "total": self.total, "time": time}
+        progress = {"stage": shown(self.stage)[:MAX_STAGE], "step": self.step, "total": self.total, "time": time}
         points = {point.step: point.to_dict() for point in self.points}
         return {"progress": progress, "intermediate": [points[step] for step in sorted(points)]}
 

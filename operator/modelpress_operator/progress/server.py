@@ -128,11 +128,7 @@ async def _read(request: web.Request) -> bytes | None:
 
 def _refused(status: int, text: str) -> web.Response:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    # What is left of the body is not read, so the connection is of no more use.
-    answer = web.Response(status=status, text=f"{text}\n", headers=headers)
-    if status in (401, 408, 413):
-        answer.force_close()
-    return answer
+    return web.Response(status=status, text=f"{text}\n", headers=headers)
 
 
 def _later(text: str) -> web.Response:

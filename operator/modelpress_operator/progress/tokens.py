@@ -48,7 +48,7 @@ class TokenVerifier:
         """
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError, RecursionError):
             raise TokenError("this is no token") from None
         found = await self._keys.key(key_id) if isinstance(key_id, str) else None
         if found is None:
@@ -64,6 +64,8 @@ class TokenVerifier:
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "nbf", "iat", "iss", "aud", "sub"]},
             )
+        except (ValueError, RecursionError):
+            raise TokenError("this is no token") from None
         except jwt.PyJWTError as error:
             raise TokenError(f"the token is not valid here: {_words(error)}") from None
         return _pod(claims)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from modelpress.api.stages import rules
+from modelpress_runner.export.formats import format_names, format_of
 
 # metric -> (label, how it is written)
 _ROWS: dict[str, tuple[str, str]] = {
@@ -62,7 +63,7 @@ def card(
         _table(metrics, timing),
         _measured(target, timing),
         "## How to load it",
-        _loading(portable_reason, required_imports) + _pretrained(files),
+        _loading(portable_reason, required_imports) + _other_forms(files, target),
         "## Recipe",
         f"```yaml\n{_yaml({'stages': [dict(stage) for stage in recipe]})}```",
         "## Files",
@@ -154,19 +155,17 @@ def _change(before: float | None, after: float | None, style: str) -> str:
 
 
 def _measured(target: str, timing: Mapping[str, Any] | None) -> str:
-    form = {
-        "eager": "the module in memory (its size: model.safetensors)",
-        "pt2": "the program, model.pt2",
-        "transformers": "the model as transformers reads the folder transformers (its size: model.safetensors there)",
-    }
-    text = f"Measured on {form.get(target, target)}."
+    text = f"Measured on {format_of(target).measured}."
     if timing:
         text += (
             f" Latency is the median of {_counted(timing['dense']['iterations'], 'call')} of each model in turn, "
-            f"with a batch of {timing['batchSize']} on {_counted(timing['threads'], 'CPU thread')}; it holds for the "
-            "machine it was measured on."
+            f"with a batch of {timing['batchSize']} on {_where(timing)}; it holds for the machine it was measured on."
         )
     return text + " MACs are those of one row."
+
+
+def _where(timing: Mapping[str, Any]) -> str:
+    return "one GPU" if timing.get("device") == "cuda" else _counted(timing["threads"], "CPU thread")
 
 
 def _loading(portable_reason: str | None, required_imports: Sequence[str]) -> str:
@@ -186,16 +185,14 @@ def _loading(portable_reason: str | None, required_imports: Sequence[str]) -> st
     )
 
 
-def _pretrained(files: Sequence[str]) -> str:
-    """How to load the layout of transformers, where it is among the files."""
-    if not any(name.startswith("transformers/") for name in files):
-        return ""
-    return (
-        "\n\nAs a transformers model, from the folder `transformers` beside this file. It was read back when it was "
-        "written, and gave the same outputs:\n\n"
-        "```python\nfrom transformers import AutoModel  # or the class of its task\n\n"
-        'model = AutoModel.from_pretrained("transformers")\n```'
-    )
+def _other_forms(files: Sequence[str], target: str) -> str:
+    """How to load the forms beside the two that every artifact has: what lies there, and what was measured."""
+    texts = [
+        format_of(name).loading()
+        for name in format_names()
+        if name == target or any(file.startswith(f"{name}/") for file in files)
+    ]
+    return "".join(f"\n\n{text}" for text in texts if text)
 
 
 def _yaml(value: Any) -> str:

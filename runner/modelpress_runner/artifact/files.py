@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, StoreError
 from modelpress_runner.export import weights
 from modelpress_runner.export.layout import Layout, LayoutError
-from modelpress_runner.export.pt2.program import NotPortableError, export_program
+from modelpress_runner.export.pt2.equivalence import NotPortableError
+from modelpress_runner.export.pt2.program import export_program
 
 API_VERSION = "modelpress.dev/v1alpha1"
 
@@ -229,7 +231,7 @@ def _program(
 
         known = describe(ready)
         if ready.resolve() != path.resolve():
-            path.write_bytes(ready.read_bytes())
+            shutil.copyfile(ready, path)
         return None, known.required_imports, notes + known.notes
     try:
         exported = export_program(model, dummy_input, path)

@@ -44,10 +44,14 @@ class DependencyGroup:
 
 @dataclass(frozen=True)
 class Coupling:
-    """All axes of a model that the dummy input reaches, and the units that must not be removed, with the reason."""
+    """All axes of a model that the dummy input reaches, and the units that must not be removed, with the reason.
+
+    Units are `frozen` because the analysis says so, and `refuted` because a proof has failed with them.
+    """
 
     axes: tuple[CoupledAxis, ...]
     frozen: dict[int, str] = field(default_factory=dict)
+    refuted: dict[int, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -74,9 +78,9 @@ class Coupling:
 
     @cached_property
     def stays(self) -> torch.Tensor:
-        """Bool, one for each unit: those that are frozen."""
+        """Bool, one for each unit: those that are frozen or refuted."""
         vector = torch.zeros(self.unit_count, dtype=torch.bool)
-        vector[list(self.frozen)] = True
+        vector[[*self.frozen, *self.refuted]] = True
         return vector
 
     def output(self, module: str) -> CoupledAxis | None:
@@ -95,7 +99,7 @@ class Coupling:
                     known[unit].append(axis.module)
         members: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for unit in range(self.unit_count):
-            if unit not in self.frozen and producers[unit]:
+            if unit not in self.frozen and unit not in self.refuted and producers[unit]:
                 members[tuple(producers[unit])].append(unit)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
         return [

@@ -115,33 +115,50 @@ def shrink(view: AxisView, kept: torch.Tensor) -> None:
     Raises:
         CompressionError: nothing would be kept, or groups would end up with different sizes.
     """
-    owner, groups = view.owner, view.groups
+    owner = view.owner
+    for name in view.tensors:
+        tensor = getattr(owner, name)
+        data = cut(view, name, tensor.detach(), kept)
+        if name in owner._parameters:
+            setattr(owner, name, nn.Parameter(data, requires_grad=tensor.requires_grad))
+        else:
+            setattr(owner, name, data)
+    groups, width = _kept_groups(view, kept)
+    _patch(owner, view.axis, groups, groups * width)
+
+
+def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """What `shrink` leaves of `tensor`, which is shaped like tensor `name` of the view: a new tensor.
+
+    Raises:
+        CompressionError: as `shrink`.
+    """
+    groups, width = _kept_groups(view, kept)
+    layout = view.tensors[name]
+    rows = tensor.shape[0] // view.groups if layout == "cols" else 0
+    if layout == "flat":
+        shape = tuple(width if size == view.size and size > 1 else size for size in tensor.shape)
+    elif layout == "rows":
+        shape = (groups * width, *tensor.shape[1:])
+    else:
+        shape = (groups * rows, width, *tensor.shape[2:])
+    return tensor[view.keep_mask(name, tensor, kept)].reshape(shape)
+
+
+def _kept_groups(view: AxisView, kept: torch.Tensor) -> tuple[int, int]:
+    """How many groups are left, and how many channels in each of them."""
+    groups, kind = view.groups, type(view.owner).__name__
     per_group = kept.view(groups, -1).sum(dim=1).tolist()
     width = view.size // groups
     left = [count for count in per_group if count]
     if not left or any(count != left[0] for count in left) or (len(left) < groups and left[0] != width):
         raise CompressionError(
-            f"the groups of a {type(owner).__name__} would keep {per_group} of {width} channels each; "
+            f"the groups of a {kind} would keep {per_group} of {width} channels each; "
             "they must keep equally many, or whole groups must go"
         )
     if len(left) < groups and view.axis == "in":
-        raise CompressionError(f"a {type(owner).__name__} loses whole groups by its output channels only")
-    new_groups, new_width = len(left), left[0]
-    for name, layout in view.tensors.items():
-        tensor = getattr(owner, name)
-        rows = tensor.shape[0] // groups if layout == "cols" else 0
-        if layout == "flat":
-            shape = tuple(new_width if size == view.size and size > 1 else size for size in tensor.shape)
-        elif layout == "rows":
-            shape = (new_groups * new_width, *tensor.shape[1:])
-        else:
-            shape = (new_groups * rows, new_width, *tensor.shape[2:])
-        data = tensor.detach()[view.keep_mask(name, tensor, kept)].reshape(shape)
-        if name in owner._parameters:
-            setattr(owner, name, nn.Parameter(data, requires_grad=tensor.requires_grad))
-        else:
-            setattr(owner, name, data)
-    _patch(owner, view.axis, new_groups, new_groups * new_width)
+        raise CompressionError(f"a {kind} loses whole groups by its output channels only")
+    return len(left), left[0]
 
 
 def _patch(owner: nn.Module, axis: str, groups: int, size: int) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.axes import axis_of, shrink
+from modelpress_runner.edits.axes import cut as cut_tensor
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, CompressionError, InvalidModelError
 
 VERSION = 1
@@ -48,8 +50,8 @@ def read(data: Any) -> list[Cut]:
     return [_cut(item, number) for number, item in enumerate(data["cuts"])]
 
 
-def replay(model: nn.Module, cuts: Iterable[Cut]) -> None:
-    """Applies `cuts` to `model` in place, one after the other.
+def replay(model: nn.Module, cuts: Iterable[Cut], masks: Masks | None = None) -> None:
+    """Applies `cuts` to `model` in place, one after the other, and to its `masks`, if they are given.
 
     Kept values are copied bit by bit; parameters keep dtype, device and requires_grad, but are new objects, so
     optimizers must be built again.
@@ -57,6 +59,7 @@ def replay(model: nn.Module, cuts: Iterable[Cut]) -> None:
     Raises:
         InvalidModelError: the model is not the dense model that the cuts were made for. It may then be cut in part.
     """
+    modules = {name for name, _ in model.named_modules()}
     for cut in cuts:
         try:
             view = axis_of(model, cut.module, cut.axis)
@@ -65,7 +68,12 @@ def replay(model: nn.Module, cuts: Iterable[Cut]) -> None:
                     f"'{cut.module}' has {view.size} {cut.axis} channels; the cut keeps numbers up to "
                     f"{cut.kept[-1] if cut.kept else 'none'}"
                 )
-            shrink(view, kept_vector(cut.kept, view.size))
+            kept = kept_vector(cut.kept, view.size)
+            # The masks of a plain parameter are those of its module.
+            tensors = (masks or {}).get(cut.module if cut.module in modules else cut.module.rpartition(".")[0], {})
+            for name in tensors.keys() & view.tensors.keys():
+                tensors[name] = cut_tensor(view, name, tensors[name], kept)
+            shrink(view, kept)
         except CompressionError as error:
             raise InvalidModelError(f"{error}; the model is not the one that was shrunk") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from modelpress.plainjson import json_of
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
-from modelpress_runner.errors import ArtifactError, InvalidModelError
+from modelpress_runner.errors import ArtifactError, InvalidModelError, first_line
 
 WEIGHTS_FILE = "model.safetensors"
 MASKS_FILE = "masks.safetensors"
@@ -51,6 +53,14 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_file({name: _storable(state[name]) for name in sorted(names)}, path, metadata=_METADATA)
 
 
+def safetensors_bytes(model: nn.Module) -> int:
+    """Size in bytes of the model.safetensors that `save` writes for this model."""
+    with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
+        path = Path(folder, WEIGHTS_FILE)
+        save_weights(model, path)
+        return path.stat().st_size
+
+
 def load_masks(path: Path) -> Masks:
     """Reads masks.safetensors: {module: {parameter: mask}}."""
     masks: Masks = {}
@@ -77,6 +87,10 @@ def load_into(dense_model: nn.Module, folder: Path) -> nn.Module:
     trial = copy.deepcopy(dense_model)
     _replay(trial, cuts)
     _check(trial, weights)
+    try:
+        _fill(trial, weights)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"the weights do not fit the model given as into= ({first_line(error)})") from error
     del trial
     _replay(dense_model, cuts)
     _fill(dense_model, weights)
@@ -92,7 +106,7 @@ def read_cuts(path: Path) -> list[Cut]:
     try:
         if path.stat().st_size > MAX_SHRINK_BYTES:
             raise ArtifactError(f"{path.name} is larger than {MAX_SHRINK_BYTES} bytes; it is not one of ours")
-        return list(_recipe().read(json.loads(path.read_text())))
+        return list(_recipe().read(json_of(path.read_text())))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.name} is missing from the artefact; fetch the whole folder again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -120,6 +134,11 @@ def _check(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         if weights[name].shape != state[name].shape
     ]
     problems += [
+        f"{name} is of {weights[name].dtype} in the artefact and of {state[name].dtype} in the model"
+        for name in sorted(state.keys() & weights.keys())
+        if not _of_a_kind(weights[name].dtype, state[name].dtype)
+    ]
+    problems += [
         f"{name} is not in the artefact" for name in sorted(state) if not any(n in weights for n in groups[name])
     ]
     problems += [f"{name} is not in the model" for name in sorted(weights.keys() - state.keys())]
@@ -133,6 +152,13 @@ def _check(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
             f"the weights do not fit the model given as into=: {'; '.join(problems[:3])}{more}; give the dense model "
             "that was compressed, built with the same arguments"
         )
+
+
+def _of_a_kind(given: torch.dtype, held: torch.dtype) -> bool:
+    """Whether a stage may have made the one of the other: floating types of 16 bits and more may change."""
+    if given == held:
+        return True
+    return all(each.is_floating_point and each.itemsize > 1 for each in (given, held))
 
 
 def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

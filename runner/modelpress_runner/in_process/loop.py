@@ -196,10 +196,12 @@ class Loop:
     def _prune(self) -> bool:
         """Prunes for every stage that is due; whether one was."""
         pruned = False
-        for part in self._parts:
-            if part.is_due(self.steps):
+        for number, part in enumerate(self._parts):
+            # Where an earlier stage has taken more, a later one's share is of less.
+            if part.is_due(self.steps) or (pruned and part.has_begun(self.steps)):
                 self.context.masks = placed(self.context.masks, self.model)  # somebody may have moved the model
-                part.stage.round(self.context, self.steps, part.scores())
+                earlier = [other.stage for other in self._parts[:number] if other.stage.shrinks]
+                part.stage.round(self.context, self.steps, part.scores(), earlier)
                 pruned = True
                 if self.steps == part.last:
                     part.seconds = time.perf_counter() - self._began
@@ -275,6 +277,11 @@ class _Part:
             prunes_at(choice.schedule, step) and sparsity_at(choice.schedule, choice.sparsity, step) > 0
             for choice in self.selection.choices.values()
         )
+
+    def has_begun(self, step: int) -> bool:
+        """Whether it has pruned before `step`, by weights alone, so that it can do so again at any time."""
+        started = any(sparsity_at(c.schedule, c.sparsity, step - 1) > 0 for c in self.selection.choices.values())
+        return step > 0 and started and not self._window
 
     def look(self, step: int) -> None:
         """Gradients are there after `step` optimizer steps: they are scored by if it is soon time to prune."""

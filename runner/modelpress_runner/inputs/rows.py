@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from modelpress.api.v1alpha1 import DataFormat
+from modelpress.plainjson import json_of
 from modelpress_runner.errors import InvalidSpecError, first_line
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"})
+# Formats whose readers are Pillow's own; EPS, for one, would start another program.
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+MAX_PIXELS = 32 * 2**20
 
 
 class Rows(Sequence[dict[str, Any]]):
@@ -129,7 +132,7 @@ def _jsonl(path: Path, where: str) -> tuple[list[dict[str, Any]], list[str]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json_of(line)
             except ValueError as error:
                 message = f"line {number} of {path.name} is no JSON ({first_line(error)}); give one object a line"
                 raise InvalidSpecError(message, where) from error
@@ -155,7 +158,7 @@ def _parquet(path: Path, where: str) -> tuple[list[dict[str, Any]], list[str]]:
         raise InvalidSpecError(message, where) from error
     try:
         table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, MemoryError) as error:
         raise InvalidSpecError(
             f"{path.name} is no readable parquet file: {first_line(error)}; write it anew", where
         ) from error
@@ -184,8 +187,11 @@ def _image(path: Path, where: str) -> Any:
         message = "reading images needs Pillow; install it with pip install 'modelpress[data]'"
         raise InvalidSpecError(message, where) from error
     try:
-        with Image.open(path) as image:
+        # Left to itself Pillow goes by the content, whatever the name says, and starts programs for some formats.
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # its readers raise whatever the bytes bring up
         name = f"{path.parent.name}/{path.name}"
         raise InvalidSpecError(f"{name} is no readable image: {first_line(error)}; replace it", where) from error

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelpress_runner.errors import InvalidModelError, first_line
 from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
 from modelpress_runner.runtime.preserve import untouched
+from modelpress_runner.runtime.unfused import unfused
 
 
 def parameters(model: nn.Module) -> int:
@@ -41,7 +37,7 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     args, kwargs = as_call(on_device(with_batch(dummy_input, 1), device))
     counter = FlopCounterMode(display=False)
-    with untouched(model), torch.no_grad(), _taken_apart():
+    with untouched(model), torch.no_grad(), unfused():
         try:
             with counter:
                 model(*args, **kwargs)
@@ -51,28 +47,3 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
                 "that the model takes, batch first"
             ) from error
     return counter.get_total_flops() // 2
-
-
-@contextlib.contextmanager
-def _taken_apart() -> Iterator[None]:
-    """Fused kernels (oneDNN's LSTM, the encoder fast path, flash attention on the CPU) hide their products from the
-    counter; here every product is one of its own."""
-    fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.backends.mkldnn.enabled = onednn
-
-
-def safetensors_bytes(model: nn.Module) -> int:
-    """Size in bytes of the model.safetensors that `export.weights.save` writes for this model."""
-    from modelpress_runner.export import weights
-
-    with tempfile.TemporaryDirectory(prefix="modelpress-size-") as folder:
-        path = Path(folder, weights.WEIGHTS_FILE)
-        weights.save_weights(model, path)
-        return path.stat().st_size

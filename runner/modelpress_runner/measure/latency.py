@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
 from modelpress_runner.errors import InvalidModelError, first_line
+from modelpress_runner.measure.clocks import clock_of
 from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
 from modelpress_runner.runtime.preserve import untouched
 
@@ -37,12 +37,14 @@ class Timing:
         return {**spread, "iterations": self.iterations}
 
 
-def compare(dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark: Benchmark) -> tuple[Timing, Timing]:
+def compare(
+    dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark: Benchmark, device: str = "cpu"
+) -> tuple[Timing, Timing]:
     """Times both models in turn, each call of one beside a call of the other, so that both meet the same machine.
 
-    Who goes first alternates. Models run in eval mode under inference_mode on the CPU, with
-    `benchmark.cores_per_instance` threads and no garbage collection. Models, threads and random numbers are left as
-    they were.
+    Who goes first alternates. Models run in eval mode under inference_mode on `device` ("cpu", or "cuda", where the
+    device's own events are the clock), with `benchmark.cores_per_instance` threads and no garbage collection. Models,
+    threads and random numbers are left as they were.
 
     Returns:
         The timings of dense and compressed.
@@ -50,8 +52,9 @@ def compare(dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark
     Raises:
         InvalidModelError: a model does not run on `dummy_input` with `benchmark.batch_size` rows.
     """
-    models = [_on_cpu(dense), _on_cpu(compressed)]
-    args, kwargs = as_call(on_device(with_batch(dummy_input, benchmark.batch_size), "cpu"))
+    models = [_on(dense, device), _on(compressed, device)]
+    args, kwargs = as_call(on_device(with_batch(dummy_input, benchmark.batch_size), device))
+    clock = clock_of(device)
     samples: list[list[int]] = [[], []]
     with untouched(models[0]), untouched(models[1]), torch.inference_mode(), _pinned(benchmark.cores_per_instance):
         for which, name in enumerate(("dense", "compressed")):
@@ -69,9 +72,7 @@ def compare(dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark
             for iteration in range(benchmark.iterations):
                 for which in (0, 1) if iteration % 2 == 0 else (1, 0):
                     model = models[which]
-                    start = time.perf_counter_ns()
-                    model(*args, **kwargs)
-                    samples[which].append(time.perf_counter_ns() - start)
+                    samples[which].append(clock(lambda model=model: model(*args, **kwargs)))
     return summarize(samples[0]), summarize(samples[1])
 
 
@@ -81,9 +82,9 @@ def summarize(nanoseconds: list[int]) -> Timing:
     return Timing(median, p10, p90, min(nanoseconds) / 1e6, q3 - q1, len(nanoseconds))
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
+def _on(model: nn.Module, device: str) -> nn.Module:
     held = [*model.parameters(), *model.buffers()]
-    return model if all(tensor.device.type == "cpu" for tensor in held) else copy.deepcopy(model).cpu()
+    return model if all(tensor.device.type == device for tensor in held) else copy.deepcopy(model).to(device)
 
 
 @contextlib.contextmanager

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
+from modelpress.store import layout as names
 from modelpress_runner.engine.run import Outcome, score_aside
-from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
-from modelpress_runner.export.layout import Layout, LayoutError
-from modelpress_runner.export.pt2.program import NotPortableError, export_program, open_program
+from modelpress_runner.export.formats import Form, format_of
 from modelpress_runner.measure import counts
-from modelpress_runner.measure import static as measure
+from modelpress_runner.measure.static import Timed, static_metrics, timed_metrics
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.subject import Subject
 
 Metrics = dict[str, float]
-MEASURED_PROGRAM = "measured.pt2"
 
 
 @dataclass
@@ -65,12 +64,13 @@ class Measuring:
 
     def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool) -> None:
         self._spec, self._timed = spec, timed
-        self._evaluator, self._dummy_input = subject.evaluator, subject.dummy_input
-        self._is_program, self._layout = spec.target.format == "pt2", subject.layout
-        if spec.target.format == "transformers" and self._layout is None:
-            message = "only a model that is given as huggingFace has this form; use eager or pt2"
-            raise InvalidSpecError(message, "spec.target.format")
-        if self._dummy_input is None and (timed or self._is_program):
+        self._evaluator, self._dummy_input, self._layout = subject.evaluator, subject.dummy_input, subject.layout
+        self._format = format_of(spec.target.format)
+        self._format.check(self._layout)
+        if timed and spec.target.device == "cuda" and not torch.cuda.is_available():
+            message = "latency is to be measured on a GPU, and this process sees none; write cpu, or give it one"
+            raise InvalidSpecError(message, "spec.target.device")
+        if self._dummy_input is None and (timed or self._format.needs_example):
             raise InvalidModelError(
                 "there is no example input to measure with; give the Subject example_inputs, or the evaluator a "
                 "dummy_input",
@@ -79,7 +79,7 @@ class Measuring:
 
     def dense(self, model: nn.Module) -> Metrics:
         """Score and counts of the dense model: everything that does not depend on a clock."""
-        with self._form(model, None) as form:
+        with self._form(model) as form:
             return {**self._scored(form.model), **self._counted(model, form, None)}
 
     def compressed(self, outcome: Outcome, dense: nn.Module, baseline: Metrics, folder: Path) -> Measured:
@@ -91,62 +91,32 @@ class Measuring:
             baseline: what `dense` gave for it.
             folder: where a program may be left.
         """
-        with self._form(outcome.model, folder / MEASURED_PROGRAM) as form:
+        keep = None if self._format.file is None else folder / self._format.file
+        with self._form(outcome.model, keep) as form:
             score = self._scored(form.model)
             counted = self._counted(outcome.model, form, baseline)
-            measured = Measured(dict(baseline), {**score, **counted}, score=score, program=form.program)
+            program = form.path if self._format.file == names.PROGRAM else None
+            measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
-                timed = measure.Timed(
-                    **ranks.by_main(
-                        lambda: vars(
-                            measure.timed_metrics(
-                                dense, form.model, self._dummy_input, self._spec.target, self._spec.benchmark
-                            )
-                        )
-                    )
-                )
+                timed = Timed(**ranks.by_main(lambda: vars(self._time(dense, form.model))))
                 measured.baseline |= timed.baseline
                 measured.compressed |= timed.compressed
-                measured.timing = timed.detail
+                measured.timing = {**timed.detail, "target": self._format.name}
         return measured
 
-    @contextlib.contextmanager
-    def _form(self, model: nn.Module, path: Path | None) -> Iterator[_Form]:
+    def _time(self, dense: nn.Module, compressed: nn.Module) -> Timed:
+        with self._form(dense) as form:
+            device = self._spec.target.device
+            return timed_metrics(form.model, compressed, self._dummy_input, self._spec.benchmark, device)
+
+    def _form(self, model: nn.Module, keep: Path | None = None) -> contextlib.AbstractContextManager[Form]:
         """The model as the target has it."""
-        if self._spec.target.format == "transformers":
-            assert self._layout is not None
-            with tempfile.TemporaryDirectory(prefix="modelpress-measure-") as folder:
-                yield self._read_back(model, self._layout, Path(folder) / self._layout.name)
-            return
-        if not self._is_program:
-            yield _Form(model)
-            return
-        with tempfile.TemporaryDirectory(prefix="modelpress-measure-") as folder:
-            path = path or Path(folder) / MEASURED_PROGRAM
-            try:
-                export_program(model, self._dummy_input, path)
-            except NotPortableError as error:
-                raise CompressionError(
-                    f"the model does not export ({error.reason}); make it exportable, or measure it with eager",
-                    "spec.target.format",
-                ) from error
-            yield _Form(open_program(path), path, path.stat().st_size)
+        return self._format.form(model, self._dummy_input, self._layout, keep)
 
-    def _read_back(self, model: nn.Module, layout: Layout, folder: Path) -> _Form:
-        try:
-            layout.write(model, self._dummy_input, folder)
-        except LayoutError as error:
-            message = f"the model cannot be measured as {layout.name} has it: {error}; use eager or pt2"
-            raise CompressionError(message, "spec.target.format") from error
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        return _Form(layout.open(folder), size=size)
-
-    def _counted(self, model: nn.Module, form: _Form, baseline: Metrics | None) -> Metrics:
+    def _counted(self, model: nn.Module, form: Form, baseline: Metrics | None) -> Metrics:
         dense = {} if baseline is None else {name: baseline.get(key) for name, key in _DENSE.items()}
-        if self._dummy_input is not None:
-            return measure.static_metrics(model, self._dummy_input, self._spec.target, **dense, size=form.size)
-        return _counted_without_input(model, **dense)
+        return static_metrics(model, self._dummy_input, size=form.size, **dense)
 
     def _scored(self, model: nn.Module) -> Score:
         if self._evaluator is None or not self._evaluator.can_evaluate:
@@ -154,32 +124,7 @@ class Measuring:
         return score_aside(self._evaluator, model, self._spec.seed)
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A model as it is measured, its program where it is one, and its size on disk where that is not the module's."""
-
-    model: nn.Module
-    program: Path | None = None
-    size: int | None = None
-
-
 _DENSE = {"dense_parameters": "parameters", "dense_size": "sizeBytes"}
-
-
-def _counted_without_input(
-    model: nn.Module, dense_parameters: float | None = None, dense_size: float | None = None
-) -> Metrics:
-    """The static metrics but for macs, of a model that nobody knows how to call."""
-    total, nonzero = counts.parameters(model), counts.nonzero_parameters(model)
-    size = counts.safetensors_bytes(model)
-    dense = total if dense_parameters is None else dense_parameters
-    metrics = {
-        "parameters": float(total),
-        "nonzeroParameters": float(nonzero),
-        "sizeBytes": float(size),
-        "sparsity": 1 - nonzero / dense if dense else 0.0,
-    }
-    return metrics if dense_size is None else {**metrics, "compressionRatio": dense_size / size}
 
 
 def static_counts(dummy_input: Any) -> Callable[[nn.Module], Metrics]:

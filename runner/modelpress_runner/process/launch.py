@@ -121,7 +121,7 @@ def run(
             "deepspeed is not installed; add modelpress[deepspeed] to the image or environment, or use torchrun",
             "spec.runner.launcher",
         )
-    (folder / "request.json").write_text(request.model_dump_json(exclude_none=True))
+    (folder / "request.json").write_text(request.to_json())
     command = [sys.executable, "-m", "modelpress_runner.process.launch", str(os.getpid()), str(folder), group.launcher]
     worker = ["modelpress_runner.main", "--worker", str(folder), "--request", str(folder / "request.json")]
     worker += ["--result", str(folder / "result.json")]

@@ -1,7 +1,8 @@
 """The dense model and its baseline, built once per root and kept in the store for every run that starts from it.
 
-`<root>/dense/<digest>/model.safetensors` is written put-if-absent: of several builders one stands, and all go on with
-its weights. `baseline.json`, written last and put-if-absent, is the commit point.
+`<root>/dense/<digest>/` holds weights under the digest of their content; files of any size go up in parts. Of several
+builders one stands: `weights.json`, put-if-absent, says whose weights all go on with. `baseline.json`, written last and
+put-if-absent, is the commit point.
 
 Of several processes that train together every one builds the model, so that a pretraining of the user's may use them
 all; rank 0 alone writes, and all go on with what stands in the store.
@@ -9,7 +10,9 @@ all; rank 0 alone writes, and all go on with what stands in the store.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +22,7 @@ from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
-from modelpress.store.manifest import canonical_json
+from modelpress.store.manifest import canonical_json, hash_file
 from modelpress_runner.artifact.identity import versions
 from modelpress_runner.errors import ArtifactError, InvalidModelError
 from modelpress_runner.export import state as weights
@@ -28,6 +31,8 @@ from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.entrypoint import ModelSource, load_weights
 from modelpress_runner.subject.subject import Subject
+
+_CONTENT_NAME = re.compile(r"model-[0-9a-f]{64}\.safetensors")
 
 
 @dataclass
@@ -61,7 +66,8 @@ class DenseCache:
     def __init__(self, store: ArtifactStore, root: str, digest: str) -> None:
         folder = layout.dense_prefix(root, digest)
         self._store = store
-        self._weights, self._baseline = f"{folder}/{layout.WEIGHTS}", f"{folder}/{layout.BASELINE}"
+        self._folder, self._baseline = folder, f"{folder}/{layout.BASELINE}"
+        self._pointer = f"{folder}/{layout.DENSE_WEIGHTS}"
 
     def obtain(
         self, spec: CompressionJobSpec, entry: ModelSource, base: str | None, stop: StopFlag, timed: bool
@@ -87,7 +93,7 @@ class DenseCache:
             if cached is not None:
                 notes += _replace(subject, cached, entry)
             elif spec.model.weights is not None:
-                load_weights(subject, spec.model.weights, base)
+                load_weights(subject, spec.model.weights, base, spec.store)
             if subject.evaluator is not None:
                 subject.evaluator.resolve(subject.model)
             if cached is None:
@@ -99,33 +105,53 @@ class DenseCache:
                 baseline = ranks.by_main(lambda: self._write_baseline(measured, digest))
         return Dense(subject, baseline, digest, cached is not None, notes)
 
-    def _read_weights(self) -> dict[str, Any] | None:
+    def _standing(self) -> str | None:
+        """Path of the weights that stand; None: there are none."""
+        try:
+            data = self._store.get_bytes(self._pointer)
+        except ObjectMissingError:
+            old = f"{self._folder}/{layout.WEIGHTS}"  # where earlier versions put them
+            return old if self._store.exists(old) else None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            name = json.loads(data)["file"]
+            if _CONTENT_NAME.fullmatch(name):
+                return f"{self._folder}/{name}"
+        where = f"{self._store.uri}/{self._pointer}"
+        raise ArtifactError(f"{where} is damaged; delete its folder, and it is built again")
+
+    def _read_weights(self, path: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / layout.WEIGHTS
             try:
-                self._store.get_file(self._weights, local)
+                self._store.get_file(path, local)
             except ObjectMissingError:
-                return None
+                where = f"{self._store.uri}/{path}"
+                raise ArtifactError(f"{where} is gone; delete its folder, and it is built again") from None
             return weights.read(local)
 
     def _cached_weights(self) -> dict[str, Any] | None:
         """Those in the store, on every rank or on none."""
-        there = not ranks.together() or ranks.by_main(lambda: self._store.exists(self._weights))
-        return self._read_weights() if there else None
+        path = ranks.by_main(self._standing)
+        return None if path is None else self._read_weights(path)
 
     def _write_weights(self, subject: Subject) -> None:
-        ours = ranks.by_main(lambda: self._put_weights(subject))
+        """Puts the subject's weights into the store, or takes over those that stand there by now, on every rank."""
+        path, ours = ranks.by_main(lambda: self._put_weights(subject))
         if not ours or not ranks.is_main():
-            standing = self._read_weights()
-            if standing is not None:
-                weights.load_strict(subject.model, standing, f"{self._store.uri}/{self._weights}")
+            weights.load_strict(subject.model, self._read_weights(path), f"{self._store.uri}/{path}")
 
-    def _put_weights(self, subject: Subject) -> bool:
-        """Whether the weights in the store are the subject's now."""
+    def _put_weights(self, subject: Subject) -> tuple[str, bool]:
+        """Path of the weights that stand, and whether they are the subject's."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / layout.WEIGHTS
             weights.save(subject.model, local)
-            return self._store.put_if_absent(self._weights, local.read_bytes())
+            name = f"model-{hash_file(local)[0]}.safetensors"
+            ours = f"{self._folder}/{name}"
+            if not self._store.exists(ours):
+                self._store.put_file(ours, local)
+        self._store.put_if_absent(self._pointer, canonical_json({"file": name}))
+        standing = self._standing() or ours
+        return standing, standing == ours
 
     def _read_baseline(self, digest: str) -> Metrics | None:
         where = f"{self._store.uri}/{self._baseline}"

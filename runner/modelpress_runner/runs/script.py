@@ -31,7 +31,7 @@ from modelpress_runner.measure.measuring import Measuring
 from modelpress_runner.process.progress import Report, silent
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
-from modelpress_runner.runs.trial import Made, check_constraints, finish
+from modelpress_runner.runs.trial import Made, check_constraints, check_objectives, finish
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.usercode import location as code
@@ -53,6 +53,7 @@ def prepare(request: RunRequest, store: ArtifactStore, stop: StopFlag) -> RunRes
     dense = run_.dense
     if dense is None:
         raise _never_called(request.spec)
+    check_objectives(request, dense.baseline)
     found = "was there already" if dense.cached else "is built"
     return RunResult(
         phase="Succeeded",
@@ -175,6 +176,7 @@ class _Run:
         if self._dense_only:
             raise _Enough
         check_constraints(spec, self.dense.baseline)
+        check_objectives(self._request, self.dense.baseline)
         measuring = Measuring(spec, self.dense.subject, timed=True)
         state.keep_in(self.checkpointer(self.dense), self._own())
         self.compression = self._cleanup.enter_context(

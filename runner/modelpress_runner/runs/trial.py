@@ -46,6 +46,7 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: S
         return script.prepare(request, store, stop)
     with _inputs(request, stop) as inputs:
         dense, code_digest = _dense(request, inputs, store, stop, timed=False)
+    check_objectives(request, dense.baseline)
     found = "was there already" if dense.cached else "is built"
     return RunResult(
         phase="Succeeded",
@@ -79,6 +80,7 @@ def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Re
     # What cannot work is said before anything is trained.
     plan_stages(subject, spec.stages)
     check_constraints(spec, dense.baseline)
+    check_objectives(request, dense.baseline)
     measuring = Measuring(spec, subject, timed=True)
     original = _copy(subject.model)
     identity = checkpoint_identity(spec, f"{dense.digest} {code_digest} {inputs.digest}")
@@ -182,21 +184,31 @@ def _model_source(spec: CompressionJobSpec, code_path: str | None, inputs: Input
     return PretrainedModel(spec.model.hugging_face, inputs)
 
 
+def check_objectives(request: RunRequest, baseline: dict[str, float]) -> None:
+    """Raises InvalidSpecError if the sweep optimises a metric that no trial will have: it would search at random."""
+    constrained = {constraint.metric for constraint in request.spec.constraints or ()}
+    for metric in request.keep_metrics or ():
+        if metric not in constrained and metric not in baseline and metric not in MEASURED:
+            raise InvalidSpecError(_unknown(metric, baseline), "spec.objectives")
+
+
 def check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> None:
     """Raises InvalidSpecError if a constraint can never be judged: an unknown metric, a loss relative to zero."""
     for index, constraint in enumerate(spec.constraints or []):
         if constraint.metric not in baseline and constraint.metric not in MEASURED:
-            near = difflib.get_close_matches(constraint.metric, [*baseline, *MEASURED], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it returns {', '.join(baseline) or 'none'}"
-            raise InvalidSpecError(
-                f"the evaluator returns no metric {constraint.metric!r}; {hint}", f"spec.constraints[{index}].metric"
-            )
+            raise InvalidSpecError(_unknown(constraint.metric, baseline), f"spec.constraints[{index}].metric")
     try:
         # Measured metrics that are not known yet stand in as 1: only what can be judged matters here.
         known = {**dict.fromkeys(MEASURED, 1.0), **baseline}
         judge(spec.constraints or [], spec.metrics or {}, known, known)
     except ConstraintError as error:
         raise InvalidSpecError(error.message, error.path) from error
+
+
+def _unknown(metric: str, baseline: dict[str, float]) -> str:
+    near = difflib.get_close_matches(metric, [*baseline, *MEASURED], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"it returns {', '.join(baseline) or 'none'}"
+    return f"the evaluator returns no metric {metric!r}; {hint}"
 
 
 def _copy(model: nn.Module) -> nn.Module:

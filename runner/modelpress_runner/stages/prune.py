@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.dependency.analyse import find_coupling
-from modelpress_runner.dependency.groups import Coupling
-from modelpress_runner.dependency.prove import prove
+from modelpress_runner.dependency.groups import Coupling, DependencyGroup
+from modelpress_runner.dependency.leaving import without_culprits
+from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.cuts import Cut, replay
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
+from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
-from modelpress_runner.methods.prune.round import Outcome, Round, apply_masks, removed_units, round_masks
-from modelpress_runner.methods.prune.selection import select
+from modelpress_runner.methods.prune.round import (
+    Outcome,
+    Round,
+    apply_masks,
+    cover,
+    prunable,
+    removed_units,
+    round_masks,
+)
+from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (
     DEFAULT_STEPS,
     NO_DUMMY_INPUT,
@@ -33,8 +42,6 @@ from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import StageKind
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.step import Training
-
-CULPRIT_SECONDS = 60  # spent at most, after a failed proof, on finding out which layers to name
 
 
 def steps(prune: Prune, index: int) -> list[Step]:
@@ -104,6 +111,8 @@ class PruneStage:
     index: int
     path: str = field(init=False)
     known: Coupling | None = field(init=False, default=None)
+    units: torch.Tensor | None = field(init=False, default=None)  # of `known`: what the last round removed
+    _tried: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.path = f"spec.stages[{self.index}].prune"
@@ -122,7 +131,7 @@ class PruneStage:
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = select(context.model, self.prune, self.path)
-        coupling = self._coupling(context) if self.shrinks else None
+        coupling = self._sound(context, selection) if self.shrinks else None
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
@@ -133,74 +142,150 @@ class PruneStage:
         dry = Round(context.seed, self.index, 0, equal)
         round_masks(context.model, selection, coupling, context.masks, dry, self.path)
 
-    def round(self, context: StageContext, number: int, scores: Scores | None = None) -> None:
+    def round(
+        self,
+        context: StageContext,
+        number: int,
+        scores: Scores | None = None,
+        earlier: Sequence[PruneStage] = (),
+    ) -> None:
         """Scores and masks of one round; the masked weights are zero at once.
 
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
+        What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         """
         selection = select(context.model, self.prune, self.path)
-        coupling = self._coupling(context) if self.shrinks else None
+        coupling = self._sound(context, selection) if self.shrinks else None
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
+        leaving: Masks = {}
+        for stage in earlier:
+            if stage.known is not None and stage.units is not None:
+                cover(leaving, context.model, stage.known, stage.units)
         outcome = round_masks(
             context.model,
             selection,
             coupling,
             context.masks,
-            Round(context.seed, self.index, number, scores),
+            Round(context.seed, self.index, number, scores, leaving),
             self.path,
         )
+        self.units = outcome.units
         context.masks = ranks.agreed_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
         context.notes += [note for note in outcome.notes if note not in context.notes]
         context.report(_summary(outcome))
 
     def shrink(self, context: StageContext) -> None:
-        """Removes what the masks cover, on a copy first, and on the model once the copy is proven."""
-        coupling = self._coupling(context)
+        """Removes what the masks cover, as far as it is proven; what is not stays wide, with a note.
+
+        Raises:
+            CompressionError: nothing is covered, a module that is selected by its exact name cannot be shrunk, or the
+                model cannot be proven at all.
+        """
         model = context.model
+        selection = select(model, self.prune, self.path)
+        coupling = self._sound(context, selection)
         apply_masks(model, context.masks)
         removed = removed_units(model, coupling, context.masks)
-        cuts = _cuts(coupling, removed)
-        if not cuts:
+        groups = [group for group in coupling.groups if removed[list(group.units)].any()]
+        if not groups and not coupling.refuted:
             raise CompressionError(
                 "nothing to shrink: the sparsity of every selected layer is less than one of its channels; raise it",
                 f"{self.path}.sparsity",
             )
-        try:
-            small = copy.deepcopy(model)
-        except Exception as error:
-            raise CompressionError(
-                f"the model cannot be copied, so a shrink cannot be proven: {type(error).__name__}: {error}; "
-                "set speedup: false",
-                f"{self.path}.speedup",
-            ) from error
-        try:
-            replay(small, cuts)
-            proof = prove(model, small, context.dummy_input)
-        except RunnerError as error:
-            raise CompressionError(
-                f"{error}{_culprits(model, coupling, removed, context.dummy_input)}", f"{self.path}.speedup"
-            ) from error
-        masks = _sliced(model, context.masks, cuts)
-        replay(model, cuts)
-        context.masks = masks
+        good, bad, figures = ranks.by_main(lambda: self._proven(context, coupling, groups, removed))
+        for index, reason in bad:
+            self._leave(context, selection, groups[index], reason)
+        cuts = _cuts(coupling, _only(removed, [groups[index] for index in good]))
+        if not cuts:
+            _note(context, f"Nothing was shrunk by {self.path}: no cut was proven")
+            return
+        masks: Masks = {name: dict(tensors) for name, tensors in context.masks.items()}
+        replay(model, cuts, masks)
+        context.masks = {
+            name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())
+        }
         context.cuts += cuts
-        (before, after), (macs, new_macs) = proof.parameters, proof.macs
+        before, after, macs, new_macs = figures
         context.report(f"shrunk: {before} -> {after} parameters, {macs} -> {new_macs} MACs")
+
+    def _proven(
+        self, context: StageContext, coupling: Coupling, groups: list[DependencyGroup], removed: torch.Tensor
+    ) -> tuple[list[int], list[tuple[int, str]], list[int]]:
+        """Which groups can be cut, which cannot and why, and what it saves: parameters and MACs before and after."""
+        figures: list[int] = []
+
+        def proof(part: list[int]) -> None:
+            cuts = _cuts(coupling, _only(removed, [groups[index] for index in part]))
+            found = prove(context.model, cuts, context.dummy_input)
+            figures[:] = [*found.parameters, *found.macs]
+
+        try:
+            good, bad = without_culprits(list(range(len(groups))), proof)
+        except RunnerError as error:
+            raise CompressionError(str(error), f"{self.path}.speedup") from error
+        return good, list(bad.items()), figures
+
+    def _leave(self, context: StageContext, selection: Selection, group: DependencyGroup, reason: str) -> None:
+        """Notes why a group keeps its width; an error if it was asked for by name."""
+        members = [name for name in (*group.producers, *group.followers) if name in selection.choices]
+        listed = ", ".join(f"'{name}'" for name in members)
+        for name in members:
+            choice = selection.choices[name]
+            if choice.named:
+                raise CompressionError(
+                    f"{listed}: {reason}; set speedup: false, or leave them out",
+                    f"{self.path}.configList[{choice.entry}].opNames",
+                )
+        count = len(group.units)
+        _note(context, f"Pruned channels of {listed} are zero, but all {count} stay in the model: {reason}")
+
+    def _sound(self, context: StageContext, selection: Selection) -> Coupling:
+        """The dependency analysis, without the units of groups that cannot lose channels, whatever it says.
+
+        Tried is a cut of as many channels as the target asks for, drawn at random: which ones cannot matter if the
+        analysis is right. Neither weights nor masks matter, so this gives the same answer throughout a stage.
+        """
+        coupling = self._coupling(context)
+        if self._tried:
+            return coupling
+        removed = torch.zeros(coupling.unit_count, dtype=torch.bool)
+        groups = []
+        for group, choices in prunable(coupling, selection):
+            count = removed_count(len(group.units), min(choice.sparsity for choice in choices))
+            if count:
+                generator = Round(context.seed, self.index, 0).generator(group.producers[0])
+                units = torch.tensor(group.units)
+                removed[units[torch.randperm(len(units), generator=generator)[:count]]] = True
+                groups.append(group)
+
+        def proof(part: list[int]) -> None:
+            cuts = _cuts(coupling, _only(removed, [groups[index] for index in part]))
+            prove_structure(context.model, cuts, context.dummy_input)
+
+        def bad() -> list[tuple[int, str]]:
+            return list(without_culprits(list(range(len(groups))), proof)[1].items())
+
+        try:
+            found = ranks.by_main(bad)
+        except RunnerError as error:
+            raise CompressionError(str(error), f"{self.path}.speedup") from error
+        refuted = {unit: reason for index, reason in found for unit in groups[index].units}
+        self.known, self._tried = replace(coupling, refuted=refuted), True
+        return self.known
 
     def _coupling(self, context: StageContext) -> Coupling:
         if self.known is None:
             if context.dummy_input is None:
                 raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.speedup")
-
-            def note(text: str) -> None:
-                if text not in context.notes:
-                    context.notes.append(text)
-
             try:
                 limit = self.prune.speedup_timeout_seconds
-                found = ranks.by_main(lambda: find_coupling(context.model, context.dummy_input, limit, note).to_dict())
+                found = ranks.by_main(
+                    lambda: find_coupling(
+                        context.model, context.dummy_input, limit, lambda text: _note(context, text)
+                    ).to_dict()
+                )
                 self.known = Coupling.from_dict(found)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
@@ -214,43 +299,17 @@ def _cuts(coupling: Coupling, removed: torch.Tensor) -> list[Cut]:
     ]
 
 
-def _culprits(model: torch.nn.Module, coupling: Coupling, removed: torch.Tensor, dummy_input: object) -> str:
-    """Which dependency groups fail even when they are shrunk alone, as the end of a message."""
-    end = time.monotonic() + CULPRIT_SECONDS
-    names: list[str] = []
-    for group in coupling.groups:
-        alone = torch.zeros_like(removed)
-        alone[list(group.units)] = removed[list(group.units)]
-        cuts = _cuts(coupling, alone)
-        if not cuts or time.monotonic() > end:
-            continue
-        small = copy.deepcopy(model)
-        try:
-            replay(small, cuts)
-            prove(model, small, dummy_input)
-        except RunnerError:
-            names += [name for name in group.producers if name not in names]
-    if not names:
-        return "; set speedup: false, or exclude layers until it holds"
-    listed = ", ".join(f"'{name}'" for name in names[:8]) + (" and others" if len(names) > 8 else "")
-    return f"; the layers at fault are {listed}: exclude them, or set speedup: false"
+def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:
+    """What is removed of these groups."""
+    units = torch.zeros_like(removed)
+    for group in groups:
+        units[list(group.units)] = removed[list(group.units)]
+    return units
 
 
-def _sliced(model: torch.nn.Module, masks: Masks, cuts: list[Cut]) -> Masks:
-    """The masks cut like the model; those of modules that keep everything they have left are dropped."""
-    twin = copy.deepcopy(model)
-    modules = dict(twin.named_modules())
-    with torch.no_grad():
-        for name, tensors in masks.items():
-            for tensor, mask in tensors.items():
-                getattr(modules[name], tensor).copy_(mask)
-    replay(twin, cuts)
-    out: Masks = {}
-    for name, tensors in masks.items():
-        left = {tensor: getattr(modules[name], tensor).detach().clone() for tensor in tensors}
-        if any(bool((mask == 0).any()) for mask in left.values()):
-            out[name] = left
-    return out
+def _note(context: StageContext, text: str) -> None:
+    if text not in context.notes:
+        context.notes.append(text)
 
 
 def _summary(outcome: Outcome) -> str:

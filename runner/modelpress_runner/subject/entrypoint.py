@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +16,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from modelpress.api.v1alpha1 import Model, Source
+from modelpress.api.v1alpha1 import Model, Source, Store
+from modelpress.store.manifest import hash_file
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export import state as weights
 from modelpress_runner.inputs.place import Place
@@ -153,10 +153,11 @@ def as_subject(made: Any, name: str) -> Subject:
     raise InvalidModelError(f"{name} returned {given}; it must return (model, evaluator) or an mp.Subject", _PATH)
 
 
-def load_weights(subject: Subject, source: Source, base: str | None) -> None:
+def load_weights(subject: Subject, source: Source, base: str | None, store: Store | None = None) -> None:
     """Loads the weights that the recipe names into the subject's model, strictly.
 
-    A path without a scheme is relative to `base`, or to the working directory where there is none.
+    A path without a scheme is relative to `base`, or to the working directory where there is none; an s3:// URI is of
+    the server at the endpoint of `store`.
 
     Raises:
         InvalidSpecError: there is no such file.
@@ -164,9 +165,9 @@ def load_weights(subject: Subject, source: Source, base: str | None) -> None:
     """
     path = "spec.model.weights"
     with tempfile.TemporaryDirectory() as folder:
-        local = Place(base, Path(folder)).file(source.uri, "weights", f"{path}.uri")
+        local = Place(base, Path(folder), store).file(source.uri, "weights", f"{path}.uri")
         if source.sha256 is not None:
-            found = hashlib.sha256(local.read_bytes()).hexdigest()
+            found, _ = hash_file(local)
             if found != source.sha256:
                 raise InvalidModelError(
                     f"{source.uri} has sha256 {found}, not {source.sha256}; correct the digest or the file",

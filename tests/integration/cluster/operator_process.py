@@ -33,6 +33,7 @@ RULES = [
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch", "get", "create", "delete"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "create", "delete"]},
+    {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["get", "create", "delete"]},
     {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "list"]},
 ]
 LEASE_RULES = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]}]
@@ -63,7 +64,7 @@ def make_account(cluster: ControlPlane, namespace: str, *, cluster_wide: bool = 
 
 
 class OperatorProcess:
-    """One replica. A context manager that stops it in good order."""
+    """One replica. A context manager that stops it in good order. `apart`: probes and progress on their own ports."""
 
     def __init__(
         self,
@@ -74,9 +75,11 @@ class OperatorProcess:
         identity: str = "replica-0",
         cluster_wide: bool = False,
         lease_seconds: float = 15,
+        apart: bool = False,
         **environment: str,
     ) -> None:
         self.port = free_port()
+        self.probe_port, self.progress_port = (free_port(), free_port()) if apart else (self.port, self.port)
         self.log = folder / f"operator-{identity}.log"
         self._command = [sys.executable, "-m", "modelpress_operator"]
         self._environment = {
@@ -88,6 +91,8 @@ class OperatorProcess:
             "MODELPRESS_IDENTITY": identity,
             "MODELPRESS_HOST": "127.0.0.1",
             "MODELPRESS_PORT": str(self.port),
+            "MODELPRESS_PROBE_PORT": str(self.probe_port),
+            "MODELPRESS_PROGRESS_PORT": str(self.progress_port),
             "MODELPRESS_LOG_LEVEL": "info",
             **environment,
         }
@@ -139,8 +144,10 @@ class OperatorProcess:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of one of its own HTTP paths; status 0 where nobody listens."""
+        ports = {"/healthz": self.probe_port, "/readyz": self.probe_port, "/progress": self.progress_port}
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+            url = f"http://127.0.0.1:{ports.get(path, self.port)}{path}"
+            with urllib.request.urlopen(url, timeout=5) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

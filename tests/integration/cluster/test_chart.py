@@ -36,6 +36,7 @@ OWN = {
     "jobs.batch": {"get", "list", "watch", "create", "delete"},
     "pods": {"list", "watch"},
     "services": {"get", "create", "delete"},
+    "networkpolicies.networking.k8s.io": {"get", "create", "delete"},
     "events.events.k8s.io": {"create", "list"},
 }
 LEASE = {"leases.coordination.k8s.io": {"create"}, "leases.coordination.k8s.io modelpress-operator": {"get", "patch"}}

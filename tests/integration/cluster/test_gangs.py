@@ -47,6 +47,12 @@ def services(cluster: Cluster, name: str) -> list[str]:
     )
 
 
+def policies(cluster: Cluster, name: str) -> list[str]:
+    """The NetworkPolicies of a job's attempts."""
+    found = cluster.list("apis/networking.k8s.io/v1/networkpolicies")
+    return sorted(one["metadata"]["name"] for one in found if one["metadata"]["name"].startswith(f"{name}-"))
+
+
 def check_second_attempt(cluster: Cluster, name: str, outcome: str, reason: str) -> dict[str, Any]:
     """The second attempt had two pods again and its rank 0's result is the job's; the status of the job."""
     done = cluster.wait_for("CompressionJob", name, "Succeeded", "Failed")
@@ -98,18 +104,18 @@ def test_a_failed_rank_tells_why(shared: Cluster) -> None:
 
 
 def test_a_suspended_gang_leaves_nothing(shared: Cluster) -> None:
-    """Both pods end by SIGTERM, Job and Service go; resumed, the next attempt has its own."""
+    """Both pods end by SIGTERM, Job, Service and NetworkPolicy go; resumed, the next attempt has its own."""
     gang(shared, "paused", lambda rank: LONG)
     pods = wait_running(shared, "paused")
-    assert services(shared, "paused") == ["paused-1"]
+    assert services(shared, "paused") == policies(shared, "paused") == ["paused-1"]
     shared.patch("CompressionJob", "paused", {"spec": {"suspend": True}})
     shared.wait_for("CompressionJob", "paused", "Suspended")
     until(lambda: [run.phase for run in pods] == ["Terminated"] * 2, "both to end by SIGTERM")
-    until(lambda: services(shared, "paused") == [], "the Service to be gone")
+    until(lambda: services(shared, "paused") == policies(shared, "paused") == [], "Service and policy to be gone")
     shared.patch("CompressionJob", "paused", {"spec": {"suspend": False}})
     done = shared.wait_for("CompressionJob", "paused", "Succeeded")
     assert [attempt["outcome"] for attempt in done["status"]["attempts"]] == ["Suspended", "Succeeded"]
-    assert services(shared, "paused") == ["paused-2"]
+    assert services(shared, "paused") == policies(shared, "paused") == ["paused-2"]
 
 
 def test_a_gang_waits_for_its_last_pod(shared: Cluster) -> None:

@@ -18,6 +18,8 @@ from fake_kubelet import Connection, Fate, Run
 from operator_cluster import API, PLURAL, WRITES, Cluster, condition, job, parameters, sweep
 from operator_process import OperatorProcess, until
 
+from modelpress.result import RunResult
+
 
 @pytest.fixture(scope="module")
 def undisturbed(control_plane: ControlPlane) -> list[str]:
@@ -67,6 +69,40 @@ def test_a_job_completes(cluster: Cluster) -> None:
         made["metadata"]["uid"],
         1,
     ]
+
+
+def test_a_sweep_of_a_newer_image_has_its_best_and_front(cluster: Cluster) -> None:
+    """Pods of a runner one release ahead: 20 further metrics, unknown keys, and the objectives that requests name."""
+    further = [f"recall_at_{index:02d}_of_the_validation_split" for index in range(20)]
+
+    def newer(request: dict[str, Any]) -> Fate:
+        if request["purpose"] != "trial":
+            return Fate(run=0.1)
+        result = cluster.kubelet.commit(request)
+        compressed = result["compressed"] | {"speedup": result["baseline"]["macs"] / result["compressed"]["macs"]}
+        more = dict.fromkeys(further, 0.12345678901234567)
+        sides = {"baseline": result["baseline"] | more, "compressed": compressed | more}
+        text = RunResult.model_validate(result | sides).to_message(request["keepMetrics"])
+        assert len(text) <= 1024
+        message = json.loads(text) | {"peakMemory": {"trainBytes": 5}, "uncertain": ["speedup"]}
+        return Fate(run=0.1, message=json.dumps(message))
+
+    cluster.kubelet.script = newer
+    document = sweep("ahead", 4)
+    document["spec"]["objectives"] = [{"metric": "default"}, {"metric": "speedup"}]
+    with cluster.operator() as operator:
+        operator.wait_ready()
+        cluster.create(document)
+        done = cluster.wait_for("CompressionSweep", "ahead", "Succeeded", seconds=90)
+        trials = cluster.trials()
+    assert [
+        run.request["keepMetrics"] for run in cluster.kubelet.of(cluster.namespace) if run.request.get("trial")
+    ] == [["default", "speedup"]] * 4
+    scores = [trial["status"]["metrics"]["compressed"] for trial in trials]
+    assert all({"default", "speedup"} <= set(score) for score in scores)
+    best = max(range(4), key=lambda number: scores[number]["default"])
+    assert done["status"]["best"]["number"] == best
+    assert done["status"]["front"] == [0, 1, 2, 3]  # the better the score, the slower
 
 
 @pytest.mark.parametrize("run", [0.1, 4.0], ids=["short", "long"])

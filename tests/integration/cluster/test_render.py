@@ -25,6 +25,7 @@ DRY = "?dryRun=All&fieldValidation=Strict"
 COLLECTION = {
     "Job": f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs",
     "Service": f"/api/v1/namespaces/{NAMESPACE}/services",
+    "NetworkPolicy": f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}/networkpolicies",
     "Pod": f"/api/v1/namespaces/{NAMESPACE}/pods",
 }
 
@@ -167,8 +168,8 @@ def test_the_largest_request_fits(cluster: ControlPlane) -> None:
 
 def test_pods_of_an_indexed_job_have_the_labels_that_the_service_selects(cluster: ControlPlane) -> None:
     """The Job controller makes the pods; rank 0 is found under the name in MASTER_ADDR."""
-    service, body = moved(CASES["nodes"].render())
-    for item in (service, body):
+    service, policy, body = moved(CASES["nodes"].render())
+    for item in (service, policy, body):
         item["metadata"].pop("ownerReferences")  # no such owner here: the garbage collector would take them away
         cluster.request("POST", COLLECTION[item["kind"]], item)
     selector = service["spec"]["selector"]["batch.kubernetes.io/job-name"]
@@ -179,5 +180,7 @@ def test_pods_of_an_indexed_job_have_the_labels_that_the_service_selects(cluster
     found = cluster.request("GET", f"{COLLECTION['Pod']}?labelSelector=batch.kubernetes.io%2Fjob-name%3D{selector}")
     assert sorted(pod["spec"]["hostname"] for pod in found["items"]) == [f"{selector}-0", f"{selector}-1"]
     assert {pod["spec"]["subdomain"] for pod in found["items"]} == {service["metadata"]["name"]}
+    chosen = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert all(chosen <= pod["metadata"]["labels"].items() for pod in found["items"])
     ranks = {pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] for pod in found["items"]}
     assert ranks == {"0", "1"}

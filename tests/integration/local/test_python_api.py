@@ -85,6 +85,25 @@ def test_a_sweep_gives_its_best_trial(here: Path, capsys: pytest.CaptureFixture[
     assert "many: Succeeded" in told.err
 
 
+def test_a_runner_one_release_ahead_is_understood(here: Path) -> None:
+    """Its results have unknown keys and 20 further metrics; objectives default and speedup both decide."""
+    package, tests = here / "fake" / "modelpress_runner", Path(__file__).parent
+    shutil.copy(tests / "fake_runner.py", package / "fake_runner.py")
+    shutil.copy(tests / "newer_runner.py", package / "main.py")
+    document = sweep()
+    document["spec"]["objectives"] = [{"metric": "default"}, {"metric": "speedup"}]
+    document["spec"]["template"]["spec"]["constraints"] = [{"metric": "latencyMs", "max_ratio": 0.9}]
+    values = {"values": [0.5, 0.25, 0.05]}  # the last one misses the constraint
+    document["spec"]["search_space"][0]["categorical"] = values
+    result = mp.run(document)
+    assert result.exit_code == 0
+    status = result.objects[0].status
+    assert status.best.parameters == {"sparsity": 0.25}
+    assert (status.best.metrics["default"], status.best.metrics["speedup"]) == (0.975, 1.333333)
+    assert status.front == [0, 1]
+    assert {"default", "speedup", "latencyMs"} <= set(result.trials[0].status.metrics.compressed)
+
+
 async def test_it_runs_inside_a_running_event_loop(here: Path) -> None:
     """As in a notebook's cell."""
     assert mp.run(job()).exit_code == 0

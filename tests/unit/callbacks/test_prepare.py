@@ -377,3 +377,53 @@ def test_masks_follow_the_model():
     masks = {"": {"weight": torch.ones(2, 3)}}
     assert placed(masks, nn.Linear(3, 2, device="meta"))[""]["weight"].device.type == "meta"
     assert torch.equal(placed(masks, nn.Linear(3, 2))[""]["weight"], torch.ones(2, 3))
+
+
+def two_layers(first: int, second: int) -> list[dict]:
+    """One stage that prunes one half of two layers, each at its own frequency, linearly over 100 steps."""
+    entries = [
+        {
+            "op_names": [name],
+            "sparsity": 0.5,
+            "schedule": {"type": "linear", "start_step": 0, "end_step": 100, "frequency": frequency},
+        }
+        for name, frequency in (("0", first), ("3", second))
+    ]
+    return [{"prune": {"algorithm": "level", "speedup": False, "config_list": entries}}]
+
+
+def test_each_entry_keeps_to_its_own_frequency(task):
+    """Of 32 weights at frequency 50 none goes while 16 others lose one and more at frequency 10."""
+    compression = mp.prepare_compression(task.model, two_layers(50, 10))
+    seen: list[tuple[int, int]] = []
+    compression.callbacks.on_train_begin()
+    task.train(compression.callbacks, epochs=25, each=lambda: seen.append((zeros(task.model[0]), zeros(task.model[3]))))
+    compression.callbacks.on_train_end()
+    # Step s is seen[s - 1]; floor(32 * 0.25) at step 50, floor(16 * 0.5 * s / 100) at every tenth.
+    assert [seen[step - 1] for step in (10, 20, 30, 49, 50, 99, 100)] == [
+        (0, 0), (0, 1), (0, 2), (0, 3), (8, 4), (8, 7), (16, 8),
+    ]  # fmt: skip
+
+
+def test_a_second_stage_counts_what_the_first_one_leaves(task):
+    """The first stage takes 4 of 8 channels, and of the 8 weights behind them that are left the second takes a half."""
+    second = {"algorithm": "level", "speedup": False, "config_list": [{"op_names": ["3"], "sparsity": 0.5}]}
+    stages = [channels(0.5), {"prune": second}]
+    compression = mp.prepare_compression(task.model, stages, dummy_input=task.x[:1], optimizers=task.optimizer)
+    compression.callbacks.on_train_begin()
+    task.train(compression.callbacks, epochs=1)
+    compression.callbacks.on_train_end()
+    assert task.model[3].weight.shape == (2, 4)
+    assert zeros(task.model[3]) == 4
+
+
+def test_a_second_stage_follows_a_first_one_that_is_later(task):
+    """The first stage reaches its target behind the second; the second's share is kept all the same."""
+    second = {"algorithm": "level", "speedup": False, "config_list": [{"op_names": ["3"], "sparsity": 0.5}]}
+    stages = [channels(0.5, type="linear", start_step=0, end_step=4), {"prune": second}]
+    compression = mp.prepare_compression(task.model, stages, dummy_input=task.x[:1], optimizers=task.optimizer)
+    compression.callbacks.on_train_begin()
+    task.train(compression.callbacks, epochs=1)
+    compression.callbacks.on_train_end()
+    assert task.model[3].weight.shape == (2, 4)
+    assert zeros(task.model[3]) >= 4

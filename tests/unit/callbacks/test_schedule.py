@@ -16,7 +16,7 @@ from modelpress_runner.methods.prune.schedule import last_step, next_step, prune
         # agp: 0.8 * (1 - (1 - t/8)^3) with t counted from startStep 2
         (
             {"type": "agp", "startStep": 2, "endStep": 10, "frequency": 4},
-            {0: 0.0, 1: 0.0, 2: 0.0, 6: 0.8 * (1 - 0.5**3), 10: 0.8, 11: 0.8},
+            {0: 0.0, 1: 0.0, 2: 0.0, 5: 0.0, 6: 0.8 * (1 - 0.5**3), 9: 0.8 * (1 - 0.5**3), 10: 0.8, 11: 0.8},
         ),
         ({"type": "linear", "startStep": 0, "endStep": 4}, {0: 0.0, 1: 0.2, 2: 0.4, 3: 0.6, 4: 0.8, 9: 0.8}),
         (

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from chart_objects import EVERYTHING, Render, environment, of_kind, only
 
+from modelpress_operator.allowed import Allowed
 from modelpress_operator.settings import load_settings
 
 CRDS = Path(__file__).resolve().parents[3] / "crds"
@@ -48,7 +49,7 @@ def test_operator_understands_its_environment(render: Render, values: dict[str, 
     settings = load_settings([], given)
     names = {name for name in given if name.startswith("MODELPRESS_")}
     assert names <= {f"MODELPRESS_{field.upper()}" for field in vars(settings)}
-    assert settings.port == 8080
+    assert (settings.port, settings.probe_port, settings.progress_port) == (8080, 8081, 8082)
     assert settings.lease_name == "modelpress-operator"
     assert settings.identity == "$(POD_NAME)_$(POD_UID)"  # the kubelet puts both in
     if values:
@@ -57,6 +58,7 @@ def test_operator_understands_its_environment(render: Render, values: dict[str, 
         assert settings.runner_image_pull_policy == "Always"
         assert settings.runner_service_account == "trainer"
         assert settings.runner_pod_template == EVERYTHING["runner"]["podTemplate"]
+        assert settings.runner_allowed == Allowed.model_validate(EVERYTHING["runner"]["allowed"]).to_dict()
         assert (settings.runner_fs_group, settings.runner_grace_seconds) == (2000, 45)
     else:
         assert settings.cluster_wide
@@ -64,6 +66,7 @@ def test_operator_understands_its_environment(render: Render, values: dict[str, 
         assert settings.runner_image_pull_policy is None
         assert settings.runner_service_account is None
         assert settings.runner_pod_template is None
+        assert settings.runner_allowed == Allowed().to_dict()  # the chart's defaults are the operator's
         assert (settings.runner_fs_group, settings.runner_grace_seconds) == (65532, 120)
 
 
@@ -129,17 +132,44 @@ def test_selectors_find_the_operators_pods(render: Render) -> None:
         assert selector.items() <= labels
     monitor = only(objects, "ServiceMonitor")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert [endpoint["port"] for endpoint in monitor["endpoints"]] == [
-        port["name"] for port in service["spec"]["ports"]
-    ]
+    assert [endpoint["port"] for endpoint in monitor["endpoints"]] == ["metrics"]
+    assert [port["name"] for port in service["spec"]["ports"]] == ["metrics", "progress"]
     test_pod = only(objects, "Pod", "-test")["metadata"]["labels"].items()
     assert not selectors[1].items() <= test_pod
     admitted = only(objects, "NetworkPolicy", "-operator")["spec"]["ingress"][0]["from"]
     assert any(peer["podSelector"]["matchLabels"].items() <= test_pod for peer in admitted if "podSelector" in peer)
 
 
-def test_the_ranks_of_trials_talk_to_each_other_alone(render: Render) -> None:
-    """In each namespace that is served: the labels are those that the operator gives a trial's pods, in both places."""
+def test_each_port_has_its_own_visitors(render: Render) -> None:
+    """Metrics: who is named. Progress: trials' pods, and who is named. Probes: nobody but the node."""
+    prometheus, proxy = ({"podSelector": {"matchLabels": {"app": name}}} for name in ("prometheus", "proxy"))
+    trials = {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/managed-by": "modelpress-operator"}},
+    }
+    objects = render({"networkPolicy": {"from": [prometheus], "progressFrom": [proxy]}})
+    metrics, progress = only(objects, "NetworkPolicy", "-operator")["spec"]["ingress"]
+    assert [port["port"] for port in metrics["ports"]] == ["metrics"]
+    assert prometheus in metrics["from"]
+    assert trials not in metrics["from"]
+    assert ([port["port"] for port in progress["ports"]], progress["from"]) == (["progress"], [trials, proxy])
+    metrics, progress = only(render(), "NetworkPolicy", "-operator")["spec"]["ingress"]
+    assert "from" not in metrics
+    assert progress["from"] == [trials]
+    (metrics,) = only(render({"progress": False}), "NetworkPolicy", "-operator")["spec"]["ingress"]
+    assert metrics["ports"] == [{"port": "metrics", "protocol": "TCP"}]
+    container = pod_of(render())["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"metrics": 8080, "probes": 8081, "progress": 8082}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == "probes"
+    given = environment(render({"service": {"progressPort": 99}}))
+    assert given["MODELPRESS_PROGRESS_URL"].endswith(".svc:99/progress")
+    assert given["MODELPRESS_ADDRESS"] == "http://$(POD_IP):8082"
+
+
+def test_nobody_talks_to_a_runner(render: Render) -> None:
+    """In each namespace that is served, by the labels of a trial's pods; a gang's own policy lets its ranks meet."""
     from modelpress_operator.resources import LABELS, MANAGED_BY, MANAGER
 
     policies = [
@@ -151,7 +181,7 @@ def test_the_ranks_of_trials_talk_to_each_other_alone(render: Render) -> None:
         assert item["spec"] == {
             "podSelector": trials,
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": trials}]}],
+            "ingress": [],
         }
     assert len(of_kind(render(), "NetworkPolicy")) == 1
 
@@ -194,6 +224,7 @@ def test_least_rights(render: Render, values: dict[str, Any]) -> None:
         ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
         ("", "pods"): {"list", "watch"},
         ("", "services"): {"get", "create", "delete"},
+        ("networking.k8s.io", "networkpolicies"): {"get", "create", "delete"},
         ("events.k8s.io", "events"): {"create", "list"},
         ("coordination.k8s.io", "leases"): {"create", "get", "patch"},
     }
@@ -259,6 +290,7 @@ def test_optional_objects(render: Render) -> None:
         "rbac": {"create": False, "aggregate": False},
         "podDisruptionBudget": {"enabled": False},
         "networkPolicy": {"enabled": False},
+        "admissionPolicy": {"enabled": False},
     }
     assert sorted(item["kind"] for item in render(off)) == ["Deployment", "Pod", "Service"]
     kinds = {item["kind"] for item in render(EVERYTHING)}

@@ -13,6 +13,7 @@ import pytest
 
 from modelpress_operator.cache import Cache
 from modelpress_operator.client import ClusterError, ConflictError, InvalidError, ServerError
+from modelpress_operator.compact import kept
 from modelpress_operator.controller import Controller
 from modelpress_operator.events import EventWriter
 from modelpress_operator.execute import Executor
@@ -27,6 +28,7 @@ from modelpress_operator.resources import (
     COMPRESSION_SWEEPS,
     EVENTS,
     JOBS,
+    NETWORK_POLICIES,
     PODS,
     SERVICES,
     Key,
@@ -76,7 +78,8 @@ class Operator:
     async def watch(self) -> None:
         """What the watch would bring by now."""
         for resource in (COMPRESSION_SWEEPS, COMPRESSION_JOBS, JOBS, PODS):
-            self.cache.replace(resource, None, await self.client.list(resource, None), self.client.version)
+            found = [kept(resource, obj) for obj in await self.client.list(resource, None)]
+            self.cache.replace(resource, None, found, self.client.version)
 
     async def create(self, resource: Resource, name: str, spec: dict[str, Any]) -> RawObject:
         """A person creates an object."""
@@ -335,8 +338,8 @@ async def _stored(operator: Operator, resource: Resource, name: str) -> RawObjec
     return next(one for one in await _all(operator, resource) if one["metadata"]["name"] == name)
 
 
-async def test_a_gang_has_a_service_as_long_as_a_job(operator: Operator) -> None:
-    """Its ranks find each other by it from their first moment on; suspending the job takes both away."""
+async def test_a_gang_has_a_service_and_a_policy_as_long_as_a_job(operator: Operator) -> None:
+    """Its ranks find each other, and nobody else reaches them, from the first moment on; suspending takes all away."""
     await operator.create(COMPRESSION_JOBS, "j", recipe(runner={"nodes": 2}))
     await until(lambda: _there(operator, "j-1"))
     await operator.watch()
@@ -347,15 +350,19 @@ async def test_a_gang_has_a_service_as_long_as_a_job(operator: Operator) -> None
         COMPRESSION_JOBS, N, "j", {"spec": {"suspend": True}}, there["metadata"]["resourceVersion"]
     )
     await operator.watch()
-    await until(lambda: ("delete", "services", "j-1") in operator.client.requests)
-    ours = [request for request in operator.client.requests if request[1] in ("jobs", "services")]
+    await until(lambda: ("delete", "networkpolicies", "j-1") in operator.client.requests)
+    kinds = ("jobs", "services", "networkpolicies")
+    ours = [request for request in operator.client.requests if request[1] in kinds]
     assert [request for request in ours if request[0] in ("create", "delete")] == [
         ("create", "services", "j-1"),
+        ("create", "networkpolicies", "j-1"),
         ("create", "jobs", "j-1"),
         ("delete", "jobs", "j-1"),
         ("delete", "services", "j-1"),
+        ("delete", "networkpolicies", "j-1"),
     ]
     assert await operator.client.list(SERVICES, N) == []
+    assert await operator.client.list(NETWORK_POLICIES, N) == []
 
 
 async def test_a_service_of_somebody_else_is_left_alone(operator: Operator) -> None:
@@ -371,3 +378,50 @@ async def test_a_service_of_somebody_else_is_left_alone(operator: Operator) -> N
     await until(stalled)
     assert await operator.client.list(JOBS, N) == []
     assert "ownerReferences" not in (await operator.get(SERVICES, "j-1"))["metadata"]
+
+
+async def test_crashes_in_a_row_are_said_and_forgotten(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After five the status names the exception, other objects go on, and one success makes it right again."""
+    monkeypatch.setattr("modelpress_operator.controller.BACKOFF", (0.01, 0.02))
+    broken, real = [True], operator.controller._snapshots.observe_job
+
+    def observe(raw: RawObject, *arguments: Any) -> Any:
+        if broken[0] and raw["metadata"]["name"] == "j":
+            raise ZeroDivisionError("secret")
+        return real(raw, *arguments)
+
+    monkeypatch.setattr(operator.controller._snapshots, "observe_job", observe)
+    await operator.create(COMPRESSION_JOBS, "j", recipe())
+    await operator.create(COMPRESSION_JOBS, "k", recipe())
+
+    async def stalled(wanted: tuple[str, str]) -> bool:
+        found = operator.condition(await operator.get(COMPRESSION_JOBS, "j"), "Stalled")
+        return (found.get("status"), found.get("reason")) == wanted
+
+    await until(lambda: stalled(("True", "OperatorFailed")))
+    message = operator.condition(await operator.get(COMPRESSION_JOBS, "j"), "Stalled")["message"]
+    assert "5 times in a row: ZeroDivisionError." in message
+    assert "secret" not in message
+    await until(lambda: ("create", "jobs", "k-1") in operator.client.requests)
+    broken[0] = False
+    await until(lambda: ("create", "jobs", "j-1") in operator.client.requests)
+    await until(lambda: stalled(("False", "Pending")))
+
+
+@pytest.mark.parametrize("args", [{"a": "x" * 300_000}, "deep"], ids=["large", "deep"])
+async def test_what_is_not_read_is_stalled(operator: Operator, args: Any) -> None:
+    """With the reason, in any phase but a final one; and nothing is started for it."""
+    if args == "deep":
+        args = {"a": 1}
+        for _ in range(100):
+            args = {"a": args}
+    await operator.create(COMPRESSION_JOBS, "j", recipe(model={"entrypoint": "a:b", "args": args}))
+    reason = "SpecTooLarge" if "x" in str(args) else "InvalidSpec"
+
+    async def stalled() -> bool:
+        found = await operator.get(COMPRESSION_JOBS, "j")
+        return operator.condition(found, "Stalled").get("reason") == reason
+
+    await until(stalled)
+    assert (await operator.get(COMPRESSION_JOBS, "j"))["status"]["phase"] == "Pending"
+    assert await operator.client.list(JOBS, None) == []

@@ -17,7 +17,7 @@ from modelpress_operator.handlers import Watcher
 from modelpress_operator.health import Health
 from modelpress_operator.metrics import Metrics
 from modelpress_operator.process import Feed
-from modelpress_operator.resources import JOBS, PODS, WATCHED, RawObject, Resource
+from modelpress_operator.resources import COMPRESSION_JOBS, JOBS, PODS, WATCHED, RawObject, Resource
 
 
 def thing(resource: Resource, name: str, version: int) -> RawObject:
@@ -31,8 +31,9 @@ class Server:
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, RawObject]] = {resource.plural: {} for resource in WATCHED}
+        self.raw: dict[str, str] = {}  # by name: an object's JSON as it is sent
         self.version = 100
-        self.streams: dict[str, asyncio.Queue[RawObject | None]] = {}
+        self.streams: dict[str, asyncio.Queue[RawObject | bytes | None]] = {}
         self.queries: list[tuple[str, dict[str, str]]] = []
         self.methods: set[str] = set()
         self.app = web.Application(middlewares=[self._note])
@@ -83,15 +84,17 @@ class Server:
         meta = {"resourceVersion": str(self.version)}
         if start + 1 < len(names):
             meta["continue"] = str(start + 1)
-        items = [self.objects[plural][name] for name in names[start : start + 1]]
-        return web.json_response({"kind": "List", "metadata": meta, "items": items})
+        items = [json.dumps(self.objects[plural][name]) for name in names[start : start + 1]]
+        items = [self.raw.get(name, item) for name, item in zip(names[start : start + 1], items, strict=True)]
+        text = f'{{"kind": "List", "items": [{",".join(items)}], "metadata": {json.dumps(meta)}}}'
+        return web.Response(text=text, content_type="application/json")
 
     async def _watch(self, request: web.Request, plural: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         queue = self.streams[plural] = asyncio.Queue()
         while (event := await queue.get()) is not None:
-            await response.write(json.dumps(event).encode() + b"\n")
+            await response.write((event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n")
         return response
 
     def tell(self, resource: Resource, type_: str, obj: RawObject) -> None:
@@ -113,6 +116,8 @@ class Watching:
         self.cache = Cache()
         self.health = Health(self.metrics, silence=300)
         self.heard: list[Resource] = []
+        self.dies = False
+        self.watcher: Watcher | None = None
         feed = Feed(self.cache, self.health, ("n",))
         self.feed = feed
 
@@ -142,6 +147,7 @@ async def watching(tmp_path: Path) -> AsyncIterator[Watching]:
         watcher = Watcher(
             watching.feed, watching.metrics, namespaces=("n",), kubeconfig=str(path), user_agent="test/watch"
         )
+        watching.watcher = watcher
         watcher.start()
         async with asyncio.timeout(20):
             await watching.feed.synced.wait()
@@ -149,7 +155,7 @@ async def watching(tmp_path: Path) -> AsyncIterator[Watching]:
         yield watching
         server.close()
         await watcher.stop()
-        assert watcher.failure is None
+        assert watcher.failure is None or watching.dies
         assert server.methods == {"GET"}
 
 
@@ -193,3 +199,54 @@ async def test_a_bookmark_shows_that_a_watch_lives(watching: Watching, monkeypat
     bookmark = {"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": "300"}}
     watching.server.tell(PODS, "BOOKMARK", bookmark)
     await until(lambda: heard == [PODS])
+
+
+def deep(name: str, version: int, depth: int = 1200) -> str:
+    """The JSON of a CompressionJob whose model takes lists in lists."""
+    raw = thing(COMPRESSION_JOBS, name, version) | {"spec": {"model": {"args": {"a": "@"}}}}
+    return json.dumps(raw).replace('"@"', "[" * depth + "]" * depth)
+
+
+@pytest.mark.parametrize("depth", [100, 400, 1200, 9000])
+async def test_a_deep_object_stops_neither_a_watch_nor_a_listing(watching: Watching, depth: int) -> None:
+    """It is there with its metadata and why it is not read; what comes after it is heard, and listed with it."""
+    server = watching.server
+    event = f'{{"type": "ADDED", "object": {deep("deep", 101, depth)}}}'
+    server.streams["compressionjobs"].put_nowait(event.encode())
+    server.tell(COMPRESSION_JOBS, "ADDED", thing(COMPRESSION_JOBS, "next", 102))
+    await until(lambda: watching.names(COMPRESSION_JOBS) == {"deep", "next"})
+    there = watching.cache.get(COMPRESSION_JOBS, "n", "deep")
+    assert there is not None
+    assert there["unread"]["message"].endswith("nested deeper than 64 levels, or containing itself; write it flatter")
+    for name in ("deep", "next", "other"):
+        server.objects["compressionjobs"][name] = thing(COMPRESSION_JOBS, name, 150)
+    server.raw["deep"] = deep("deep", 150, depth)
+    server.version = 200
+    server.tell(COMPRESSION_JOBS, "ERROR", {"kind": "Status", "code": 410, "reason": "Expired"})
+    await until(lambda: watching.names(COMPRESSION_JOBS) == {"deep", "next", "other"})
+    assert watching.watcher is not None
+    assert not watching.watcher.ended.is_set()
+
+
+@pytest.mark.parametrize("line", [b'{"type": "ERROR", "object": {"code": 500}}', b"nonsense", b'{"type": "ADDED"}'])
+async def test_a_watch_that_dies_ends_the_watcher(watching: Watching, line: bytes) -> None:
+    """kopf would go on without it, and nothing of that kind would be heard again."""
+    watching.dies = True
+    watcher = watching.watcher
+    assert watcher is not None
+    watching.server.streams["compressionjobs"].put_nowait(line)
+    async with asyncio.timeout(10):
+        await watcher.ended.wait()
+    assert watcher.failure is not None
+
+
+async def test_kopf_goes_on_from_what_was_heard(watching: Watching) -> None:
+    """A watch that is opened again begins at the last version that was seen, though kopf sees no object."""
+    watching.server.tell(JOBS, "ADDED", thing(JOBS, "d", 123))
+    await until(lambda: "d" in watching.names(JOBS))
+    watching.server.streams["jobs"].put_nowait(None)
+    await until(
+        lambda: any(
+            query.get("resourceVersion") == "123" for plural, query in watching.server.queries if plural == "jobs"
+        )
+    )

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application
 
 from modelpress_operator import logs
-from modelpress_operator.health import Health, routes
+from modelpress_operator.health import Health, metrics_routes, probe_routes
 from modelpress_operator.metrics import Metrics
 from modelpress_operator.resources import PODS, WATCHED
 from modelpress_operator.settings import SettingsError, load_settings
@@ -131,7 +131,7 @@ async def test_probes_notice_a_silent_watch(monkeypatch: pytest.MonkeyPatch) -> 
     metrics = Metrics()
     health = Health(metrics, silence=300)
     app = Application()
-    app.add_routes(routes(health, metrics))
+    app.add_routes([*probe_routes(health), *metrics_routes(metrics)])
     async with TestClient(TestServer(app)) as client:
 
         async def get(path: str) -> tuple[int, str]:

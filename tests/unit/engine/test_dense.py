@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +158,70 @@ def test_stopping_breaks_off_only_where_nothing_lasts():
     calm.ask()
     with pytest.raises(Stopped), calm.at_once():
         sys.exit("not reached")
+
+
+class Counting:
+    """A store that takes no object as bytes beyond 1 KiB and notes what goes up as a file; else the real one."""
+
+    def __init__(self, store) -> None:
+        self._store, self.files = store, []
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def put_bytes(self, path, data):
+        assert len(data) <= 1024, f"{path}: {len(data)} bytes in one request"
+        self._store.put_bytes(path, data)
+
+    def put_if_absent(self, path, data):
+        assert len(data) <= 1024, f"{path}: {len(data)} bytes in one request"
+        return self._store.put_if_absent(path, data)
+
+    def put_file(self, path, local):
+        self.files.append(path.rpartition("/")[2])
+        self._store.put_file(path, local)
+
+
+def test_weights_go_up_as_a_file_and_once(store, monkeypatch):
+    """Never as one request, which S3 limits to 5 GiB, nor read as a whole; a second build of the same sends nothing."""
+    counting = Counting(store)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read as a whole"))
+    built = obtain(counting, Source(fill=1.0, width=400))
+    (name,) = counting.files
+    assert re.fullmatch(r"model-[0-9a-f]{64}\.safetensors", name)
+    assert json.loads(store.get_bytes(f"root/dense/{DIGEST}/weights.json")) == {"file": name}
+    store.delete(f"root/dense/{DIGEST}/weights.json")
+    store.delete(f"root/dense/{DIGEST}/baseline.json")
+    assert obtain(counting, Source(fill=1.0, width=400)).digest == built.digest
+    assert counting.files == [name]
+
+
+def test_a_cache_of_an_earlier_version_is_read(store):
+    """Weights without a digest in their name, and no weights.json beside them."""
+    obtain(store, Source(fill=1.0))
+    folder = f"root/dense/{DIGEST}"
+    name = json.loads(store.get_bytes(f"{folder}/weights.json"))["file"]
+    store.copy(f"{folder}/{name}", f"{folder}/model.safetensors")
+    store.delete(f"{folder}/weights.json")
+    store.delete(f"{folder}/{name}")
+    source = Source(fill=9.0)
+    assert obtain(store, source).baseline["default"] == 6.0
+    assert source.calls == [False]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"file": "../../other.safetensors"}', '{"file": 3}'])
+def test_a_damaged_pointer_is_refused(store, text):
+    """What names no file of ours leads nowhere, least of all out of the folder."""
+    obtain(store, Source())
+    store.put_bytes(f"root/dense/{DIGEST}/weights.json", text.encode())
+    with pytest.raises(ArtifactError, match=r"weights\.json is damaged; delete its folder"):
+        obtain(store, Source())
+
+
+def test_weights_that_are_gone_are_named(store):
+    """weights.json without its file."""
+    obtain(store, Source())
+    folder = f"root/dense/{DIGEST}"
+    store.delete(f"{folder}/{json.loads(store.get_bytes(f'{folder}/weights.json'))['file']}")
+    with pytest.raises(ArtifactError, match=r"safetensors is gone; delete its folder"):
+        obtain(store, Source())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -16,10 +17,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from modelpress_runner.errors import ArtifactError
 from modelpress_runner.export.pt2 import graphcheck
-from modelpress_runner.export.pt2.program import open_program
+from modelpress_runner.export.pt2.archive import HEADER, open_archive, write_archive
+from modelpress_runner.export.pt2.program import export_program, open_program
+from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
 
 Entries = dict[str, bytes]
 
@@ -94,7 +98,7 @@ def test_a_pickled_weight_is_refused(entries: Entries, tmp_path: Path, marker: P
         torch.export.load(str(path))
     assert marker.exists(), "the attack is real"
     marker.unlink()
-    refused(path, marker, "has a pickled entry, 'data/weights/weight_0'")
+    refused(path, marker, "weights.config.* is a pickled tensor")
     entries["data/weights/weight_0"] = b"\x00" * 144
     refused(write(tmp_path / "other.pt2", entries), marker, "weights.config.* is a pickled tensor")
 
@@ -129,13 +133,119 @@ def test_entries_that_no_program_has_are_refused(entries: Entries, tmp_path: Pat
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("wrap", [pickle.dumps, None])
-def test_pickles_are_known_by_their_bytes(
+def test_a_pickle_is_read_as_the_numbers_it_is_said_to_be(
     entries: Entries, tmp_path: Path, marker: Path, protocol: int, wrap: Any
 ) -> None:
-    """A pickle of any protocol, or a torch.save in it, is no tensor, whatever its name and padding."""
+    """A pickle of any protocol, or a torch.save, in a tensor's place is numbers if it is as long as the tensor."""
     data = saved(Touch(marker)) if wrap is None else pickle.dumps(Touch(marker), protocol)
-    entries["data/weights/weight_0"] = data + b"\x00" * 7
-    refused(write(tmp_path / "model.pt2", entries), marker, "has a pickled entry, 'data/weights/weight_0'")
+    entries["data/weights/weight_0"] = (data + b"\x00" * 144)[:144]
+    program = open_program(write(tmp_path / "model.pt2", entries))
+    assert program.get_parameter("conv1.weight").detach().numpy().tobytes() == entries["data/weights/weight_0"]
+    assert not marker.exists()
+    entries["data/weights/weight_0"] = data + b"\x00" * 1447
+    refused(write(tmp_path / "longer.pt2", entries), marker, "conv1.weight is smaller than its numbers")
+
+
+class Whole(nn.Module):
+    """Its parameter and its buffer are, byte for byte, pickles that touch a file."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        numbers = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self.weight = nn.Parameter(numbers.view(torch.float32))
+        self.register_buffer("codes", numbers.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight.nan_to_num().clamp(-1, 1).mean() + self.codes.sum()
+
+
+def test_weights_that_are_pickles_round_trip(tmp_path: Path, marker: Path) -> None:
+    """What the numbers look like is nobody's business: they are written and read, bit for bit, and run nothing."""
+    for data in [*(pickle.dumps(Touch(marker), protocol) for protocol in range(6)), saved(Touch(marker))]:
+        held = data + b"\x00" * (-len(data) % 4)
+        path = tmp_path / "model.pt2"
+        export_program(Whole(held), torch.zeros(1, 3), path)
+        program = open_program(path)
+        assert program.get_parameter("weight").detach().numpy().tobytes() == held
+        assert program.get_buffer("codes").numpy().tobytes() == held
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("archives", [1, pytest.param(10, marks=pytest.mark.long)])
+def test_honest_numbers_are_never_refused(tmp_path: Path, archives: int) -> None:
+    """20,000 (200,000) random tensors, all types in turn, the bytes random too: each is read as it was written."""
+    from torch._export.serde.serialize import _TORCH_TO_SERIALIZE_DTYPE
+
+    types = list(_TORCH_TO_SERIALIZE_DTYPE)
+    chance = torch.Generator().manual_seed(archives)
+    empty = torch.zeros(64, dtype=torch.uint8)
+    kinds = {f"t{index}": empty.clone().view(types[index % len(types)]) for index in range(20_000)}
+    listed = Payloads().add(kinds, "weight")
+    graphcheck.check_payload(listed, "weights", "weight")
+    truths = torch.tensor([kind.dtype == torch.bool for kind in kinds.values()])
+    path = tmp_path / "model.pt2"
+    for _ in range(archives):
+        rows = torch.randint(0, 256, (20_000, 64), dtype=torch.uint8, generator=chance)
+        rows[truths] &= 1
+        held = rows.numpy().tobytes()
+        numbers = {f"data/weights/weight_{index}": held[index * 64 : index * 64 + 64] for index in range(20_000)}
+        write_archive(path, {HEADER: {}, "models/model.json": {}}, numbers)
+        with open_archive(path) as archive:
+            check_entries(archive, [("weights", listed)])
+            found = filled(archive, kinds, listed, "weights")
+        assert torch.equal(torch.stack([tensor.view(torch.uint8) for tensor in found.values()]), rows)
+        path.unlink()
+
+
+def test_entries_that_no_list_names_are_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A tensor of nobody has no business in a program."""
+    for name in ("data/weights/weight_99", "data/constants/tensor_99"):
+        held = {**entries, name: b""}
+        refused(write(tmp_path / "model.pt2", held), marker, f"has an entry that no list names, '{name}'")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda meta: meta.update(dtype=8), "conv1.weight is larger than its numbers"),
+        (lambda meta: meta.update(dtype=6), "conv1.weight is smaller than its numbers"),
+        (lambda meta: meta.update(dtype=99), "conv1.weight is no plain, dense tensor on the CPU"),
+        (lambda meta: meta.update(layout=1), "conv1.weight is no plain, dense tensor on the CPU"),
+        (lambda meta: meta["device"].update(type="cuda"), "conv1.weight is no plain, dense tensor on the CPU"),
+        (lambda meta: meta["strides"][0].update(as_int=2**40), "conv1.weight is no plain, dense tensor on the CPU"),
+        (lambda meta: meta["strides"][0].update(as_int=0), "conv1.weight is no plain, dense tensor on the CPU"),
+        (lambda meta: meta["storage_offset"].update(as_int=1), "conv1.weight is no plain, dense tensor on the CPU"),
+    ],
+)
+def test_a_tensor_is_exactly_its_bytes(
+    entries: Entries, tmp_path: Path, marker: Path, change: Callable[[Any], None], message: str
+) -> None:
+    """Type, shape, strides and place are those of the very bytes, before torch makes anything of them."""
+    for program in ("model", "train"):
+        edit(
+            entries,
+            f"data/weights/{program}_weights_config.json",
+            lambda config: change(config["config"]["conv1.weight"]["tensor_meta"]),
+        )
+    refused(write(tmp_path / "model.pt2", entries), marker, message)
+
+
+def test_truth_values_are_true_or_false(tmp_path: Path, marker: Path) -> None:
+    """A byte of 2 in a bool tensor is counted differently by different kernels, so it is none."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([True, False]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.mask
+
+    export_program(Masked(), torch.zeros(1, 2), tmp_path / "model.pt2")
+    entries = read(tmp_path / "model.pt2")
+    assert entries["data/weights/weight_0"] == b"\x01\x00"
+    entries["data/weights/weight_0"] = b"\x02\x00"
+    refused(write(tmp_path / "model.pt2", entries), marker, "mask has truth values that are neither 0 nor 1")
 
 
 def test_a_pickle_for_json_is_refused(entries: Entries, tmp_path: Path, marker: Path) -> None:
@@ -188,6 +298,126 @@ def test_callables_that_are_no_operators_are_refused(
     """torch takes any callable below itself for an operator; here an operator is one."""
     edit(entries, "models/train.json", lambda document: node(document).update(target=target))
     refused(write(tmp_path / "model.pt2", entries), marker, "which is no operator of a model")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "aten._reshape_alias.default",
+        "aten._sparse_coo_tensor_unsafe.default",
+        "aten._ctc_loss.default",
+        "aten.segment_reduce.default",
+        "aten.set_.source_Tensor",
+        "aten.resize_.default",
+        "aten._unsafe_view.default",
+        "aten.native_group_norm.default",
+        "aten.lu_unpack.default",
+        "aten.index_put_.hacked_twin",
+        "aten.convolution_backward.default",
+        "aten._print.default",
+        "mkldnn.data_ptr.default",
+        "prims.as_strided.default",
+        "quantized.linear.default",
+    ],
+)
+def test_operators_that_no_honest_model_calls_are_refused(
+    entries: Entries, tmp_path: Path, marker: Path, target: str
+) -> None:
+    """What reads or writes beside a tensor, or changes the process, is in no list, though torch brings it along."""
+    edit(entries, "models/model.json", lambda document: node(document).update(target=f"torch.ops.{target}"))
+    name = "::".join(target.split(".")[:2])
+    refused(
+        write(tmp_path / "model.pt2", entries),
+        marker,
+        rf"the operator {name}, which is not in the list|needs the operator {target}|no operator of a model",
+    )
+
+
+def test_a_package_may_not_bring_in_an_operator(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """What any imported package registers (a writer of files, say) is called only if the caller names it."""
+    with torch.library._scoped_library("modelpress_writer", "DEF") as library:
+        library.define("write(Tensor x, str path) -> Tensor")
+        edit(
+            entries,
+            "models/model.json",
+            lambda document: node(document).update(target="torch.ops.modelpress_writer.write.default"),
+        )
+        refused(
+            write(tmp_path / "model.pt2", entries),
+            marker,
+            r"calls the operator modelpress_writer::write, .*mp\.load\(uri, operators=\['modelpress_writer::write'\]\)",
+        )
+
+
+def test_texts_for_operators_are_no_paths(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A mode or an equation passes, a path does not."""
+    edit(
+        entries,
+        "models/model.json",
+        lambda document: node(document)["inputs"].append({"name": "x", "arg": {"as_string": "/etc/passwd"}, "kind": 1}),
+    )
+    refused(write(tmp_path / "model.pt2", entries), marker, "has the text '/etc/passwd', which is no name")
+
+
+def test_no_entry_unfolds_into_memory(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """A few KiB that become gigabytes of lists are refused by their size in the file, before they are parsed."""
+    for text in (
+        b'{"a":[' + b"[]," * 8_000_000 + b"[]]}",
+        b'{"a":[' + b"[]," * 1_000_000 + b"[]]}",
+        b"{" + b" " * 2**25,
+    ):
+        path = write(
+            tmp_path / "model.pt2", {key: value for key, value in entries.items() if key != "models/model.json"}
+        )
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/models/model.json", text)
+        refused(path, marker, "has an oversized entry|has an entry that unfolds too far")
+
+
+def test_names_that_share_their_numbers_are_bounded(entries: Entries, tmp_path: Path, marker: Path) -> None:
+    """One constant under a thousand names takes a thousand times its size: refused from the lists."""
+    entries["data/constants/tensor_0"] = b"\0" * 2**20
+    for program in ("model", "train"):
+
+        def many(config: Any) -> None:
+            meta = next(iter(config["config"].values()))
+            plain = {**meta["tensor_meta"], "dtype": 1, "sizes": [{"as_int": 2**20}], "strides": [{"as_int": 1}]}
+            same = {**meta, "path_name": "tensor_0", "tensor_meta": plain}
+            config["config"] = {f"c{index}": same for index in range(1000)}
+
+        edit(entries, f"data/constants/{program}_constants_config.json", many)
+    refused(write(tmp_path / "model.pt2", entries), marker, "take far more than the file|no list names")
+
+
+def test_other_files_are_no_programs(tmp_path: Path) -> None:
+    """A pipe would never end, so it is not opened."""
+    os.mkfifo(tmp_path / "model.pt2")
+    with pytest.raises(ArtifactError, match="is no regular file"):
+        open_program(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pow(" * 6 + "Pow(2,64)" + ",64)" * 6,
+        "2**64**64",
+        "Rational('1e999999999')",
+        "Float('0.1', precision=1000000000)",
+        "Max(" + ",".join(f"s{index}" for index in range(20)) + ")",
+        "Min(s0,Max(s1," * 12 + "s2" + "))" * 12,
+        "*".join(f"(s{index}+1)" for index in range(12)),
+        "(s0+s1+s2+s3+s4)**4",
+        "(s0+1)**64",
+        "s\u0661",
+        "1e300",
+        str(2**63),
+        "-" * 250 + "1",
+    ],
+)
+def test_sizes_that_take_time_are_refused(text: str) -> None:
+    """What sympy would multiply out, compare or spell for minutes is larger than any size of a model."""
+    with pytest.raises(graphcheck._RefusedError):
+        graphcheck._expression(text, "size")
 
 
 def _nested(document: Any) -> None:

@@ -16,7 +16,8 @@ from modelpress.store import manifest, open_store
 from modelpress_runner.artifact import files as artifact
 from modelpress_runner.errors import ArtifactError
 from modelpress_runner.export import weights
-from modelpress_runner.export.pt2.program import NotPortableError, export_program, open_program
+from modelpress_runner.export.pt2.equivalence import NotPortableError
+from modelpress_runner.export.pt2.program import export_program, open_program
 
 SPEC = CompressionJobSpec.model_validate(
     {

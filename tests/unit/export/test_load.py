@@ -201,7 +201,7 @@ def test_missing_imports_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "import sys, modelpress as mp\n"
         "try:\n    mp.load(sys.argv[1])\nexcept Exception as error:\n    print(error)\n"
         "sys.path.insert(0, sys.argv[2])\nimport mpress_pkg, torch\n"
-        "print(mp.load(sys.argv[1])(torch.ones(2, 4)).sum().item())\n"
+        "print(mp.load(sys.argv[1], operators=['mpress_pkg::twice'])(torch.ones(2, 4)).sum().item())\n"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", script, str(tmp_path / "out"), str(tmp_path)],

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from modelpress_runner.errors import ArtifactError, InvalidModelError
-from modelpress_runner.export.pt2.program import NotPortableError, describe, export_program, open_program
+from modelpress_runner.export.pt2.equivalence import NotPortableError
+from modelpress_runner.export.pt2.program import describe, export_program, open_program
 from modelpress_runner.measure import counts
 
 

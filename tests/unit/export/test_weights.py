@@ -210,3 +210,19 @@ def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidModelError, match=r"entry '_extra_state' that is a dict, not a tensor"):
         weights.save(Extra(), tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
+def test_numbers_of_another_kind_are_refused_untouched(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A parameter stays floating; after the error the dense model is as it was."""
+    model = nn.Linear(3, 2)
+    weights.save(model, tmp_path, [])
+    held = load_file(tmp_path / "model.safetensors")
+    save_file(held | {"weight": held["weight"].to(dtype)}, tmp_path / "model.safetensors")
+    dense = nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    with pytest.raises(ArtifactError, match=f"weight is of {dtype} in the artefact and of torch.float32 in the model"):
+        weights.load_into(dense, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())

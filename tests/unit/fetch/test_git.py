@@ -118,7 +118,7 @@ def test_a_password_opens_a_private_repository(git_server: Any, folder: Path, tm
     """It is read from the Secret, odd characters included, and none of it is left on disk or in the environment."""
     commit = git_server.commit(git_server.repository("digits"), digits_py="")
     git_server.credentials = ("me", "p@ss:w/rd %20")
-    wanted = code(f"{git_server.url}/digits", commit, secretRef={"name": "git"})
+    wanted = code(f"{git_server.url}/digits", commit, secretRef={"name": "git"}, allowHttp=True)
     found = clone(wanted, folder, secret(tmp_path, username="me", password="p@ss:w/rd %20\n"))
     assert (found / "digits.py").exists()
     assert not any("p@ss" in value for value in os.environ.values())
@@ -129,7 +129,7 @@ def test_a_wrong_password_is_told_without_it(git_server: Any, folder: Path, tmp_
     """The message names the Secret, and says nothing of what is in it."""
     commit = git_server.commit(git_server.repository("digits"), digits_py="")
     git_server.credentials = ("me", "right")
-    wanted = code(f"{git_server.url}/digits", commit, secretRef={"name": "git"})
+    wanted = code(f"{git_server.url}/digits", commit, secretRef={"name": "git"}, allowHttp=True)
     with pytest.raises(CodeUnavailableError, match="check the URL and the Secret git") as caught:
         clone(wanted, folder, secret(tmp_path, username="me", password="wrong"))
     assert "wrong" not in str(caught.value)
@@ -154,7 +154,7 @@ def test_a_private_repository_without_a_secret(git_server: Any, folder: Path, tm
 )
 def test_what_a_secret_lacks_is_named(folder: Path, tmp_path: Path, url: str, values: Any, message: str) -> None:
     """A Secret that is missing or incomplete is told before anybody is asked."""
-    wanted = code(url, "0" * 40, secretRef={"name": "git"})
+    wanted = code(url, "0" * 40, secretRef={"name": "git"}, allowHttp=True)
     with pytest.raises(CodeUnavailableError, match=rf"spec\.code\.git\.secretRef: .*{message}"):
         clone(wanted, folder, secret(tmp_path, **values))
     assert not (folder / "credentials").exists()

@@ -293,7 +293,7 @@ def test_calibration_needs_no_labels(tmp_path):
 
 
 def test_roberta_counts_positions_from_behind_the_padding(tmp_path):
-    """A RoBERTa of 14 positions takes 12 tokens: two positions are before the first."""
+    """A RoBERTa of 10 positions takes 9 tokens: the first position is the padding's."""
     from tiny_models import SPECIAL, WORDS, tokenizer
 
     config = transformers.RobertaConfig(

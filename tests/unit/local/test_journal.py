@@ -103,3 +103,41 @@ def test_events_are_lines_of_json(tmp_path: Path) -> None:
     lines = (journal.root / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == ["Running", "Succeeded"]
     journal.close()
+
+
+@pytest.mark.parametrize("name", ["/tmp/modelpress-outside", "../outside", "runs/../../outside", "lock", "trials/x"])
+@pytest.mark.parametrize("text", ["text", None])
+def test_a_commit_changes_files_of_a_run_alone(tmp_path: Path, name: str, text: str | None) -> None:
+    """A state folder from elsewhere writes and deletes nothing outside of itself."""
+    Journal.open(tmp_path / "state").close()
+    (tmp_path / "outside").write_text("kept")
+    (tmp_path / "state" / "commit.json").write_text(json.dumps({"format": 1, "changes": {name: text}}))
+    with pytest.raises(StateError, match=f"commit.json is damaged .*remove the folder {tmp_path / 'state'}"):
+        Journal.open(tmp_path / "state")
+    assert (tmp_path / "outside").read_text() == "kept"
+    assert not Path("/tmp/modelpress-outside").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "1" * 5000, '{"format": 1}', '{"format": 1, "changes": {"a": 1}}', "\x00"]
+)
+def test_damage_is_a_sentence(tmp_path: Path, content: str) -> None:
+    """Depth, long numbers and missing keys name the folder."""
+    Journal.open(tmp_path / "state").close()
+    (tmp_path / "state" / "commit.json").write_text(content)
+    with pytest.raises(StateError, match="remove "):
+        Journal.open(tmp_path / "state")
+
+
+def test_pipes_and_links_are_damage(tmp_path: Path) -> None:
+    """A pipe would hang, a link would lead out of the folder."""
+    Journal.open(tmp_path / "state").close()
+    os.mkfifo(tmp_path / "state" / "object.json")
+    journal = Journal.open(tmp_path / "state")
+    with pytest.raises(StateError, match="it is no regular file"):
+        journal.read("object.json")
+    journal.close()
+    (tmp_path / "state" / "trials").rmdir()
+    (tmp_path / "state" / "trials").symlink_to(tmp_path)
+    with pytest.raises(StateError, match="is a link"):
+        Journal.open(tmp_path / "state")

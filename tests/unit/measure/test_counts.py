@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.export.weights import safetensors_bytes
 from modelpress_runner.measure import counts
 
 
@@ -89,8 +90,8 @@ def test_parameters_count_tied_ones_once() -> None:
 def test_size_is_that_of_the_file() -> None:
     """A safetensors file is 8 bytes, a header padded to 8, and the raw numbers: tied ones once."""
     header = len('{"__metadata__":{"format":"pt"},"weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}')
-    assert counts.safetensors_bytes(nn.Linear(3, 2, bias=False)) == 8 + -(-header // 8) * 8 + 24
+    assert safetensors_bytes(nn.Linear(3, 2, bias=False)) == 8 + -(-header // 8) * 8 + 24
     tied = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
-    apart = counts.safetensors_bytes(tied)
+    apart = safetensors_bytes(tied)
     tied[1].weight = tied[0].weight
-    assert apart - counts.safetensors_bytes(tied) >= 64 * 64 * 4
+    assert apart - safetensors_bytes(tied) >= 64 * 64 * 4

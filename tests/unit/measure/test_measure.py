@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from modelpress.api.v1alpha1 import Benchmark, Target
-from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.export.pt2.program import NotPortableError, export_program, open_program
+from modelpress.api.v1alpha1 import Benchmark, CompressionJobSpec
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.measure import latency
 from modelpress_runner.measure import static as measure
+from modelpress_runner.measure.measuring import Measuring
+from modelpress_runner.subject.subject import Subject
 
 X = torch.ones(2, 4)
 
@@ -39,7 +39,7 @@ def test_static_metrics_by_hand() -> None:
         model.weight.fill_(1.0)
         model.weight[:, 0] = 0.0
         model.bias.fill_(1.0)
-    found = measure.static_metrics(model, X, Target(), dense_parameters=30, dense_size=1000)
+    found = measure.static_metrics(model, X, dense_parameters=30, dense_size=1000)
     size = found.pop("sizeBytes")
     assert found == {
         "parameters": 15.0,
@@ -61,25 +61,11 @@ def test_the_dense_model_is_judged_against_itself() -> None:
     assert "compressionRatio" not in found
 
 
-def test_size_of_a_program_is_that_of_its_file(tmp_path: Path) -> None:
-    """With the target pt2, sizeBytes is the size of model.pt2, exported on the spot or before."""
-    model = nn.Linear(4, 3)
-    export_program(model, X, tmp_path / "model.pt2")
-    size = (tmp_path / "model.pt2").stat().st_size
-    target = Target.model_validate({"format": "pt2"})
-    assert measure.static_metrics(model, X, target)["sizeBytes"] == size
-    assert measure.static_metrics(model, X, target, size=size + 1)["sizeBytes"] == size + 1
-
-
-def test_a_program_that_cannot_be_is_no_size() -> None:
-    """The target pt2 cannot be measured on a model that cannot be exported, and nothing else is measured instead."""
-
-    class Fixed(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.reshape(2, 4) + 1
-
-    with pytest.raises(NotPortableError, match="fixes the batch size"):
-        measure.static_metrics(Fixed(), X, "pt2")
+def test_the_size_may_be_that_of_another_format() -> None:
+    """sizeBytes and the ratio are those of the size that is given; without example inputs there are no MACs."""
+    found = measure.static_metrics(nn.Linear(4, 3), None, size=250, dense_size=1000)
+    assert (found["sizeBytes"], found["compressionRatio"]) == (250.0, 4.0)
+    assert "macs" not in found
 
 
 def test_models_are_timed_in_turn() -> None:
@@ -88,7 +74,7 @@ def test_models_are_timed_in_turn() -> None:
     dense, compressed = Recorder(calls, "dense"), Recorder(calls, "compressed")
     threads = torch.get_num_threads()
     benchmark = Benchmark.model_validate({"warmup": 1, "iterations": 3, "batchSize": 5, "coresPerInstance": 2})
-    timed = measure.timed_metrics(dense, compressed, X, "eager", benchmark)
+    timed = measure.timed_metrics(dense, compressed, X, benchmark)
     names = [call[0] for call in calls]
     assert names[4:] == ["dense", "compressed", "compressed", "dense", "dense", "compressed"]
     assert {call[1:4] for call in calls} == {((5, 4), True, 2)}
@@ -117,17 +103,6 @@ def test_spread_by_hand() -> None:
     }
 
 
-def test_programs_are_timed_as_opened(tmp_path: Path) -> None:
-    """With the target pt2, models are exported and opened; an opened program is taken as it is."""
-    model = nn.Linear(4, 3)
-    export_program(model, X, tmp_path / "model.pt2")
-    program = open_program(tmp_path / "model.pt2")
-    benchmark = Benchmark.model_validate({"warmup": 0, "iterations": 2, "batchSize": 7})
-    timed = measure.timed_metrics(model, program, X, Target.model_validate({"format": "pt2"}), benchmark)
-    assert timed.detail["target"] == "pt2"
-    assert min(timed.baseline["latencyMs"], timed.compressed["latencyMs"]) > 0
-
-
 def test_threads_come_back_after_an_error() -> None:
     """A model that does not run with the benchmark's batch is named, and the process is as before."""
 
@@ -138,6 +113,16 @@ def test_threads_come_back_after_an_error() -> None:
     threads = torch.get_num_threads()
     benchmark = Benchmark.model_validate({"batchSize": 3, "coresPerInstance": 2})
     with pytest.raises(InvalidModelError, match=r"benchmark: the dense model .* batch of 3 .* benchmark.batchSize"):
-        measure.timed_metrics(OneRow(), nn.Linear(4, 3), X, "eager", benchmark)
+        measure.timed_metrics(OneRow(), nn.Linear(4, 3), X, benchmark)
     assert torch.get_num_threads() == threads
     assert gc.isenabled()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_no_device() -> None:
+    """A recipe whose latency belongs on a GPU ends, before anything is trained, where the process sees none."""
+    recipe = {"model": {"entrypoint": "a:b"}, "stages": [{"finetune": {"epochs": 1}}], "target": {"device": "cuda"}}
+    spec = CompressionJobSpec.model_validate(recipe)
+    with pytest.raises(InvalidSpecError, match="sees none") as caught:
+        Measuring(spec, Subject(nn.Linear(4, 3), example_inputs=X), timed=True)
+    assert caught.value.path == "spec.target.device"

@@ -327,35 +327,45 @@ def test_one_ranking_over_global_layers() -> None:
     assert (model[0].out_features, model[2].out_features) == (6, 2)
 
 
-def test_a_shrink_that_cannot_be_proven_leaves_the_model_wide() -> None:
-    """The message names field, reason and layer at fault; widths and outputs of the model are as before."""
+def test_layers_that_cannot_be_proven_stay_with_a_note_or_are_an_error_by_name() -> None:
+    """A convolution whose channels are averaged: by type it is left alone, weights and all; by name it is refused."""
     model = local(prune_zoo.trained_like(prune_zoo.ChannelMean()))
     dummy = torch.randn(prune_zoo.IMAGE, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(CompressionError) as raised:
-        run(model, dummy, configList=[{"sparsity": 0.5}])
-    assert raised.value.path == "spec.stages[0].prune.speedup"
-    assert "differs from the masked model's" in str(raised.value)
-    assert "the layers at fault are 'conv1': exclude them" in str(raised.value)
-    assert model.conv1.out_channels == 8
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    context = run(model, dummy, configList=[{"sparsity": 0.5}])
+    assert context.cuts == []
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    (note,) = [note for note in context.notes if "conv1" in note]
+    assert note.startswith("Left as it was: 'conv1' cannot lose channels: the shrunk model's output differs from the")
+    with pytest.raises(InvalidSpecError, match="'conv1' cannot lose channels: the shrunk") as raised:
+        run(model, dummy, configList=[{"opNames": ["conv1"], "sparsity": 0.5}])
+    assert raised.value.path == "spec.stages[0].prune.configList[0].opNames"
 
 
 @pytest.mark.parametrize(
-    ("build", "dummy", "fault"),
+    ("build", "dummy", "fault", "cut"),
     [
-        (prune_zoo.GroupedQueryAttention, torch.ones(2, 5, 32), "'q', 'k', 'v'"),
-        (prune_zoo.FixedWidth, torch.ones(prune_zoo.IMAGE), "'conv1'"),
+        (prune_zoo.GroupedQueryAttention, torch.ones(2, 5, 32), "'q', 'k', 'v'", ("up", 32)),
+        (prune_zoo.FixedWidth, torch.ones(prune_zoo.IMAGE), "'conv1'", ("fine", 3)),
     ],
 )
-def test_widths_that_stand_in_the_code_are_named(build: type[nn.Module], dummy: torch.Tensor, fault: str) -> None:
-    """Attention heads and fixed reshapes cannot be narrowed; without the layers at fault the rest shrinks."""
+def test_widths_that_stand_in_the_code_are_left(
+    build: type[nn.Module], dummy: torch.Tensor, fault: str, cut: tuple[str, int]
+) -> None:
+    """Attention heads and fixed reshapes cannot be narrowed; they stay as they were, and the rest shrinks."""
     model = local(prune_zoo.trained_like(build()))
-    with pytest.raises(CompressionError) as raised:
-        run(copy.deepcopy(model), dummy, configList=[{"sparsity": 0.5}])
-    assert "the shrunk model does not run: RuntimeError: shape" in str(raised.value)
-    assert f"the layers at fault are {fault}: exclude them" in str(raised.value)
+    dense = copy.deepcopy(model)
+    context = run(model, dummy, configList=[{"sparsity": 0.5}])
+    expected = f"Left as it was: {fault} cannot lose channels: the shrunk model does not run: RuntimeError: shape"
+    assert any(note.startswith(expected) for note in context.notes)
     names = fault.replace("'", "").split(", ")
-    context = run(model, dummy, configList=[{"sparsity": 0.5}, {"opNames": names, "exclude": True}])
-    assert context.cuts
+    for name in names:
+        assert torch.equal(model.get_submodule(name).bias, dense.get_submodule(name).bias)
+    module = model.get_submodule(cut[0])
+    assert module.weight.shape[0] == cut[1]
+    for name in names:
+        with pytest.raises(InvalidSpecError, match="cannot lose channels"):
+            run(copy.deepcopy(dense), dummy, configList=[{"sparsity": 0.5}, {"opNames": [name]}])
 
 
 def test_recurrent_layers_stay_and_the_rest_shrinks() -> None:

@@ -148,19 +148,20 @@ class HashStrategy:
         return Suggestion({"sparsity": sparsity}, CompressionJobSpec.model_validate(spec))
 
     def ranking(self, trials: Sequence[CompressionJob]) -> tuple[TrialResult | None, list[int]]:
-        """The trial with the highest score whose constraints are met; the front is that trial."""
+        """The trial with the highest score, feasible before infeasible; the front is that trial if it is feasible."""
         best: TrialResult | None = None
         for trial in trials:
             met = next((c for c in trial.status.conditions if c.type == "ConstraintsMet"), None)
-            if trial.status.metrics is None or (met is not None and met.status == "False"):
+            if trial.status.metrics is None or "default" not in trial.status.metrics.compressed:
                 continue
+            feasible = met is None or met.status == "True"
             score = trial.status.metrics.compressed["default"]
-            if best is None or score > best.metrics["default"]:
+            if best is None or (feasible, score) > (best.feasible, best.metrics["default"]):
                 best = TrialResult(
                     number=int((trial.metadata.labels or {})[TRIAL_LABEL]),
                     name=trial.metadata.name,
                     parameters=json.loads((trial.metadata.annotations or {})[PARAMETERS_ANNOTATION]),
                     metrics={"default": score},
-                    feasible=True,
+                    feasible=feasible,
                 )
-        return best, [best.number] if best else []
+        return best, [best.number] if best and best.feasible else []

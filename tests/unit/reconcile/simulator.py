@@ -17,6 +17,7 @@ from reconcile_objects import NOW, failure, not_found, success
 
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep, Stop
 from modelpress.reconcile import (
+    AdmitTrial,
     CreateJob,
     CreateTrial,
     DeleteJob,
@@ -28,6 +29,7 @@ from modelpress.reconcile import (
     Plan,
     StopTrial,
     SweepObserved,
+    keeps_records,
     reconcile_job,
     reconcile_sweep,
 )
@@ -262,7 +264,10 @@ class Cluster:
         sweep = next((o for o in self.object_view.values() if o.metadata.uid == owner_uid and owner_uid), None)
         owner = None
         if isinstance(sweep, CompressionSweep):
-            owner = OwnerState(sweep.metadata.uid or "", sweep.metadata.name, sweep.spec.suspend)
+            metrics = tuple(objective.metric for objective in sweep.spec.objectives)
+            owner = OwnerState(
+                sweep.metadata.uid or "", sweep.metadata.name, sweep.spec.suspend, metrics, keeps_records(sweep.status)
+            )
         return reconcile_job(JobObserved(obj, owner, children), self.now)
 
     def execute(self, obj: Object, action: object) -> bool:
@@ -285,6 +290,10 @@ class Cluster:
                     self.update_job(name, deleting=True)
             case CreateTrial(job=trial):
                 return self._create_trial(trial)
+            case AdmitTrial(name=name, uid=uid, record=record):
+                trial = self.objects.get(("CompressionJob", name))
+                if isinstance(trial, CompressionJob) and trial.metadata.uid == uid and trial.status.trial is None:
+                    self.put(trial.model_copy(update={"status": trial.status.model_copy(update={"trial": record})}))
             case StopTrial(name=name, uid=uid, reason=reason):
                 trial = self.objects.get(("CompressionJob", name))
                 if trial is not None and trial.metadata.uid == uid:

@@ -86,11 +86,12 @@ def trial(number: int, phase: str = "Running", *, name: str = "search", **status
             | {"controller": True}
         ],
     }
+    record = {"trial": {"sweep": UID, "number": number, "parameters": {"sparsity": 0.5}}}
     if phase == "Succeeded":
         score = status.pop("score", 0.5)
         status.setdefault("metrics", {"baseline": {"default": 0.9}, "compressed": {"default": score}})
     return CompressionJob.model_validate(
-        {**job.to_dict(), "metadata": meta, "status": {**job.status.to_dict(), "phase": phase, **status}}
+        {**job.to_dict(), "metadata": meta, "status": {**job.status.to_dict(), "phase": phase, **record, **status}}
     )
 
 
@@ -437,6 +438,45 @@ def test_no_feasible_trial_is_complete_without_a_model() -> None:
     assert found["ConstraintsMet"] == found["ArtifactAvailable"] == ("False", r.CONSTRAINT_MISSED)
 
 
+def test_trials_without_the_objective_are_said_to_have_none() -> None:
+    """Trials that succeeded and report no objective: nothing is best, and the sentence names what is missing."""
+    sweep = going(maxTrials=2)
+    document = trial(0, "Succeeded").to_dict()
+    document["status"]["metrics"]["compressed"] = {"macs": 1.0}
+    trials = (CompressionJob.model_validate(document), trial(1, "Failed"))
+    sweep = after(sweep, plan_of(sweep, 100, trials=trials))
+    silent = publish(message=success(manifestDigest=None))
+    status = status_of(plan_of(sweep, 201, trials=trials, children=(silent,)))
+    found = {condition.type: condition for condition in status.conditions}
+    assert {found[name].reason for name in ("ConstraintsMet", "ArtifactAvailable")} == {r.OBJECTIVE_MISSING}
+    text = "None of 1 trials that succeeded reports every objective (default)."
+    assert found["ConstraintsMet"].message == found["ArtifactAvailable"].message == text
+    assert (status.best, status.front) == (None, [])
+
+
+def test_stricter_semantics_keep_best_and_front() -> None:
+    """A sweep that a newer operator refuses: Stalled, and what was found stands, then and later."""
+    trials = (trial(0, "Succeeded"), trial(1, "Succeeded"), trial(2))
+    sweep = going(maxTrials=9)
+    sweep = after(sweep, plan_of(sweep, 40, trials=trials))
+    found = sweep.status.best, sweep.status.front
+    assert found[0] is not None
+    assert found[1]
+
+    class Refused(HashStrategy):
+        def suggest(self, *_: Any) -> Any:
+            raise AssertionError("a refused sweep is not searched")
+
+        def ranking(self, *_: Any) -> Any:
+            return None, []
+
+    plan = plan_of(sweep, 50, trials=trials, strategy=Refused(sweep), problems=("spec.x: is not allowed; remove it",))
+    status = status_of(plan)
+    assert conditions(status.conditions)["Stalled"] == ("True", r.INVALID_SPEC)
+    assert (status.best, status.front) == found
+    assert (status_of(plan_of(after(sweep, plan), 60, trials=trials)).best) == found[0]
+
+
 def test_no_trial_succeeded() -> None:
     """Without any result there is nothing to publish."""
     sweep = going(maxTrials=2)
@@ -731,7 +771,10 @@ def test_ten_thousand_trials() -> None:
                 "labels": {"modelpress.dev/trial": str(number), "modelpress.dev/sweep": "search"},
             }
         )
-        trials.append(model.model_copy(update={"metadata": meta}))
+        assert model.status.trial is not None
+        record = model.status.trial.model_copy(update={"number": number})
+        status = model.status.model_copy(update={"trial": record})
+        trials.append(model.model_copy(update={"metadata": meta, "status": status}))
     refused = ",".join(str(number) for number in range(1, 3000, 2))
     sweep = make_sweep(maxTrials=10_000, maxFailedTrials=10_000, parallelism=100)
     status = {"created": 9_900, "trials": {"refused": 4_950}, "refused": refused, "phase": "Running"}

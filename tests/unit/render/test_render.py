@@ -46,7 +46,7 @@ def test_golden(name: str) -> None:
     objects = CASES[name].render()
     annotations = objects[-1]["spec"]["template"]["metadata"]["annotations"]
     shown = json.loads(annotations["modelpress.dev/spec"])
-    assert RunRequest.model_validate(shown).to_dict() == shown
+    assert json.loads(RunRequest.model_validate(shown).to_json()) == shown
     annotations["modelpress.dev/spec"] = shown  # as data, for people
     text = yaml.safe_dump_all(objects, sort_keys=False, width=120)
     path = GOLDEN / f"{name}.yaml"
@@ -233,6 +233,10 @@ HOSTILE: dict[str, Any] = {
                 {"name": "host", "mountPath": "/etc/modelpress"},
                 {"name": "host", "mountPath": "/etc/modelpress/"},
                 {"name": "host", "mountPath": "/workspace/code/x"},
+                {"name": "host", "mountPath": "/etc/./modelpress"},
+                {"name": "host", "mountPath": "etc/x/../modelpress"},
+                {"name": "host", "mountPath": "//run/secrets/modelpress.dev/progress"},
+                {"name": "modelpress-request", "mountPath": "/elsewhere"},
             ],
             "ports": [{"containerPort": 80, "hostPort": 80}],
         },
@@ -292,7 +296,8 @@ def test_the_hostile_template_has_no_word_that_validation_lets_pass() -> None:
         "containers[0].terminationMessagePolicy",
         "containers[0].securityContext.privileged",
         "containers[0].env[0]",
-        *(f"containers[0].volumeMounts[{index}]" for index in range(3)),
+        *(f"containers[0].volumeMounts[{index}]" for index in range(6)),
+        "containers[0].volumeMounts[6].name",
         "containers[0].ports[0].hostPort",
         "containers[1]",
         "initContainers[0].securityContext.privileged",
@@ -360,9 +365,11 @@ def test_what_a_template_may_say_is_there() -> None:
 
 def test_ranks_meet_at_the_first_one() -> None:
     """With several nodes each pod is a rank of an Indexed Job, and finds rank 0 by a headless Service."""
-    service, found = CASES["nodes"].render()
+    service, policy, found = CASES["nodes"].render()
     assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
-    assert service["metadata"]["name"] == found["metadata"]["name"] == "digits-1"
+    assert service["metadata"]["name"] == policy["metadata"]["name"] == found["metadata"]["name"] == "digits-1"
+    ranks = {"podSelector": {"matchLabels": service["spec"]["selector"]}}
+    assert policy["spec"] == {**ranks, "policyTypes": ["Ingress"], "ingress": [{"from": [ranks]}]}
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": "digits-1"}
     spec = found["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)

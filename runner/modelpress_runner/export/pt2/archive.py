@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickletools
 import re
 import stat
 import struct
@@ -20,13 +19,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modelpress.plainjson import json_of
 from modelpress_runner.errors import ArtifactError
 
 ROOT = "archive"
 HEADER = "extra/modelpress.json"
 EVAL, TRAIN = "model", "train"  # names of the two programs; other tools know "model"
-MAX_JSON_BYTES = 512 * 2**20
+MAX_HEADER_BYTES = 64 * 2**10
+MAX_JSON_BYTES = 64 * 2**20
+MAX_LEVELS = 1000  # of JSON; `graphcheck` allows less
+_UNFOLDED = 100  # bytes of JSON per byte in the file
+_MEMORY = 240  # bytes of memory per byte in the file
 MAX_ENTRIES = 200_000
+_SLACK = 2**18  # bytes that any entry may unfold into
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 FIXED = {
@@ -48,7 +53,7 @@ _PICKLED_NAME = re.compile(r"\.(?:pkl|pickle|pt|pth|bin|ckpt)$|custom_obj|opaque
 # What the zip reader raises on damaged files.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, OverflowError),
-    *(NotImplementedError, RuntimeError),
+    *(NotImplementedError, RuntimeError, MemoryError, RecursionError),
 )
 
 
@@ -83,18 +88,25 @@ class Archive:
         try:
             return self._zip.read(self._info(name))
         except _DAMAGE as error:
-            raise _damaged(self.path, f"{name}: {error}") from error
+            raise damaged(self.path, f"{name}: {error}") from error
 
     def json(self, name: str) -> Any:
         """An entry parsed as JSON. ArtifactError if it is not JSON, or says a key twice, or NaN."""
         try:
-            return json.loads(self.read(name), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise _damaged(self.path, f"{name}: {error}") from error
+            return json_of(self.document(name), MAX_LEVELS, strict=True)
+        except ValueError as error:
+            raise damaged(self.path, f"{name}: {error}") from error
+
+    def document(self, name: str) -> bytes:
+        """The text of an entry that is JSON. ArtifactError if it unfolds into more than its size in the file allows."""
+        text = self.read(name)
+        if not within(text, self._info(name).compress_size):
+            raise refused(self.path, f"has an entry that unfolds too far, {name!r}")
+        return text
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self._entries:
-            raise _damaged(self.path, f"it has no {name}")
+            raise damaged(self.path, f"it has no {name}")
         return self._entries[name]
 
 
@@ -102,20 +114,22 @@ def open_archive(path: Path) -> Archive:
     """Opens an archive after checking its list of entries.
 
     Raises:
-        ArtifactError: it is not a zip, an entry is none that we write, one is or may be a pickle, two have one name, or
-            sizes do not add up (a zip bomb).
+        ArtifactError: it is not a zip, an entry is none that we write, one has the name of a pickle, two have one name,
+            or sizes do not add up (a zip bomb).
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ArtifactError(f"{path} is no regular file; give the file of a program")
         zip_file = zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except _DAMAGE as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     try:
         return Archive(path, zip_file, _checked_entries(path, zip_file))
     except _DAMAGE as error:
         zip_file.close()
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     except BaseException:
         zip_file.close()
         raise
@@ -124,82 +138,65 @@ def open_archive(path: Path) -> Archive:
 def _checked_entries(path: Path, zip_file: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     infos = zip_file.infolist()
     if len(infos) > MAX_ENTRIES:
-        raise _refused(path, f"has {len(infos)} entries, more than {MAX_ENTRIES}")
+        raise refused(path, f"has {len(infos)} entries, more than {MAX_ENTRIES}")
     entries: dict[str, zipfile.ZipInfo] = {}
     stored = 0
     for info in infos:
         name = info.filename.removeprefix(f"{ROOT}/")
         if name == info.filename:
-            raise _refused(path, f"has the entry {info.filename!r} outside {ROOT}/")
+            raise refused(path, f"has the entry {info.filename!r} outside {ROOT}/")
         if name in entries:
-            raise _refused(path, f"has the entry {name!r} twice")
+            raise refused(path, f"has the entry {name!r} twice")
         if info.flag_bits & 0x1 or stat.S_ISLNK(info.external_attr >> 16):
-            raise _refused(path, f"has an encrypted or linked entry, {name!r}")
+            raise refused(path, f"has an encrypted or linked entry, {name!r}")
         _check_entry(path, zip_file, name, info)
         stored += info.compress_size
         entries[name] = info
     if stored > path.stat().st_size:
-        raise _refused(path, "has entries that overlap")
+        raise refused(path, "has entries that overlap")
     for name, content in FIXED.items():
         if name not in entries or entries[name].file_size != len(content) or zip_file.read(entries[name]) != content:
-            raise _refused(path, f"has no {name} that says {content.decode().strip()!r}")
+            raise refused(path, f"has no {name} that says {content.decode().strip()!r}")
     for name in (HEADER, f"models/{EVAL}.json"):
         if name not in entries:
-            raise _refused(path, f"has no {name}")
+            raise refused(path, f"has no {name}")
     return entries
 
 
 def _check_entry(path: Path, zip_file: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> None:
     if name in FIXED or name == ".data/serialization_id":
         if info.file_size > 64:
-            raise _refused(path, f"has an oversized entry, {name!r}")
+            raise refused(path, f"has an oversized entry, {name!r}")
     elif _JSON.fullmatch(name):
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > MAX_JSON_BYTES:
-            raise _refused(path, f"has an oversized entry, {name!r}")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not _small(name, info):
+            raise refused(path, f"has an oversized entry, {name!r}")
         with zip_file.open(info) as entry:
             if entry.read(1) != b"{":
-                raise _refused(path, f"has an entry {name!r} that is not JSON and may be a pickle")
+                raise refused(path, f"has an entry {name!r} that is not JSON and may be a pickle")
     elif _EMPTY.fullmatch(name):
         if info.file_size:
-            raise _refused(path, f"has pickled sample inputs, {name!r}")
+            raise refused(path, f"has pickled sample inputs, {name!r}")
     elif _RAW.fullmatch(name):
-        # Raw numbers may look like anything; they are only ever read as raw numbers, whatever they are. Stored, so
-        # that they cannot unfold into more than the file holds.
+        # Raw numbers may look like anything, a pickle too: they are only ever read as the numbers that a list says they
+        # are (`tensors`), whatever they are. Stored, so that they cannot unfold into more than the file holds.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise _refused(path, f"has a compressed tensor, {name!r}")
-        with zip_file.open(info) as entry:
-            if _is_pickled(entry):
-                raise _refused(path, f"has a pickled entry, {name!r}")
+            raise refused(path, f"has a compressed tensor, {name!r}")
     elif _PICKLED_NAME.search(name):
-        raise _refused(path, f"has a pickled entry, {name!r}")
+        raise refused(path, f"has a pickled entry, {name!r}")
     else:
-        raise _refused(path, f"has an entry that no program has, {name!r}")
+        raise refused(path, f"has an entry that no program has, {name!r}")
 
 
-def _is_pickled(stream: Any) -> bool:
-    """Whether the bytes are a torch.save archive (a zip) or a pickle that names or calls something.
-
-    The opcodes are parsed, never run. Numbers that are a whole pickle with a call in it by chance do not happen.
-    """
-    head = stream.read(4)
-    if head == b"PK\x03\x04":
-        return True
-    stream.seek(0)
-    calls = False
-    try:
-        for opcode, _, _ in pickletools.genops(stream):
-            calls = calls or opcode.name in _CALLS
-            if opcode.name == "STOP":
-                return calls
-    except Exception:  # the parser raises whatever the bytes bring up; then they are no pickle
-        return False
-    return False
+def _small(name: str, info: zipfile.ZipInfo) -> bool:
+    limit = MAX_HEADER_BYTES if name == HEADER else MAX_JSON_BYTES
+    return info.file_size <= min(limit, max(_UNFOLDED * info.compress_size, _SLACK))
 
 
-_CALLS = {
-    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"),
-    *("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"),
-}
+def within(text: bytes, size: int) -> bool:
+    """Whether a JSON text may be read that takes `size` bytes in a file: they bound what it becomes in memory."""
+    mappings, lists, items = (text.count(mark) for mark in (b"{", b"[", b","))
+    memory = 240 * mappings + 72 * lists + 64 * items + 2 * len(text)
+    return len(text) <= MAX_JSON_BYTES and memory <= max(_MEMORY * size, 16 * _SLACK)
 
 
 def write_archive(path: Path, documents: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
@@ -213,8 +210,12 @@ def write_archive(path: Path, documents: Mapping[str, Any], tensors: Mapping[str
         for name in sorted(tensors):
             out.writestr(_info(name), tensors[name])
         for name in sorted(documents):
-            text = json.dumps(documents[name], sort_keys=False, separators=(",", ":"))
-            out.writestr(_info(name, zipfile.ZIP_DEFLATED), text, compresslevel=9)
+            text = json.dumps(documents[name], sort_keys=False, separators=(",", ":")).encode()
+            size = len(zlib.compress(text, 9)) - 6  # of the stream without zlib's head and checksum
+            # What repeats itself so much that a reader would take it for a bomb is stored as it is.
+            deflated = within(text, size) and len(text) <= max(_UNFOLDED * size, _SLACK)
+            kind = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
+            out.writestr(_info(name, kind), text, compresslevel=9)
 
 
 def torch_archive(model: Any, weights_config: Any, constants_config: Any) -> io.BytesIO:
@@ -246,22 +247,16 @@ def _info(name: str, compression: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
     return info
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in out:
-            raise ValueError(f"the key {key!r} is there twice")
-        out[key] = value
-    return out
+def is_raw(name: str) -> bool:
+    """Whether an entry of this name holds raw numbers."""
+    return _RAW.fullmatch(name) is not None
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _damaged(path: Path, why: str) -> ArtifactError:
+def damaged(path: Path, why: str) -> ArtifactError:
+    """The error that says of a file that it is damaged, and how."""
     return ArtifactError(f"{path.name} is damaged ({why}); fetch the artefact again")
 
 
-def _refused(path: Path, why: str) -> ArtifactError:
+def refused(path: Path, why: str) -> ArtifactError:
+    """The error that says of a file what it holds that no file of ours holds."""
     return ArtifactError(f"{path.name} {why}, and is not opened; export the model again with modelpress")

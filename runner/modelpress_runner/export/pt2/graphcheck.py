@@ -9,19 +9,24 @@ identifiers, operators that are none, expressions beyond arithmetic, pickled or 
 from __future__ import annotations
 
 import ast
-import json
+import functools
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from importlib import resources
 from typing import Any
 
 import torch
 
+from modelpress.plainjson import json_of
 from modelpress_runner.errors import ArtifactError
 
 MAX_DEPTH = 200
 MAX_TEXT = 4096
+MAX_EXPRESSION = 256  # characters of a symbolic size, its symbols without their assumptions
+MAX_NODES = 128
+MAX_TERMS = 64
 
 
 def _words(text: str) -> frozenset[str]:
@@ -41,19 +46,26 @@ FORBIDDEN_NAMESPACES = _words(
 FORBIDDEN_OPERATORS = _words("aten.from_file aten.save aten.warn")
 BUILTIN_NAMESPACES = _words("aten prims quantized quantized_decomposed higher_order mkldnn onednn")
 SYMPY = _words(
-    "Symbol Integer Float Rational Add Mul Pow Mod Min Max Eq Ne Lt Le Gt Ge And Or Not floor ceiling Abs "
-    "FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift "
-    "PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt "
-    "RoundToInt RoundDecimal ToFloat Identity Equality Unequality StrictLessThan LessThan StrictGreaterThan "
-    "GreaterThan"
+    "Integer Float Rational Add Mul Pow Mod Min Max Eq Ne Lt Le Gt Ge And Or Not floor ceiling Abs "
+    "FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv "
+    "PowByNatural FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt ToFloat Identity "
+    "Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan"
 )
-_ASSUMPTIONS = _words("positive integer nonnegative negative nonpositive zero nonzero real finite evaluate")
-_SYMBOL = re.compile(r"[a-z]{1,4}\d{1,19}")
+_BINARY = _words("Mult FloorDiv Mod Div Compare")
+_SYMBOL = re.compile(r"[a-z]{1,4}\d{1,19}", re.ASCII)
+_SYMBOL_CALL = re.compile(
+    r"Symbol\('([a-z]{1,4}\d{1,19})'"
+    r"(?:, (?:positive|integer|nonnegative|negative|zero|nonzero|real)=(?:True|False)){0,4}\)",
+    re.ASCII,
+)
+_FLOAT = re.compile(r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,511}", re.ASCII)
 # Names of modules are free but for the dot ("0", "conv-1"); they are keys, and never become source code.
 _DOTTED = re.compile(r"[^\x00-\x1f\x7f.'\"\\]+(\.[^\x00-\x1f\x7f.'\"\\]+)*")
 _PATH_NAME = re.compile(r"(weight|tensor)_(?:0|[1-9]\d{0,6})")
 _VERSION = re.compile(r"[\w.+-]{1,64}", re.ASCII)
+# Texts that operators take: names of modes, equations of einsum. No path and no address is among them.
+_CHOICE = re.compile(r"[A-Za-z_]{0,32}|[A-Za-z., >-]{1,256}", re.ASCII)
 _DEVICE = re.compile(r"[a-z]{1,16}")
 _TREE_TYPES = _words("builtins.tuple builtins.list builtins.dict")
 
@@ -64,6 +76,8 @@ class _RefusedError(Exception):
 
 def check_program(document: Any, name: str) -> None:
     """Refuses a program (the content of models/<name>.json) that torch must not read.
+
+    Which operators it may call is another question, see `unlisted`.
 
     Raises:
         ArtifactError: with the place in the document and what is wrong there.
@@ -105,11 +119,6 @@ def check_payload(document: Any, name: str, kind: str) -> None:
     _run(name, check)
 
 
-def elements(meta: Any) -> int:
-    """Elements of a tensor in a checked payload config."""
-    return math.prod(size["as_int"] for size in meta["tensor_meta"]["sizes"])
-
-
 def operators(document: Any) -> set[str]:
     """Names of all operators in a program, "namespace.name.overload"."""
     return {
@@ -122,6 +131,32 @@ def operators(document: Any) -> set[str]:
 def missing_operators(document: Any) -> set[str]:
     """Those operators of a program that no imported package has registered."""
     return {name for name in operators(document) if _resolve(name) is None}
+
+
+def unlisted(document: Any, named: Collection[str] = ()) -> set[str]:
+    """Those operators of a program that neither stand in the list nor are named by the caller.
+
+    Args:
+        document: a program that `check_program` passed.
+        named: what else may be called, "namespace::name" each.
+    """
+    return {
+        name
+        for name in operators(document)
+        if name not in listed() and not name.startswith("higher_order.") and spelled(name) not in named
+    }
+
+
+def spelled(operator: str) -> str:
+    """ "namespace.name.overload" as a caller names it: "namespace::name"."""
+    return "::".join(operator.split(".")[:2])
+
+
+@functools.cache
+def listed() -> frozenset[str]:
+    """Operators that every program may call, see operators.txt."""
+    text = resources.files(__package__).joinpath("operators.txt").read_text(encoding="utf-8")
+    return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
 def _run(name: str, check: Callable[[], None]) -> None:
@@ -199,7 +234,7 @@ _KEYS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("as_none", "as_bool", "as_bools", "as_int", "as_ints", "as_int_lists"), "scalar"),
         **dict.fromkeys(("as_float", "as_floats", "as_float_lists"), "scalar"),
         **dict.fromkeys(("as_scalar_type", "as_memory_format", "as_layout"), "scalar"),
-        **dict.fromkeys(("as_string", "as_strings"), "text:free"),
+        **dict.fromkeys(("as_string", "as_strings"), "text:choice"),
         "as_device": "device",
         "as_graph": "graph_argument",
         "as_operator": "text:operator",
@@ -350,56 +385,85 @@ def _resolve(name: str) -> Any:
 
 
 def _expression(value: Any, place: str) -> None:
+    """Arithmetic as torch writes it, small enough that sympy takes no time for it."""
     text = _text(value, place)
+    short = _SYMBOL_CALL.sub(r"\1", text) if text.isascii() else text
+    if len(short) > MAX_EXPRESSION or not short.isascii():
+        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is longer than {MAX_EXPRESSION} characters")
     try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, MemoryError):
+        tree = ast.parse(short, mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise _RefusedError(f"{place} is no expression") from None
-    for node in ast.walk(tree):
-        if not _arithmetic(node):
-            raise _RefusedError(f"{place} has the text {text[:64]!r}, which is more than arithmetic")
+    if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
+        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is larger than any size of a model")
+    terms = _terms(tree.body)
+    if terms is None:
+        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is more than arithmetic")
+    if terms > MAX_TERMS:
+        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is larger than any size of a model")
 
 
-def _arithmetic(node: ast.AST) -> bool:
-    if isinstance(node, ast.Call):
-        if not isinstance(node.func, ast.Name) or node.func.id not in SYMPY:
-            return False
-        if node.func.id in ("Symbol", "Integer", "Float", "Rational"):
-            return all(isinstance(arg, ast.Constant | ast.UnaryOp) for arg in node.args)
-        return node.func.id not in ("Pow", "PowByNatural", "LShift") or _small(node.args[1:])
-    if isinstance(node, ast.BinOp):
-        return not isinstance(node.op, ast.Pow) or _small([node.right])
+def _terms(node: ast.AST) -> int | None:
+    """Summands of an expression when it is multiplied out, which sympy does; None: it is no arithmetic."""
     if isinstance(node, ast.Constant):
-        if isinstance(node.value, str):
-            return bool(_SYMBOL.fullmatch(node.value) or re.fullmatch(r"-?[\d.e+-]{1,40}", node.value))
-        return isinstance(node.value, int | float) and abs(node.value) < 2**63
+        return 1 if type(node.value) is int and node.value < 2**63 else None
     if isinstance(node, ast.Name):
-        return node.id in SYMPY or bool(_SYMBOL.fullmatch(node.id)) or node.id in ("true", "false")
-    if isinstance(node, ast.keyword):
-        return node.arg in _ASSUMPTIONS or node.arg == "precision"
-    return isinstance(
-        node,
-        ast.Expression | ast.UnaryOp | ast.Compare | ast.Load | ast.unaryop | ast.cmpop
-        | ast.Add | ast.Sub | ast.Mult | ast.Div | ast.FloorDiv | ast.Mod | ast.Pow,
-    )  # fmt: skip
+        return 1 if _SYMBOL.fullmatch(node.id) or node.id in ("true", "false") else None
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return _terms(node.operand)
+    if isinstance(node, ast.BinOp):
+        return _binary(type(node.op).__name__, [node.left, node.right])
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        return _binary("Compare", [node.left, *node.comparators])
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SYMPY:
+        return _call(node.func.id, node)
+    return None
 
 
-def _small(args: list[ast.expr]) -> bool:
-    """Whether all exponents are plain numbers up to 64, so that no power takes the machine's memory."""
-    for arg in args:
-        value = arg.operand if isinstance(arg, ast.UnaryOp) else arg
-        if isinstance(value, ast.Call) and len(value.args) == 1:
-            value = value.args[0]
-        if not isinstance(value, ast.Constant) or not isinstance(value.value, int | float) or abs(value.value) > 64:
-            return False
-    return True
+def _call(name: str, node: ast.Call) -> int | None:
+    if name == "Float":
+        first = node.args[0] if len(node.args) == 1 else None
+        known = isinstance(first, ast.Constant) and isinstance(first.value, str) and _FLOAT.fullmatch(first.value)
+        exact = [k for k in node.keywords if k.arg == "precision" and isinstance(k.value, ast.Constant)]
+        return (
+            1 if known and len(exact) == len(node.keywords) <= 1 and all(k.value.value == 53 for k in exact) else None
+        )
+    if node.keywords or not node.args:
+        return None
+    if name in ("Integer", "Rational"):
+        plain = [arg.operand if isinstance(arg, ast.UnaryOp) else arg for arg in node.args]
+        known = all(isinstance(arg, ast.Constant) and type(arg.value) is int for arg in plain)
+        return 1 if known and all(_terms(arg) for arg in node.args) and len(plain) <= 2 else None
+    return _binary(name, node.args)
+
+
+def _binary(name: str, args: list[ast.expr]) -> int | None:
+    counts = [_terms(arg) for arg in args]
+    if any(count is None for count in counts):
+        return None
+    found = [count for count in counts if count is not None]
+    if name in ("Pow", "PowByNatural"):
+        power = args[1] if len(args) == 2 else None
+        if isinstance(power, ast.Call) and len(power.args) == 1:
+            power = power.args[0]
+        if not isinstance(power, ast.Constant) or type(power.value) is not int or not 0 <= power.value <= 4:
+            return None
+        return int(found[0] ** max(power.value, 1))
+    if name in ("Min", "Max"):
+        # sympy compares each with each, and those inside again.
+        return int(math.prod(count + 1 for count in found))
+    if name in ("Add", "Sub"):
+        return sum(found)
+    if name in _BINARY or name in SYMPY:
+        return math.prod(found)
+    return None
 
 
 def _tree(value: Any, place: str) -> None:
     text = value if isinstance(value, str) and len(value) <= 2**20 else _text(value, place)
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
+        parsed = json_of(text, 3 * MAX_DEPTH)
+    except ValueError:
         raise _RefusedError(f"{place} is not JSON") from None
     if not isinstance(parsed, list) or len(parsed) != 2 or parsed[0] != 1:
         raise _RefusedError(f"{place} is no structure that this version reads")
@@ -417,7 +481,7 @@ def _branch(value: Any, place: str, depth: int) -> None:
         raise _RefusedError(f"{place} has the type {str(value['type'])[:64]!r}; only tuples, lists and dicts are read")
     if value["type"] == "builtins.dict":
         try:
-            keys = json.loads(value["context"]) if isinstance(value["context"], str) else None
+            keys = json_of(value["context"], 1) if isinstance(value["context"], str) else None
         except ValueError:
             keys = None
         if not isinstance(keys, list) or any(not isinstance(key, str | int) for key in keys):
@@ -457,6 +521,7 @@ _TEXTS: dict[str, Callable[[Any, str], None]] = {
     "verifier": _verifier,
     "version": _matching(_VERSION),
     "device": _matching(_DEVICE),
+    "choice": _matching(_CHOICE),
     "free": lambda value, place: void(_text(value, place)),
 }
 

@@ -14,7 +14,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from modelpress_runner.export.pt2.archive import (
     HEADER,
     TRAIN,
     Archive,
+    damaged,
     open_archive,
     torch_archive,
     write_archive,
@@ -37,7 +38,7 @@ from modelpress_runner.export.pt2.archive import (
 from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_output, prove, train_difference
 from modelpress_runner.export.pt2.module import Program
 from modelpress_runner.export.pt2.quiet import quiet
-from modelpress_runner.export.pt2.tensors import Payloads, check_sizes, filled
+from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
 from modelpress_runner.runtime.example_inputs import as_call, is_batched, map_tensors, on_device, tensors, with_batch
 from modelpress_runner.runtime.preserve import untouched
 
@@ -52,6 +53,8 @@ class Exported:
     trainable: bool
     notes: list[str] = field(default_factory=list)
     required_imports: list[str] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    """Those that whoever opens the program has to name."""
 
 
 def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
@@ -82,35 +85,46 @@ def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
         raise
 
 
-def open_program(path: Path) -> Program:
+def open_program(path: Path, operators: Collection[str] = ()) -> Program:
     """Opens a program, in eval mode, on the CPU.
 
-    Nothing in the file is run, evaluated or unpickled: it is checked in full before torch reads any of it, see
-    `archive` and `graphcheck`.
+    Opening runs, evaluates and unpickles nothing of the file: it is checked in full before torch reads any of it, see
+    `archive` and `graphcheck`. Running the program calls its operators: those of the list in operators.txt, and those
+    that the caller names.
+
+    Args:
+        path: of the file.
+        operators: others that it may call, "namespace::name" each.
 
     Raises:
         ArtifactError: the file is damaged, holds what no program holds, needs a newer torch or operators of a package
-            that is not imported.
+            that is not imported, or that are neither in the list nor named.
     """
-    path = Path(path)
+    try:
+        return _open_program(Path(path), operators)
+    except (MemoryError, RecursionError) as error:
+        raise ArtifactError(f"{Path(path).name} needs more memory than there is to be opened") from error
+
+
+def _open_program(path: Path, operators: Collection[str]) -> Program:
     with open_archive(path) as archive:
         header = _header(archive)
+        names = (EVAL, TRAIN) if header["train"] == "own" else (EVAL,)
         weights = archive.json(f"data/weights/{EVAL}_weights_config.json")
         graphcheck.check_payload(weights, "weights", "weight")
-        check_sizes(archive, weights, "weights")
+        listings: dict[str, Any] = {}
+        for name in names:
+            if archive.json(f"data/weights/{name}_weights_config.json") != weights:
+                raise damaged(path, "its programs differ in weights")
+            listings[name] = archive.json(f"data/constants/{name}_constants_config.json")
+            graphcheck.check_payload(listings[name], f"{name} constants", "tensor")
+        check_entries(archive, [("weights", weights), *(("constants", listing) for listing in listings.values())])
         programs: dict[str, ExportedProgram] = {}
         constants: dict[str, dict[str, torch.Tensor]] = {}
-        for name in (EVAL, TRAIN) if header["train"] == "own" else (EVAL,):
-            if archive.json(f"data/weights/{name}_weights_config.json") != weights:
-                raise ArtifactError(
-                    f"{path.name} is damaged (its programs differ in weights); fetch the artefact again"
-                )
-            listing = archive.json(f"data/constants/{name}_constants_config.json")
-            graphcheck.check_payload(listing, f"{name} constants", "tensor")
-            check_sizes(archive, listing, "constants")
+        for name, listing in listings.items():
             document = archive.json(f"models/{name}.json")
             graphcheck.check_program(document, name)
-            _check_imports(document, header)
+            _check_operators(document, header, operators)
             programs[name] = _load(torch_archive(document, weights, listing), path)
             constants[name] = filled(archive, programs[name].constants, listing, "constants")
         state = filled(archive, programs[EVAL].state_dict, weights, "weights")
@@ -120,7 +134,7 @@ def open_program(path: Path) -> Program:
             programs[EVAL], programs.get(TRAIN), state, constants[EVAL], constants.get(TRAIN, {}), no_training
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path.name} is damaged ({first_line(error)}); fetch the artefact again") from error
+        raise damaged(path, first_line(error)) from error
 
 
 def describe(path: Path) -> Exported:
@@ -131,7 +145,7 @@ def describe(path: Path) -> Exported:
     """
     with open_archive(Path(path)) as archive:
         header = _header(archive)
-    return _exported(header["reason"], sorted(set(header["packages"].values())))
+    return _exported(header["reason"], sorted(set(header["packages"].values())), header.get("operators", []))
 
 
 def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
@@ -143,23 +157,26 @@ def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
     except NotPortableError as error:
         reason = error.reason
     written = _write(path, evaluated, trained, reason)
-    program = _opened(path)
+    program = _opened(path, written.operators)
     prove(model, program, dummy_input)
     if reason is None:
         reason = train_difference(model, program, dummy_input)
         if reason is not None:
             _write(path, evaluated, None, reason)
-    return _exported(reason, written)
+    return _exported(reason, written.required_imports, written.operators)
 
 
-def _exported(reason: str | None, required_imports: list[str]) -> Exported:
+def _exported(reason: str | None, required_imports: list[str], operators: list[str]) -> Exported:
     notes = [] if reason is None else [f"The program runs in eval mode only: {reason}."]
-    return Exported(trainable=reason is None, notes=notes, required_imports=required_imports)
+    if operators:
+        named = ", ".join(repr(name) for name in operators)
+        notes.append(f"The program calls operators that have to be named: mp.load(uri, operators=[{named}]).")
+    return Exported(trainable=reason is None, notes=notes, required_imports=required_imports, operators=operators)
 
 
-def _opened(path: Path) -> Program:
+def _opened(path: Path, own: Collection[str]) -> Program:
     try:
-        return open_program(path)
+        return open_program(path, own)
     except ArtifactError as error:
         raise NotPortableError(str(error).partition(";")[0]) from error
 
@@ -220,7 +237,7 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | None, reason: str | None) -> list[str]:
+def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | None, reason: str | None) -> Exported:
     documents: dict[str, Any] = {}
     payloads = Payloads()
     weights = payloads.add(evaluated.state_dict, "weight")
@@ -241,15 +258,18 @@ def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | No
         for operator in sorted(graphcheck.operators(document))
         if operator.partition(".")[0] not in graphcheck.BUILTIN_NAMESPACES
     }
+    unlisted = {name for _, document in programs.values() for name in graphcheck.unlisted(document)}
+    own = sorted({graphcheck.spelled(name) for name in unlisted})
     documents[HEADER] = {
         "version": VERSION,
         "torch": torch.__version__,
         "train": "none" if reason is not None else "same" if same else "own",
         "reason": reason,
         "packages": packages,
+        "operators": own,
     }
     write_archive(path, documents, payloads.entries)
-    return sorted(set(packages.values()))
+    return _exported(reason, sorted(set(packages.values())), own)
 
 
 def _document(program: ExportedProgram) -> Any:
@@ -299,17 +319,18 @@ def _package(operator: str) -> str:
 
 def _header(archive: Archive) -> dict[str, Any]:
     header = archive.json(HEADER)
-    damaged = ArtifactError(f"{archive.path.name} is damaged ({HEADER}); fetch the artefact again")
     if not isinstance(header, dict):
-        raise damaged
+        raise damaged(archive.path, HEADER)
     if header.get("version") != VERSION:
         raise ArtifactError(
             f"{archive.path.name} is of version {str(header.get('version'))[:16]}, this modelpress reads {VERSION}; "
             "use the modelpress that wrote it"
         )
+    named = header.get("operators", [])
     texts = [header.get("torch"), header.get("reason") or "", *_pairs(header.get("packages"))]
+    texts += named if isinstance(named, list) else [None]
     if header.get("train") not in ("own", "same", "none") or any(not isinstance(text, str) for text in texts):
-        raise damaged
+        raise damaged(archive.path, HEADER)
     written, here = _release(header["torch"]), _release(torch.__version__)
     if written > here:
         raise ArtifactError(
@@ -324,22 +345,30 @@ def _pairs(packages: Any) -> list[Any]:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
+    return tuple(int(part) for part in re.findall(r"\d{1,6}", version.partition("+")[0])[:2])
 
 
-def _check_imports(document: Any, header: Mapping[str, Any]) -> None:
+def _check_operators(document: Any, header: Mapping[str, Any], named: Collection[str]) -> None:
     missing = sorted(graphcheck.missing_operators(document))
-    if not missing:
-        return
-    packages = sorted({header["packages"].get(name, name.partition(".")[0]) for name in missing})
-    known = [name for name in packages if name != "aten"]
-    if not known:
+    unlisted = sorted({graphcheck.spelled(name) for name in graphcheck.unlisted(document, named)})
+    naming = f"mp.load(uri, operators=[{', '.join(repr(name) for name in unlisted)}])"
+    if missing:
+        packages = sorted({header["packages"].get(name, name.partition(".")[0]) for name in missing})
+        known = [name for name in packages if name != "aten"]
+        if not known:
+            raise ArtifactError(
+                f"the program needs the operator {missing[0]}, which torch {torch.__version__} does not have"
+            )
+        more = f", and name its operators if you trust the file: {naming}" if unlisted else ""
         raise ArtifactError(
-            f"the program needs the operator {missing[0]}, which torch {torch.__version__} does not have"
+            f"the program needs the operator {missing[0]} of {known[0]}; run 'import {', '.join(known)}' before "
+            f"loading it{more}"
         )
-    raise ArtifactError(
-        f"the program needs the operator {missing[0]} of {known[0]}; run 'import {', '.join(known)}' before loading it"
-    )
+    if unlisted:
+        raise ArtifactError(
+            f"the program calls the operator {unlisted[0]}, which is not in the list of those that every program may "
+            f"call; if you trust the file, name it: {naming}; else load the weights with mp.load(uri, into=model)"
+        )
 
 
 def _load(buffer: io.BytesIO, path: Path) -> ExportedProgram:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from modelpress_runner.errors import ArtifactError
-from modelpress_runner.export.pt2 import graphcheck
-from modelpress_runner.export.pt2.archive import Archive
+from modelpress_runner.export.pt2.archive import Archive, damaged, is_raw, refused
+
+_SHARED = 64 * 2**20  # bytes that equal constants may take beyond the file's size
+_STRIDED = 7  # torch.strided, as the format numbers it
+_CPU = {"type": "cpu", "index": None}
 
 
 class Payloads:
@@ -65,44 +69,88 @@ class Payloads:
 
 
 def _meta(tensor: torch.Tensor, dense: torch.Tensor) -> dict[str, Any]:
-    from torch._export.serde.serialize import _TORCH_TO_SERIALIZE_DTYPE, _TORCH_TO_SERIALIZE_LAYOUT
+    from torch._export.serde.serialize import _TORCH_TO_SERIALIZE_DTYPE
 
     return {
         "dtype": int(_TORCH_TO_SERIALIZE_DTYPE[dense.dtype]),
         "sizes": [{"as_int": size} for size in dense.shape],
         "requires_grad": tensor.requires_grad,
-        "device": {"type": "cpu", "index": None},
+        "device": _CPU,
         "strides": [{"as_int": stride} for stride in dense.stride()],
         "storage_offset": {"as_int": 0},
-        "layout": int(_TORCH_TO_SERIALIZE_LAYOUT[dense.layout]),
+        "layout": _STRIDED,
     }
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the tensor fills its stretch of memory without gap or overlap, in whatever order of dimensions."""
+    return _fills(tensor.shape, tensor.stride())
+
+
+def _fills(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether such a tensor fills its stretch of memory without gap or overlap, in whatever order of dimensions."""
+    if len(sizes) != len(strides):
+        return False
+    if 0 in sizes:
+        return True
     expected = 1
-    for size, stride in sorted(
-        ((size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1),
-        key=lambda item: item[1],
-    ):
+    held = ((size, stride) for size, stride in zip(sizes, strides, strict=True) if size != 1)
+    for size, stride in sorted(held, key=lambda item: item[1]):
         if stride != expected:
             return False
         expected *= size
     return True
 
 
-def check_sizes(archive: Archive, listed: Any, folder: str) -> None:
-    """Refuses a list whose tensors are larger than their entries, before anything of their size is made."""
-    for name, meta in listed["config"].items():
-        entry = f"data/{folder}/{meta['path_name']}"
-        if graphcheck.elements(meta) > archive.size(entry):
-            raise ArtifactError(
-                f"{archive.path.name} is damaged ({name} is larger than its numbers); fetch the artefact again"
-            )
+def check_entries(archive: Archive, lists: Iterable[tuple[str, Any]]) -> None:
+    """Refuses an archive whose raw entries are not exactly the tensors that its lists name, before torch sees a list.
+
+    This is what makes an entry a tensor, not what its bytes look like: honest numbers can look like anything.
+
+    Args:
+        archive: with the raw entries.
+        lists: (folder, payload config that `graphcheck.check_payload` passed) of all programs.
+
+    Raises:
+        ArtifactError: a tensor is not a dense one on the CPU, or has not exactly the bytes of its entry; an entry is
+            missing, of two types at once, or in no list.
+    """
+    types: dict[str, torch.dtype] = {}
+    made: set[Any] = set()
+    taken = 0
+    for folder, listed in lists:
+        for name, described in listed["config"].items():
+            entry = f"data/{folder}/{described['path_name']}"
+            dtype, sizes, strides = _described(described["tensor_meta"], archive.path, name)
+            claimed, size = math.prod(sizes) * dtype.itemsize, archive.size(entry)
+            if claimed != size:
+                raise damaged(archive.path, f"{name} is {'larger' if claimed > size else 'smaller'} than its numbers")
+            if not _fills(sizes, strides):
+                raise damaged(archive.path, f"{name} is no plain, dense tensor on the CPU")
+            if types.setdefault(entry, dtype) != dtype:
+                raise damaged(archive.path, f"{name} is of another type than another tensor with its numbers")
+            # Tied weights are one object; every name of a constant gets numbers of its own.
+            key = (entry, *sizes, None, *strides, described["is_param"]) if folder == "weights" else len(made)
+            taken += 0 if key in made else size
+            made.add(key)
+    if taken > 2 * archive.path.stat().st_size + _SHARED:
+        raise refused(archive.path, "has names that share their numbers so often that they take far more than the file")
+    for entry in archive.names:
+        if is_raw(entry) and entry not in types:
+            raise refused(archive.path, f"has an entry that no list names, {entry!r}")
+
+
+def _described(meta: Any, path: Path, name: str) -> tuple[torch.dtype, list[int], list[int]]:
+    from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
+
+    dtype = _SERIALIZE_TO_TORCH_DTYPE.get(meta.get("dtype"))
+    plain = meta.get("layout") == _STRIDED and meta.get("device") == _CPU
+    if dtype is None or not plain or meta["storage_offset"]["as_int"]:
+        raise damaged(path, f"{name} is no plain, dense tensor on the CPU")
+    return dtype, [size["as_int"] for size in meta["sizes"]], [stride["as_int"] for stride in meta["strides"]]
 
 
 def filled(archive: Archive, empty: Mapping[str, Any], listed: Any, folder: str) -> dict[str, torch.Tensor]:
-    """The tensors of `empty`, with the numbers of the archive; tied ones are one object."""
+    """The tensors of `empty`, with the numbers of an archive that `check_entries` passed; tied ones are one object."""
     filled: dict[str, torch.Tensor] = {}
     made: dict[Any, torch.Tensor] = {}
     for name, meta in listed["config"].items():
@@ -111,13 +159,13 @@ def filled(archive: Archive, empty: Mapping[str, Any], listed: Any, folder: str)
         if key not in made or folder == "constants":
             entry = f"data/{folder}/{meta['path_name']}"
             if archive.size(entry) != like.numel() * like.element_size() or not _is_dense(like):
-                raise ArtifactError(
-                    f"{archive.path.name} is damaged ({name} does not fit its numbers); fetch the artefact again"
-                )
+                raise damaged(archive.path, f"{name} does not fit its numbers")
             tensor = like.detach()
             if like.numel():
-                flat = torch.frombuffer(bytearray(archive.read(entry)), dtype=torch.uint8).view(like.dtype)
-                tensor = flat.as_strided(like.shape, like.stride())
+                flat = torch.frombuffer(bytearray(archive.read(entry)), dtype=torch.uint8)
+                if like.dtype == torch.bool and int(flat.max()) > 1:
+                    raise damaged(archive.path, f"{name} has truth values that are neither 0 nor 1")
+                tensor = flat.view(like.dtype).as_strided(like.shape, like.stride())
             made[key] = nn.Parameter(tensor, like.requires_grad) if isinstance(like, nn.Parameter) else tensor
         filled[name] = made[key]
     return filled

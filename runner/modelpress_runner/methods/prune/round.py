@@ -27,12 +27,16 @@ from modelpress_runner.methods.prune.statistics import is_data_driven
 
 @dataclass(frozen=True)
 class Round:
-    """Which round of which stage, for schedules and generators, and the scores that were collected for it."""
+    """Which round of which stage, for schedules and generators, and the scores that were collected for it.
+
+    `leaving` are masks of what earlier stages have pruned and a shrink will take away: shares count what is left.
+    """
 
     seed: int
     stage: int
     number: int
     collected: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    leaving: Masks = field(default_factory=dict)
 
     def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
         """The scores of one module, as PruneMethod.score gives them."""
@@ -53,6 +57,7 @@ class Outcome:
 
     masks: Masks
     removed: dict[str, tuple[int, int]] = field(default_factory=dict)  # (removed, of): channels, or weights
+    units: torch.Tensor | None = None  # bool, one for each unit of the coupling: those that a shrink will remove
     notes: list[str] = field(default_factory=list)
 
 
@@ -92,8 +97,8 @@ def round_masks(
         pools += [_together(model, group, coupling, structured, units, outcome, round_, path) for group in groups]
     _decide(pools)
     if coupling is not None and structured:
-        for axis, kept in coupling.kept(units):
-            _cover(outcome.masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept)
+        outcome.units = units
+        cover(outcome.masks, model, coupling, units)
         for name in structured:
             axis = coupling.output(name)
             if axis is not None:
@@ -160,7 +165,13 @@ def _alone(model: nn.Module, choice: Choice, outcome: Outcome, round_: Round) ->
                 _multiply(outcome.masks, name, module, parameter, torch.tensor(True))
 
     candidates = Candidates(scores.flatten(), torch.ones(scores.numel()).double(), gone.flatten())
-    return _Pool(candidates, choice, sparsity_at(choice.schedule, choice.sparsity, round_.number), apply)
+    leaving = round_.leaving.get(name, {})
+    if pruner.structured:
+        away = _weight_gone(view, leaving)
+    else:
+        away = (leaving["weight"] == 0).cpu() if "weight" in leaving else torch.zeros_like(gone)
+    pool = _Pool(candidates, choice, sparsity_at(choice.schedule, choice.sparsity, round_.number), apply)
+    return _of_what_is_left(pool, away.flatten())
 
 
 def _together(
@@ -177,6 +188,7 @@ def _together(
     place = {unit: number for number, unit in enumerate(group.units)}
     total = torch.zeros(len(group.units), dtype=torch.float64)
     count, gone = torch.zeros_like(total), torch.ones(len(group.units), dtype=torch.bool)
+    away = gone.clone()
     for choice in members:
         axis = coupling.output(choice.module)
         inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
@@ -184,8 +196,9 @@ def _together(
         scores = round_.scores(model, choice)
         total.index_add_(0, where, scores[channels])
         count.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
-        before = _weight_gone(axis_of(model, choice.module, "out"), outcome.masks.get(choice.module, {}))
-        gone[where[~before[channels]]] = False
+        view = axis_of(model, choice.module, "out")
+        gone[where[~_weight_gone(view, outcome.masks.get(choice.module, {}))[channels]]] = False
+        away[where[~_weight_gone(view, round_.leaving.get(choice.module, {}))[channels]]] = False
     first = members[0]
     for choice in members[1:]:
         if (choice.algorithm, choice.scope) != (first.algorithm, first.scope):
@@ -202,7 +215,22 @@ def _together(
     def apply(removed: torch.Tensor) -> None:
         units[torch.tensor(group.units)] |= removed
 
-    return _Pool(Candidates(total / count, count, gone), first, min(now.values()), apply)
+    return _of_what_is_left(_Pool(Candidates(total / count, count, gone), first, min(now.values()), apply), away)
+
+
+def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
+    """The pool without the candidates `away`, bool (n,): they are removed as they were, and count for nothing."""
+    if not away.any() or away.all():
+        return pool
+    every, left = pool.candidates, ~away
+
+    def apply(removed: torch.Tensor) -> None:
+        whole = every.gone.clone()
+        whole[left] = removed
+        pool.apply(whole)
+
+    some = Candidates(every.scores[left], every.weights[left], every.gone[left])
+    return _Pool(some, pool.choice, pool.sparsity, apply)
 
 
 def _decide(pools: Iterable[_Pool]) -> None:
@@ -232,16 +260,15 @@ def _groups(
         selected = [name for name in (*group.producers, *group.followers) if name in choices]
         if not selected:
             continue
-        barred = [name for name in (*group.producers, *group.followers) if name in excluded]
-        missing = [name for name in group.producers if name not in choices]
-        if barred:
-            reason = f"can lose channels only together with {_list(barred)}, which is excluded"
-        elif missing:
-            reason = f"can lose channels only together with {_list(missing)}; select that too, or set speedup: false"
-        else:
+        reason = _obstacle(group, choices, excluded)
+        if reason is None:
             chosen.append(group)
-            continue
-        blocked |= dict.fromkeys(selected, f"{_list(selected)} {reason}")
+        else:
+            blocked |= dict.fromkeys(selected, f"{_list(selected)} {reason}")
+    for reason in dict.fromkeys(coupling.refuted.values()):
+        axes = [coupling.output(name) for name in choices]
+        names = [a.module for a in axes if a and reason in {coupling.refuted.get(unit) for unit in a.units}]
+        blocked |= dict.fromkeys(names, f"{_list(names)} cannot lose channels: {reason}")
     free = {name for group in chosen for name in (*group.producers, *group.followers)}
     for name, choice in choices.items():
         if name in free:
@@ -252,10 +279,31 @@ def _groups(
         note = f"Left as it was: {reason}"
         if note not in outcome.notes:
             outcome.notes.append(note)
-    if not chosen:
+    if not chosen and not coupling.refuted:
         why = "; ".join(note.removeprefix("Left as it was: ") for note in outcome.notes[:3])
         raise InvalidSpecError(f"no selected module can lose channels: {why}", f"{path}.configList")
     return chosen
+
+
+def prunable(coupling: Coupling, selection: Selection) -> list[tuple[DependencyGroup, list[Choice]]]:
+    """The dependency groups that lose channels, each with the choices of its selected modules."""
+    choices = {name: c for name, c in selection.choices.items() if method(c.algorithm).structured}
+    return [
+        (group, [choices[name] for name in (*group.producers, *group.followers) if name in choices])
+        for group in coupling.groups
+        if any(name in choices for name in (*group.producers, *group.followers))
+        and _obstacle(group, choices, selection.excluded) is None
+    ]
+
+
+def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: frozenset[str]) -> str | None:
+    barred = [name for name in (*group.producers, *group.followers) if name in excluded]
+    missing = [name for name in group.producers if name not in choices]
+    if barred:
+        return f"can lose channels only together with {_list(barred)}, which is excluded"
+    if missing:
+        return f"can lose channels only together with {_list(missing)}; select that too, or set speedup: false"
+    return None
 
 
 def _frozen_reason(coupling: Coupling, name: str) -> str:
@@ -287,6 +335,12 @@ def _cover(masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torc
         owner = name if name in known else name.rpartition(".")[0]
         tensor = getattr(view.owner, parameter)
         _multiply(masks, owner, view.owner, parameter, view.keep_mask(parameter, tensor, kept))
+
+
+def cover(masks: Masks, model: nn.Module, coupling: Coupling, units: torch.Tensor) -> None:
+    """Masks everything that a shrink of the units, bool (units,), would take away of `model`."""
+    for axis, kept in coupling.kept(units):
+        _cover(masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept)
 
 
 def _multiply(masks: Masks, name: str, module: nn.Module, parameter: str, kept: torch.Tensor) -> None:

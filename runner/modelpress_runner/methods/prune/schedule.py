@@ -10,13 +10,15 @@ def sparsity_at(schedule: EntrySchedule, target: float, round_: int) -> float:
 
     With t of n rounds done, initial sparsity i and target s: one_shot s; linear i + (s - i) t/n; agp
     s + (i - s)(1 - t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878). Of a schedule by steps `round_` is the number of
-    optimizer steps done, t counts from startStep, where the sparsity is i (before it 0), and n = endStep - startStep.
+    optimizer steps done, t counts from startStep, where the sparsity is i (before it 0), and n = endStep - startStep;
+    between two steps of its frequency what the earlier one reached holds.
     """
     if by_steps(schedule):
         start, end = schedule.start_step or 0, last_step(schedule)
         if round_ < start:
             return 0.0
-        done = 1.0 if round_ >= end else (round_ - start) / (end - start)
+        frequency = schedule.frequency or 1
+        done = 1.0 if round_ >= end else (round_ - start) // frequency * frequency / (end - start)
     else:
         done = 1.0 if round_ >= schedule.rounds else round_ / schedule.rounds
     if schedule.type == "one_shot" or done == 1.0:

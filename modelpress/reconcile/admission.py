@@ -1,0 +1,65 @@
+"""Which CompressionJobs are trials of a sweep: those that it has made, whatever others write about themselves.
+
+Anybody who may create a CompressionJob may name a sweep as its controller, and give it labels and annotations of a
+trial. Its status nobody but the operator writes: a trial's says whose it is and which (`status.trial`). A job without
+such a record is a trial only if it is, but for the record, exactly what the sweep would have made under that name: that
+is what a process leaves behind that was killed between a trial's creation and its first status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, CompressionSweepStatus, TrialRecord
+from modelpress.trials import HISTORY_ANNOTATION, History, Strategy, annotated, number_of
+
+from . import naming
+
+MAX_REPLAYED = 64  # jobs without a record that are looked at in one go; each may cost a sampler's suggestion
+
+
+def keeps_records(status: CompressionSweepStatus) -> bool:
+    """Whether all trials of a sweep have records. Those of a sweep that began under an older version have not."""
+    return status.trial_records or status.created == 0
+
+
+def own_number(job: CompressionJob, sweep: CompressionSweep) -> int | None:
+    """Which trial of the sweep a job is; None if it is none, or is not known to be one."""
+    uid, record = sweep.metadata.uid, job.status.trial
+    if uid is None or job.metadata.controller_uid() != uid:
+        return None
+    if record is None:
+        return None if keeps_records(sweep.status) else number_of(job)
+    named = naming.trial_name(sweep.metadata.name, record.number) == job.metadata.name
+    return record.number if record.sweep == uid and named else None
+
+
+def unproven(job: CompressionJob, sweep: CompressionSweep) -> int | None:
+    """Which trial a job without a record claims to be; None if it claims nothing."""
+    uid, stem = sweep.metadata.uid, f"{sweep.metadata.name}-"
+    if uid is None or job.metadata.controller_uid() != uid or job.status.trial is not None:
+        return None
+    text = job.metadata.name.removeprefix(stem)
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
+    return (
+        number if number is not None and naming.trial_name(sweep.metadata.name, number) == job.metadata.name else None
+    )
+
+
+def replayed(
+    job: CompressionJob, number: int, sweep: CompressionSweep, strategy: Strategy, trials: Mapping[int, CompressionJob]
+) -> TrialRecord | None:
+    """The record of a job that is what the sweep makes as this trial from the history that it names; else None."""
+    try:
+        history = History.decode((job.metadata.annotations or {}).get(HISTORY_ANNOTATION, ""))
+    except ValueError:
+        return None
+    named, parameters = {*history.finished, *history.running}, annotated(job)
+    if parameters is None or number in named or any(other not in trials for other in named):
+        return None
+    suggestion = strategy.suggest(number, history, trials)
+    if suggestion.spec is None or dict(suggestion.parameters) != parameters:
+        return None
+    if job.spec.model_copy(update={"suspend": False}) != suggestion.spec.model_copy(update={"suspend": False}):
+        return None
+    return TrialRecord(sweep=sweep.metadata.uid or "", number=number, parameters=dict(suggestion.parameters))

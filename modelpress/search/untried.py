@@ -1,0 +1,137 @@
+"""Points whose recipe was not tried before: none is measured twice, and a small space ends when it is used up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+from modelpress.api.v1alpha1 import CompressionSweepSpec
+from modelpress.api.v1alpha1.base import Scalar
+
+from .points import CAP, Points
+from .resolve import RefusedError, document_of
+from .samplers import Observation, Sampler, create, derive
+from .space import Space
+
+Parameters = dict[str, Scalar]
+
+# Points that a sampler which learns may give for one trial; each costs a fit. Then points are drawn.
+FITTED = 8
+# Draws in a space that can be counted, before its points are gone through by number.
+DRAWS = 64
+# Draws where there is a continuum: 255 of 256 values of a condition may be used up, and the last one's subspace not.
+DRAWS_OF_A_CONTINUUM = 4096
+# Points of a counted space that are told apart: twice as many as a sweep has trials.
+_COUNTED = 2 * CAP
+# Invalid recipes that are passed over while the points are gone through; the next one is refused like any other.
+_INVALID = 256
+
+
+class Untried:
+    """Gives each trial a point whose recipe is not that of another.
+
+    Recipes are compared, not parameters: what counts is the specification with the parameters put in.
+
+    Args:
+        spec: the sweep.
+        space: its search space.
+        sampler: proposes points.
+        valid: whether the parameters give a valid recipe.
+    """
+
+    def __init__(
+        self, spec: CompressionSweepSpec, space: Space, sampler: Sampler, valid: Callable[[Parameters], bool]
+    ) -> None:
+        self._spec, self._sampler, self._valid = spec, sampler, valid
+        self._seed = spec.algorithm.seed
+        self._template = spec.template.spec.to_dict()
+        finite = all(dimension.size is not None for dimension in space.dimensions)
+        self._points = Points(space) if finite else None
+        self._random = create("random", space, (), self._seed)
+        # Of a sampler whose answers do not depend on results: the points of trials 0, 1, ... and their recipes.
+        self._sequence: list[Parameters] = []
+        self._taken: set[bytes] = set()
+        self._ended = False
+
+    def point(self, number: int, observations: list[Observation]) -> Parameters | None:
+        """The point of trial `number`; None: every recipe of the space was tried.
+
+        Where results change nothing it depends on seed and number alone: trials that were lost count like any other, so
+        a disturbed sweep goes through the same points as an undisturbed one.
+        """
+        if self._sampler.independent:
+            return self._independent(number)
+        tried = {self.recipe(item.parameters) for item in observations}
+        first = self._sampler.sample(number, observations)
+        if first is not None and self.recipe(first) not in tried and (self._valid(first) or self._some_left(tried)):
+            return first
+        for attempt in range(1, FITTED):
+            found = self._sampler.sample(number, observations, attempt)
+            if found is not None and self.recipe(found) not in tried and self._valid(found):
+                return found
+        return self._drawn(number, tried)
+
+    def recipe(self, parameters: Mapping[str, Any]) -> bytes:
+        """A digest of the specification that the parameters give."""
+        try:
+            document = document_of(self._spec, self._template, parameters)
+        except RefusedError:
+            document = dict(parameters)
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()[:16]
+
+    def _independent(self, number: int) -> Parameters | None:
+        while len(self._sequence) <= number and not self._ended:
+            found = self._next(len(self._sequence))
+            if found is None:
+                self._ended = True
+            else:
+                self._sequence.append(found)
+                self._taken.add(self.recipe(found))
+        return dict(self._sequence[number]) if number < len(self._sequence) else None
+
+    def _next(self, number: int) -> Parameters | None:
+        attempt = 0
+        while attempt < DRAWS or self._points is None:
+            found = self._sampler.sample(number, [], attempt)
+            if found is None or self.recipe(found) not in self._taken:
+                return found
+            attempt += 1
+            if attempt >= DRAWS_OF_A_CONTINUUM:
+                return None
+        return next(self._by_number(number, self._taken), None)
+
+    def _drawn(self, number: int, tried: Container[bytes]) -> Parameters | None:
+        """A point by chance; where none is found so, one of those that are left."""
+        draws = DRAWS if self._points is not None else DRAWS_OF_A_CONTINUUM
+        for attempt in range(draws):
+            found = self._random.sample(number, [], attempt)
+            assert found is not None
+            if self.recipe(found) not in tried and self._valid(found):
+                return found
+        return self._left(number, tried)
+
+    def _left(self, number: int, tried: Container[bytes]) -> Parameters | None:
+        """The first by number that is valid, or that follows on so many invalid ones that nobody looks further."""
+        for invalid, found in enumerate(self._by_number(number, tried)):
+            if invalid >= _INVALID or self._valid(found):
+                return found
+        return None
+
+    def _by_number(self, number: int, tried: Container[bytes]) -> Iterator[Parameters]:
+        """The points of a counted space that were not tried, from a random one on."""
+        if self._points is None:
+            return
+        count = self._points.count(_COUNTED)
+        start = derive(self._seed, number, "left") % count
+        for index in range(count):
+            found = self._points.at((start + index) % count)
+            if found is not None and self.recipe(found) not in tried:
+                yield found
+
+    def _some_left(self, tried: Container[bytes]) -> bool:
+        """Whether a valid recipe was not tried, as far as that can be found out."""
+        if self._points is None:
+            return True
+        return self._left(0, tried) is not None

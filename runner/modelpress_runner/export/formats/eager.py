@@ -1,0 +1,64 @@
+"""The module in memory, and the same compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelpress_runner.errors import InvalidSpecError
+from modelpress_runner.export.formats.base import Format
+from modelpress_runner.export.layout import Layout
+from modelpress_runner.export.weights import safetensors_bytes
+
+
+class Eager(Format):
+    """The module itself."""
+
+    name = "eager"
+    measured = "the module in memory (its size: model.safetensors)"
+
+    def write(self, model: nn.Module, example: Any, path: Path, layout: Layout | None) -> Path | None:
+        """Nothing is written."""
+        return None
+
+    def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:
+        """The module."""
+        return model
+
+    def size(self, model: nn.Module, path: Path | None) -> int:
+        """That of model.safetensors."""
+        return safetensors_bytes(model)
+
+
+class Compiled(Eager):
+    """The module under torch.compile: what it costs where somebody compiles it."""
+
+    name = "compiled"
+    measured = "the module under torch.compile (its size: model.safetensors)"
+
+    def check(self, layout: Layout | None) -> None:
+        """On a CPU torch.compile writes C++ and calls a compiler."""
+        if not torch.cuda.is_available() and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+            raise InvalidSpecError(
+                "torch.compile needs a C++ compiler on this machine, and there is none; install g++, set CXX, or use "
+                "eager or pt2",
+                "spec.target.format",
+            )
+
+    def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:
+        """Compiled with its first call, for each shape that it is called with; the module itself stays as it is."""
+        compiled = torch.compile(model)
+        assert isinstance(compiled, nn.Module)
+        return compiled
+
+    def loading(self) -> str:
+        """It is compiled where it runs."""
+        return (
+            "It was measured compiled. Do the same with the module:\n\n"
+            "```python\nimport torch\n\nmodel = torch.compile(mp.load(uri, into=build_model()))\n```"
+        )

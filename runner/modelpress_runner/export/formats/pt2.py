@@ -1,0 +1,45 @@
+"""The program: what torch.export makes of a module, opened without its code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modelpress.store import layout as names
+from modelpress_runner.errors import CompressionError
+from modelpress_runner.export.formats.base import Format
+from modelpress_runner.export.layout import Layout
+from modelpress_runner.export.pt2.equivalence import NotPortableError
+from modelpress_runner.export.pt2.program import describe, export_program, open_program
+
+
+class Pt2(Format):
+    """model.pt2."""
+
+    name = "pt2"
+    measured = "the program, model.pt2"
+    needs_example = True
+    file = names.PROGRAM
+
+    def write(self, model: nn.Module, example: Any, path: Path, layout: Layout | None) -> Path | None:
+        """Exports it."""
+        try:
+            export_program(model, example, path)
+        except NotPortableError as error:
+            raise CompressionError(
+                f"the model does not export ({error.reason}); make it exportable, or measure it with eager",
+                "spec.target.format",
+            ) from error
+        return path
+
+    def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:
+        """The program, as mp.load opens it."""
+        assert path is not None
+        return open_program(path, describe(path).operators)  # written right before, of the user's own model
+
+    def size(self, model: nn.Module, path: Path | None) -> int:
+        """That of model.pt2."""
+        assert path is not None
+        return path.stat().st_size
