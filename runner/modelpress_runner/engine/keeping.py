@@ -27,6 +27,7 @@ class StepKeeper:
         step: index of the training step among all steps of the recipe.
         complete: fills in what a checkpoint says of the run besides, from the steps that the training has made.
         take_score: takes and reports a score, after so many steps of the training.
+        tell: reports that the training has made so many steps.
         scores: whether scores are wanted.
         score_seconds: how long one takes, if that is known.
 
@@ -43,12 +44,13 @@ class StepKeeper:
         step: int,
         complete: Callable[[Checkpoint, int], None],
         take_score: Callable[[int], None],
+        tell: Callable[[int], None],
         *,
         scores: bool,
         score_seconds: float | None,
     ) -> None:
         self._context, self._evaluator, self._checkpointer, self._step = context, evaluator, checkpointer, step
-        self._complete, self._take_score = complete, take_score
+        self._complete, self._take_score, self._tell = complete, take_score, tell
         self.scores, self.score_seconds = scores, score_seconds
         self.resumed_at = self.saved = 0
         self._run, self._parts = 0, 0
@@ -66,6 +68,10 @@ class StepKeeper:
     def score(self, steps: int) -> None:
         """As Keeper.score."""
         self._take_score(steps)
+
+    def tell(self, steps: int) -> None:
+        """As Keeper.tell."""
+        self._tell(steps)
 
     # Saving -----------------------------------------------------------------------------------------------------------
 

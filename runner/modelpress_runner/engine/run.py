@@ -320,6 +320,7 @@ class _Run:
             planned.index,
             self._complete,
             lambda steps: self._score_within(step.label, steps),
+            lambda steps: self._say(f"{step.label}: step {steps}", None, steps),
             scores=self._scoring,
             score_seconds=self._score_seconds,
         )

@@ -74,6 +74,16 @@ def before_step(optimizer: Any, hook: Callable[[], None]) -> StepHandle:
     return _hooked(optimizer, begin, lambda owner: None)
 
 
+def in_front_of_step(optimizer: Any, hook: Callable[[], None]) -> StepHandle:
+    """Calls `hook` when step() of `optimizer` is called, before anything else, also if the step is then skipped."""
+
+    def begin(owner: Any, closure: Any) -> Any:
+        hook()
+        return closure
+
+    return _hooked(optimizer, begin, lambda owner: None)
+
+
 def after_step(optimizer: Any, hook: Callable[[], None]) -> StepHandle:
     """Calls `hook` after each step of `optimizer` that was made."""
 

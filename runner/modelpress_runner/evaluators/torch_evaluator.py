@@ -15,7 +15,7 @@ from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.ddp import inner, place, wrapped
 from modelpress_runner.evaluators.limits import Limits
-from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
+from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, stepped_within, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.evaluators.score import score_of
@@ -168,7 +168,7 @@ class TorchEvaluator(Evaluator):
         with user_code("making the optimizers again"):
             built = iter(self._plan.build(model))
             self._optimizers = [
-                next(built) if call_of(source) is not None else _made(source, model)
+                checked_optimizer(next(built), "mp.trace made") if call_of(source) is not None else _made(source, model)
                 for source in self._optimizer_sources
             ]
             self._schedulers = [
@@ -340,6 +340,7 @@ def _sources(value: Any, name: str) -> tuple[list[Any], bool]:
     single = not isinstance(value, list | tuple)
     sources = [value] if single else list(value)
     for source in sources:
+        check_place(source, name)
         if call_of(source) is None and (isinstance(source, torch.optim.Optimizer) or not callable(source)):
             kind = type(source).__name__
             raise InvalidModelError(
@@ -349,11 +350,48 @@ def _sources(value: Any, name: str) -> tuple[list[Any], bool]:
     return sources, single
 
 
-def _made(factory: Callable[..., Any], model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = factory(list(model.parameters()))
-    if not isinstance(optimizer, torch.optim.Optimizer):
+def check_place(source: Any, name: str) -> None:
+    """Raises InvalidModelError for a scheduler among the optimizers, or the other way round."""
+    kind = type(source).__name__
+    if name.startswith("optimizer") and is_scheduler(source):
+        holder = getattr(source, "optimizer", None)
+        made = (
+            f", and the {type(holder).__name__} it was made from as" if holder is not None else "; give an optimizer as"
+        )
         raise InvalidModelError(
-            f"the optimizer function returned a {type(optimizer).__name__}; return a torch.optim.Optimizer"
+            f"{name} holds a {kind}, which is a scheduler; give it as {name.replace('optimizer', 'lr_scheduler')}{made} "
+            f"{name}"
+        )
+    if name.startswith("lr_scheduler") and isinstance(source, torch.optim.Optimizer):
+        raise InvalidModelError(
+            f"{name} holds a {kind}, which is an optimizer; give it as {name.replace('lr_scheduler', 'optimizer')}"
+        )
+
+
+def is_scheduler(value: Any) -> bool:
+    """Whether `value` is a scheduler of learning rates, or a class of one."""
+    kind = value if isinstance(value, type) else type(value)
+    return issubclass(kind, torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def _made(factory: Callable[..., Any], model: nn.Module) -> torch.optim.Optimizer:
+    return checked_optimizer(factory(list(model.parameters())), "the optimizer function returned")
+
+
+def checked_optimizer(optimizer: Any, what: str) -> Any:
+    """`optimizer`, if it is one, or wraps one and can be stepped and saved like one.
+
+    Raises:
+        InvalidModelError: it is neither.
+    """
+    parts = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer
+    missing = [part for part in parts if not hasattr(optimizer, part)]
+    if missing or not stepped_within(optimizer):
+        raise InvalidModelError(
+            f"{what} a {type(optimizer).__name__}; return a torch.optim.Optimizer, or what wraps one and has "
+            f"{', '.join(parts)}"
         )
     return optimizer
 

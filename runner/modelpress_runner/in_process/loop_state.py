@@ -13,7 +13,7 @@ from torch import nn
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, Within, copies, other_buffers
 from modelpress_runner.engine.run import Outcome
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.evaluators.optimizer_hooks import before_step
+from modelpress_runner.evaluators.optimizer_hooks import before_step, in_front_of_step
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.in_process.loop import Loop
 from modelpress_runner.runtime import distributed as ranks
@@ -84,7 +84,7 @@ class LoopState:
             before: in front of every step.
             look: once the first optimizer has its gradients, unless it skips the step.
         """
-        handles: list[Any] = [each.register_step_pre_hook(lambda *_: before()) for each in self.optimizers]
+        handles: list[Any] = [in_front_of_step(each, before) for each in self.optimizers]
         return handles + [before_step(each, look) for each in self.optimizers[:1]]
 
     def keep_in(self, checkpointer: Checkpointer, roots: Mapping[str, Any]) -> None:

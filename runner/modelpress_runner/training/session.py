@@ -22,6 +22,7 @@ from modelpress_runner.runtime.preserve import devices_restored
 from modelpress_runner.training.pace import CHECKPOINT_SHARE, FIRST_SCORE, SCORE_SHARE, Pace
 from modelpress_runner.training.participants import Participant, Participants
 
+STOP_SECONDS = 5.0  # that a run which is to stop trains on, at most, to come to the end of a step
 MEETING_SECONDS = 0.5  # between two moments at which the ranks agree on what to do next
 MOST_STEPS_APART = 1000  # of two such moments
 SAVING_SECONDS = 0.01  # of a first checkpoint, at least
@@ -74,6 +75,9 @@ class Keeper(Protocol):
     def score(self, steps: int) -> None:
         """Takes a score."""
 
+    def tell(self, steps: int) -> None:
+        """Says how far the training is."""
+
 
 @dataclass
 class Resumed:
@@ -120,9 +124,11 @@ class Session:
         self._counted = 0
         self._limit: int | None = None
         self._meeting, self._met_at, self._met_after = 0, 0.0, 0
+        self._asked_at = 0.0  # the clock's time when the run was first seen to be asked to stop
         self._wanted = (False, False, False)  # a checkpoint, a score, the end
         self._saving: Pace | None = None
         self._scoring: Pace | None = None
+        self._telling: Pace | None = None
         self.notes: list[str] = []
 
     # Binding ----------------------------------------------------------------------------------------------------------
@@ -230,8 +236,13 @@ class Session:
     # Steps ------------------------------------------------------------------------------------------------------------
 
     def _before_loss(self) -> None:
-        if not ranks.together() and not self._saves_now():
-            self._stop()
+        """A run that is to stop comes to the end of its step, and a checkpoint there; unless there is no end to come."""
+        if not self._is_asked():
+            return
+        self._asked_at = self._asked_at or time.monotonic()
+        alone = not ranks.together()
+        if (alone and not self._saves_now()) or time.monotonic() - self._asked_at > STOP_SECONDS:
+            raise Stopped
 
     def _before_step(self) -> None:
         if self._limit is not None and self.steps >= self._limit:
@@ -263,7 +274,8 @@ class Session:
         self._saving = Pace(CHECKPOINT_SHARE, SAVING_SECONDS + 3 * size / BYTES_A_SECOND, self._keeper.every)
         seconds = self._keeper.score_seconds
         self._scoring = Pace(SCORE_SHARE, SCORE_SHARE * FIRST_SCORE if seconds is None else seconds)
-        for pace in (self._saving, self._scoring):
+        self._telling = Pace(1.0, 0.0)
+        for pace in (self._saving, self._scoring, self._telling):
             pace.begins_at(step)
         self._meeting, self._met_at, self._met_after = 0, time.monotonic(), step
 
@@ -279,6 +291,9 @@ class Session:
         asked = self._is_asked()
         if ranks.together():
             save, score, asked = self._agree(save, score, asked)
+        if self._telling is not None and self._keeper is not None and not score and self._telling.is_due(steps):
+            self._keeper.tell(steps)
+            self._telling.done(steps, 0.0)
         self._wanted = (save, score, asked)
         return save or score or asked
 
@@ -305,6 +320,8 @@ class Session:
             with contextlib.nullcontext() if self._tape is None else self._tape.aside():
                 self._keeper.score(steps)
             self._scoring.done(steps, time.monotonic() - began)
+            if self._telling is not None:
+                self._telling.done(steps, 0.0)
 
     def _agree(self, save: bool, score: bool, asked: bool) -> tuple[bool, bool, bool]:
         """What all ranks do: what rank 0's clock says; they end if one of them is asked to."""

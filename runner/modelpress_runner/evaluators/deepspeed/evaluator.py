@@ -19,7 +19,7 @@ from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_state import plain
 from modelpress_runner.evaluators.score import score_of
-from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, loss_in, with_loss
+from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, check_place, loss_in, with_loss
 from modelpress_runner.evaluators.trace import Plan, call_of
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
@@ -360,6 +360,7 @@ class DeepspeedTorchEvaluator(Evaluator):
 
 def _source(given: Any, name: str, kind: type) -> Any:
     """A traced object or a function; None if nothing is given."""
+    check_place(given, name)
     if given is None or call_of(given) is not None:
         return given
     what = type(given).__name__
