@@ -354,13 +354,10 @@ def check_place(source: Any, name: str) -> None:
     """Raises InvalidModelError for a scheduler among the optimizers, or the other way round."""
     kind = type(source).__name__
     if name.startswith("optimizer") and is_scheduler(source):
-        holder = getattr(source, "optimizer", None)
-        made = (
-            f", and the {type(holder).__name__} it was made from as" if holder is not None else "; give an optimizer as"
-        )
+        place, holder = name.replace("optimizer", "lr_scheduler"), getattr(source, "optimizer", None)
+        instead = "an optimizer" if holder is None else f"the {type(holder).__name__} that it was made from"
         raise InvalidModelError(
-            f"{name} holds a {kind}, which is a scheduler; give it as {name.replace('optimizer', 'lr_scheduler')}{made} "
-            f"{name}"
+            f"{name} holds a {kind}, which is a scheduler; give it as {place}, and {instead} as {name}"
         )
     if name.startswith("lr_scheduler") and isinstance(source, torch.optim.Optimizer):
         raise InvalidModelError(

@@ -236,7 +236,7 @@ class Session:
     # Steps ------------------------------------------------------------------------------------------------------------
 
     def _before_loss(self) -> None:
-        """A run that is to stop comes to the end of its step, and a checkpoint there; unless there is no end to come."""
+        """A run that is to stop comes to the end of its step, for a checkpoint; unless there is no end to come."""
         if not self._is_asked():
             return
         self._asked_at = self._asked_at or time.monotonic()

@@ -42,8 +42,8 @@ def story(make_bench) -> Story:
         process.communicate(timeout=240)
         return process.returncode
 
-    # The first attempt dies in its second epoch, which is the second training; the second is stopped in its third, which
-    # is the second epoch of finetuning, behind the shrink: where that training function is called again.
+    # The first attempt dies in its second epoch, which is the second training; the second is stopped in its third,
+    # one of finetuning, behind the shrink: there the training function is called again.
     assert interrupt(1, 2, signal.SIGKILL) == -signal.SIGKILL
     (disturbed.marks / "dense").unlink()
     stopped = interrupt(2, 3, signal.SIGTERM), json.loads((disturbed.folder / "result.json").read_text())

@@ -76,7 +76,7 @@ STAGES = [
 
 
 def test_sigterm_in_the_middle_of_training(make_bench):
-    """Stopped in the second of three epochs, it exits with 143; the next attempt goes on within that epoch, and weights,
+    """Stopped in the second of three epochs, it exits with 143; the next attempt goes on there, and weights,
     program and cuts are those of a run that was left alone."""
     alone, disturbed = make_bench(), make_bench()
     for bench in (alone, disturbed):

@@ -112,6 +112,7 @@ class Tape:
         self._moved = 0  # optimizer steps of all optimizers
         self._scaled: dict[str, Any] = {}  # the event of the GradScaler.step() that is under way
         self._known: set[int] = set()
+        self._in_closure = False  # of a step that is played back
 
     @property
     def position(self) -> int:
@@ -201,10 +202,11 @@ class Tape:
             if event["optimizer"] != number:
                 raise Diverged("it steps another optimizer")
             results = []
-            for _ in range(event["closures"]):
-                assert closure is not None
+            self._in_closure = True
+            for _ in range(event["closures"] if closure is not None else 0):
                 with torch.enable_grad():
                     results.append(closure())
+            self._in_closure = False
             self._count(number)
             with self._leaving():
                 return results[0] if results else None
@@ -396,7 +398,7 @@ class Tape:
         """The end of an event that is played back; of the last one, the end of the playing."""
         yield
         assert self._past is not None
-        if self._played == len(self._past.events):
+        if self._played == len(self._past.events) and not self._in_closure:
             self._past = None
             with self.aside():
                 self._put_back()
