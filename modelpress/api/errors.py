@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 from pydantic_core import ErrorDetails
 
 from .v1alpha1 import reasons
@@ -92,7 +92,7 @@ def located_problems(error: ValidationError, model: type[ApiModel]) -> list[tupl
             if meant:
                 explained.add((*location[:-1], meant))
         else:
-            problem = _problem(detail, location, annotation, is_key)
+            problem = _problem(detail, location, annotation, is_key, model)
         # A union reports every branch; a person needs one sentence, of the branch that came nearest.
         if location not in found or (annotation_is_union(annotation) and not detail["type"].endswith("_type")):
             found[location] = (problem, location)
@@ -107,7 +107,16 @@ def _plain(word: str) -> str:
     return word.replace("_", "").replace("-", "").lower()
 
 
-def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: bool) -> Problem:
+def _value_of_another_tool(model: type[ApiModel], location: Location, value: str) -> str | None:
+    """What to write instead of another tool's name for the value of a field."""
+    _, owner, _ = _resolve(model, location[:-1])
+    if not (isinstance(owner, type) and issubclass(owner, ApiModel)):
+        return None
+    plain = {_plain(name): hint for name, hint in owner.other_values.get(str(location[-1]), {}).items()}
+    return plain.get(_plain(value))
+
+
+def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: bool, model: type[ApiModel]) -> Problem:
     path = format_location(location)
     kind, context, value = detail["type"], detail.get("ctx", {}), detail.get("input")
     if kind == "missing":
@@ -116,6 +125,8 @@ def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: 
         known = [str(name) for name in _literals(annotation)]
         nearest = near(value, known) if isinstance(value, str) else None
         message = f"must be {in_words(known)}, found {describe(value)}"
+        if isinstance(value, str) and (hint := _value_of_another_tool(model, location, value)):
+            return Problem(path, message, hint)
         if nearest:
             return Problem(path, message, f"did you mean {nearest}?")
         fix = None if isinstance(value, str) else typed_fix("str", value)
@@ -155,6 +166,8 @@ def _unknown_key(model: type[ApiModel], location: Location) -> tuple[Problem, st
         return Problem(path, f"'{key}' is another tool's spelling", f"write {meant}"), meant
     if key in known:
         return Problem(path, f"unknown key '{key}': keys are written in camelCase", f"write {known[key]}"), known[key]
+    if key in holder.elsewhere or to_snake(key) in holder.elsewhere:
+        return Problem(path, f"unknown key '{key}'", holder.elsewhere.get(key) or holder.elsewhere[to_snake(key)]), None
     message = f"unknown key '{key}'"
     if nearest := near(key, known.values()):
         return Problem(path, message, f"did you mean {nearest}?"), nearest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,6 +16,8 @@ from .v1alpha1 import MEASURED, CompressionJobSpec, Constraint
 from .v1alpha1.metrics import MAX_KEPT_BYTES, kept_bytes
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")  # of a script: --batch-size
 
 # Measured in comparison with the dense model: it has no value of its own that a result could be compared with.
 COMPARISONS = ("compressionRatio", "speedup")
@@ -118,7 +121,11 @@ def _metric_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
 
 def _model_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     for name, value in (spec.model.args or {}).items():
-        if not name.isidentifier():
+        if spec.model.script is not None and not _OPTION.fullmatch(name):
+            message = f"'{name}' cannot be the name of an option on a command line"
+            fix = "write the option without the dashes before it: letters, digits, '_', '-' and '.', first a letter"
+            yield Problem(f"model.args.{name}", message, fix)
+        elif spec.model.script is None and not name.isidentifier():
             message = f"'{name}' cannot be the name of a keyword argument"
             yield Problem(f"model.args.{name}", message, "use letters, digits and '_', first a letter or '_'")
         elif spec.model.script is not None and not _fits_a_command_line(value):

@@ -126,6 +126,8 @@ FIXES: dict[str, str] = {
     "int_parsing_size": "give a smaller number",
 }
 
+# Keys of a search space.
+_SEARCHED = frozenset({"_type", "_value", "range", "min", "max", "choice", "values", "low", "high"})
 _CREDENTIALS = re.compile(r"://[^/\s@]*@")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -147,6 +149,8 @@ def typed_fix(wanted: str, value: Any) -> str | None:
         if isinstance(value, int | float):
             return f'put it in quotes: "{_number(value)}"'
         return "give one text" if isinstance(value, list | dict) else "add a value"
+    if wanted in ("int", "float") and isinstance(value, dict) and _SEARCHED & value.keys():
+        return "write one number; what is to be searched stands in the searchSpace of a CompressionSweep"
     if wanted in ("int", "float"):
         if isinstance(value, str):
             return _number_fix(wanted, value)

@@ -55,6 +55,12 @@ class ApiModel(BaseModel):
     # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
     other_spellings: ClassVar[dict[str, str]] = {}
 
+    # What other tools have and this object has not, under no spelling: key -> what to write instead.
+    elsewhere: ClassVar[dict[str, str]] = {}
+
+    # Values of other tools by field: {"algorithm": {"l1_filter": "did you mean l1?"}}.
+    other_values: ClassVar[dict[str, dict[str, str]]] = {}
+
     # The CEL twins of this class's own validators, inherited ones included: the API server refuses what we refuse.
     cel_rules: ClassVar[tuple[Cel, ...]] = ()
 

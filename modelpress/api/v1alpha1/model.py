@@ -48,7 +48,8 @@ class Model(ApiModel):
     args: dict[str, Any] | None = Field(
         default=None,
         max_length=64,
-        description="Keyword arguments of the entrypoint; of a script its command line, as in --epochs=3.",
+        description="Keyword arguments of the entrypoint; of a script the options of its command line, without "
+        "the dashes before them: epochs, batch-size.",
     )
     weights: Source | None = Field(
         default=None,

@@ -22,6 +22,37 @@ LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
 
+# What other tools call an algorithm -> what to write.
+_OTHER_ALGORITHMS = {
+    **dict.fromkeys(("l1_filter", "l1_norm", "l1filter_pruner"), "did you mean l1?"),
+    **dict.fromkeys(("l2_filter", "l2_norm", "l2filter_pruner"), "did you mean l2?"),
+    **dict.fromkeys(
+        ("taylorfo", "taylor_fo", "taylor_fo_weight", "taylor_fo_weight_filter", "group_taylor"), "did you mean taylor?"
+    ),
+    **dict.fromkeys(("magnitude", "level_pruner", "basic_magnitude", "unstructured"), "did you mean level?"),
+    **dict.fromkeys(("agp", "agp_pruner"), "it is a schedule: write schedule: {type: agp}, and l1 or level here"),
+    **dict.fromkeys(
+        ("linear", "linear_pruner"), "it is a schedule: write schedule: {type: linear}, and l1 or level here"
+    ),
+}
+
+# Keys of other tools that stand elsewhere here, or under no name at all -> what to write.
+_IN_SCHEDULE = "it belongs into schedule: {startStep, endStep, frequency}; move it there"
+_SPARED = "what is to be spared has an entry of its own in configList: {%s: [...], exclude: true}"
+_BOUND = "there is no bound for each layer; write an entry with a sparsity of its own for each layer that needs one"
+_ELSEWHERE = {
+    **dict.fromkeys(("start_step", "end_step", "pruning_frequency", "update_frequency_on_step"), _IN_SCHEDULE),
+    "sparsity_decay_type": "write schedule: {type: linear} or {type: agp}",
+    "total_sparsity": "write it as sparsity, with scope: global",
+    "expand_op_names": "write one entry for each layer; then each has a value of its own",
+    **dict.fromkeys(("exclude_op_names", "exclude_module_names", "exclude_names"), _SPARED % "opNames"),
+    **dict.fromkeys(("excluded_op_names", "excluded_names", "exclude_op_names_re"), _SPARED % "opNamesRe"),
+    **dict.fromkeys(("exclude_op_types", "excluded_op_types"), _SPARED % "opTypes"),
+    **dict.fromkeys(("min_sparsity_ratio_per_op", "max_sparsity_ratio_per_op", "max_sparsity_ratio_per_layer"), _BOUND),
+    "max_sparsity_per_layer": _BOUND,
+}
+
+
 class Duration(ApiModel):
     """How long to train: epochs or optimizer steps."""
 
@@ -110,10 +141,16 @@ class ConfigEntry(ApiModel):
         "sparse_ratio": "sparsity",
         "sparsity_per_layer": "sparsity",
         "target_sparsity": "sparsity",
+        "pruning_type": "algorithm",
+        "prune_type": "algorithm",
+        "pruner": "algorithm",
         "pruning_op_types": "op_types",
+        "prune_layer_type": "op_types",
         "prune_domain": "scope",
         "pruning_scope": "scope",
     }
+    elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _OTHER_ALGORITHMS}
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
             "!self.exclude || !(has(self.sparsity) || has(self.algorithm) || has(self.scope) || has(self.schedule))",
@@ -169,12 +206,21 @@ class Prune(ApiModel):
 
     other_spellings: ClassVar[dict[str, str]] = {
         "pruning_type": "algorithm",
+        "prune_type": "algorithm",
         "pruner": "algorithm",
         "sparse_ratio": "sparsity",
         "target_sparsity": "sparsity",
         "pruning_scope": "scope",
         "prune_domain": "scope",
     }
+    elsewhere: ClassVar[dict[str, str]] = {
+        **_ELSEWHERE,
+        **dict.fromkeys(
+            ("op_types", "op_names", "op_names_re", "pruning_op_types", "prune_layer_type", "exclude"),
+            "it selects modules, so it stands in an entry of configList; move it there",
+        ),
+    }
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _OTHER_ALGORITHMS}
 
 
 class Finetune(Duration):

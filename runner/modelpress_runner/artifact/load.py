@@ -13,6 +13,7 @@ from torch import nn
 from modelpress.plainjson import json_of
 from modelpress.store import StoreError as ArtifactStoreError
 from modelpress.store import layout, manifest, open_store
+from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.errors import ArtifactError, StoreError
 from modelpress_runner.export.pt2.program import open_program
 from modelpress_runner.export.weights import load_into
@@ -74,7 +75,8 @@ def load(
             present = {name for name in names if listed.find(name) is not None}
             manifest.fetch(store, "", listed, Path(folder), present)
             if into is not None:
-                return load_into(into, Path(folder))
+                load_into(unwrapped(into), Path(folder))
+                return into
             if layout.PROGRAM not in present:
                 raise ArtifactError(
                     f"{text} has no program{_reason(Path(folder) / layout.METRICS)}; build the dense model and load it "

@@ -52,6 +52,7 @@ class Coupling:
     axes: tuple[CoupledAxis, ...]
     frozen: dict[int, str] = field(default_factory=dict)
     refuted: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what a user should know of the model
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -63,13 +64,15 @@ class Coupling:
                 {"module": a.module, "axis": a.axis, "producer": a.producer, "units": list(a.units)} for a in self.axes
             ],
             "frozen": dict(reasons),
+            "notes": list(self.notes),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Coupling:
         """What `to_dict` gave."""
         axes = tuple(CoupledAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
-        return cls(axes, {unit: reason for reason, units in data["frozen"].items() for unit in units})
+        frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
+        return cls(axes, frozen, notes=tuple(data["notes"]))
 
     @cached_property
     def unit_count(self) -> int:

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.dependency.groups import CoupledAxis, Coupling
+from modelpress_runner.dependency.reach import spare_unreached
 from modelpress_runner.edits.axes import CONV, axis_of
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
@@ -44,7 +45,7 @@ def couple(model: nn.Module, dummy_input: Any) -> Coupling:
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     try:
-        return _Tracer(model, dummy_input).coupling()
+        return spare_unreached(_Tracer(model, dummy_input).coupling(), model, dummy_input)
     except CompressionError:
         raise
     except Exception as error:
@@ -114,6 +115,7 @@ class _Tracer:
         for number, side, channels in todo:
             for channel in channels:
                 self._atom(number, side, channel)
+        broken: dict[tuple[int, str], str] = {}
         while todo:
             number, side, channels = todo.pop()
             for target, target_side, mappings in edges[number, side]:
@@ -121,8 +123,13 @@ class _Tracer:
                 if mappings:
                     mapped = [_HybridIndex(idx=channel, root_idx=channel) for channel in channels]
                     lossy = any(isinstance(mapping, _GQAIndexMapping) for mapping in mappings)
-                    for mapping in mappings:
-                        mapped = mapping(mapped)
+                    try:
+                        for mapping in mappings:
+                            mapped = mapping(mapped)
+                    except (IndexError, ZeroDivisionError, TypeError, ValueError):
+                        # What it joins is not known, so that nothing on either side of it may go.
+                        broken[number, side] = broken[target, target_side] = self._between(number, target)
+                        continue
                     if lossy:  # it forgets where an index came from, but keeps their order
                         pairs = zip(channels, (item.idx for item in mapped), strict=False)
                     else:
@@ -136,6 +143,15 @@ class _Tracer:
                     self._join(self._atom(number, side, channel), self._atom(target, target_side, other))
                 if fresh:
                     todo.append((target, target_side, fresh))
+        for (number, side, _), atom in self.atoms.items():
+            if (number, side) in broken:
+                self.reasons.append((atom, broken[number, side]))
+
+    def _between(self, number: int, target: int) -> str:
+        """Why nothing goes at an edge that torch-pruning itself cannot follow."""
+        ends = [self.names.get(node.module) for node in (self.nodes[number], self.nodes[target])]
+        named = " and ".join(f"'{name}'" for name in ends if name) or "an operation on them"
+        return f"torch-pruning cannot follow channels at {named}"
 
     def _side(self, node: Any, function: Any) -> str:
         pruner = self.graph.get_pruner_of_module(node.module)
@@ -185,7 +201,7 @@ class _Tracer:
             atoms = [self._atom(number, side, channel) for channel in range(size)]
             reason = self._refusal(module, name, side, size)
             if reason is None and (number, side, size) in self.atoms:
-                reason = f"torch-pruning maps channels onto '{name}' that it does not have"
+                reason = f"torch-pruning maps channels onto '{name}' that it does not have; exclude it"
             if reason is not None:
                 self.reasons += [(atom, reason) for atom in atoms]
             out.append((name, side, isinstance(module, CONV | nn.Linear | nn.Embedding), atoms))
@@ -213,6 +229,8 @@ class _Tracer:
     def _refusal(self, module: Any, name: str, side: str, size: int) -> str | None:
         if isinstance(module, nn.LayerNorm):
             return f"the LayerNorm '{name}' takes its statistics over them"
+        if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
+            return f"the GroupNorm '{name}' has one group and takes its statistics over them"
         if isinstance(module, nn.Embedding):
             return f"the embedding '{name}' makes them"
         if isinstance(module, CONV) and module.in_channels != module.out_channels == module.groups > 1:

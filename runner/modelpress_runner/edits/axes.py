@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import CompressionError
 
 CONV = nn.modules.conv._ConvNd
@@ -201,7 +202,5 @@ def _check_plain(module: nn.Module, name: str, tensor: str) -> None:
     if tensor in module._parameters or tensor in module._buffers:
         return
     if hasattr(module, tensor):
-        raise CompressionError(
-            f"'{name}.{tensor}' is computed from other parameters (weight norm or another parametrization); "
-            "remove the parametrization before pruning"
-        )
+        known = next((str(each) for each in computed(module, name) if each.tensor == tensor), None)
+        raise CompressionError(known or f"'{name}.{tensor}' is no parameter of its own, but computed from others")

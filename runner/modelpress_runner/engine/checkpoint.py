@@ -134,7 +134,7 @@ class Checkpoint:
 
     def apply_to(self, context: StageContext) -> None:
         """Turns the dense model in `context` into the checkpoint's: shrunk, with its weights, masks and notes."""
-        from modelpress_runner.edits.cuts import replay
+        from modelpress_runner.edits.replay import replay
 
         if self.cuts:
             replay(context.model, self.cuts)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.usercode.calling import user_code
@@ -24,13 +24,6 @@ class ParallelModel(DistributedDataParallel):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
-
-
-def inner(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel or DataParallel; any other as it is."""
-    while isinstance(model, DistributedDataParallel | DataParallel):
-        model = model.module
-    return model
 
 
 def place(model: nn.Module) -> None:

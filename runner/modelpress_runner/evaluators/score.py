@@ -72,7 +72,11 @@ def _number(value: Any, source: str, name: str | None, verb: str = "returned") -
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         given = "nothing (None)" if value is None else f"a {type(value).__name__}"
-        remedy = "return a number, or a dict with the key 'default'" if verb == "returned" else "give a number"
+        remedy = "give a number"
+        if verb == "returned":
+            remedy = "return a number, or a dict with the key 'default'"
+            if name is not None:
+                remedy = "give a number" if name == DEFAULT_METRIC else "leave it out, or give a number"
         raise InvalidModelError(f"{what} {verb} {given}; {remedy}")
     number = float(value)
     if not math.isfinite(number):

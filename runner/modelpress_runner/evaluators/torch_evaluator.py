@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress_runner.edits.wrappers import inner
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.ddp import inner, place, wrapped
+from modelpress_runner.evaluators.ddp import place, wrapped
 from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, stepped_within, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain

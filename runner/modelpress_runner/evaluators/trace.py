@@ -7,7 +7,9 @@ state_dict of a scheduler holds its whole `__dict__`). `Plan.of` turns calls int
 
 from __future__ import annotations
 
+import functools
 import itertools
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -59,7 +61,7 @@ class Traced:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # An optimizer writes its defaults into the dicts of parameter groups that it is given: record other copies.
         args, kwargs = _materialise(args), _materialise(kwargs)
-        call = Call(self.__wrapped__, _copy(args), _copy(kwargs))
+        call = _call(self.__wrapped__, args, kwargs)
         made = self.__wrapped__(*args, **kwargs)
         try:
             _calls[made] = call
@@ -92,6 +94,9 @@ class Traced:
 def trace(factory: Callable[..., Any]) -> Any:
     """Wraps a class or function so that what it makes can be built again for a changed model. Also a class decorator.
 
+    A decorated class stays the class that it is: only its own objects remember how they were made, those of classes
+    that are derived from it do not.
+
     Args:
         factory: the class of an optimizer, scheduler, Trainer or data module, or any other class or function that gives
             an object.
@@ -103,7 +108,48 @@ def trace(factory: Callable[..., Any]) -> Any:
         return factory
     if not callable(factory):
         raise TypeError(f"mp.trace takes a class or a function, not a {type(factory).__name__}")
+    if isinstance(factory, type) and (_MARK in vars(factory) or not _stands(factory)):
+        return _remembering(factory)
     return Traced(factory)
+
+
+_MARK = "__modelpress_traced__"
+
+
+def _stands(kind: type) -> bool:
+    """Whether a class can be found under its own name; one that is being defined, by a decorator, cannot yet."""
+    found: Any = sys.modules.get(kind.__module__)
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is kind
+
+
+def _remembering(kind: type) -> Any:
+    """The class itself, whose objects remember the call that made them."""
+    if _MARK in vars(kind):
+        return kind
+    original = kind.__init__  # type: ignore[misc]
+
+    @functools.wraps(original)
+    def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(self) is not kind:
+            original(self, *args, **kwargs)
+            return
+        args, kwargs = _materialise(args), _materialise(kwargs)
+        call = _call(kind, args, kwargs)
+        original(self, *args, **kwargs)
+        _calls[self] = call
+
+    try:
+        kind.__init__ = remembering  # type: ignore[misc]
+        setattr(kind, _MARK, True)
+    except TypeError:  # not a class of Python's own making
+        return Traced(kind)
+    return kind
+
+
+def _call(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    return Call(factory, _copy(args), _copy(kwargs))
 
 
 def call_of(made: Any) -> Call | None:
@@ -208,6 +254,11 @@ class Plan:
             return _ModuleName(names.modules[id(value)]) if id(value) in names.modules else value
         if call_of(value) is not None:
             return _Other(self._add(value, names))
+        if isinstance(value, torch.optim.lr_scheduler.LRScheduler):
+            kind = type(value).__name__
+            raise InvalidModelError(
+                f"{call.name} was made of a {kind} that was not traced; make that with mp.trace({kind})(...) too"
+            )
         if isinstance(value, torch.optim.Optimizer):
             kind = type(value).__name__
             raise InvalidModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
+
+# What torch.compile, activation checkpointing and FSDP put into names, at any place; DistributedDataParallel: "module".
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 def save(model: nn.Module, path: Path) -> None:
@@ -51,12 +55,15 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def load_strict(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Loads `tensors` into `model`; each must fit, and none may be missing.
 
-    A name that is missing is fine if it shares memory with one that is there (tied weights are stored once).
+    A name that is missing is fine if it shares memory with one that is there (tied weights are stored once). What
+    wrappers (DistributedDataParallel, torch.compile, a LightningModule) put before every name is taken off, if then
+    every name is one of the model's.
 
     Raises:
         InvalidModelError: names or shapes do not fit.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    tensors = _without_wrappers(tensors, own)
     given = {_place(own[name]) for name in tensors if name in own}
     missing = [name for name, value in own.items() if name not in tensors and _place(value) not in given]
     unexpected = [name for name in tensors if name not in own]
@@ -76,6 +83,26 @@ def load_strict(model: nn.Module, tensors: dict[str, torch.Tensor], source: str)
     with torch.no_grad():
         for name, value in tensors.items():
             own[name].copy_(value)
+
+
+def _without_wrappers(tensors: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors` under the names of a model, where wrappers are all that keeps them from it; else as they are."""
+    for names in _plainer(list(tensors)):
+        if len(set(names)) == len(names) and own.keys() >= set(names):
+            return dict(zip(names, tensors.values(), strict=True))
+    return tensors
+
+
+def _plainer(names: list[str]) -> Iterator[list[str]]:
+    """The names as they are, without what wrappers put into them, and without the parts that all begin with."""
+    yield names
+    for inside in (_WRAPPERS, {*_WRAPPERS, "module"}):
+        parts = [[part for part in name.split(".") if part not in inside] for name in names]
+        while all(parts):
+            yield [".".join(part) for part in parts]
+            if len({part[0] for part in parts}) != 1:
+                break
+            parts = [part[1:] for part in parts]
 
 
 def state_digest(model: nn.Module) -> str:

@@ -168,6 +168,10 @@ def _tokenizer(folder: Path, model: Any) -> Any:
             message = "the tokenizer has no padding token; set tokenizer.pad_token and save it again"
             raise InvalidModelError(message, _PATH)
         tokenizer.pad_token = tokenizer.eos_token
+    # Classifiers of decoders look for the last token that is no padding; they ask the model's own configuration.
+    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,13 @@ from modelpress.api.load import load_dict
 from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, CompressionJobSpec
 from modelpress_runner.artifact.identity import checkpoint_identity
+from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import Outcome, run_stages
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.evaluators.ddp import inner
 from modelpress_runner.export.state import state_digest
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.measure.measuring import Measured, Measuring
@@ -105,7 +105,7 @@ def compress(
     """Compresses a copy of `model`; the model, its optimizers and the random numbers of the process stay as they were.
 
     Args:
-        model: the dense model; it is taken out of DistributedDataParallel.
+        model: the dense model; it is taken out of DistributedDataParallel and torch.compile, inside it too.
         stages: the recipe, as under `stages` of a CompressionJob; snake_case and older tools' spellings are fine.
         evaluator: a TorchEvaluator or another Evaluator, or a function model -> number; none: nothing trains or scores.
         dummy_input: an example input, batch first; else the evaluator's.
@@ -122,7 +122,7 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise InvalidModelError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
-    model = inner(model)
+    model = unwrapped(model)
     spec = recipe({"entrypoint": _entrypoint(model)}, stages, seed, target, benchmark)
     subject = Subject(model, evaluator, dummy_input)
     given = subject.evaluator
@@ -134,7 +134,8 @@ def compress(
         if given is not None:
             cleanup.callback(given.unbind)
             cleanup.callback(generators.restore, given.user_objects(), generators.save(given.user_objects()))
-        measuring = Measuring(spec, subject, timed=benchmark is not None)
+        subject.find_inputs()
+        measuring = Measuring(spec, subject, timed=benchmark is not None, asked=benchmark is not None)
         baseline = measuring.dense(model)
         # A score between the stages costs a pass over the data: only where somebody sees it.
         shown = report is not silent
@@ -207,17 +208,6 @@ def _entrypoint(model: nn.Module) -> str:
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ApiModel) else value
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of the model; InvalidModelError if it cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidModelError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); a tensor attribute that is the result of a "
-            "computation must be a buffer or be detached"
-        ) from error
 
 
 def _checkpoints(uri: str | Path | None, spec: CompressionJobSpec, model: nn.Module) -> Checkpointer | None:

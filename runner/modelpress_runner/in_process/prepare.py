@@ -13,16 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Model
+from modelpress_runner.edits.copies import copied
+from modelpress_runner.edits.wrappers import wrapped_part
 from modelpress_runner.engine.run import Outcome, score_aside
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.in_process import current
 from modelpress_runner.in_process.callbacks import Callbacks
-from modelpress_runner.in_process.compress import CompressionResult, copied, recipe, result_of
+from modelpress_runner.in_process.compress import CompressionResult, recipe, result_of
 from modelpress_runner.in_process.loop import Loop
 from modelpress_runner.in_process.loop_state import LoopState
 from modelpress_runner.in_process.reporting import reporting
@@ -103,7 +104,8 @@ def prepare_compression(
     spec = recipe({"script": _script()}, stages, seed, target, benchmark)
     subject = handed.subject(spec.model, seed=seed, train=True)
     timed = benchmark is not None
-    measuring = Measuring(spec, subject, timed)
+    subject.find_inputs()
+    measuring = Measuring(spec, subject, timed, asked=timed)
     with seeding.aside():
         baseline = measuring.dense(model)
     return Compression(spec, subject, measuring, baseline, state, timed=timed, report=report)
@@ -284,9 +286,11 @@ def _subject(model: Any, evaluator: Any, dummy_input: Any) -> Subject:
             f"the model is wrapped in {type(model).__name__}; give prepare_compression() the model itself, and wrap it "
             "afterwards"
         )
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    part = wrapped_part(model)
+    if part is not None:
+        what = "the model is" if not part else f"its part '{part}' is"
         raise InvalidModelError(
-            "the model is compiled; give prepare_compression() the model itself, and compile it afterwards"
+            f"{what} compiled or wrapped; give prepare_compression() the model itself, and compile it afterwards"
         )
     return subject
 

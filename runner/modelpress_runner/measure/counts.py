@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelpress_runner.errors import InvalidModelError, first_line
-from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
+from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
 from modelpress_runner.runtime.preserve import untouched
 from modelpress_runner.runtime.unfused import unfused
 
@@ -35,7 +35,7 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
         InvalidModelError: the model does not take `dummy_input` with a batch of 1.
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    args, kwargs = as_call(on_device(with_batch(dummy_input, 1), device))
+    args, kwargs = as_call(on_device(fitting(model, dummy_input, 1), device))
     counter = FlopCounterMode(display=False)
     with untouched(model), torch.no_grad(), unfused():
         try:

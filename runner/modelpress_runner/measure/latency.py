@@ -16,7 +16,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import Benchmark
 from modelpress_runner.errors import InvalidModelError, first_line
 from modelpress_runner.measure.clocks import clock_of
-from modelpress_runner.runtime.example_inputs import as_call, on_device, with_batch
+from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
 from modelpress_runner.runtime.preserve import untouched
 
 
@@ -53,7 +53,7 @@ def compare(
         InvalidModelError: a model does not run on `dummy_input` with `benchmark.batch_size` rows.
     """
     models = [_on(dense, device), _on(compressed, device)]
-    args, kwargs = as_call(on_device(with_batch(dummy_input, benchmark.batch_size), device))
+    args, kwargs = as_call(on_device(fitting(models[0], dummy_input, benchmark.batch_size), device))
     clock = clock_of(device)
     samples: list[list[int]] = [[], []]
     with untouched(models[0]), untouched(models[1]), torch.inference_mode(), _pinned(benchmark.cores_per_instance):

@@ -23,6 +23,7 @@ from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.subject import Subject
 
 Metrics = dict[str, float]
+GIVE_INPUTS = "give the Subject example_inputs, the evaluator a dummy_input, or the CompressionModule example_inputs()"
 
 
 @dataclass
@@ -55,27 +56,30 @@ class Measuring:
     Args:
         spec: the recipe: target, benchmark and seed.
         subject: evaluator and example inputs.
-        timed: whether latency is measured.
+        timed: whether latency is measured, if there is an example input; else a note says why it is not.
+        asked: whether somebody asked for it: then an example input is needed.
 
     Raises:
-        InvalidModelError: something has to be measured with an example input, and there is none.
+        InvalidModelError: the target is a program, or a latency was asked for, and there is no example input.
         InvalidSpecError: the target is transformers, and the model does not come from there.
     """
 
-    def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool) -> None:
-        self._spec, self._timed = spec, timed
+    def __init__(self, spec: CompressionJobSpec, subject: Subject, timed: bool, asked: bool = False) -> None:
+        self._spec = spec
         self._evaluator, self._dummy_input, self._layout = subject.evaluator, subject.dummy_input, subject.layout
         self._format = format_of(spec.target.format)
         self._format.check(self._layout)
         if timed and spec.target.device == "cuda" and not torch.cuda.is_available():
             message = "latency is to be measured on a GPU, and this process sees none; write cpu, or give it one"
             raise InvalidSpecError(message, "spec.target.device")
-        if self._dummy_input is None and (timed or self._format.needs_example):
+        if self._dummy_input is None and (asked or self._format.needs_example):
             raise InvalidModelError(
-                "there is no example input to measure with; give the Subject example_inputs, or the evaluator a "
-                "dummy_input",
-                "spec.benchmark" if timed else "spec.target.format",
+                f"there is no example input to measure with; {GIVE_INPUTS}",
+                "spec.benchmark" if asked else "spec.target.format",
             )
+        self._timed = timed and self._dummy_input is not None
+        untimed = timed and not self._timed
+        self._notes = [f"Latency was not measured, as there is no example input; {GIVE_INPUTS}"] if untimed else []
 
     def dense(self, model: nn.Module) -> Metrics:
         """Score and counts of the dense model: everything that does not depend on a clock."""
@@ -91,6 +95,7 @@ class Measuring:
             baseline: what `dense` gave for it.
             folder: where a program may be left.
         """
+        outcome.notes += self._notes
         keep = None if self._format.file is None else folder / self._format.file
         with self._form(outcome.model, keep) as form:
             score = self._scored(form.model)

@@ -98,6 +98,7 @@ class DenseCache:
                 subject.evaluator.resolve(subject.model)
             if cached is None:
                 self._write_weights(subject)
+            subject.find_inputs()
             digest = weights.state_digest(subject.model)
             baseline = ranks.by_main(lambda: self._read_baseline(digest))
             if baseline is None:

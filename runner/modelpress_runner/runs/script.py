@@ -11,6 +11,7 @@ import contextlib
 import logging
 import sys
 import tempfile
+import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,18 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
             return finish(request, store, made, run_.checkpointer(dense), Path(folder))
 
 
+def _refused(error: SystemExit, name: str, arguments: Sequence[str]) -> BaseException:
+    """In place of a SystemExit: where argparse raised it, what it was that the script does not take."""
+    frames = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+    if error.code != 2 or "argparse.py" not in frames:
+        return error
+    return InvalidModelError(
+        f"{name} does not take the command line {' '.join(arguments) or '(none)'}: it says why in the log; write "
+        "model.args as its options are called, without the dashes before them (batch-size: 16)",
+        "spec.model.args",
+    )
+
+
 def _never_called(spec: CompressionJobSpec) -> InvalidModelError:
     return InvalidModelError(
         f"{spec.model.script} ended without handing a model over; call mp.prepare_compression(model) in it", _PATH
@@ -149,7 +162,7 @@ class _Run:
                     exec(compile(self._file.read_bytes(), str(self._file), "exec"), vars(module))
                 except SystemExit as error:
                     if error.code not in (None, 0):
-                        raise
+                        raise _refused(error, name, sys.argv[1:]) from error
         except UserCodeError as error:
             if self.dense is None:
                 raise InvalidModelError(str(error), _PATH) from error.__cause__

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
 
 from modelpress.api.v1alpha1 import MEASURED, CompressionJobSpec, reasons
 from modelpress.request import RunRequest
@@ -20,12 +17,13 @@ from modelpress.search import ConstraintError, judge
 from modelpress.store.base import ArtifactStore
 from modelpress_runner.artifact import commit as upload
 from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest
+from modelpress_runner.edits.copies import check_copies, copied
 from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import Outcome, plan_stages, run_stages
-from modelpress_runner.errors import InvalidModelError, InvalidSpecError
+from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.inputs.gather import Inputs, gathered
-from modelpress_runner.measure.measuring import Measured, Measuring, static_counts
+from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring, static_counts
 from modelpress_runner.process.progress import Report
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
@@ -46,6 +44,8 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: S
         return script.prepare(request, store, stop)
     with _inputs(request, stop) as inputs:
         dense, code_digest = _dense(request, inputs, store, stop, timed=False)
+        check_copies(dense.subject.model, "spec.model")
+        check_constraints(request.spec, dense.baseline)
     check_objectives(request, dense.baseline)
     found = "was there already" if dense.cached else "is built"
     return RunResult(
@@ -82,7 +82,7 @@ def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Re
     check_constraints(spec, dense.baseline)
     check_objectives(request, dense.baseline)
     measuring = Measuring(spec, subject, timed=True)
-    original = _copy(subject.model)
+    original = copied(subject.model, "spec.model")
     identity = checkpoint_identity(spec, f"{dense.digest} {code_digest} {inputs.digest}")
     checkpointer = Checkpointer(store, request.prefix, identity, request.attempt)
     with reporting(progress) as events:
@@ -192,9 +192,17 @@ def check_objectives(request: RunRequest, baseline: dict[str, float]) -> None:
             raise InvalidSpecError(_unknown(metric, baseline), "spec.objectives")
 
 
+_WITH_INPUTS = frozenset({"macs", "latencyMs", "throughput", "speedup"})
+
+
 def check_constraints(spec: CompressionJobSpec, baseline: dict[str, float]) -> None:
     """Raises InvalidSpecError if a constraint can never be judged: an unknown metric, a loss relative to zero."""
     for index, constraint in enumerate(spec.constraints or []):
+        if "macs" not in baseline and constraint.metric in _WITH_INPUTS:
+            raise InvalidSpecError(
+                f"{constraint.metric} is measured with an example input, and there is none; {GIVE_INPUTS}",
+                f"spec.constraints[{index}].metric",
+            )
         if constraint.metric not in baseline and constraint.metric not in MEASURED:
             raise InvalidSpecError(_unknown(constraint.metric, baseline), f"spec.constraints[{index}].metric")
     try:
@@ -209,17 +217,6 @@ def _unknown(metric: str, baseline: dict[str, float]) -> str:
     near = difflib.get_close_matches(metric, [*baseline, *MEASURED], n=1)
     hint = f"did you mean {near[0]}?" if near else f"it returns {', '.join(baseline) or 'none'}"
     return f"the evaluator returns no metric {metric!r}; {hint}"
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidModelError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); a tensor attribute that is the result of a "
-            "computation must be a buffer or be detached",
-            "spec.model",
-        ) from error
 
 
 def _summary(baseline: dict[str, float], compressed: dict[str, float]) -> str:

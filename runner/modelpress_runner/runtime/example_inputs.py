@@ -1,17 +1,20 @@
 """Example inputs: how a model is called with them, and with any batch size.
 
 A tensor is one positional argument, a tuple or list are the positional arguments, a mapping the keyword arguments;
-each may nest further. The batch is dimension 0.
+each may nest further. The batch is dimension 0, of the state of recurrent layers dimension 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.runtime.preserve import untouched
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -102,6 +105,44 @@ def with_batch(dummy_input: Any, size: int) -> Any:
         return tensor.index_select(0, rows.to(tensor.device)) if is_batched(tensor, batch) else tensor
 
     return map_tensors(dummy_input, change)
+
+
+def with_rows(dummy_input: Any, size: int) -> Iterator[Any]:
+    """Forms of `dummy_input` with `size` rows: as `with_batch` has it, then with the state of recurrent layers.
+
+    That state is (layers, batch, hidden): of tensors behind the first one dimension 1 is taken for the batch where it
+    is as large as the first tensor's dimension 0. Which form is right, the model knows.
+    """
+    yield with_batch(dummy_input, size)
+    batch = batch_size(dummy_input)
+    first = next((tensor for tensor in tensors(dummy_input) if tensor.ndim), None)
+    rows = torch.arange(size) % max(batch, 1)
+
+    def is_state(tensor: torch.Tensor) -> bool:
+        return tensor is not first and tensor.ndim >= 3 and tensor.shape[1] == batch
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if is_state(tensor):
+            return tensor.index_select(1, rows.to(tensor.device))
+        return tensor.index_select(0, rows.to(tensor.device)) if is_batched(tensor, batch) else tensor
+
+    if batch != size and any(is_state(tensor) for tensor in tensors(dummy_input)):
+        yield map_tensors(dummy_input, change)
+
+
+def fitting(model: nn.Module, dummy_input: Any, size: int) -> Any:
+    """The form of `with_rows` that the model runs on in eval mode; where it runs on none, the first.
+
+    Model, mode and random number generators are left as they were.
+    """
+    forms = list(with_rows(dummy_input, size))
+    for form in forms if len(forms) > 1 else ():
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        args, kwargs = as_call(on_device(form, device))
+        with contextlib.suppress(Exception), untouched(model), torch.no_grad():
+            model(*args, **kwargs)
+            return form
+    return forms[0]
 
 
 def on_device(dummy_input: Any, device: torch.device | str) -> Any:

@@ -13,9 +13,12 @@ from modelpress_runner.dependency.analyse import find_coupling
 from modelpress_runner.dependency.groups import Coupling, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
+from modelpress_runner.dependency.reach import check_train_mode
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.copies import check_copies
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.ranking import removed_count
@@ -180,7 +183,7 @@ class PruneStage:
         """Removes what the masks cover, as far as it is proven; what is not stays wide, with a note.
 
         Raises:
-            CompressionError: nothing is covered, a module that is selected by its exact name cannot be shrunk, or the
+            CompressionError: a module that is selected by its exact name cannot be shrunk, or the
                 model cannot be proven at all.
         """
         model = context.model
@@ -190,10 +193,9 @@ class PruneStage:
         removed = removed_units(model, coupling, context.masks)
         groups = [group for group in coupling.groups if removed[list(group.units)].any()]
         if not groups and not coupling.refuted:
-            raise CompressionError(
-                "nothing to shrink: the sparsity of every selected layer is less than one of its channels; raise it",
-                f"{self.path}.sparsity",
-            )
+            # The model is a result like any other, and its notes say why it is as large as before.
+            context.report("nothing to shrink")
+            return
         good, bad, figures = ranks.by_main(lambda: self._proven(context, coupling, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
@@ -219,6 +221,7 @@ class PruneStage:
         def proof(part: list[int]) -> None:
             cuts = _cuts(coupling, _only(removed, [groups[index] for index in part]))
             found = prove(context.model, cuts, context.dummy_input)
+            check_train_mode(context.model, cuts, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
 
         try:
@@ -279,6 +282,7 @@ class PruneStage:
         if self.known is None:
             if context.dummy_input is None:
                 raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.speedup")
+            check_copies(context.model, f"{self.path}.speedup")  # a shrink is proven on copies
             try:
                 limit = self.prune.speedup_timeout_seconds
                 found = ranks.by_main(
@@ -287,6 +291,8 @@ class PruneStage:
                     ).to_dict()
                 )
                 self.known = Coupling.from_dict(found)
+                for text in self.known.notes:
+                    _note(context, text)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.speedup") from error
         return self.known

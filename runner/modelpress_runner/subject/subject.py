@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.errors import InvalidModelError, InvalidSpecError
+from modelpress_runner.edits.wrappers import inner, unwrapped
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.ddp import inner, place, wrapped
+from modelpress_runner.evaluators.ddp import place, wrapped
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
 from modelpress_runner.export.layout import Layout
-from modelpress_runner.runtime.preserve import flags_restored
+from modelpress_runner.process.stopping import Stopped
+from modelpress_runner.runtime.example_inputs import as_call, batch_size, map_tensors, tensors, with_batch
+from modelpress_runner.runtime.preserve import flags_restored, untouched
+from modelpress_runner.training.frozen import training_passes
 from modelpress_runner.usercode.calling import user_code
 
 
@@ -26,7 +31,7 @@ class Subject:
     """A model and everything that a compression may need of its user.
 
     Args:
-        model: the dense model; it is taken out of DistributedDataParallel.
+        model: the dense model; it is taken out of DistributedDataParallel and torch.compile, inside it too.
         evaluator: an Evaluator, a function model -> number (or dict with the key 'default'), or None.
         example_inputs: as the model takes them: a tensor, or a tuple, list or dict; else the evaluator's dummy_input.
         calibration_data: batches for methods that need to see data.
@@ -45,7 +50,12 @@ class Subject:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise InvalidModelError(f"the model is a {_kind(self.model)}; it must be a torch.nn.Module")
-        self.model = inner(self.model)
+        if isinstance(self.model, torch.jit.ScriptModule):
+            raise InvalidModelError(
+                f"the model is a {_kind(self.model)}, which hides its layers; give the torch.nn.Module that torch.jit "
+                "made it from"
+            )
+        self.model = unwrapped(self.model)
         self.evaluator = as_evaluator(self.evaluator)
         if self.evaluator is not None:
             self.evaluator.introduce(self.model)
@@ -56,6 +66,79 @@ class Subject:
         if self.example_inputs is not None or self.evaluator is None:
             return self.example_inputs
         return self.evaluator.dummy_input
+
+    def find_inputs(self) -> None:
+        """Where there are no example inputs, takes those of the first call that scoring makes of the model, else those
+        of the first that training makes. Model, optimizers and random numbers stay as they were."""
+        if self.dummy_input is not None or self.evaluator is None:
+            return
+        found: list[Any] = []
+
+        def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs = as_inputs(module, args, kwargs)
+            if inputs is not None:
+                found.append(inputs)
+                raise _Seen
+
+        for passes in (self._score_once, self._train_once):
+            handle = self.model.register_forward_pre_hook(look, with_kwargs=True)
+            try:
+                with contextlib.suppress(_Seen):
+                    passes()
+            except RunnerError:
+                if passes == self._score_once:
+                    raise
+                # What training lacks is said where a recipe asks for it.
+            finally:
+                handle.remove()
+            if found:
+                self.example_inputs = few_rows(self.model, found[0])
+                return
+
+    def _score_once(self) -> None:
+        if self.evaluator is not None and self.evaluator.can_evaluate:
+            self.evaluator.evaluate(self.model)
+
+    def _train_once(self) -> None:
+        if self.evaluator is not None and self.evaluator.can_train:
+            self.evaluator.resolve(self.model)
+            training_passes(self.model, self.evaluator, 1, before_step=lambda: None)
+
+
+class _Seen(Stopped):
+    """The first call is seen; passes through a user's code as Stopped does."""
+
+
+def as_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One call of a model as example inputs, detached; None: it holds no tensor, or has no such form."""
+    if not tensors((args, kwargs)):
+        return None
+    args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.detach().clone())
+    if args and kwargs:
+        try:
+            parameters = inspect.signature(model.forward).parameters
+            bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        except (TypeError, ValueError):
+            return None
+        named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        return dict(bound.arguments) if all(parameters[name].kind in named for name in bound.arguments) else None
+    if kwargs:
+        return kwargs
+    return args[0] if len(args) == 1 and isinstance(args[0], torch.Tensor) else args
+
+
+def few_rows(model: nn.Module, inputs: Any) -> Any:
+    """Two rows of example inputs, where the model runs on them; else all."""
+    if batch_size(inputs) <= 2:
+        return inputs
+    few = with_batch(inputs, 2)
+    args, kwargs = as_call(few)
+    try:
+        with untouched(model), torch.no_grad():
+            model(*args, **kwargs)
+    except Exception:
+        return inputs
+    return few
 
 
 def as_evaluator(value: Any) -> Evaluator | None:

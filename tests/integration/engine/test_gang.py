@@ -201,7 +201,7 @@ def test_two_processes_cut_what_one_does(story):
     """The same criterion from halves of the batches gives the same channels, and the model trains to the same score."""
     cuts = [json.loads(bench.artefact("shrink.json").read_text()) for bench in (story.alone, story.gang)]
     assert cuts[0] == cuts[1]
-    assert cuts[0]["cuts"]
+    assert cuts[0]["edits"]
     alone, gang = story.alone.metrics(), story.gang.metrics()
     assert gang["baseline"]["default"] == alone["baseline"]["default"]
     for name in ("parameters", "macs"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import random
 
 import numpy as np
@@ -187,11 +188,13 @@ def test_weights_that_are_not_finite_are_an_error(task):
         compression.callbacks.on_train_end()
 
 
-def test_a_shrink_that_fails_fails_the_training(task):
-    """Less than one channel of 8: nothing to shrink, and no result."""
-    compression = mp.prepare_compression(task.model, [channels(0.1)], dummy_input=task.x[:1])
+def test_an_end_that_fails_fails_the_training(task):
+    """A weight that is no number: nothing is shrunk, and there is no result."""
+    compression = mp.prepare_compression(task.model, [channels(0.5)], dummy_input=task.x[:1])
     compression.callbacks.on_train_begin()
-    with pytest.raises(CompressionError, match="nothing to shrink"):
+    with torch.no_grad():
+        list(task.model.parameters())[-1].fill_(math.nan)
+    with pytest.raises(CompressionError, match="NaN"):
         compression.callbacks.on_train_end()
     with pytest.raises(InvalidModelError, match="the training failed"):
         _ = compression.result

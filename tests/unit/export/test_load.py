@@ -14,7 +14,7 @@ from torch import nn
 
 import modelpress as mp
 from modelpress_runner.artifact import files as artifact
-from modelpress_runner.edits import cuts as recipe
+from modelpress_runner.edits import replay as recipe
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, StoreError
 

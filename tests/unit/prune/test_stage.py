@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner.edits.cuts import read, replay, write
-from modelpress_runner.errors import CompressionError, InvalidSpecError
+from modelpress_runner.edits.replay import read, replay, write
+from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.round import apply_masks
 from modelpress_runner.stages.prune import steps
@@ -387,11 +387,15 @@ def test_recurrent_layers_stay_and_the_rest_shrinks() -> None:
     assert (model.lstm.hidden_size, model.hidden.out_features, model.head.in_features) == (16, 6, 6)
 
 
-def test_too_little_to_remove_is_no_silent_success() -> None:
-    """A tenth of 8 channels is less than one."""
+@pytest.mark.parametrize("speedup", [True, False])
+def test_less_than_one_channel_leaves_the_layer_with_a_note(speedup: bool) -> None:
+    """A tenth of 8 channels is less than one; the model as it was is a result like any other."""
     model, dummy = residual(8)
-    with pytest.raises(CompressionError, match="less than one of its channels"):
-        run(model, dummy, configList=[{"opTypes": ["Conv2d"], "sparsity": 0.1}])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    context = run(model, dummy, configList=[{"opTypes": ["Conv2d"], "sparsity": 0.1}], speedup=speedup)
+    assert any("where a sparsity of 0.1 is less than one of 8" in note for note in context.notes)
+    assert context.cuts == []
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_shrink_needs_a_dummy_input() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from modelpress_runner.errors import RunnerError, first_line
-from modelpress_runner.runtime.example_inputs import as_call, batch_size, map_tensors, with_batch
+from modelpress_runner.runtime.example_inputs import as_call, batch_size, fitting, map_tensors
 from modelpress_runner.runtime.unfused import unfused
 
 PROVEN_BATCHES = (1, 2, 3)
@@ -61,7 +61,7 @@ def prove(model: nn.Module, program: nn.Module, dummy_input: Any) -> None:
     """
     ran = 0
     for size in PROVEN_BATCHES:
-        args, kwargs = as_call(with_batch(dummy_input, size))
+        args, kwargs = as_call(fitting(model, dummy_input, size))
         try:
             expected = _run(model, args, kwargs)
         except NotPortableError:
@@ -84,7 +84,7 @@ def prove(model: nn.Module, program: nn.Module, dummy_input: Any) -> None:
 
 def train_difference(model: nn.Module, program: nn.Module, dummy_input: Any) -> str | None:
     """What the program does otherwise than the model in one step in train mode; None: nothing."""
-    args, kwargs = as_call(with_batch(dummy_input, _TRAIN_BATCH))
+    args, kwargs = as_call(fitting(model, dummy_input, _TRAIN_BATCH))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()
     try:

@@ -10,6 +10,7 @@ archive, and `torch.export.load` of torch reads it too, with the eval graph as t
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import json
 import re
@@ -39,7 +40,16 @@ from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_out
 from modelpress_runner.export.pt2.module import Program
 from modelpress_runner.export.pt2.quiet import quiet
 from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
-from modelpress_runner.runtime.example_inputs import as_call, is_batched, map_tensors, on_device, tensors, with_batch
+from modelpress_runner.runtime.example_inputs import (
+    as_call,
+    batch_size,
+    fitting,
+    is_batched,
+    map_tensors,
+    on_device,
+    tensors,
+    with_batch,
+)
 from modelpress_runner.runtime.preserve import untouched
 
 VERSION = 1
@@ -195,12 +205,14 @@ def _check_tensors(model: nn.Module) -> None:
 
 
 def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedProgram:
-    batched = map_tensors(with_batch(dummy_input, _EXPORT_BATCH), lambda tensor: tensor.clone())
+    batched = map_tensors(fitting(model, dummy_input, _EXPORT_BATCH), lambda tensor: tensor.clone())
     args, kwargs = as_call(batched)
     shapes = ShapesCollection()
     free = [tensor for tensor in tensors(batched) if is_batched(tensor, _EXPORT_BATCH)]
     if not free:
         raise NotPortableError("no tensor in dummy_input has a batch dimension")
+    if (state := _state(model, dummy_input)) is not None:
+        raise NotPortableError(f"the batch of the input {state} is dimension 1; a program's batch is dimension 0")
     for tensor in free:
         shapes[tensor] = {0: Dim.DYNAMIC}
     model.train(training)
@@ -218,6 +230,18 @@ def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedPro
         if limits.lower > _EXPORT_BATCH or limits.upper < 2**31:
             raise NotPortableError(f"it takes only batches of {limits.lower} to {limits.upper}")
     return program
+
+
+def _state(model: nn.Module, dummy_input: Any) -> str | None:
+    """The name or number of an input whose batch is dimension 1, as of a state of recurrent layers."""
+    size = next(size for size in (3, 4) if size != batch_size(dummy_input))
+    calls = [as_call(inputs) for inputs in (fitting(model, dummy_input, size), with_batch(dummy_input, size))]
+    names = list(inspect.signature(model.forward).parameters)
+    fits, plain = ([*enumerate(args), *kwargs.items()] for args, kwargs in calls)
+    for (name, value), (_, other) in zip(fits, plain, strict=True):
+        if [each.shape for each in tensors(value)] != [each.shape for each in tensors(other)]:
+            return repr(names[name] if isinstance(name, int) and name < len(names) else name)
+    return None
 
 
 def _reason(error: Exception) -> str:

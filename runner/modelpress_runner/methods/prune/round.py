@@ -84,7 +84,7 @@ def round_masks(
         InvalidSpecError: a module that is selected by name cannot lose channels, modules of a group want different
             methods or scopes, or no selected module can be pruned.
     """
-    outcome = Outcome({name: dict(tensors) for name, tensors in masks.items()})
+    outcome = Outcome({name: dict(tensors) for name, tensors in masks.items()}, notes=list(selection.notes))
     structured = {n: c for n, c in selection.choices.items() if method(c.algorithm).structured}
     pools = [
         _alone(model, choice, outcome, round_)
@@ -95,7 +95,7 @@ def round_masks(
     if coupling is not None and structured:
         groups = _groups(coupling, structured, selection.excluded, outcome, path)
         pools += [_together(model, group, coupling, structured, units, outcome, round_, path) for group in groups]
-    _decide(pools)
+    outcome.notes += _decide(pools)
     if coupling is not None and structured:
         outcome.units = units
         cover(outcome.masks, model, coupling, units)
@@ -233,18 +233,32 @@ def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
     return _Pool(some, pool.choice, pool.sparsity, apply)
 
 
-def _decide(pools: Iterable[_Pool]) -> None:
-    """Ranks every local pool alone, and global ones with all others of the same method, kind and sparsity."""
+def _decide(pools: Iterable[_Pool]) -> list[str]:
+    """Ranks every local pool alone, and global ones with all others of the same method, kind and sparsity.
+
+    Returns:
+        Notes on what keeps everything, because its sparsity is less than one channel or weight of it.
+    """
+    whole: dict[tuple[float, int], list[str]] = defaultdict(list)
     shared: dict[tuple[str, float], list[_Pool]] = defaultdict(list)
     for pool in pools:
         if pool.choice.scope == "global":
             shared[pool.choice.algorithm, pool.sparsity].append(pool)
         else:
-            pool.apply(remove_local(pool.candidates, pool.sparsity))
+            pool.apply(removed := remove_local(pool.candidates, pool.sparsity))
+            if 0 < pool.sparsity == pool.choice.sparsity and not removed.any():
+                whole[pool.sparsity, len(removed)].append(pool.choice.module)
     for (algorithm, sparsity), members in shared.items():
         removed = remove_global([m.candidates for m in members], sparsity, method(algorithm).comparable)
         for pool, gone in zip(members, removed, strict=True):
             pool.apply(gone)
+        if 0 < sparsity == members[0].choice.sparsity and not any(gone.any() for gone in removed):
+            size = sum(int(pool.candidates.weights.sum()) for pool in members)
+            whole[sparsity, size].extend(pool.choice.module for pool in members)
+    return [
+        f"Left as it was: {_list(names)}, where a sparsity of {sparsity:g} is less than one of {size}"
+        for (sparsity, size), names in whole.items()
+    ]
 
 
 # Which groups ---------------------------------------------------------------------------------------------------------

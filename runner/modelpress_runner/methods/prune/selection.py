@@ -6,9 +6,11 @@ import difflib
 import re
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune
+from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.registry import method
@@ -33,6 +35,7 @@ class Selection:
 
     choices: dict[str, Choice]
     excluded: frozenset[str]
+    notes: tuple[str, ...] = ()  # why a module that was selected by type or expression is left
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
     entry without opTypes takes modules of any type that hold parameters. `exclude` always wins.
 
     Raises:
-        InvalidSpecError: an entry matches nothing, an expression is no regular expression, a module is of a type that
-            its method does not prune, or is left without a sparsity or with an initial one above it.
+        InvalidSpecError: an entry, or one of its selectors, matches nothing; an expression is no regular expression; a
+            module is of a type that its method does not prune, is left without a sparsity or with an initial one above
+            it, or is named and has a computed weight.
     """
     modules = dict(model.named_modules())
     drafts: dict[str, _Draft] = {}
@@ -81,16 +85,27 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
             }
             named = before.named or name in (entry.op_names or ())
             drafts[name] = replace(before, **given, entry=number, named=named)
-    choices = {
-        name: _choice(name, modules[name], drafts[name], path)
-        for name in modules
-        if name in drafts and name not in excluded
-    }
+    choices: dict[str, Choice] = {}
+    notes: list[str] = []
+    for name in modules:
+        if name not in drafts or name in excluded:
+            continue
+        choice = _choice(name, modules[name], drafts[name], path)
+        reason = next((str(each) for each in computed(modules[name], name)), None)
+        if reason is None:
+            choices[name] = choice
+        elif choice.named:
+            raise InvalidSpecError(reason, f"{path}.configList[{choice.entry}].opNames")
+        else:
+            notes.append(f"Left as it was: {reason}")
+    if not choices and notes:
+        why = "; ".join(note.removeprefix("Left as it was: ") for note in notes[:3])
+        raise InvalidSpecError(f"no selected module can be pruned: {why}", f"{path}.configList")
     if not choices:
         raise InvalidSpecError(
             "every selected module is excluded again; select one that is not, or remove the stage", f"{path}.configList"
         )
-    return Selection(choices, frozenset(excluded))
+    return Selection(choices, frozenset(excluded), tuple(notes))
 
 
 def _choice(name: str, module: nn.Module, draft: _Draft, path: str) -> Choice:
@@ -114,47 +129,77 @@ def _choice(name: str, module: nn.Module, draft: _Draft, path: str) -> Choice:
 
 
 def _matches(modules: dict[str, nn.Module], entry: ConfigEntry, prune: Prune, where: str) -> list[str]:
+    """The names that an entry selects, in the model's order; each of its selectors has a part in that."""
     pruner = method(entry.algorithm or prune.algorithm)
     named = _named(modules, entry, where)
+    everywhere = list(dict.fromkeys(name for names in named.values() for name in names))
     if entry.op_types is not None:
         types: tuple[str, ...] = ()
         for type_ in entry.op_types:
-            types += pruner.op_types if type_ == "default" else (type_,)
-        found = [name for name in named if _is_of(modules[name], types)]
-        if found:
-            return found
-        every = sorted({cls for module in modules.values() for cls in class_names(module)})
-        wanted = ", ".join(f"'{type_}'" for type_ in entry.op_types)
-        raise InvalidSpecError(
-            f"no module {_of_those(entry)}is of type {wanted}{_near(entry.op_types, every)}", f"{where}.opTypes"
-        )
-    if entry.exclude:
-        found = [name for name in named if any(True for _ in modules[name].parameters(recurse=False))]
+            types += (of := pruner.op_types if type_ == "default" else (type_,))
+            if not any(_is_of(modules[name], of) for name in everywhere):
+                raise InvalidSpecError(_no_such_type(modules, entry, type_, of), f"{where}.opTypes")
+
+        def fits(name: str) -> bool:
+            return _is_of(modules[name], types)
+    elif entry.exclude:
+
+        def fits(name: str) -> bool:
+            return any(True for _ in modules[name].parameters(recurse=False))
     else:
-        found = [name for name in named if _is_of(modules[name], pruner.op_types)]
-    if found:
-        return found
-    field = "opNames" if entry.op_names else "opNamesRe"
-    if not entry.op_names and not entry.op_names_re:
-        field = "exclude" if entry.exclude else "algorithm"
-    shown = [f"'{name}' is a {type(modules[name]).__name__}" for name in named[:3]]
-    inside = [name for name in named[:1] if any(True for _ in modules[name].children())]
+
+        def fits(name: str) -> bool:
+            return _is_of(modules[name], pruner.op_types)
+
+    for selector, names in named.items():
+        if not any(map(fits, names)):
+            raise _without_part(modules, entry, pruner, selector, names, where)
+    return [name for name in modules if name in set(everywhere) and fits(name)]
+
+
+def _no_such_type(modules: dict[str, nn.Module], entry: ConfigEntry, type_: str, types: tuple[str, ...]) -> str:
+    every = sorted({cls for module in modules.values() for cls in class_names(module)})
+    wanted = f"'{type_}'" if type_ != "default" else f"'default' ({', '.join(types)})"
+    if type_ == "default" and not (entry.op_names or entry.op_names_re):
+        wanted = f"{wanted} in the model, which"
+        return f"no module is of type {wanted} has {', '.join(every[:5])}"
+    message = f"no module {_of_those(entry)}is of type {wanted}{_near([type_], every)}"
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules.values())
+    return f"{message}; give the model as it was before torch.jit, which hides the types" if scripted else message
+
+
+def _without_part(
+    modules: dict[str, nn.Module],
+    entry: ConfigEntry,
+    pruner: PruneMethod,
+    selector: tuple[str, str],
+    names: list[str],
+    where: str,
+) -> InvalidSpecError:
+    """The error of a name or an expression (or of an entry with neither) all of whose modules are of other types."""
+    field, text = selector
+    shown = [f"'{name}' is a {type(modules[name]).__name__}" for name in names[:3]]
+    inside = [name for name in names[:1] if any(True for _ in modules[name].children())]
     tip = f"; opNamesRe: ['{re.escape(inside[0])}\\..*'] takes what is inside" if inside and inside[0] else ""
-    what = "holds no parameters of its own" if entry.exclude else _prunes(pruner)
-    raise InvalidSpecError(
-        f"matches nothing: {'; '.join(shown) or 'the model is empty'}; {what}{tip}", f"{where}.{field}"
-    )
+    if entry.op_types is not None:
+        what = f"the entry takes only {', '.join(entry.op_types)}"
+    else:
+        what = "it holds no parameters of its own" if entry.exclude else _prunes(pruner)
+    if not field:
+        field = "exclude" if entry.exclude else "algorithm"
+    subject = f"'{text}' selects nothing" if field == "opNamesRe" else "selects nothing"
+    return InvalidSpecError(f"{subject}: {'; '.join(shown) or 'the model is empty'}; {what}{tip}", f"{where}.{field}")
 
 
-def _named(modules: dict[str, nn.Module], entry: ConfigEntry, where: str) -> list[str]:
-    """The names that opNames and opNamesRe match, all if neither is given, in the model's order."""
+def _named(modules: dict[str, nn.Module], entry: ConfigEntry, where: str) -> dict[tuple[str, str], list[str]]:
+    """What each name and expression matches, by its field and text; all under ("", "") if there is neither."""
     if entry.op_names is None and entry.op_names_re is None:
-        return list(modules)
-    found: set[str] = set()
+        return {("", ""): list(modules)}
+    found: dict[tuple[str, str], list[str]] = {}
     for name in entry.op_names or ():
         if name not in modules:
-            raise InvalidSpecError(f"the model has no module '{name}'{_near([name], modules)}", f"{where}.opNames")
-        found.add(name)
+            raise InvalidSpecError(f"the model has no module '{name}'{_instead(name, modules)}", f"{where}.opNames")
+        found["opNames", name] = [name]
     for text in entry.op_names_re or ():
         try:
             pattern = re.compile(text)
@@ -165,8 +210,14 @@ def _named(modules: dict[str, nn.Module], entry: ConfigEntry, where: str) -> lis
             raise InvalidSpecError(
                 f"'{text}' matches no module; it must match a whole name{_near([text], modules)}", f"{where}.opNamesRe"
             )
-        found.update(matched)
-    return [name for name in modules if name in found]
+        found["opNamesRe", text] = matched
+    return found
+
+
+def _instead(name: str, modules: dict[str, nn.Module]) -> str:
+    if set(name) & set("*+?[](){}|^$\\"):
+        return "; it looks like an expression: opNamesRe takes those"
+    return _near([name], modules)
 
 
 def _is_of(module: nn.Module, types: tuple[str, ...]) -> bool:
