@@ -326,9 +326,10 @@ class _Run:
         )
         evaluator.enter_stage(stage.method, stage.algorithm)
         resumed: Resumed | None = None
-        if checkpoint is not None and evaluator.sharded and checkpoint.world != ranks.world():
+        moved = checkpoint is not None and checkpoint.world != ranks.world()
+        if moved and evaluator.sharded and not evaluator.replays:
             self._note(
-                "the training began anew where the run went on: its optimizers were kept in parts, one a process"
+                "the training began anew, with the weights that it had reached: its optimizers were kept in parts"
             )
             checkpoint = None
         try:

@@ -189,19 +189,20 @@ def test_one_rank_stops_all_at_the_same_place(story):
 def test_each_rank_goes_on_with_its_own_part(story):
     """What is spread over the ranks comes back to the rank that had it, and the weights are the same on both."""
     first, second = (found["run"] for found in story["resumed"])
-    assert (first["loaded"], second["loaded"]) == ([0, 8], [1, 8])
-    assert (first["steps"], second["steps"]) == (8, 8)
+    stopped = story["stopped"][0]["run"]["stopped"]
+    assert (first["loaded"], second["loaded"]) == ([0, stopped], [1, stopped])
+    assert (first["steps"], second["steps"]) == (16, 16)  # those that were played back among them
     assert first["weights"] == second["weights"]
     assert first["notes"] == []
 
 
-def test_another_number_of_processes_begins_the_optimizers_anew(story):
-    """Weights and place are kept, parts of optimizers are of no use; both is said."""
+def test_another_number_of_processes_begins_the_training_anew(story):
+    """One process sees other data than two did, so what they did cannot be played back; both is said."""
     (found,) = story["alone"]
-    assert (found["run"]["loaded"], found["run"]["steps"]) == (None, 8)
+    assert (found["run"]["loaded"], found["run"]["steps"]) == (None, 16)
     goes_on, anew = found["run"]["notes"]
     assert goes_on == "the run goes on with 1 processes; before there were 2"
-    assert "the optimizers began anew" in anew
+    assert "2 processes trained together before, and 1 do now" in anew
 
 
 STRANGER = """
