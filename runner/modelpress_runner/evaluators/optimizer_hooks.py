@@ -59,7 +59,7 @@ def before_step(optimizer: Any, hook: Callable[[], None]) -> StepHandle:
         if closure is None:
             hook()
             return None
-        calls = []
+        calls: list[None] = []
 
         def watched() -> Any:
             loss = closure()
@@ -201,10 +201,13 @@ def unscaled(parameter: nn.Parameter, optimizers: Iterable[torch.optim.Optimizer
     Ordinary optimizers get unscaled gradients; those that scale within their kernels (fused=True) are told the factor.
     """
     gradient = parameter.grad
-    for optimizer in optimizers if gradient is not None else ():
+    if gradient is None:
+        return None
+    for optimizer in optimizers:
         scale = getattr(optimizer, "grad_scale", None)
         if scale is not None and any(parameter is held for group in optimizer.param_groups for held in group["params"]):
-            return gradient / scale.to(gradient.device)
+            unscaled: torch.Tensor = gradient / scale.to(gradient.device)
+            return unscaled
     return gradient
 
 

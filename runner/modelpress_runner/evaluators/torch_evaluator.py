@@ -322,7 +322,7 @@ def with_loss(output: Any, loss: torch.Tensor) -> Any:
     if isinstance(output, tuple | list):
         if output[0] is loss:
             return output
-        if hasattr(output, "_replace"):
+        if hasattr(output, "_replace") and hasattr(output, "_fields"):
             return output._replace(**{output._fields[0]: loss})
         return type(output)([loss, *output[1:]])
     return loss

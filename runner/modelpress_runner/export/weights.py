@@ -175,7 +175,7 @@ def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
             module = model.get_submodule(owner)
             moved = tensor.to(target.device)
             if leaf in module._parameters:
-                module._parameters[leaf].data = moved  # keeps the parameter's identity, so ties stay
+                getattr(module, leaf).data = moved  # keeps the parameter's identity, so ties stay
             else:
                 module._buffers[leaf] = moved
 
@@ -212,7 +212,8 @@ def _storable(tensor: torch.Tensor) -> torch.Tensor:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        loaded: dict[str, torch.Tensor] = load_file(path)
+        return loaded
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.name} is missing from the artefact; fetch the whole folder again") from error
     except (SafetensorError, OSError, ValueError) as error:

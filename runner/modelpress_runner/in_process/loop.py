@@ -6,6 +6,7 @@ so, and shrinks the model when the loop is over. The model stays the same object
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -180,7 +181,7 @@ class Loop:
         for part, record in zip(self._parts, records, strict=True):
             if part.stage.shrinks:
                 before = time.perf_counter()
-                self.context.report = lambda message, name=part.name: self.say(message, name)
+                self.context.report = functools.partial(self.say, stage=part.name)
                 part.stage.shrink(self.context)
                 record |= self._counted() | {"seconds": record["seconds"] + time.perf_counter() - before}
         return Outcome(

@@ -170,7 +170,8 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer that a wrapper, such as accelerate's, passes its steps on to."""
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
-    return optimizer
+    inner: torch.optim.Optimizer = optimizer
+    return inner
 
 
 def _list(value: Any) -> list[Any]:

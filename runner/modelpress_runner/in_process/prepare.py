@@ -93,7 +93,7 @@ def prepare_compression(
     """
     handed = Handed(_subject(model, evaluator, dummy_input), pretrain)
     state = LoopState.of(model, optimizers, lr_schedulers)
-    given = {"stages": stages, "seed": seed, "target": target, "benchmark": benchmark}
+    given: dict[str, Any] = {"stages": stages, "seed": seed, "target": target, "benchmark": benchmark}
     given["report"] = None if report is silent else report
     run = current.current()
     if run is not None:

@@ -306,7 +306,10 @@ class ModuleEvaluator(Evaluator):
         for part in _TRAINERS if self._method == "prune" else reversed(_TRAINERS):
             trainer = self._asked(part, self._algorithm)
             if trainer is not None:
-                return self._function(trainer, part, "a function (model, optimizer, criterion, current_epoch)")
+                trained: Callable[..., Any] | None = self._function(
+                    trainer, part, "a function (model, optimizer, criterion, current_epoch)"
+                )
+                return trained
         return None
 
     def _function(self, value: Any, part: str, wanted: str) -> Any:
@@ -317,12 +320,18 @@ class ModuleEvaluator(Evaluator):
     def _factory(self) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:
         with user_code(f"{self._name}.optimizer_factory", InvalidModelError):
             factory = self._module.optimizer_factory()
-        return self._function(factory, "optimizer_factory", "a function parameters -> Optimizer")
+        made: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = self._function(
+            factory, "optimizer_factory", "a function parameters -> Optimizer"
+        )
+        return made
 
     def _criterion(self) -> Callable[..., torch.Tensor] | None:
         with user_code(f"{self._name}.criterion", InvalidModelError):
             criterion = self._module.criterion()
-        return self._function(criterion, "criterion", "a function (output, target) -> loss")
+        checked: Callable[..., torch.Tensor] | None = self._function(
+            criterion, "criterion", "a function (output, target) -> loss"
+        )
+        return checked
 
     @property
     def can_train(self) -> bool:

@@ -371,7 +371,7 @@ class EvaluatorContract:
         name, _ = _first_weight(model)
         last = [n for n, p in model.named_parameters() if p.requires_grad and p.dim() > 1][-1]
         evaluator.bind(model)
-        hooks = [TensorHook(_note), ForwardHook(_note), BackwardHook(_note)]
+        hooks = TensorHook(_note), ForwardHook(_note), BackwardHook(_note)
         evaluator.register_tensor_hook(name, hooks[0])
         evaluator.register_forward_hook(name.rpartition(".")[0], hooks[1])
         evaluator.register_backward_hook(last.rpartition(".")[0], hooks[2])

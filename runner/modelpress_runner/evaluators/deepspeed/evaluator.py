@@ -93,7 +93,7 @@ class DeepspeedTorchEvaluator(Evaluator):
                 raise InvalidModelError(f"{name} must be a function, not a {type(function).__name__}")
         if training_func is not None and training_step is None:
             raise InvalidModelError("DeepspeedTorchEvaluator has a training_func but no training_step; give both")
-        self._functions = functions
+        self._functions: dict[str, Any] = functions
         self._config = deepspeed_config.read(deepspeed)
         self._optimizer = _source(optimizer, "optimizer", torch.optim.Optimizer)
         self._scheduler = _source(lr_scheduler, "lr_scheduler", torch.optim.lr_scheduler.LRScheduler)
@@ -294,7 +294,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         self._remarks = limits.remarks()
 
     def _step(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-        output = self._functions["training_step"](batch, engine, *args, **kwargs)  # type: ignore[misc]
+        output = self._functions["training_step"](batch, engine, *args, **kwargs)
         loss = loss_in(output)
         for patch in self._patches:
             loss = patch(loss, batch)
@@ -387,9 +387,7 @@ def _resume_arguments(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if name not in _RESUME:
             raise InvalidModelError(f"{where} has no {name!r}; it takes {', '.join(_RESUME)}")
         if value is not None and not isinstance(value, _RESUME[name]):
-            raise InvalidModelError(
-                f"{where}.{name} is a {type(value).__name__}; give a {_RESUME[name].__name__}"  # type: ignore[attr-defined]
-            )
+            raise InvalidModelError(f"{where}.{name} is a {type(value).__name__}; give a {_RESUME[name].__name__}")
     if not given.get("load_dir"):
         raise InvalidModelError(f"{where} needs load_dir, the folder that DeepSpeed's save_checkpoint wrote to")
     return {name: value for name, value in given.items() if value is not None}

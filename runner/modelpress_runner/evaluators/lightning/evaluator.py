@@ -116,7 +116,8 @@ class LightningEvaluator(Evaluator):
 
     @property
     def model(self) -> nn.Module:
-        return self._bound.model
+        model: nn.Module = self._bound.model
+        return model
 
     @property
     def _bound(self) -> Fit:
@@ -223,6 +224,6 @@ def _row(value: Any) -> Any:
         rows = {name: _row(item) for name, item in value.items()}
         return rows if rows and all(row is not None for row in rows.values()) else None
     if isinstance(value, tuple | list):
-        rows = [_row(item) for item in value]
-        return tuple(rows) if rows and all(row is not None for row in rows) else None
+        items = [_row(item) for item in value]
+        return tuple(items) if items and all(item is not None for item in items) else None
     return None

@@ -101,7 +101,8 @@ class ChunkedTrainer:
     @property
     def wrapped(self) -> nn.Module:
         """The model in whatever trains it: DistributedDataParallel, a DeepSpeed engine, or itself."""
-        return self._wrapped
+        wrapped: nn.Module = self._wrapped
+        return wrapped
 
     @property
     def optimizer(self) -> Any:

@@ -109,7 +109,7 @@ class TransformersEvaluator(Evaluator):
         trainer = self._bound[2] if self._bound else self._source.trainer or self._scorer
         if trainer is None or not trainer.is_deepspeed_enabled:
             return False
-        return trainer.accelerator.state.deepspeed_plugin.zero_stage >= 1
+        return bool(trainer.accelerator.state.deepspeed_plugin.zero_stage >= 1)
 
     def bind(self, model: nn.Module) -> None:
         if self._bound is not None:

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from small_task import Task
 from torch import nn
 
 import modelpress as mp
@@ -16,6 +17,11 @@ from modelpress_runner.errors import InvalidModelError, InvalidSpecError, UserCo
 
 LEVEL = {"prune": {"algorithm": "level", "config_list": [{"op_names": ["0"], "sparse_ratio": 0.5}], "speedup": False}}
 TUNE = {"finetune": {"max_epochs": 2}}
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task()
 
 
 def test_a_recipe_in_python_spelling_is_measured_before_and_after(task):
