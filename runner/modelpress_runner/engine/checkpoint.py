@@ -240,11 +240,13 @@ class Checkpointer:
     def part(self, checkpoint: Checkpoint, number: int) -> dict[str, Any]:
         """What this rank kept with `save_part`."""
         assert checkpoint.within is not None
-        return self._read(self._part(checkpoint.step, checkpoint.within.run, number))
+        content: dict[str, Any] = self._read(self._part(checkpoint.step, checkpoint.within.run, number))
+        return content
 
     def shard(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """This rank's part of the optimizers."""
-        return self._read(f"ranks/{_place(checkpoint.step, checkpoint.within)}/{ranks.rank()}.pt")
+        trainer: dict[str, Any] = self._read(f"ranks/{_place(checkpoint.step, checkpoint.within)}/{ranks.rank()}.pt")
+        return trainer
 
     def _read(self, path: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:

@@ -119,7 +119,7 @@ def _hooked(optimizer: Any, begin: Callable[[Any, Any], Any], end: Callable[[Any
             handles = (each.register_step_pre_hook(pre), each.register_step_post_hook(post))
             undo += [handle.remove for handle in handles]
         else:
-            undo.append(_patched(each, lambda made, each=each: _between(made, each, pre, post)))
+            undo.append(_patched(each, functools.partial(_between, each, pre, post)))
 
     def first() -> None:
         depth[0] = 0
@@ -127,7 +127,7 @@ def _hooked(optimizer: Any, begin: Callable[[Any, Any], Any], end: Callable[[Any
     return StepHandle([first, *undo])
 
 
-def _between(made: Callable[..., Any], owner: Any, pre: Callable[..., Any], post: Callable[..., Any]) -> Any:
+def _between(owner: Any, pre: Callable[..., Any], post: Callable[..., Any], made: Callable[..., Any]) -> Any:
     def step(*args: Any, **kwargs: Any) -> Any:
         changed = pre(owner, (owner, *args), kwargs)
         if changed is not None:

@@ -372,7 +372,7 @@ def is_scheduler(value: Any) -> bool:
     return issubclass(kind, torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
-def _made(factory: Callable[..., Any], model: nn.Module) -> torch.optim.Optimizer:
+def _made(factory: Callable[..., Any], model: nn.Module) -> Any:
     return checked_optimizer(factory(list(model.parameters())), "the optimizer function returned")
 
 

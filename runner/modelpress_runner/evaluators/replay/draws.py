@@ -37,7 +37,7 @@ class Draws:
             if not isinstance(generator, torch.amp.GradScaler)
         }
         self._python = _address_of_python()
-        self._numpy = int(np.random.mtrand._rand._bit_generator.ctypes.state_address)  # type: ignore[attr-defined]
+        self._numpy = int(np.random.mtrand._rand._bit_generator.ctypes.state_address)
         self._numpy_words, self._gauss = b"", (0, 0.0)
 
     def read(self) -> Reading:
@@ -90,7 +90,7 @@ class Draws:
         words = ctypes.string_at(self._numpy, _BYTES)
         if words != self._numpy_words or self._gauss[0]:
             self._numpy_words = words
-            state: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+            state: dict[str, Any] = np.random.get_state(legacy=False)
             self._gauss = (int(state["has_gauss"]), float(state["gauss"]))
         return (words, *self._gauss)
 
@@ -119,7 +119,7 @@ def _python_words() -> tuple[bytes, float | None]:
 
 def _address_of_python() -> int | None:
     """Where CPython keeps the state of the module's generator; None if it does not keep it as it is known to."""
-    place = id(random._inst) + object.__basicsize__  # type: ignore[attr-defined]
+    place = id(random._inst) + object.__basicsize__
     try:
         found = ctypes.string_at(place, _BYTES)
     except Exception:  # whatever an unknown interpreter answers

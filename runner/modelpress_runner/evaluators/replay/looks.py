@@ -74,7 +74,7 @@ def watched(models: list[nn.Module], look: Callable[[], None]) -> Iterator[None]
         for name in _WALKS:
             setattr(nn.Module, name, walk(name))
         nn.Module.state_dict = state_dict  # type: ignore[method-assign]
-        nn.Module.__reduce_ex__ = reduce_ex  # type: ignore[method-assign]
+        nn.Module.__reduce_ex__ = reduce_ex  # type: ignore[method-assign, assignment]
         yield
     finally:
         for name, original in originals.items():

@@ -107,11 +107,11 @@ def _rebuilt(kept: Any, backward: Callable[[], None]) -> Any:
     if kind == "plain":
         return rest[0]
     if kind in ("output", "dict"):
-        items = {key: _rebuilt(item, backward) for key, item in rest[1]}
-        return _model_output(rest[0])(**items) if kind == "output" else items
+        by_name = {key: _rebuilt(item, backward) for key, item in rest[1]}
+        return _model_output(rest[0])(**by_name) if kind == "output" else by_name
     if kind == "named":
         name, fields, items = rest
-        return collections.namedtuple(name, fields)(*(_rebuilt(item, backward) for item in items))  # type: ignore[misc]
+        return collections.namedtuple(name, fields)(*(_rebuilt(item, backward) for item in items))
     if kind in ("tuple", "list"):
         items = [_rebuilt(item, backward) for item in rest[0]]
         return tuple(items) if kind == "tuple" else items

@@ -15,6 +15,7 @@ Where the function looks at the weights themselves (looks.py) they are kept, and
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,7 +153,7 @@ class Tape:
         """
         with contextlib.ExitStack() as undone:
             for number, optimizer in enumerate(optimizers):
-                undone.enter_context(around(optimizer, lambda made, number=number: self._step_of(number, made)))
+                undone.enter_context(around(optimizer, functools.partial(self._step_of, number)))
             undone.enter_context(self._scalers())
             if self._noting:
                 self._known = {id(each) for one in optimizers for each in (one, *stepped_within(one))}
@@ -203,7 +204,9 @@ class Tape:
                 raise Diverged("it steps another optimizer")
             results = []
             self._in_closure = True
-            for _ in range(event["closures"] if closure is not None else 0):
+            for _ in range(event["closures"]):
+                if closure is None:
+                    raise Diverged("it gives a step no closure")
                 with torch.enable_grad():
                     results.append(closure())
             self._in_closure = False
