@@ -3,7 +3,7 @@
 Two replicas serve 500 CompressionJobs that come evenly over the time. One in twenty is hostile (too deep, too large,
 forged, with edited annotations), and strangers flood the three ports of both replicas, on loopback: deflate bombs,
 connections that say nothing, slow and huge headers. The leader is killed once, a follower restarted once, and the
-leadership changes once in good order.
+leadership changes once in good order; a process that ends by itself is started again, as a kubelet would.
 
 Reported: honest jobs that completed; the longest time for which no replica was ready ("any", what a Service sees), and
 each of them was not (a start of its process among it); the largest resident memory of any of the processes; and what
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import sys
 import tempfile
@@ -57,12 +58,17 @@ class Watchdog(threading.Thread):
         self._ready_at = dict.fromkeys(["any", *(str(n) for n in range(len(replicas)))], time.monotonic())
         self.gaps = dict.fromkeys(self._ready_at, 0.0)
         self.peak = 0.0
+        self.restarts: list[str] = []  # of processes that ended by themselves, with the end of their log
+        self.leave = set[int]()  # replicas that are being stopped and started by intent
         self.stop = threading.Event()
 
     def run(self) -> None:
         """Watch until `stop`."""
         while not self.stop.wait(0.5):
             for number, replica in enumerate(self._replicas):
+                if number not in self.leave and not replica.running:  # as a kubelet does
+                    self.restarts.append(last_words(replica))
+                    replica.start()
                 ready = self._ready(replica)
                 for name in (str(number), "any"):
                     now = time.monotonic()
@@ -99,6 +105,12 @@ class Flood(threading.Thread):
             with contextlib.suppress(OSError):
                 floods.wave(ports[self.waves // len(self._replicas) % 3])
             self.waves += 1
+
+
+def last_words(replica: OperatorProcess) -> str:
+    """The last complaint in its log."""
+    complaints = [line["msg"] for line in replica.lines() if line["level"] in ("error", "warning")]
+    return complaints[-1][:300] if complaints else "nothing"
 
 
 def disturb(replicas: list[OperatorProcess], step: int) -> str:
@@ -154,7 +166,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             time.sleep(max(0.0, at - time.monotonic()))
             share = (time.monotonic() - start) / arguments.seconds
             if len(happened) < 3 and share >= 0.25 * (len(happened) + 1):
+                watchdog.leave = {0, 1}
                 happened.append(f"{share * arguments.seconds:.0f} s: {disturb(replicas, len(happened))}")
+                watchdog.leave = set()
             if number % HOSTILE_EVERY == HOSTILE_EVERY - 1:
                 kind, text = assortment(number // HOSTILE_EVERY, chance, uid)
                 status, name = post(NAMESPACE, kind, text)
@@ -189,6 +203,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "happened": happened,
         "longestGapSeconds": {name: round(gap, 1) for name, gap in watchdog.gaps.items()},
         "readyAtTheEnd": ready,
+        "loadAverage": round(os.getloadavg()[2], 1),  # of fifteen minutes, the whole machine's
+        "cores": os.cpu_count(),
+        "restartedByThemselves": watchdog.restarts,
         "errorsLogged": dict(Counter(error.strip().rpartition("\n")[2][:200] for error in errors)),
         "peakRssMiB": round(watchdog.peak, 1),
     }

@@ -5,16 +5,10 @@ from __future__ import annotations
 import base64
 import fcntl
 import secrets
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT / "tools" / "cluster")]
-
-from running import NotInCluster, Running  # noqa: E402
+from running import NotInCluster, Running
 
 
 @pytest.fixture(scope="session")

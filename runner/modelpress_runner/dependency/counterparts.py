@@ -80,7 +80,8 @@ class Counterparts:
             self._owners[name] = self.masked.get_submodule(name.rpartition(".")[0])
         self._check_ties(parameters, small)
         self.sizes = (_count(parameters.values()), _count(small.values()))
-        self._values, self._wide = Values(), torch.float64
+        self._values = Values()
+        self._wide: torch.dtype | None = torch.float64
         self._weights = {
             "masked": Weights({id(p): self._masked_weight(n, p) for n, p in parameters.items()}),
             "shrunk": Weights({id(small[n]): self._small_weight(n, p) for n, p in parameters.items()}),

@@ -154,7 +154,7 @@ class _Widening(TorchDispatchMode):
     """Runs every operation in the wide precision; `wide` None leaves precisions as they are."""
 
     def __init__(self, weights: Weights, wide: torch.dtype | None, seen: Seen) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
         self._weights, self._wide, self._seen = weights, wide, seen
 
     @classmethod

@@ -106,7 +106,9 @@ class Coupling:
                 members[tuple(producers[unit])].append(unit)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
         return [
-            DependencyGroup(names, tuple(sorted({f for u in units for f in followers[u]}, key=order.get)), tuple(units))
+            DependencyGroup(
+                names, tuple(sorted({f for u in units for f in followers[u]}, key=order.__getitem__)), tuple(units)
+            )
             for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]])
         ]
 

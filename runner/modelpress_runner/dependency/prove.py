@@ -10,6 +10,7 @@ and buffers, on several inputs. One difference beyond rounding refutes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -173,7 +174,7 @@ class _Comparison:
                 continue
             if real:
                 try:
-                    self._judge(Values(), lambda change=change: self._examples.varied(change, 1), expected)
+                    self._judge(Values(), functools.partial(self._examples.varied, change, 1), expected)
                 except _UndecidedError:
                     continue
             return change
@@ -214,7 +215,7 @@ class _Comparison:
             if floats and not any(bool(t.count_nonzero()) for t in floats):
                 last = _UndecidedError("all outputs were zero")
                 continue
-            self._judge(values, lambda each=each: self._examples.varied(each, seed), expected)
+            self._judge(values, functools.partial(self._examples.varied, each, seed), expected)
             return
         assert last is not None
         raise last

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from modelpress_runner.dependency.groups import Coupling
-from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.runtime.example_inputs import with_batch
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in

@@ -39,7 +39,7 @@ class AxisView:
         layout = self.tensors[name]
         if layout == "flat":
             return tensor.view(1, -1)
-        grouped = tensor.unflatten(0, (self.groups, -1))
+        grouped: torch.Tensor = tensor.unflatten(0, (self.groups, -1))
         return grouped if layout == "rows" else grouped.transpose(1, 2)
 
     def rows(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -190,7 +190,7 @@ def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
     path, _, attribute = name.rpartition(".")
     owner = dict(model.named_modules()).get(path)
     parameter = owner._parameters.get(attribute) if owner is not None else None
-    if parameter is None:
+    if owner is None or parameter is None:
         raise CompressionError(f"the model has no module or parameter '{name}'")
     wide = [size for size in parameter.shape if size > 1]
     if len(wide) != 1 or axis != "out":

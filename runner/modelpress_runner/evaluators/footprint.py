@@ -57,17 +57,17 @@ class Footprint:
         for parameter, known, tensor_hooks in self._parameters:
             for name in set(vars(parameter)) - known:
                 delattr(parameter, name)
-            hooks = parameter._backward_hooks
-            for key in [key for key in hooks or () if key not in tensor_hooks]:
-                del hooks[key]
+            found = parameter._backward_hooks or {}
+            for key in [key for key in found if key not in tensor_hooks]:
+                del found[key]
         with torch.no_grad():
             for tensor, device in self._devices:
                 if tensor.device != device:
                     tensor.data = tensor.data.to(device)
                     tensor.grad = None
-        for config, before in self._configs:
+        for config, values in self._configs:
             vars(config).clear()
-            vars(config).update(before)
+            vars(config).update(values)
 
 
 def _hooks(module: nn.Module) -> dict[str, set[Any]]:

@@ -32,8 +32,8 @@ def _plain(value: Any) -> Any:
         return {key: item for key, item in items.items() if item is not _DROP}
     if isinstance(value, list | tuple | collections.deque):
         # An item that is left out would shift the others; None keeps their places.
-        items = [None if item is _DROP else item for item in map(_plain, value)]
-        return tuple(items) if isinstance(value, tuple) else items
+        kept = [None if item is _DROP else item for item in map(_plain, value)]
+        return tuple(kept) if isinstance(value, tuple) else kept
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return _DROP

@@ -14,14 +14,14 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from modelpress_runner.errors import CompressionError, InvalidModelError
 
-_ITERATORS = (
+_ITERATORS: tuple[type[Iterable[Any]], ...] = (
     types.GeneratorType,
     map,
     filter,
@@ -78,10 +78,10 @@ class Traced:
         return getattr(self.__wrapped__, name)
 
     def __instancecheck__(self, instance: Any) -> bool:
-        return isinstance(instance, self.__wrapped__)
+        return isinstance(instance, cast(type, self.__wrapped__))
 
     def __subclasscheck__(self, kind: type) -> bool:
-        return issubclass(kind, self.__wrapped__)
+        return issubclass(kind, cast(type, self.__wrapped__))
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
         """A class that is derived from a traced one is derived from the one behind it, and not traced itself."""
@@ -231,7 +231,7 @@ class Plan:
                 f"the {kind} was not traced, so it cannot be built again for a smaller model; make it with "
                 f"mp.trace({kind})(...) or give a function that makes it"
             )
-        seen = {"named": 0, "foreign": []}
+        seen: dict[str, Any] = {"named": 0, "foreign": []}
         args = self._resolve(call.args, names, call, seen)
         kwargs = self._resolve(call.kwargs, names, call, seen)
         if seen["foreign"]:

@@ -31,7 +31,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     """
     if path.suffix == ".safetensors":
         try:
-            return load_file(str(path))
+            loaded: dict[str, torch.Tensor] = load_file(str(path))
+            return loaded
         except (SafetensorError, OSError) as error:
             raise InvalidModelError(f"{path.name} is no readable safetensors file: {error}") from error
     if path.suffix not in (".pth", ".pt"):
@@ -116,7 +117,7 @@ def state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _place(tensor: torch.Tensor) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
 
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelpress.plainjson import json_of
-from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.edits.replay import read, replay, write
 from modelpress_runner.errors import ArtifactError, InvalidModelError, first_line
 
 WEIGHTS_FILE = "model.safetensors"
@@ -30,7 +31,7 @@ MAX_SHRINK_BYTES = 64 * 2**20
 _METADATA = {"format": "pt"}  # one entry only: the library writes several in no fixed order
 
 
-def save(model: nn.Module, folder: Path, cuts: Sequence[Cut], masks: Masks | None = None) -> list[Path]:
+def save(model: nn.Module, folder: Path, edits: Sequence[Edit], masks: Masks | None = None) -> list[Path]:
     """Writes model.safetensors and shrink.json, and masks.safetensors if there are masks, into `folder`.
 
     Raises:
@@ -38,7 +39,7 @@ def save(model: nn.Module, folder: Path, cuts: Sequence[Cut], masks: Masks | Non
     """
     files = [folder / WEIGHTS_FILE, folder / SHRINK_FILE]
     save_weights(model, files[0])
-    files[1].write_text(json.dumps(_recipe().write(list(cuts)), sort_keys=True, separators=(",", ":")) + "\n")
+    files[1].write_text(json.dumps(write(edits), sort_keys=True, separators=(",", ":")) + "\n")
     flat = {f"{module}.{name}": mask for module, named in (masks or {}).items() for name, mask in named.items()}
     if flat:
         files.append(folder / MASKS_FILE)
@@ -82,23 +83,23 @@ def load_into(dense_model: nn.Module, folder: Path) -> nn.Module:
     Raises:
         ArtifactError: the files are damaged, or do not fit this model; the message names what differs.
     """
-    cuts = read_cuts(folder / SHRINK_FILE)
+    edits = read_edits(folder / SHRINK_FILE)
     weights = _read(folder / WEIGHTS_FILE)
     trial = copy.deepcopy(dense_model)
-    _replay(trial, cuts)
+    _replay(trial, edits)
     _check(trial, weights)
     try:
         _fill(trial, weights)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(f"the weights do not fit the model given as into= ({first_line(error)})") from error
     del trial
-    _replay(dense_model, cuts)
+    _replay(dense_model, edits)
     _fill(dense_model, weights)
     return dense_model
 
 
-def read_cuts(path: Path) -> list[Cut]:
-    """The cuts in shrink.json.
+def read_edits(path: Path) -> list[Edit]:
+    """The edits in shrink.json.
 
     Raises:
         ArtifactError: it is not there, or not what `save` writes.
@@ -106,18 +107,18 @@ def read_cuts(path: Path) -> list[Cut]:
     try:
         if path.stat().st_size > MAX_SHRINK_BYTES:
             raise ArtifactError(f"{path.name} is larger than {MAX_SHRINK_BYTES} bytes; it is not one of ours")
-        return list(_recipe().read(json_of(path.read_text())))
+        return read(json_of(path.read_text()))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.name} is missing from the artefact; fetch the whole folder again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path.name} is damaged ({error}); fetch the artefact again") from error
 
 
-def _replay(model: nn.Module, cuts: Sequence[Cut]) -> None:
-    if not cuts:
+def _replay(model: nn.Module, edits: Sequence[Edit]) -> None:
+    if not edits:
         return
     try:
-        _recipe().replay(model, list(cuts))
+        replay(model, edits)
     except Exception as error:
         raise ArtifactError(
             f"{SHRINK_FILE} does not fit the model given as into= ({error}); give the dense model that was compressed, "
@@ -174,7 +175,7 @@ def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
             module = model.get_submodule(owner)
             moved = tensor.to(target.device)
             if leaf in module._parameters:
-                module._parameters[leaf].data = moved  # keeps the parameter's identity, so ties stay
+                getattr(module, leaf).data = moved  # keeps the parameter's identity, so ties stay
             else:
                 module._buffers[leaf] = moved
 
@@ -211,7 +212,8 @@ def _storable(tensor: torch.Tensor) -> torch.Tensor:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        loaded: dict[str, torch.Tensor] = load_file(path)
+        return loaded
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.name} is missing from the artefact; fetch the whole folder again") from error
     except (SafetensorError, OSError, ValueError) as error:
@@ -220,9 +222,3 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 def _shape(tensor: torch.Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "a scalar"
-
-
-def _recipe() -> Any:
-    from modelpress_runner.edits import cuts as recipe
-
-    return recipe

@@ -11,6 +11,7 @@ from torch import nn
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.optimizer_hooks import unscaled
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice
@@ -75,7 +76,7 @@ class ScoreWindow:
         self._collectors = None
 
     def _is_finite(self, choice: Choice) -> bool:
-        gradient = self._evaluator.gradient(self._model.get_submodule(choice.module).weight)
+        gradient = self._evaluator.gradient(weight_of(self._model.get_submodule(choice.module)))
         return gradient is None or bool(torch.isfinite(gradient).all())
 
     def _made(self) -> dict[str, Collector]:

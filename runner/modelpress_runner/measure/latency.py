@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def compare(
             for iteration in range(benchmark.iterations):
                 for which in (0, 1) if iteration % 2 == 0 else (1, 0):
                     model = models[which]
-                    samples[which].append(clock(lambda model=model: model(*args, **kwargs)))
+                    samples[which].append(clock(functools.partial(model, *args, **kwargs)))
     return summarize(samples[0]), summarize(samples[1])
 
 

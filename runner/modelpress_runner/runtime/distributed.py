@@ -102,7 +102,8 @@ def agreed(value: T) -> T:
         _broadcast(numbers)
         return value
     length, count = _sizes(_broadcast(torch.zeros(2, dtype=torch.int64)))
-    return _told(_broadcast(_room(length)), _broadcast(_room(count)))
+    told: T = _told(_broadcast(_room(length)), _broadcast(_room(count)))
+    return told
 
 
 def agreed_tensors(value: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
@@ -257,9 +258,12 @@ def _told_of(error: Exception) -> dict[str, str | None]:
 
 
 def _error(told: dict[str, str | None]) -> RunnerError:
-    kinds = {RunnerError.__name__: RunnerError, **{kind.__name__: kind for kind in _kinds(RunnerError)}}
+    kinds: dict[str, type[RunnerError]] = {
+        RunnerError.__name__: RunnerError,
+        **{kind.__name__: kind for kind in _kinds(RunnerError)},
+    }
     kind, text = kinds.get(str(told.get("type")), CompressionError), str(told.get("text"))
-    error = kind.__new__(kind, text)  # some types make a text of their own
+    error: RunnerError = kind.__new__(kind, text)  # some types make a text of their own
     error.path = told.get("path")
     return error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ def devices_restored(model: nn.Module) -> Iterator[None]:
 
     Training and evaluation of the user's may move the model to a GPU; what comes next does not know of it.
     """
-    before = [
+    before: list[tuple[dict[str, Any], str, torch.Tensor, torch.device]] = [
         (place, name, tensor, tensor.device)
         for module in model.modules()
         for place in (module._parameters, module._buffers)

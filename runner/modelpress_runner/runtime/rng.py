@@ -26,7 +26,7 @@ def seed_all(seed: int) -> None:
 def capture() -> dict[str, Any]:
     """The state of all global generators as tensors and plain data."""
     version, numbers, gauss = random.getstate()
-    legacy: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+    legacy: dict[str, Any] = np.random.get_state(legacy=False)
     return {
         "python": [version, list(numbers), gauss],
         "numpy": {

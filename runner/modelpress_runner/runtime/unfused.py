@@ -17,7 +17,7 @@ def unfused() -> Iterator[None]:
     """
     fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # torch does not type this property
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield

@@ -91,7 +91,8 @@ class _Reader:
             return [self.value(item, depth + 1) for item in plain]
         if not isinstance(plain, dict):
             return plain
-        name, item = next(iter(plain.items()), ("", None))
+        first: tuple[str, Any] = next(iter(plain.items()), ("", None))
+        name, item = first
         if not name.startswith("$"):
             return {key: self.value(item, depth + 1) for key, item in plain.items()}
         if len(plain) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,10 +17,12 @@ from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.reach import check_train_mode
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.copies import check_copies
-from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.round import (
@@ -67,7 +70,7 @@ def steps(prune: Prune, index: int) -> list[Step]:
     out: list[Step] = []
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
-        out.append(Transform(label, lambda context, number=number: stage.round(context, number)))
+        out.append(Transform(label, functools.partial(stage.round, number=number)))
         if train is not None:
             out.append(Training(f"train after {label}", epochs=train.epochs, max_steps=train.max_steps))
     if stage.shrinks:
@@ -137,7 +140,9 @@ class PruneStage:
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
-            else torch.ones_like(context.model.get_submodule(choice.module).weight, dtype=torch.float64, device="cpu")
+            else torch.ones_like(
+                weight_of(context.model.get_submodule(choice.module)), dtype=torch.float64, device="cpu"
+            )
             for choice in selection.choices.values()
             if is_data_driven(choice)
         }

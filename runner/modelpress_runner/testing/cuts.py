@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ class _Residual(nn.Module):
         self.conv2, self.norm2 = nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 16, 5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         x = F.relu(self.norm(self.stem(x)))
         x = F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
@@ -79,7 +80,7 @@ class _Heads(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
         self.head, self.fixed, self.scale = nn.Linear(16, 4), fixed, scale
 
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         x = self.embed(tokens)
         n, length, _ = x.shape
@@ -113,7 +114,7 @@ class _Grouped(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=groups)
         self.conv3 = nn.Conv2d(16, 4, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         return self.conv3(torch.sigmoid(self.conv2(torch.sigmoid(self.conv1(x)))))
 
@@ -125,7 +126,7 @@ class _Normed(nn.Module):
         super().__init__()
         self.conv1, self.norm, self.conv2 = nn.Conv2d(3, 12, 3), nn.GroupNorm(4, 12), nn.Conv2d(12, 5, 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         return self.conv2(F.relu(self.norm(self.conv1(x))))
 
@@ -136,7 +137,7 @@ class _Concat(nn.Module):
         self.left, self.right = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 10, 1)
         self.norm, self.last = nn.BatchNorm2d(19), nn.Conv2d(19, 4, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         return self.last(F.relu(self.norm(torch.cat([self.left(x), x, self.right(x)], 1))))
 
@@ -148,7 +149,7 @@ class _Wide(nn.Module):
         super().__init__()
         self.conv1, self.conv2, self.kind = nn.Conv1d(3, 12, 3, padding=1), nn.Conv1d(12, 4, 3), kind
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         x = F.gelu(self.conv1(x))
         if self.kind == "mean":
@@ -172,7 +173,7 @@ class _Signal(nn.Module):
         )
         self.hidden, self.head = nn.Linear(60, 20), nn.Linear(20, 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         x = F.relu(self.conv2(F.relu(self.norm(self.conv1(x)))))
         return self.head(torch.tanh(self.hidden(x.flatten(1))))
@@ -186,7 +187,7 @@ class _Mobile(nn.Module):
         self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
         self.project = nn.Conv2d(12, 5, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         """As nn.Module.forward."""
         x = self.act(self.depthwise(F.hardswish(self.norm(self.expand(x)))))
         x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))

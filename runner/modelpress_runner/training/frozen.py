@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -125,7 +126,7 @@ class _State:
     """Copies of all parameters and buffers of a model, and the very objects."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._tensors = [
+        self._tensors: list[tuple[dict[str, Any], str, torch.Tensor | None, torch.Tensor | None]] = [
             (place, name, tensor, None if tensor is None else tensor.detach().clone())
             for module in model.modules()
             for place in (module._parameters, module._buffers)

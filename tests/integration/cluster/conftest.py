@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "tools" / "cluster"), str(Path(__file__).resolve().parent)]
 
 from control_plane import ControlPlane  # noqa: E402
 from fake_kubelet import FakeKubelet, Fate  # noqa: E402

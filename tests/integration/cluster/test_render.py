@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from control_plane import ControlPlane
 from modelpress.api.podtemplate import VOLUME_KINDS, template_problems
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "render"))
 
 from render_cases import CASES, Case, job  # noqa: E402
 

@@ -14,7 +14,7 @@ import torch
 
 pytestmark = pytest.mark.long
 
-TINY = Path(__file__).resolve().parents[2] / "unit" / "huggingface"
+TINY = Path(__file__).resolve().parents[2] / "support"
 
 ROWS = [
     {"text": "the red cat sleeps", "label": "yes"},
@@ -44,7 +44,6 @@ ranks.leave()
 
 def test_gradients_are_those_of_the_whole_batch(tmp_path, monkeypatch):
     """After three epochs the weights are those of one process, and the same on both ranks."""
-    monkeypatch.syspath_prepend(str(TINY))
     from tiny_models import bert, rows, subject
 
     bert(tmp_path / "model", "BertForSequenceClassification")

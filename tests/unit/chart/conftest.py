@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "helm" / "modelpress"
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT / "tools")]
 
 Rendered = list[dict[str, Any]]
 

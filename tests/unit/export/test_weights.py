@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modelpress_runner.edits import cuts as recipe
+from modelpress_runner.edits import replay as recipe
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import ArtifactError, InvalidModelError
 from modelpress_runner.export import weights
@@ -74,8 +74,9 @@ def test_files_repeat_and_hold_what_they_should(tmp_path: Path) -> None:
         written.append([(path.name, path.read_bytes()) for path in files])
     assert written[0] == written[1]
     assert [name for name, _ in written[0]] == ["model.safetensors", "shrink.json", "masks.safetensors"]
-    assert weights.read_cuts(tmp_path / "a" / "shrink.json") == CUTS
-    assert json.loads((tmp_path / "a" / "shrink.json").read_text())["cuts"][0] == {
+    assert weights.read_edits(tmp_path / "a" / "shrink.json") == CUTS
+    assert json.loads((tmp_path / "a" / "shrink.json").read_text())["edits"][0] == {
+        "edit": "cut",
         "axis": "out",
         "kept": [0, 2],
         "module": "0",
@@ -180,8 +181,8 @@ def test_another_model_is_refused_untouched(model: nn.Module, message: str, tmp_
         ("model.safetensors", None, r"model.safetensors is missing"),
         ("shrink.json", b"{", r"shrink.json is damaged"),
         ("shrink.json", b"\xff", r"shrink.json is damaged"),
-        ("shrink.json", b"[1]", r"shrink.json is not of version 1"),
-        ("shrink.json", b'{"version": 2, "cuts": []}', r"shrink.json is not of version 1"),
+        ("shrink.json", b"[1]", r"versions 1 to 2 are read"),
+        ("shrink.json", b'{"version": 3, "edits": []}', r"versions 1 to 2 are read"),
         ("shrink.json", None, r"shrink.json is missing"),
     ],
 )

@@ -14,7 +14,8 @@ from tiny_models import bert, gpt2, rows, subject, vit
 
 import modelpress as mp
 from modelpress_runner.artifact import files as artifact
-from modelpress_runner.edits.cuts import Cut, replay
+from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.replay import replay
 from modelpress_runner.export.layout import LayoutError
 from modelpress_runner.huggingface.layout import PretrainedLayout
 from modelpress_runner.subject.subject import Subject

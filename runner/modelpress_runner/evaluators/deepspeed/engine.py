@@ -124,7 +124,7 @@ class EngineHandle:
         from deepspeed.utils import safe_get_full_grad
 
         with group.quiet():
-            gradient = safe_get_full_grad(parameter)
+            gradient: torch.Tensor | None = safe_get_full_grad(parameter)
         scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0))
         return gradient if gradient is None or scale == 1.0 else gradient / scale
 
@@ -320,4 +320,5 @@ def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     optimizer = engine.optimizer
     while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    return optimizer
+    inner: torch.optim.Optimizer = optimizer
+    return inner

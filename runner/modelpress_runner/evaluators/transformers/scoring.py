@@ -84,7 +84,7 @@ def evaluate(trainer: Trainer, model: nn.Module, prepared: bool) -> dict[str, fl
         if not all(takes(model, name) for name in trainer.label_names):
             losses = _Losses(trainer, model, reference)
             reverted.enter_context(losses)
-        metrics = trainer.evaluate()
+        metrics: dict[str, float] = trainer.evaluate()
         if losses is not None and losses.missing:
             metrics = {name: value for name, value in metrics.items() if not name.endswith("_loss")}
     return metrics
@@ -154,11 +154,14 @@ class _Losses:
 
     def _loss(self, outputs: Any, labels: dict[str, Any], items: Any) -> torch.Tensor | None:
         trainer = self._trainer
+        loss: torch.Tensor | None
         target = next(iter(labels.values())) if len(labels) == 1 else None
         if trainer.compute_loss_func is not None:
-            return trainer.compute_loss_func(outputs, target, num_items_in_batch=items)
+            loss = trainer.compute_loss_func(outputs, target, num_items_in_batch=items)
+            return loss
         if trainer.label_smoother is not None and target is not None:
-            return trainer.label_smoother(outputs, target, shift_labels=trainer._loss_shifts_labels)
+            loss = trainer.label_smoother(outputs, target, shift_labels=trainer._loss_shifts_labels)
+            return loss
         return _library_loss(self._reference, outputs, labels)
 
 
@@ -172,4 +175,5 @@ def _library_loss(reference: nn.Module, outputs: Any, labels: dict[str, Any]) ->
     given = {**outputs, **labels, **more, "config": config}
     if "logits" in outputs:
         given["pooled_logits"] = outputs["logits"]
-    return LOSS_MAPPING[reference.loss_type](**given)
+    loss: torch.Tensor | None = LOSS_MAPPING[reference.loss_type](**given)
+    return loss

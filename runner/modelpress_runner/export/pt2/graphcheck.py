@@ -423,10 +423,10 @@ def _terms(node: ast.AST) -> int | None:
 def _call(name: str, node: ast.Call) -> int | None:
     if name == "Float":
         first = node.args[0] if len(node.args) == 1 else None
-        known = isinstance(first, ast.Constant) and isinstance(first.value, str) and _FLOAT.fullmatch(first.value)
-        exact = [k for k in node.keywords if k.arg == "precision" and isinstance(k.value, ast.Constant)]
+        known = isinstance(first, ast.Constant) and isinstance(first.value, str) and bool(_FLOAT.fullmatch(first.value))
+        exact = [k.value for k in node.keywords if k.arg == "precision" and isinstance(k.value, ast.Constant)]
         return (
-            1 if known and len(exact) == len(node.keywords) <= 1 and all(k.value.value == 53 for k in exact) else None
+            1 if known and len(exact) == len(node.keywords) <= 1 and all(value.value == 53 for value in exact) else None
         )
     if node.keywords or not node.args:
         return None

@@ -227,7 +227,7 @@ def _has(root: nn.Module, name: str) -> bool:
 
 def _get(owner: nn.Module, leaf: str) -> torch.Tensor:
     # Straight from the tables: nn.Module's attribute access is slow. A parametrized weight is in neither.
-    found = owner._parameters.get(leaf)
+    found: torch.Tensor | None = owner._parameters.get(leaf)
     if found is None:
         found = owner._buffers.get(leaf)
     return getattr(owner, leaf) if found is None else found

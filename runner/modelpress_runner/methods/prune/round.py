@@ -191,6 +191,7 @@ def _together(
     away = gone.clone()
     for choice in members:
         axis = coupling.output(choice.module)
+        assert axis is not None  # a member of a group has one
         inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
         where, channels = (torch.tensor(column) for column in zip(*inside, strict=True))
         scores = round_.scores(model, choice)
@@ -249,10 +250,10 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
             if 0 < pool.sparsity == pool.choice.sparsity and not removed.any():
                 whole[pool.sparsity, len(removed)].append(pool.choice.module)
     for (algorithm, sparsity), members in shared.items():
-        removed = remove_global([m.candidates for m in members], sparsity, method(algorithm).comparable)
-        for pool, gone in zip(members, removed, strict=True):
+        parts = remove_global([m.candidates for m in members], sparsity, method(algorithm).comparable)
+        for pool, gone in zip(members, parts, strict=True):
             pool.apply(gone)
-        if 0 < sparsity == members[0].choice.sparsity and not any(gone.any() for gone in removed):
+        if 0 < sparsity == members[0].choice.sparsity and not any(gone.any() for gone in parts):
             size = sum(int(pool.candidates.weights.sum()) for pool in members)
             whole[sparsity, size].extend(pool.choice.module for pool in members)
     return [

@@ -1,8 +1,0 @@
-"""tools/cluster, whose modules are scripts and no package."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools" / "cluster"))
