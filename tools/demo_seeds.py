@@ -23,7 +23,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
 
 
 def main() -> int:
-    """The exit code: 1 if a seed fails its check."""
+    """The exit code: 1 if a seed fails its check, 128 + signal where one ended the row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first one")
@@ -37,6 +37,8 @@ def main() -> int:
         began = time.monotonic()
         shutil.rmtree(options.store, ignore_errors=True)
         result = mp.run(_document(seed, options), store=str(options.store), parallel=2, progress=False)
+        if result.exit_code > 128:  # a signal
+            return result.exit_code
         phases = Counter(str(trial.status.phase) for trial in result.trials)
         recipes = {json.dumps(trial.spec.to_dict(), sort_keys=True) for trial in result.trials}
         best = result.best.number if result.best is not None else None

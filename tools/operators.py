@@ -1,6 +1,6 @@
 """Writes the list of operators that a program may call: runner/modelpress_runner/export/pt2/operators.txt.
 
-It holds what torch makes of honest code: the graphs of the zoo (tests/unit/export/program_zoo.py) in train and eval
+It holds what torch makes of honest code: the graphs of the zoo (tests/support/program_zoo.py) in train and eval
 form, the samples of torch's own public functions, and the operators that torch tags as core, pointwise or reductions;
 less those whose names or arguments say that they skip checks, show memory, change the process or the shape of memory.
 The list is data: read the difference before it is committed.
@@ -70,7 +70,7 @@ def tagged() -> Iterable[str]:
 
 def zoo() -> Iterable[str]:
     """What the zoo's graphs call."""
-    sys.path.insert(0, str(ROOT / "tests/unit/export"))
+    sys.path.insert(0, str(ROOT / "tests/support"))
     import program_zoo
 
     from modelpress_runner.export.pt2 import graphcheck, program

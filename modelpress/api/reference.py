@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import crd
-from .v1alpha1 import MEASURED, reasons
+from .v1alpha1 import MEASURED, algorithms, reasons
 from .wording import PATTERNS
 
 _BLOCK = re.compile(r"(<!-- generated: ([a-z.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -149,6 +149,18 @@ def _two_columns(head: str, rows: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _algorithms() -> str:
+    """One line for each method."""
+    lines = ["| algorithm | scores | needs | types | what it removes |", "|---|---|---|---|---|"]
+    for row in algorithms.algorithms("prune"):
+        needs = ", ".join(sorted(row.needs)).replace("_", " ") or "-"
+        types = ", ".join(f"`{name}`" for name in row.default_types)
+        each = {"weight": "single weights", "channel": "output channels"}[row.granularity]
+        what = row.described.partition(": ")[2]
+        lines.append(f"| `{row.name}` | {each} | {needs} | {types} | {what} |")
+    return "\n".join(lines) + "\n"
+
+
 def _part(kind: Callable[[], dict[str, Any]], part: str, leave_out: tuple[str, ...] = ()) -> Callable[[], str]:
     def render() -> str:
         schema = kind()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -164,6 +176,10 @@ _PARTS: dict[str, Callable[[], str]] = {
     "sweep.status": _part(crd.sweep_crd, "status", ("status.conditions[]",)),
     "conditions": lambda: _two_columns("condition", constants("Condition types")),
     "reasons": lambda: _two_columns("reason", constants("Reasons")),
+    "algorithms": lambda: _algorithms(),
+    "schedules": lambda: _two_columns(
+        "type", {row.name: row.described.partition(": ")[2] for row in algorithms.schedules()}
+    ),
     "measured": lambda: _two_columns("metric", {name: f"always {goal}d" for name, goal in MEASURED.items()}),
 }
 

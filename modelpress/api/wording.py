@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .v1alpha1.base import in_words as in_words
+
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 # pattern of a type -> (what it means, what to do)
@@ -197,12 +199,6 @@ def describe(value: Any) -> str:
     if isinstance(value, list | tuple | set):
         return f"a {type(value).__name__} of {len(value)}" if value else f"an empty {type(value).__name__}"
     return f"a {type(value).__name__}"
-
-
-def in_words(names: Iterable[str]) -> str:
-    """['a', 'b', 'c'] -> 'a, b or c'."""
-    listed = list(names)
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
 
 
 def keys_in_words(names: Iterable[str], limit: int = 12) -> str:

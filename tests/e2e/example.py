@@ -86,8 +86,8 @@ def pod_of(cluster: Running, namespace: str, job: str, attempt: int) -> str:
 
 
 def steps(lines: list[str]) -> list[int]:
-    """Numbers of the chunks that a log reports as done, in order."""
-    return [int(found[1]) for line in lines if (found := re.search(r"\[(\d+)/\d+\]", line))]
+    """Numbers of the optimizer steps that a log reports as done, in order."""
+    return [int(found[1]) for line in lines if (found := re.search(r"\[(\d+)(?:/\d+)?\]", line))]
 
 
 def patch(cluster: Running, namespace: str, kind: str, name: str, **spec: Any) -> None:

@@ -116,9 +116,9 @@ def s3_refuses(cluster: Running) -> Iterator[None]:
 @pytest.mark.alone
 def test_an_outage_of_the_store_costs_an_attempt_and_no_work(operator: Running, namespace: str) -> None:
     """The S3 server refuses connections while a job trains; when it is back, the next attempt goes on."""
-    apply(operator, namespace, stages=[PRUNE, {"finetune": {"epochs": 30}}], backoffLimit=20)
+    apply(operator, namespace, stages=[PRUNE, {"finetune": {"epochs": 300}}], backoffLimit=20)
     first = pod_of(operator, namespace, NAME, 1)
-    done = max(steps(operator.log_until(first, namespace, "[4/")))
+    done = max(steps(operator.log_until(first, namespace, ": step ")))
     with s3_refuses(operator):
         operator.watch("cjob", NAME, namespace, "{.status.attempts[0].reason}", ["RunnerFailed"], seconds=240)
     assert operator.finished("cjob", NAME, namespace, seconds=300) == "Complete", operator.story(namespace)
@@ -199,9 +199,9 @@ def test_a_gpu_is_waited_for_and_used(operator: Running, namespace: str) -> None
 @pytest.mark.alone
 def test_draining_the_node_moves_the_job_on_without_a_failure(operator: Running, namespace: str) -> None:
     """`kubectl drain` evicts the pod; the next attempt waits for a node, and goes on after the checkpoint."""
-    apply(operator, namespace, stages=[PRUNE, {"finetune": {"epochs": 30}}], backoffLimit=0)
+    apply(operator, namespace, stages=[PRUNE, {"finetune": {"epochs": 300}}], backoffLimit=0)
     first = pod_of(operator, namespace, NAME, 1)
-    done = max(steps(operator.log_until(first, namespace, "[4/")))
+    done = max(steps(operator.log_until(first, namespace, ": step ")))
     drain = ["--force", "--delete-emptydir-data", "--timeout=150s", f"--pod-selector=modelpress.dev/job={NAME}"]
     try:
         operator.kubectl("drain", operator.node, *drain, seconds=160)
@@ -229,7 +229,7 @@ def test_a_job_moves_on_from_a_node_that_fell_silent(operator: Running, namespac
     stages = [PRUNE, {"finetune": {"epochs": 100_000}}]  # it must not end while the node is silent
     apply(operator, namespace, stages=stages, runner=runner(tolerations=away), backoffLimit=0)
     first = pod_of(operator, namespace, NAME, 1)
-    done = max(steps(operator.log_until(first, namespace, "[4/")))
+    done = max(steps(operator.log_until(first, namespace, ": step ")))
     operator.on_node("pkill", "--signal", "STOP", "--exact", "kubelet")
     try:
         path = '{.status.conditions[?(@.type=="Ready")].status}'
@@ -241,7 +241,7 @@ def test_a_job_moves_on_from_a_node_that_fell_silent(operator: Running, namespac
         operator.on_node("pkill", "--signal", "CONT", "--exact", "kubelet")
     operator.watch("cjob", NAME, namespace, "{.status.started}", ["2"], seconds=120)
     second = pod_of(operator, namespace, NAME, 2)
-    assert min(steps(operator.log_until(second, namespace, "/100000]"))) >= done
+    assert min(steps(operator.log_until(second, namespace, ": step "))) >= done
     status = operator.get("cjob", NAME, namespace)["status"]
     assert [one["outcome"] for one in status["attempts"]] == ["Disrupted", "Running"]
     # Back again, the kubelet may still say how the first runner ended.

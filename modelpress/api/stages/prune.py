@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelpress.api.errors import Problem
-from modelpress.api.v1alpha1 import DATA_DRIVEN, ConfigEntry, EntrySchedule, Prune
+from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune, algorithms
+from modelpress.api.wording import in_words
 
 from .base import StageRules
-
-# Algorithms that remove whole channels, which a speed-up can cut out.
-STRUCTURED = ("l1", "l2", "random", "taylor")
 
 
 class PruneRules(StageRules[Prune]):
@@ -74,15 +72,16 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         ):
             yield Problem(f"{where}.sparsity", "nothing says how much to prune", "add sparsity here or to prune")
         yield from _schedule_problems(prune, entry, where, path)
-    algorithms = {entry.algorithm or prune.algorithm for _, entry in entries}
-    if prune.scores is not None and not algorithms & DATA_DRIVEN:
-        listed = ", ".join(sorted(algorithms))
+    used = {entry.algorithm or prune.algorithm for _, entry in entries}
+    known, listed = algorithms.algorithms("prune"), ", ".join(sorted(used))
+    if prune.scores is not None and not any(row.data_driven for row in known if row.name in used):
         message = f"{listed} needs no data, so there are no scores to collect"
-        yield Problem(f"{path}.scores", message, f"remove it, or use {' or '.join(sorted(DATA_DRIVEN))}")
-    if prune.speedup and not algorithms & set(STRUCTURED):
-        listed = ", ".join(sorted(algorithms))
+        others = in_words(row.name for row in known if row.data_driven)
+        yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
+    if prune.speedup and not any(row.structured for row in known if row.name in used):
         message = f"{listed} removes single weights, which leaves nothing to shrink"
-        yield Problem(f"{path}.speedup", message, "write 'speedup: false', or use l1 or l2")
+        others = in_words(row.name for row in known if row.structured)
+        yield Problem(f"{path}.speedup", message, f"write 'speedup: false', or use {others}")
 
 
 def _schedule_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) -> Iterator[Problem]:
@@ -90,14 +89,15 @@ def _schedule_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) 
     if entry.schedule and entry.schedule.rounds > prune.schedule.rounds:
         message = f"takes {entry.schedule.rounds} rounds, but the stage has {prune.schedule.rounds}"
         fix = f"set prune.schedule.rounds to {entry.schedule.rounds}"
-        if prune.schedule.type == "one_shot":
-            fix += " and its type to linear or agp"
+        if algorithms.schedule(prune.schedule.type).at_once:
+            fix += f" and its type to {in_words(algorithms.gradual())}"
         yield Problem(f"{at}.rounds", message, fix)
     sparsity = entry.sparsity if entry.sparsity is not None else prune.sparsity
-    if schedule.type == "one_shot":
+    if algorithms.schedule(schedule.type).at_once:
         if schedule.initial_sparsity > 0:
-            message = "one_shot prunes at once, so there is no initial sparsity"
-            yield Problem(f"{at}.initialSparsity", message, "set type to linear or agp, or remove it")
+            message = f"{schedule.type} prunes at once, so there is no initial sparsity"
+            fix = f"set type to {in_words(algorithms.gradual())}, or remove it"
+            yield Problem(f"{at}.initialSparsity", message, fix)
     elif sparsity is not None and schedule.initial_sparsity > sparsity:
         message = f"{schedule.initial_sparsity:g} is above the sparsity to reach, {sparsity:g}"
         yield Problem(f"{at}.initialSparsity", message, f"give at most {sparsity:g}")
@@ -154,17 +154,17 @@ def _selects(entry: ConfigEntry, name: str) -> bool:
 
 
 def _collecting(prune: Prune, path: str) -> Iterator[Problem]:
-    """What scores by gradients cannot prune before the first step."""
+    """What scores by training steps cannot prune before the first of them."""
     for index, entry in enumerate(prune.config_list):
-        algorithm = entry.algorithm or prune.algorithm
+        row = algorithms.algorithm("prune", entry.algorithm or prune.algorithm)
         schedule, where = (
             (entry.schedule, f"{path}.configList[{index}].schedule")
             if entry.schedule is not None
             else (prune.schedule, f"{path}.schedule")
         )
-        at_once = schedule.type == "one_shot" or schedule.initial_sparsity > 0
-        if not entry.exclude and algorithm in DATA_DRIVEN and at_once and not schedule.start_step:
-            message = f"{algorithm} scores by the gradients of training steps, and at step 0 there were none"
+        at_once = algorithms.schedule(schedule.type).at_once or schedule.initial_sparsity > 0
+        if not entry.exclude and row.data_driven and at_once and not schedule.start_step:
+            message = f"{row.name} scores by the {row.data} of training steps, and at step 0 there were none"
             yield Problem(f"{where}.startStep", message, "give the number of optimizer steps to wait for, such as 10")
 
 
@@ -187,15 +187,17 @@ def _in_loop(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
     if schedule.rounds != 1:
         message = "a training loop of your own has steps, not rounds"
         yield Problem(f"{path}.rounds", message, "remove it, and give startStep, endStep and frequency")
-    if schedule.type == "one_shot":
+    if algorithms.schedule(schedule.type).at_once:
+        fix = f"remove it, or set type to {in_words(algorithms.gradual())}"
         if end is not None and end != start:
-            message = f"one_shot reaches its target at startStep ({start}), not at {end}"
-            yield Problem(f"{path}.endStep", message, "remove it, or set type to linear or agp")
+            message = f"{schedule.type} reaches its target at startStep ({start}), not at {end}"
+            yield Problem(f"{path}.endStep", message, fix)
         if schedule.frequency is not None:
-            yield Problem(f"{path}.frequency", "one_shot prunes once", "remove it, or set type to linear or agp")
+            yield Problem(f"{path}.frequency", f"{schedule.type} prunes once", fix)
     elif end is None:
         message = f"{schedule.type} needs the step at which the target is reached"
         yield Problem(f"{path}.endStep", message, "give the number of optimizer steps done by then")
     elif end <= start:
         message = f"{end} is not behind startStep ({start})"
-        yield Problem(f"{path}.endStep", message, "raise it, or set type to one_shot")
+        at_once = [row.name for row in algorithms.schedules() if row.at_once]
+        yield Problem(f"{path}.endStep", message, f"raise it, or set type to {in_words(at_once)}")

@@ -21,7 +21,7 @@ from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMet
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
-from .stages import DATA_DRIVEN, ConfigEntry, Duration, EntrySchedule, Finetune, Prune, Schedule, Scores, Stage
+from .stages import ConfigEntry, Duration, EntrySchedule, Finetune, Prune, Schedule, Scores, Stage
 from .sweep import (
     Budget,
     Categorical,
@@ -39,7 +39,6 @@ from .sweep import (
 
 __all__ = [
     "API_VERSION",
-    "DATA_DRIVEN",
     "DEFAULT_METRIC",
     "GPU",
     "GROUP",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
@@ -101,6 +102,12 @@ class ContractModel(ApiModel):
     model_config = ConfigDict(extra="ignore")
 
 
+def in_words(names: Iterable[str]) -> str:
+    """['a', 'b', 'c'] -> 'a, b or c'."""
+    listed = list(names)
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
+
+
 def exactly_one(model: BaseModel, *names: str) -> str:
     """The one field of `names` that is set.
 
@@ -117,14 +124,19 @@ def exactly_one(model: BaseModel, *names: str) -> str:
     return given[0]
 
 
-def rebuild(changed: type[ApiModel]) -> None:
-    """Lets a type whose fields have changed, and every type of this package that may hold it, validate anew."""
+def rebuild(*changed: type[ApiModel]) -> None:
+    """Lets types whose fields have changed, and every type of this package that may hold them, validate anew.
+
+    Args:
+        changed: held ones before those that hold them.
+    """
     pending = [ApiModel]
-    changed.model_rebuild(force=True)
+    for each in changed:
+        each.model_rebuild(force=True)
     while pending:
         for each in pending.pop().__subclasses__():
             pending.append(each)
-            if each is not changed:
+            if each not in changed:
                 each.model_rebuild(force=True)
 
 

@@ -95,7 +95,7 @@ class Point(ApiModel):
     """One intermediate score."""
 
     step: Annotated[int, Field(ge=0, le=2**53)] = Field(
-        description="Chunks of training done when it was measured, or the step of mp.report."
+        description="Optimizer steps done when it was measured, or the step of mp.report."
     )
     value: float = Field(description="The evaluator's score then.")
 
@@ -104,8 +104,8 @@ class Progress(ApiModel):
     """Where a running attempt is."""
 
     stage: Text = Field(description="What it does.")
-    step: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Chunks done.")
-    total: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Chunks in all; 0: not known.")
+    step: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Optimizer steps done.")
+    total: Annotated[int, Field(ge=0, le=2**53)] = Field(description="Optimizer steps in all; 0: not known.")
     time: Time = Field(description="When it said so.")
 
 

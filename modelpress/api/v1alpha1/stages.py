@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel, to_snake
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, rebuild
+from . import algorithms
+from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, rebuild
 
-PruneAlgorithm = Literal["level", "l1", "l2", "random", "taylor"]
-DATA_DRIVEN: frozenset[str] = frozenset({"taylor"})  # scored by training steps
-ScheduleType = Literal["one_shot", "linear", "agp"]
+if TYPE_CHECKING:
+    PruneAlgorithm = str
+    ScheduleType = str
+else:  # the rows of algorithms.py; `_follow` keeps the types that use them up to date
+    PruneAlgorithm = Literal[algorithms.names("prune")]
+    ScheduleType = Literal[tuple(row.name for row in algorithms.schedules())]
 Scope = Literal["local", "global"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -22,19 +26,14 @@ LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
 
-# What other tools call an algorithm -> what to write.
-_OTHER_ALGORITHMS = {
-    **dict.fromkeys(("l1_filter", "l1_norm", "l1filter_pruner"), "did you mean l1?"),
-    **dict.fromkeys(("l2_filter", "l2_norm", "l2filter_pruner"), "did you mean l2?"),
-    **dict.fromkeys(
-        ("taylorfo", "taylor_fo", "taylor_fo_weight", "taylor_fo_weight_filter", "group_taylor"), "did you mean taylor?"
-    ),
-    **dict.fromkeys(("magnitude", "level_pruner", "basic_magnitude", "unstructured"), "did you mean level?"),
-    **dict.fromkeys(("agp", "agp_pruner"), "it is a schedule: write schedule: {type: agp}, and l1 or level here"),
-    **dict.fromkeys(
-        ("linear", "linear_pruner"), "it is a schedule: write schedule: {type: linear}, and l1 or level here"
-    ),
-}
+def _other_algorithms() -> dict[str, str]:
+    """What other tools call an algorithm -> what to write."""
+    hints = {alias: f"did you mean {name}?" for alias, name in algorithms.spellings("prune").items()}
+    for name in algorithms.gradual():
+        what = f"it is a schedule: write schedule: {{type: {name}}}, and l1 or level here"
+        hints |= dict.fromkeys((name, f"{name}_pruner"), what)
+    return hints
+
 
 # Keys of other tools that stand elsewhere here, or under no name at all -> what to write.
 _IN_SCHEDULE = "it belongs into schedule: {startStep, endStep, frequency}; move it there"
@@ -68,14 +67,33 @@ class Duration(ApiModel):
         return self
 
 
+def _schedule_text() -> str:
+    rows = " ".join(f"{row.described}." for row in algorithms.schedules())
+    return (
+        f"Sparsity after round t of n, from initial i to target s. {rows} In a loop: t-startStep of endStep-startStep."
+    )
+
+
+def _schedule_rules() -> tuple[Cel, ...]:
+    others = in_words(algorithms.gradual())
+    return tuple(
+        Cel(f"self.type != '{row.name}' || self.rounds == 1", f"{row.name} has one round; set type to {others}")
+        for row in algorithms.schedules()
+        if row.at_once
+    )
+
+
+def _algorithm_text() -> str:
+    return " ".join(
+        f"{row.described}{'; needs an evaluator that can train' if row.data_driven else ''}."
+        for row in algorithms.algorithms("prune")
+    )
+
+
 class EntrySchedule(ApiModel):
     """How the sparsity of one config entry grows, over the rounds of its stage or over the steps of the user's loop."""
 
-    type: ScheduleType = Field(
-        default="one_shot",
-        description="Sparsity after round t of n, from initial i to target s. one_shot: s at once. linear: i+(s-i)t/n. "
-        "agp: s+(i-s)(1-t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878). In a loop: t-startStep of endStep-startStep.",
-    )
+    type: ScheduleType = Field(default="one_shot", description=_schedule_text())
     rounds: Rounds = Field(default=1, description="Rounds until the target is reached.")
     initial_sparsity: Sparsity = Field(default=0.0, description="Sparsity before the first round, or at startStep.")
     start_step: LoopStep | None = Field(
@@ -94,15 +112,15 @@ class EntrySchedule(ApiModel):
         "pruning_frequency": "frequency",
         "update_frequency_on_step": "frequency",
     }
-    cel_rules: ClassVar[tuple[Cel, ...]] = (
-        Cel("self.type != 'one_shot' || self.rounds == 1", "one_shot has one round; set type to linear or agp"),
-    )
+    cel_rules: ClassVar[tuple[Cel, ...]] = _schedule_rules()
 
     @model_validator(mode="after")
     def _one_shot_has_one_round(self) -> EntrySchedule:
-        if self.type == "one_shot" and self.rounds != 1:
+        if algorithms.schedule(self.type).at_once and self.rounds != 1:
             raise PydanticCustomError(
-                "one_shot_rounds", "one_shot has one round; set type to linear or agp, or leave rounds out", {}
+                "one_shot_rounds",
+                "{name} has one round; set type to {others}, or leave rounds out",
+                {"name": self.type, "others": in_words(algorithms.gradual())},
             )
         return self
 
@@ -150,7 +168,7 @@ class ConfigEntry(ApiModel):
         "pruning_scope": "scope",
     }
     elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
-    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _OTHER_ALGORITHMS}
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
             "!self.exclude || !(has(self.sparsity) || has(self.algorithm) || has(self.scope) || has(self.schedule))",
@@ -183,10 +201,7 @@ class Prune(ApiModel):
 
     algorithm: PruneAlgorithm = Field(
         default="l1",
-        description="level: smallest weights. l1, l2: output channels of smallest norm (Li et al. 2016, arXiv "
-        "1608.08710). random: output channels by lot, the baseline that a score must beat. taylor: output channels by "
-        "how little the loss would change without them, to first order (Molchanov et al. 2019, arXiv 1906.10771); "
-        "needs an evaluator that can train.",
+        description=_algorithm_text(),
     )
     config_list: Annotated[list[ConfigEntry], Field(min_length=1, max_length=128)]
     sparsity: Sparsity | None = Field(default=None, description="For entries that give none.")
@@ -197,7 +212,7 @@ class Prune(ApiModel):
     )
     schedule: Schedule = Field(default_factory=Schedule)
     scores: Scores | None = Field(
-        default=None, description="How algorithms that look at data (taylor) collect their scores, before each round."
+        default=None, description="How algorithms that look at data collect their scores, before each round."
     )
     speedup: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     speedup_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
@@ -220,7 +235,7 @@ class Prune(ApiModel):
             "it selects modules, so it stands in an entry of configList; move it there",
         ),
     }
-    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _OTHER_ALGORITHMS}
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
 
 
 class Finetune(Duration):
@@ -262,3 +277,21 @@ class Stage(ApiModel):
         cls.METHODS = (*cls.METHODS, field)
         cls.cel_rules = (cel_exactly_one(*(to_camel(each) for each in cls.METHODS)),)
         rebuild(cls)
+
+
+def _follow() -> None:
+    """Lets the types take what the table of algorithms has now."""
+    names: Any = Literal[algorithms.names("prune")]
+    for holder, annotation in ((Prune, names), (ConfigEntry, names | None)):
+        holder.model_fields["algorithm"].annotation = annotation
+        holder.other_values = {"algorithm": _other_algorithms()}
+    Prune.model_fields["algorithm"].description = _algorithm_text()
+    types: Any = Literal[tuple(row.name for row in algorithms.schedules())]
+    for schedule in (EntrySchedule, Schedule):
+        schedule.model_fields["type"].annotation = types
+        schedule.model_fields["type"].description = _schedule_text()
+        schedule.cel_rules = _schedule_rules()
+    rebuild(EntrySchedule, Schedule, ConfigEntry, Prune)
+
+
+algorithms.on_change(_follow)

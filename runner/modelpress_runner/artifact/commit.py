@@ -34,7 +34,7 @@ def write(
         program=measured.program,
         layout=subject.layout,
     )
-    _add_chunks(folder / layout.METRICS, outcome.chunks)
+    _add_training(folder / layout.METRICS, outcome.training)
     return written
 
 
@@ -74,7 +74,7 @@ def commit(
     return digest, mine
 
 
-def _add_chunks(path: Path, chunks: dict[str, int]) -> None:
+def _add_training(path: Path, training: dict[str, int]) -> None:
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    metrics["chunks"] = chunks
+    metrics["training"] = training
     path.write_text(json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,7 +294,9 @@ def _trace_with(model: nn.Module, inputs: Any) -> tuple[Any, list[torch.Tensor],
         return seen
 
     graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        # It guesses widths no deeper than that; what it gets wrong, the proof finds.
+        warnings.filterwarnings("ignore", message="Maximum recursive depth reached")
         graph.build_dependency(
             model,
             inputs,

@@ -1,17 +1,22 @@
-"""Checkpoints of a run in its store: what is needed to go on behind the last finished chunk of training.
+"""Checkpoints of a run in its store: what is needed to go on within, or behind, a training step of its recipe.
 
 Of several processes that train together rank 0 writes, and the others read; only what differs between them (states of
-random number generators, and of optimizers that are spread over the ranks) is kept of each.
+random number generators, what their training functions did, optimizers that are spread over the ranks) is kept of each.
 
-`<prefix>/checkpoint/state.pt` holds tensors and plain data only and is read with weights_only; each write replaces it
-as a whole. `<prefix>/checkpoint/started/<step>-<chunk>-<attempt>` marks that an attempt began a chunk, so that chunks
-which ran more than once can be counted. `<prefix>/checkpoint/ranks/<step>-<chunk>/<rank>.pt` are the parts of
-optimizers that are spread over the ranks; they are written before the state.pt that they belong to.
+All files hold tensors and plain data only and are read with weights_only. `<prefix>/checkpoint/state.pt` is the last
+checkpoint; each write replaces it as a whole. What it refers to is written before it:
+`begin/<step>.pt`, what its training step began with, where the training function is called again to go on;
+`parts/<step>-<run>/<number>-<rank>.pt`, what that function did, bit by bit; and `ranks/<step>-<position>/<rank>.pt`,
+optimizers that are spread over the ranks. `made/<attempt>-<step>` says how many optimizer steps an attempt made.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +29,12 @@ from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks, placed
-from modelpress_runner.errors import StoreError
+from modelpress_runner.errors import InvalidSpecError, StoreError
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.runtime import distributed as ranks
 
-FORMAT = 2
+FORMAT = 3
+EVERY = "MODELPRESS_CHECKPOINT_STEPS"
 
 
 @dataclass(frozen=True)
@@ -43,22 +49,44 @@ class GeneratorStates:
         return dict(self.__dict__)
 
 
+@dataclass(frozen=True)
+class Within:
+    """The place of a checkpoint within its training step.
+
+    Attributes:
+        steps: optimizer steps that the first optimizer had made.
+        events: of the training function, where that is called again to go on; 0 elsewhere.
+        parts: how many files have them.
+        run: which of several runs of the training step they belong to, one that was begun anew being another.
+        gradients: of the parameters, by name.
+        participants: states of what rides on the training.
+    """
+
+    steps: int
+    events: int
+    parts: int
+    run: int
+    gradients: dict[str, torch.Tensor]
+    participants: list[dict[str, Any]]
+
+
 @dataclass
 class Checkpoint:
-    """The state of a run after a chunk of training.
+    """The state of a run within a training step, or behind one.
 
     Attributes:
         step: index of the training step among all steps of the recipe.
-        chunk: index of the finished chunk within it.
+        within: where in it; None: it is over.
         trainer: state of optimizers and schedulers; empty where every rank's part is a file of its own.
         generators: GeneratorStates of every rank, as plain data.
         records: the records of the stages that are finished.
+        steps: optimizer steps of the whole recipe so far, and those of the present stage.
         seconds: time spent on the stage so far.
         score: the last intermediate score, if there is one.
     """
 
     step: int
-    chunk: int
+    within: Within | None
     model: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
     masks: Masks
@@ -67,6 +95,7 @@ class Checkpoint:
     generators: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
+    steps: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     score: dict[str, float] | None = None
 
@@ -83,6 +112,7 @@ class Checkpoint:
         """Tensors and plain data."""
         return {
             **self.__dict__,
+            "within": None if self.within is None else dict(self.within.__dict__),
             "cuts": [[cut.module, cut.axis, list(cut.kept)] for cut in self.cuts],
         }
 
@@ -90,7 +120,17 @@ class Checkpoint:
     def from_plain(cls, value: dict[str, Any]) -> Checkpoint:
         """The inverse of to_plain."""
         cuts = [Cut(module, axis, tuple(kept)) for module, axis, kept in value["cuts"]]
-        return cls(**{**value, "cuts": cuts})
+        within = None if value["within"] is None else Within(**value["within"])
+        return cls(**{**value, "cuts": cuts, "within": within})
+
+    def set_weights(self, model: nn.Module) -> None:
+        """Sets parameters and buffers of a model that has the checkpoint's shapes."""
+        model.load_state_dict(self.model, strict=True)
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        with torch.no_grad():
+            for name, value in self.buffers.items():
+                if name in buffers and buffers[name].shape == value.shape:
+                    buffers[name].copy_(value)
 
     def apply_to(self, context: StageContext) -> None:
         """Turns the dense model in `context` into the checkpoint's: shrunk, with its weights, masks and notes."""
@@ -98,12 +138,7 @@ class Checkpoint:
 
         if self.cuts:
             replay(context.model, self.cuts)
-        context.model.load_state_dict(self.model, strict=True)
-        buffers = dict(context.model.named_buffers(remove_duplicate=False))
-        with torch.no_grad():
-            for name, value in self.buffers.items():
-                if name in buffers and buffers[name].shape == value.shape:
-                    buffers[name].copy_(value)
+        self.set_weights(context.model)
         context.masks = placed(self.masks, context.model)  # a checkpoint is read into main memory
         context.cuts = list(self.cuts)
         context.notes.extend(note for note in self.notes if note not in context.notes)
@@ -115,26 +150,62 @@ def other_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.named_buffers(remove_duplicate=False) if name not in saved}
 
 
+def _asked_for() -> int | None:
+    text = os.environ.get(EVERY, "")
+    if text and not (text.isascii() and text.isdigit() and int(text)):
+        raise InvalidSpecError(f"{EVERY} is {text!r} in the environment; give a number of optimizer steps, 1 or more")
+    return int(text) if text else None
+
+
+def copies(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """In main memory."""
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+        for name, value in tensors.items()
+    }
+
+
 class Checkpointer:
     """Writes and reads the checkpoint of one run.
+
+    Where one process trains alone, files are written by a thread beside it, one after another; the next call waits
+    until they are there, and raises what went wrong.
 
     Args:
         store: where.
         prefix: folder of the run; "" is the store's own.
         identity: digest of everything that must be the same for a checkpoint to be of use: recipe, code, versions.
         attempt: number of this attempt; none: one more than the highest that left a mark.
+        every: optimizer steps after which a checkpoint is due, however long it takes; none: what the environment says
+            in MODELPRESS_CHECKPOINT_STEPS, or else its time alone counts.
+
+    Raises:
+        InvalidSpecError: the environment says something that is no number of steps.
     """
 
-    def __init__(self, store: ArtifactStore, prefix: str, identity: str, attempt: int | None = None) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        prefix: str,
+        identity: str,
+        attempt: int | None = None,
+        every: int | None = None,
+    ) -> None:
         self._store, self._identity = store, identity
+        self.every = _asked_for() if every is None else every
         self._folder = layout.checkpoint_prefix(prefix)
-        self._attempt = attempt or 1 + max((int(name.rsplit("-", 1)[-1]) for name in self._marks()), default=0)
+        self._attempt = attempt or 1 + max((int(name.split("-")[0]) for name in self._marks()), default=0)
+        self._writing: threading.Thread | None = None
+        self._failed: list[Exception] = []
+
+    # Reading ----------------------------------------------------------------------------------------------------------
 
     def load(self) -> tuple[Checkpoint | None, str | None]:
         """The checkpoint that is there, or None; and why one that is there is of no use. Such a one is deleted.
 
         On every rank the same, as rank 0 finds it.
         """
+        self.wait()
         mine: list[Checkpoint] = []
 
         def look() -> tuple[bool, str | None]:
@@ -151,71 +222,155 @@ class Checkpointer:
         return (mine[0] if mine else None), note
 
     def _load(self) -> tuple[Checkpoint | None, str | None]:
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "state.pt"
-            try:
-                self._store.get_file(f"{self._folder}/state.pt", local)
-            except ObjectMissingError:
-                return None, None
-            try:
-                value = torch.load(local, map_location="cpu", weights_only=True)
-                identity = value["identity"] if value["format"] == FORMAT else None
-                checkpoint = Checkpoint.from_plain(value["checkpoint"]) if identity == self._identity else None
-            except Exception as error:
-                note = f"an unreadable checkpoint was ignored ({type(error).__name__})"
-            else:
-                if checkpoint is not None:
-                    return checkpoint, None
-                note = "a checkpoint was ignored: it was made by another recipe, code or version of torch"
+        try:
+            return Checkpoint.from_plain(self._read("state.pt")), None
+        except ObjectMissingError:
+            return None, None
+        except _OtherError:
+            note = "a checkpoint was ignored: it was made by another recipe, code or version of torch"
+        except Exception as error:
+            note = f"an unreadable checkpoint was ignored ({type(error).__name__})"
         self.delete()
         return None, note
 
-    def started(self, step: int, chunk: int) -> None:
-        """Marks that this attempt begins a chunk."""
-        if ranks.is_main():
-            self._store.put_bytes(f"{self._folder}/started/{step}-{chunk}-{self._attempt}", b"")
+    def begin(self, step: int) -> Checkpoint:
+        """What training step `step` began with."""
+        return Checkpoint.from_plain(self._read(f"begin/{step}.pt"))
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Replaces the checkpoint."""
-        if not ranks.is_main():
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "state.pt"
-            plain = {"format": FORMAT, "identity": self._identity, "checkpoint": checkpoint.to_plain()}
-            torch.save(plain, local)
-            self._store.put_file(f"{self._folder}/state.pt", local)
-        current = f"{checkpoint.step}-{checkpoint.chunk}"
-        for info in self._store.list(f"{self._folder}/ranks"):
-            if info.path.rsplit("/", 2)[-2] != current:
-                self._store.delete(info.path)
-
-    def save_shard(self, step: int, chunk: int, trainer: dict[str, Any]) -> None:
-        """Keeps this rank's part of the optimizers; returns when every rank has done so."""
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "part.pt"
-            torch.save({"format": FORMAT, "identity": self._identity, "trainer": trainer}, local)
-            self._store.put_file(f"{self._folder}/ranks/{step}-{chunk}/{ranks.rank()}.pt", local)
-        ranks.barrier()
+    def part(self, checkpoint: Checkpoint, number: int) -> dict[str, Any]:
+        """What this rank kept with `save_part`."""
+        assert checkpoint.within is not None
+        content: dict[str, Any] = self._read(self._part(checkpoint.step, checkpoint.within.run, number))
+        return content
 
     def shard(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """This rank's part of the optimizers."""
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "part.pt"
-            path = f"{self._folder}/ranks/{checkpoint.step}-{checkpoint.chunk}/{ranks.rank()}.pt"
-            self._store.get_file(path, local)
-            trainer: dict[str, Any] = torch.load(local, map_location="cpu", weights_only=True)["trainer"]
+        trainer: dict[str, Any] = self._read(f"ranks/{_place(checkpoint.step, checkpoint.within)}/{ranks.rank()}.pt")
         return trainer
 
-    def executed(self) -> tuple[int, int]:
-        """How many chunks were begun by all attempts together, and how many of them repeated an earlier one."""
-        names = ranks.by_main(self._marks)
-        chunks = {name.rsplit("-", 1)[0] for name in names}
-        return len(names), len(names) - len(chunks)
+    def _read(self, path: str) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "file.pt"
+            self._store.get_file(f"{self._folder}/{path}", local)
+            value = torch.load(local, map_location="cpu", weights_only=True)
+            if value["format"] != FORMAT or value["identity"] != self._identity:
+                raise _OtherError
+            return value["content"]
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replaces the checkpoint, whose tensors nobody may change from now on."""
+        if not ranks.is_main():
+            return
+        plain = checkpoint.to_plain()
+
+        def write() -> None:
+            self._write("state.pt", plain)
+            self._forget(checkpoint)
+
+        self._beside(write)
+
+    def save_begin(self, checkpoint: Checkpoint) -> None:
+        """Keeps what a training step begins with."""
+        if ranks.is_main():
+            plain = checkpoint.to_plain()
+            self._beside(lambda: self._write(f"begin/{checkpoint.step}.pt", plain))
+
+    def save_part(self, step: int, run: int, number: int, content: dict[str, Any]) -> None:
+        """Keeps some of what a training function did on this rank."""
+        self._beside(lambda: self._write(self._part(step, run, number), content))
+        ranks.barrier()
+
+    def save_shard(self, step: int, within: Within | None, trainer: dict[str, Any]) -> None:
+        """Keeps this rank's part of the optimizers; returns when every rank has done so."""
+        self._write(f"ranks/{_place(step, within)}/{ranks.rank()}.pt", trainer)
+        ranks.barrier()
+
+    def wait(self) -> None:
+        """Returns when everything is written.
+
+        Raises:
+            Whatever the store raised.
+        """
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failed:
+            failed, self._failed = self._failed, []
+            raise failed[0]
+
+    def _beside(self, write: Callable[[], None]) -> None:
+        """Has something written in its turn, by a thread where nobody else waits for it."""
+        before = self._writing
+        if ranks.together():
+            self.wait()
+            write()
+            return
+
+        def work() -> None:
+            if before is not None:
+                before.join()
+            try:
+                if not self._failed:
+                    write()
+            except Exception as error:
+                self._failed.append(error)
+
+        self._writing = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._writing.start()
+
+    def _write(self, path: str, content: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "file.pt"
+            torch.save({"format": FORMAT, "identity": self._identity, "content": content}, local)
+            self._store.put_file(f"{self._folder}/{path}", local)
+
+    def _part(self, step: int, run: int, number: int) -> str:
+        return f"parts/{step}-{run}/{number}-{ranks.rank()}.pt"
+
+    def _forget(self, checkpoint: Checkpoint) -> None:
+        """Deletes what belonged to earlier checkpoints."""
+        keep = {f"ranks/{_place(checkpoint.step, checkpoint.within)}"}
+        if checkpoint.within is not None:
+            keep |= {f"begin/{checkpoint.step}.pt", f"parts/{checkpoint.step}-{checkpoint.within.run}"}
+        for folder in ("ranks", "begin", "parts"):
+            for info in self._store.list(f"{self._folder}/{folder}"):
+                path = info.path[info.path.rindex(f"{self._folder}/{folder}/") + len(self._folder) + 1 :]
+                if not {path, path.rpartition("/")[0]} & keep:
+                    self._store.delete(info.path)
+
+    # Counting ---------------------------------------------------------------------------------------------------------
+
+    def made(self, step: int, steps: int) -> None:
+        """Notes how many optimizer steps this attempt has made of training step `step` so far."""
+        if ranks.is_main():
+            path = f"{self._folder}/made/{self._attempt}-{step}"
+            content = json.dumps(steps).encode()
+            self._beside(lambda: self._store.put_bytes(path, content))
+
+    def executed(self) -> int:
+        """How many optimizer steps all attempts together have noted."""
+
+        def count() -> int:
+            self.wait()
+            return sum(int(self._store.get_bytes(f"{self._folder}/made/{name}")) for name in self._marks())
+
+        return ranks.by_main(count)
 
     def _marks(self) -> list[str]:
-        return [info.path.rsplit("/", 1)[-1] for info in self._store.list(f"{self._folder}/started")]
+        return [info.path.rsplit("/", 1)[-1] for info in self._store.list(f"{self._folder}/made")]
 
     def delete(self) -> None:
         """Deletes the checkpoint and all marks."""
         if ranks.is_main():
+            self.wait()
             self._store.delete_prefix(self._folder)
+
+
+class _OtherError(Exception):
+    """A file of something else."""
+
+
+def _place(step: int, within: Within | None) -> str:
+    return f"{step}-{'end' if within is None else within.steps}"

@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe on a model: in order, seeded, resumable behind every chunk of training."""
+"""Runs the stages of a recipe on a model: in order, seeded, resumable behind every training and within it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import nn
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
-from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, other_buffers
+from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer
+from modelpress_runner.engine.keeping import StepKeeper
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
+from modelpress_runner.evaluators.replay.tape import Diverged
 from modelpress_runner.methods.context import StageContext, Step
 from modelpress_runner.process.progress import Event, Report, silent
 from modelpress_runner.process.stopping import Stopped
@@ -24,7 +26,9 @@ from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.stages import kind
 from modelpress_runner.subject.subject import ModuleEvaluator, Subject
-from modelpress_runner.training.run import Chunk, TrainingRun, check_masks, chunks_of
+from modelpress_runner.training.participants import check_masks
+from modelpress_runner.training.run import training_session
+from modelpress_runner.training.session import Resumed
 from modelpress_runner.training.step import Training
 
 _SCORING = 2**31 - 1  # part of the seed for scoring: every score of a run sees the same random numbers
@@ -41,9 +45,9 @@ class Outcome:
         cuts: all shrinks against the dense model, in order of replay.
         stages: one record per stage.
         notes: remarks for the model card.
-        planned_chunks: chunks of training that the recipe has.
-        executed_chunks: chunks that were begun, by all attempts.
-        repeated_chunks: how many of them had been begun before.
+        steps: optimizer steps that the result has behind it.
+        executed: optimizer steps that all attempts made, as far as they could still say so.
+        checkpoints: how many checkpoints this attempt wrote.
         resumed: whether an earlier attempt's checkpoint was used.
     """
 
@@ -52,18 +56,19 @@ class Outcome:
     cuts: list[Cut]
     stages: list[dict[str, Any]]
     notes: list[str]
-    planned_chunks: int
-    executed_chunks: int
-    repeated_chunks: int = 0
+    steps: int = 0
+    executed: int = 0
+    checkpoints: int = 0
     resumed: bool = False
 
     @property
-    def chunks(self) -> dict[str, int]:
-        """Counts of the training's chunks, as metrics.json has them."""
+    def training(self) -> dict[str, int]:
+        """Counts of the training's optimizer steps, as metrics.json has them."""
         return {
-            "planned": self.planned_chunks,
-            "executed": self.executed_chunks,
-            "repeated": self.repeated_chunks,
+            "steps": self.steps,
+            "executed": self.executed,
+            "repeated": max(0, self.executed - self.steps),
+            "checkpoints": self.checkpoints,
         }
 
 
@@ -73,7 +78,6 @@ class _Planned:
 
     index: int  # among all steps
     step: Step
-    chunks: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,11 @@ class _PlannedStage:
 
 @dataclass
 class _Progress:
-    """How far a run is; grows while it runs."""
+    """How far a run is, in optimizer steps; grows while it runs."""
 
-    done_chunks: int = 0
-    executed: int = 0
+    steps: int = 0
+    within: int = 0  # of the present stage, behind its trainings that are over
+    checkpoints: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -115,10 +120,10 @@ def run_stages(
         subject: the dense model, its evaluator and example inputs.
         stages: the recipe.
         seed: seeds each step on its own; equal seeds give equal results, also after a restart.
-        checkpointer: where to save after each chunk, and to go on from; none: nothing is saved.
-        report: gets an event per chunk and stage.
+        checkpointer: where to save within and after each training, and to go on from; none: nothing is saved.
+        report: gets an event per step, score and stage.
         stop: called at safe points; raises Stopped to end the run there.
-        scores: whether to score after each chunk and stage, if the evaluator can.
+        scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
 
     Raises:
@@ -129,11 +134,15 @@ def run_stages(
     """
     plan = plan_stages(subject, stages)
     run = _Run(subject, plan, seed, checkpointer, report, stop, scores, static)
-    return run.run()
+    try:
+        return run.run()
+    finally:
+        if checkpointer is not None:
+            checkpointer.wait()
 
 
 def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[_PlannedStage]:
-    """The recipe as steps and chunks, checked against what the evaluator can do.
+    """The recipe as steps, checked against what the evaluator can do.
 
     Raises:
         InvalidSpecError: a stage needs something that the evaluator or the subject does not have.
@@ -147,12 +156,9 @@ def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[_PlannedStage
         known.check(block, path, subject)
         steps = []
         for step in known.steps(block, number):
-            chunks: tuple[Chunk, ...] = ()
             if isinstance(step, Training):
                 _check_can_train(subject.evaluator, step, stage.method, algorithm, path)
-                assert subject.evaluator is not None
-                chunks = tuple(chunks_of(step, subject.evaluator.resumable))
-            steps.append(_Planned(index, step, chunks))
+            steps.append(_Planned(index, step))
             index += 1
         name = stage.name or f"{number}-{stage.method}"
         planned.append(_PlannedStage(name, stage.method, algorithm, known.record(block), path, tuple(steps)))
@@ -210,11 +216,15 @@ class _Run:
         self._report, self._stop, self._static = report if ranks.is_main() else silent, stop, static
         self._evaluator = subject.evaluator
         self._scoring = scores and self._evaluator is not None and self._evaluator.can_evaluate
-        self._total = sum(len(step.chunks) for stage in plan for step in stage.steps)
+        trainings = [step.step for stage in plan for step in stage.steps if isinstance(step.step, Training)]
+        # 0: not known, for nobody knows how many steps an epoch has.
+        self._total = sum(step.max_steps or 0 for step in trainings) if all(s.max_steps for s in trainings) else 0
+        self._trains = bool(trainings)
         self._progress = _Progress()
         self._stage = ""
         self._began = 0.0
         self._score: Score | None = None
+        self._score_seconds: float | None = None
         self._dense = sum(parameter.numel() for parameter in subject.model.parameters())
         self._context = StageContext(
             model=subject.model,
@@ -231,26 +241,24 @@ class _Run:
         checkpoint = self._resume()
         resumed = checkpoint is not None
         first_stage = len(checkpoint.records) if checkpoint else 0
-        for stage in self._plan[:first_stage]:
-            self._progress.done_chunks += sum(len(step.chunks) for step in stage.steps)
         for stage in self._plan[first_stage:]:
             self._run_stage(stage, checkpoint)
             checkpoint = None
-        executed, repeated = self._progress.executed, 0
+        executed = self._progress.steps
         if self._checkpointer is not None:
-            executed, repeated = self._checkpointer.executed()
+            executed = max(executed, self._checkpointer.executed())
         context = self._context
-        if self._evaluator is not None and not self._evaluator.resumable and self._total:
-            context.notes.append("training was not cut into chunks, as the evaluator says it cannot be resumed")
+        if self._evaluator is not None and not self._evaluator.resumable and self._trains:
+            context.notes.append("no checkpoints were taken inside of a training, as the evaluator has resumable=False")
         return Outcome(
             model=context.model,
             masks=context.masks,
             cuts=context.cuts,
             stages=self._progress.records,
             notes=context.notes,
-            planned_chunks=self._total,
-            executed_chunks=executed,
-            repeated_chunks=repeated,
+            steps=self._progress.steps,
+            executed=executed,
+            checkpoints=self._progress.checkpoints,
             resumed=resumed,
         )
 
@@ -273,15 +281,17 @@ class _Run:
                 f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
             )
         self._progress.records = list(checkpoint.records)
+        self._progress.steps, self._progress.within = checkpoint.steps
         return checkpoint
 
     def _run_stage(self, stage: _PlannedStage, checkpoint: Checkpoint | None) -> None:
         self._stage = stage.name
         self._began = time.perf_counter() - (checkpoint.seconds if checkpoint else 0.0)
         self._score = None
+        if checkpoint is None:
+            self._progress.within = 0
         for planned in stage.steps:
             if checkpoint is not None and planned.index < checkpoint.step:
-                self._progress.done_chunks += len(planned.chunks)
                 continue
             self._stop_together()
             seeding.seed_all(seeding.derive(self._seed, planned.index))
@@ -296,84 +306,91 @@ class _Run:
         self._finish_stage(stage)
 
     def _train(self, stage: _PlannedStage, planned: _Planned, checkpoint: Checkpoint | None) -> None:
-        context, evaluator = self._context, self._evaluator
+        context, evaluator, step = self._context, self._evaluator, planned.step
         assert evaluator is not None
-        first = 0 if checkpoint is None else checkpoint.chunk + 1
-        self._progress.done_chunks += first
+        assert isinstance(step, Training)
         if checkpoint is not None:
             self._score = checkpoint.score
-            if first == len(planned.chunks):
+            if checkpoint.within is None:
                 return
-        evaluator.enter_stage(stage.method, stage.algorithm)
-        assert isinstance(planned.step, Training)
-        evaluator.enter_training(planned.step.max_steps, planned.step.epochs)
-        with TrainingRun(context.model, evaluator, context.masks, self._stop) as training:
-            if checkpoint is not None:
-                self._load_trainer(training, checkpoint)
-                seeding.restore(checkpoint.generators_of(ranks.rank()).everywhere)
-            for number in range(first, len(planned.chunks)):
-                self._stop_together()
-                if self._checkpointer is not None:
-                    self._checkpointer.started(planned.index, number)
-                self._progress.executed += 1
-                try:
-                    training.run(planned.chunks[number], last=number == len(planned.chunks) - 1)
-                except CompressionError as error:
-                    raise error if error.path else CompressionError(str(error), stage.path) from error
-                self._progress.done_chunks += 1
-                self._bring_together(stage)
-                self._score = self._scored() if self._scoring else None
-                if self._checkpointer is not None:
-                    self._save(planned.index, number, training)
-                self._say(
-                    f"{planned.step.label} {number + 1}/{len(planned.chunks)}",
-                    None if self._score is None else self._score[DEFAULT_METRIC],
-                )
-
-    def _save(self, step: int, chunk: int, training: TrainingRun) -> None:
-        assert self._checkpointer is not None
-        context, evaluator = self._context, self._evaluator
-        assert evaluator is not None
-        states = ranks.every(GeneratorStates(seeding.capture(), generators.save(evaluator.user_objects())).to_plain())
-        trainer = training.state_dict()
-        if evaluator.sharded:
-            self._checkpointer.save_shard(step, chunk, trainer)
-            trainer = {}
-        with evaluator.whole_parameters():
-            weights = dict(context.model.state_dict())
-            if evaluator.sharded:  # they are there as a whole in here only
-                weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
-        self._checkpointer.save(
-            Checkpoint(
-                step=step,
-                chunk=chunk,
-                model=weights,
-                buffers=other_buffers(context.model),
-                masks=context.masks,
-                cuts=context.cuts,
-                trainer=trainer,
-                generators=states,
-                notes=context.notes,
-                records=self._progress.records,
-                seconds=time.perf_counter() - self._began,
-                score=self._score,
-            )
+        keeper = StepKeeper(
+            context,
+            evaluator,
+            self._checkpointer,
+            planned.index,
+            self._complete,
+            lambda steps: self._score_within(step.label, steps),
+            lambda steps: self._say(f"{step.label}: step {steps}", None, steps),
+            scores=self._scoring,
+            score_seconds=self._score_seconds,
         )
-
-    def _load_trainer(self, training: TrainingRun, checkpoint: Checkpoint) -> None:
-        assert self._evaluator is not None
-        assert self._checkpointer is not None
-        if not self._evaluator.sharded:
-            training.load_state_dict(checkpoint.trainer)
-        elif checkpoint.world == ranks.world():
-            training.load_state_dict(self._checkpointer.shard(checkpoint))
-        else:
+        evaluator.enter_stage(stage.method, stage.algorithm)
+        resumed: Resumed | None = None
+        moved = checkpoint is not None and checkpoint.world != ranks.world()
+        if moved and evaluator.sharded and not evaluator.replays:
             self._note(
-                "the optimizers began anew where the run went on: their state was kept in parts, one for each process"
+                "the training began anew, with the weights that it had reached: its optimizers were kept in parts"
             )
+            checkpoint = None
+        try:
+            if checkpoint is not None:
+                resumed = keeper.resumed(checkpoint)
+            else:
+                keeper.begin()
+            made = self._session(stage, planned, keeper, resumed)
+        except Diverged as error:
+            self._start_over(planned, keeper, error)
+            made = self._session(stage, planned, keeper, None)
+        self._bring_together(stage)
+        self._progress.steps += made
+        self._progress.within += made
+        self._score = self._scored() if self._scoring else None
+        if self._checkpointer is not None:
+            keeper.finish(made)
+        self._progress.checkpoints += keeper.saved
+        self._say(f"{step.label}: {made} steps", None if self._score is None else self._score[DEFAULT_METRIC])
+
+    def _session(self, stage: _PlannedStage, planned: _Planned, keeper: StepKeeper, resumed: Resumed | None) -> int:
+        """One call of the training; the optimizer steps that it made."""
+        context, evaluator, step = self._context, self._evaluator, planned.step
+        assert evaluator is not None
+        assert isinstance(step, Training)
+        evaluator.enter_training(step.max_steps, step.epochs)
+        with training_session(context.model, evaluator, context.masks, self._stop, keeper) as session:
+            try:
+                made = session.train(step.max_steps, step.epochs, resumed)
+            except CompressionError as error:
+                raise error if error.path else CompressionError(str(error), stage.path) from error
+            for note in session.notes:
+                self._note(note)
+        return made
+
+    def _start_over(self, planned: _Planned, keeper: StepKeeper, error: Diverged) -> None:
+        if not error.everywhere and ranks.together():
+            ranks.anyone(True)
+        if self._checkpointer is None:
+            raise CompressionError(f"training cannot go on: {error}")
+        self._note(
+            f"a training began anew where the run was resumed, as training_func, called again, is not the same: {error}"
+        )
+        keeper.start_over()
+        seeding.seed_all(seeding.derive(self._seed, planned.index))
+
+    def _complete(self, checkpoint: Checkpoint, steps: int) -> None:
+        """What a checkpoint says of the run: the training has made so many steps by then."""
+        progress = self._progress
+        checkpoint.records = list(progress.records)
+        checkpoint.steps = (progress.steps, progress.within)
+        checkpoint.seconds = time.perf_counter() - self._began
+        checkpoint.score = self._score
+
+    def _score_within(self, label: str, steps: int) -> None:
+        score = self._scored()
+        self._score = score
+        self._say(f"{label}: step {steps}", score[DEFAULT_METRIC], steps)
 
     def _bring_together(self, stage: _PlannedStage) -> None:
-        """After a chunk every rank gets rank 0's weights and statistics; the weights should have been the same.
+        """After a training every rank gets rank 0's weights and statistics; the weights should have been the same.
 
         Raises:
             CompressionError: they were apart.
@@ -405,7 +422,10 @@ class _Run:
 
     def _scored(self) -> Score:
         assert self._evaluator is not None
-        return score_aside(self._evaluator, self._context.model, self._seed)
+        began = time.perf_counter()
+        score = score_aside(self._evaluator, self._context.model, self._seed)
+        self._score_seconds = time.perf_counter() - began
+        return score
 
     def _finish_stage(self, stage: _PlannedStage) -> None:
         model = self._context.model
@@ -421,12 +441,13 @@ class _Run:
         if self._score is not None:
             record["score"] = dict(self._score)
         record["seconds"] = time.perf_counter() - self._began
-        record["chunks"] = sum(len(step.chunks) for step in stage.steps)
+        record["steps"] = self._progress.within
         self._progress.records.append(record)
         self._say("done", None if self._score is None else self._score[DEFAULT_METRIC])
 
-    def _say(self, message: str, value: float | None = None) -> None:
-        self._report(Event(self._stage, self._progress.done_chunks, self._total, message, value))
+    def _say(self, message: str, value: float | None = None, within: int = 0) -> None:
+        """Reports, `within` steps behind the trainings that are over."""
+        self._report(Event(self._stage, self._progress.steps + within, self._total, message, value))
 
 
 def score_aside(evaluator: Evaluator, model: nn.Module, seed: int) -> Score:

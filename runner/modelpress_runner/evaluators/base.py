@@ -6,13 +6,16 @@ import abc
 import contextlib
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, Hook, TensorHook
+
+if TYPE_CHECKING:
+    from modelpress_runner.evaluators.replay.tape import Tape
 
 T = TypeVar("T")
 Score = dict[str, float]  # evaluator metrics; "default" is the score
@@ -27,11 +30,16 @@ class Evaluator(abc.ABC):
     """
 
     dummy_input: Any  # a tensor, tuple, list or dict of tensors as the model takes them, or None
-    resumable: bool = True  # False: a stage's training cannot be cut into chunks
+    resumable: bool = True  # False: no checkpoints are taken inside of a training
     counts_steps: bool = True  # False: train() knows epochs only
     train_needs: str = "what it needs to train"  # what to give so that can_train holds, for messages
     evaluate_needs: str = "what it needs to evaluate"
     sharded: bool = False  # True: state_dict differs between ranks, so that of every rank is kept
+    calls_function: bool = False  # True: `train` calls a training function of the user's, with the tape around it
+    replays: bool = False  # True: to go on inside of a training it calls that function again, from its begin
+    scores_inside: bool = True  # False: the bound model cannot be evaluated before `train` returns
+    goes_on_here: bool = True  # False: the present safe point is one to stop at only
+    tape: Tape | None = None  # of the coming call of `train`, where `calls_function`
     _hooks: tuple[Hook, ...] = ()  # on the bound model
 
     @property
@@ -54,7 +62,7 @@ class Evaluator(abc.ABC):
         """Told before each stage what trains next: method "prune" with its algorithm, or "finetune" with None."""
 
     def enter_training(self, max_steps: int | None, max_epochs: int | None) -> None:  # noqa: B027
-        """Told, before it is bound for a training step of the recipe, how long all its chunks are together.
+        """Told, before it is bound for a training step of the recipe, how long that is.
 
         One of both is set. For schedules that span the whole of a training; without it, or for other training (scores),
         an evaluator knows the lengths of single calls of `train` only.
@@ -85,7 +93,10 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
-        """One call of the user's training, with the same optimizer and scheduler objects as before."""
+        """One call of the user's training, with the same optimizer and scheduler objects as before.
+
+        After `load_state_dict` of a state from within a call it goes on with that call, whose limits these are.
+        """
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module | None = None) -> Score:
@@ -106,6 +117,21 @@ class Evaluator(abc.ABC):
     @abc.abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:  # noqa: B027
+        """Calls `hook` where `state_dict` is one that training can go on from, until unbound.
+
+        For evaluators that know such places by themselves; where `replays`, the tape knows them.
+
+        Args:
+            hook: may raise Stopped.
+            wanted: asked at most once after each optimizer step: whether to come to such a place soon. For those whom
+                it costs something; others call `hook` wherever they are at one.
+        """
+
+    def remarks(self) -> list[str]:
+        """What is odd about the last call of `train`, as notes for the user."""
+        return []
 
     @abc.abstractmethod
     def patch_loss(self, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:

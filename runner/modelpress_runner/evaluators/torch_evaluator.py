@@ -15,8 +15,10 @@ from modelpress_runner.edits.wrappers import inner
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.ddp import place, wrapped
-from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
+from modelpress_runner.evaluators.limits import Limits
+from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, stepped_within, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
+from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.trace import Plan, call_of
 from modelpress_runner.runtime import rng as seeding
@@ -34,14 +36,17 @@ class TorchEvaluator(Evaluator):
     get the wrapped model, which must see this rank's share of the data; evaluating_func gets the model itself, on every
     rank, and rank 0's score counts. A model that comes wrapped is taken out first.
 
-    A GradScaler may be used as ever. If it is made outside training_func its scale goes on from call to call and is
-    saved with checkpoints; made inside, every call begins with the initial scale. A step that it skips counts for
-    nobody: no hook, no mask, no score.
+    A GradScaler may be used as ever. If it is made outside training_func its scale goes on from call to call. A step
+    that it skips counts for the length of a training and else for nobody: no hook, no mask, no score.
+
+    A run that was interrupted calls training_func again, from its begin: until the step at which the last checkpoint
+    was taken the training step gives back the loss that it gave then, without a forward pass, and optimizers move
+    nothing; then training goes on, bit for bit.
 
     Args:
         training_func: called as training_func(model, optimizers, training_step, lr_schedulers, max_steps, max_epochs),
-            all positional; of the last two one is a number and the other None. It must honour both: training is cut
-            into several calls with the same optimizers and schedulers.
+            all positional, once for each training of a recipe; of the last two one is a number and the other None. It
+            must honour both.
         optimizers: one or a list of: an optimizer made by mp.trace(Class)(...), or a function (params) -> Optimizer.
             training_func gets one or a list, as given here.
         training_step: training_step(batch, model, *args, **kwargs) -> loss, a tuple with the loss first, or a dict
@@ -51,7 +56,7 @@ class TorchEvaluator(Evaluator):
         dummy_input: an example input: a tensor, or a tuple, list or dict of what the model takes.
         evaluating_func: evaluating_func(model) -> a number, higher is better unless the recipe says otherwise, or a
             dict of numbers with the key 'default'. Called in eval mode without gradients.
-        resumable: False: training_func cannot be cut; it is called once per stage and not resumed in between.
+        resumable: False: training_func cannot be called again to go on; no checkpoints are taken while it trains.
         parallel: keyword arguments for DistributedDataParallel, as in {"find_unused_parameters": True}; False: the
             model is not wrapped, and training_func itself makes the processes train together.
 
@@ -61,6 +66,8 @@ class TorchEvaluator(Evaluator):
 
     train_needs = "training_func, optimizers and training_step"
     evaluate_needs = "evaluating_func"
+    calls_function = True
+    replays = True
 
     def __init__(
         self,
@@ -102,6 +109,8 @@ class TorchEvaluator(Evaluator):
         self._schedulers: list[Any] = []
         self._patches: list[LossPatch] = []
         self._handles: list[Any] = []
+        self._playing: Tape | None = None
+        self._remarks: list[str] = []
 
     def _check_scheduler_functions(self) -> None:
         functions = [source for source in self._scheduler_sources if call_of(source) is None]
@@ -160,7 +169,7 @@ class TorchEvaluator(Evaluator):
         with user_code("making the optimizers again"):
             built = iter(self._plan.build(model))
             self._optimizers = [
-                next(built) if call_of(source) is not None else _made(source, model)
+                checked_optimizer(next(built), "mp.trace made") if call_of(source) is not None else _made(source, model)
                 for source in self._optimizer_sources
             ]
             self._schedulers = [
@@ -204,14 +213,30 @@ class TorchEvaluator(Evaluator):
         schedulers: Any = None
         if self._schedulers:
             schedulers = self._schedulers[0] if self._one_scheduler else list(self._schedulers)
+        limits = Limits(self._training_func, max_steps, max_epochs, self._schedulers)
+        tape, self.tape = self.tape or Tape(model), None
         with flags_restored(model), torch.enable_grad(), user_code("training_func"):
             if self._trained is None:
                 self._trained = model if self._parallel is False else wrapped(model, _options(self._parallel))
             if not self._trained.training:
                 self._trained.train()
-            self._training_func(self._trained, optimizers, self._step, schedulers, max_steps, max_epochs)
+            self._playing = tape
+            try:
+                with tape.running(list({id(each): each for each in (self._trained, model)}.values()), self._optimizers):
+                    self._training_func(self._trained, optimizers, self._step, schedulers, max_steps, max_epochs)
+            finally:
+                self._playing = None
+        self._remarks = limits.remarks()
+
+    def remarks(self) -> list[str]:
+        return list(self._remarks)
 
     def _step(self, batch: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self._playing is None:  # somebody has kept it for later
+            return self._patched(batch, model, *args, **kwargs)
+        return self._playing.loss(batch, lambda: self._patched(batch, model, *args, **kwargs))
+
+    def _patched(self, batch: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         assert self._training_step is not None
         output = self._training_step(batch, model, *args, **kwargs)
         loss = loss_in(output)
@@ -316,6 +341,7 @@ def _sources(value: Any, name: str) -> tuple[list[Any], bool]:
     single = not isinstance(value, list | tuple)
     sources = [value] if single else list(value)
     for source in sources:
+        check_place(source, name)
         if call_of(source) is None and (isinstance(source, torch.optim.Optimizer) or not callable(source)):
             kind = type(source).__name__
             raise InvalidModelError(
@@ -325,11 +351,45 @@ def _sources(value: Any, name: str) -> tuple[list[Any], bool]:
     return sources, single
 
 
-def _made(factory: Callable[..., Any], model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = factory(list(model.parameters()))
-    if not isinstance(optimizer, torch.optim.Optimizer):
+def check_place(source: Any, name: str) -> None:
+    """Raises InvalidModelError for a scheduler among the optimizers, or the other way round."""
+    kind = type(source).__name__
+    if name.startswith("optimizer") and is_scheduler(source):
+        place, holder = name.replace("optimizer", "lr_scheduler"), getattr(source, "optimizer", None)
+        instead = "an optimizer" if holder is None else f"the {type(holder).__name__} that it was made from"
         raise InvalidModelError(
-            f"the optimizer function returned a {type(optimizer).__name__}; return a torch.optim.Optimizer"
+            f"{name} holds a {kind}, which is a scheduler; give it as {place}, and {instead} as {name}"
+        )
+    if name.startswith("lr_scheduler") and isinstance(source, torch.optim.Optimizer):
+        raise InvalidModelError(
+            f"{name} holds a {kind}, which is an optimizer; give it as {name.replace('lr_scheduler', 'optimizer')}"
+        )
+
+
+def is_scheduler(value: Any) -> bool:
+    """Whether `value` is a scheduler of learning rates, or a class of one."""
+    kind = value if isinstance(value, type) else type(value)
+    return issubclass(kind, torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def _made(factory: Callable[..., Any], model: nn.Module) -> Any:
+    return checked_optimizer(factory(list(model.parameters())), "the optimizer function returned")
+
+
+def checked_optimizer(optimizer: Any, what: str) -> Any:
+    """`optimizer`, if it is one, or wraps one and can be stepped and saved like one.
+
+    Raises:
+        InvalidModelError: it is neither.
+    """
+    parts = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer
+    missing = [part for part in parts if not hasattr(optimizer, part)]
+    if missing or not stepped_within(optimizer):
+        raise InvalidModelError(
+            f"{what} a {type(optimizer).__name__}; return a torch.optim.Optimizer, or what wraps one and has "
+            f"{', '.join(parts)}"
         )
     return optimizer
 

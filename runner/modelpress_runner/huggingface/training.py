@@ -1,7 +1,7 @@
 """Training and scoring of a task, by the evaluator for plain PyTorch.
 
 The loop is our own and not transformers' Trainer: a Trainer would make its optimizer, its schedule and the order of its
-data anew for every chunk of training, where an own loop simply goes on with them, bit for bit.
+data anew for every call of train(), where an own loop simply goes on with them, bit for bit.
 
 Processes that train together share the rows of each batch: rank r of n has every nth of them, from the rth on. It adds
 its gradients to the sum by its share of the rows, so what comes out is the gradient of the whole batch (of the in-batch

@@ -31,7 +31,7 @@ from modelpress_runner.process.progress import Report, silent
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.subject.subject import Subject
-from modelpress_runner.training.run import check_masks
+from modelpress_runner.training.participants import check_masks
 
 _ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -155,7 +155,7 @@ def result_of(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, su
         "baseline": measured.baseline,
         "compressed": measured.compressed,
         "stages": outcome.stages,
-        "chunks": outcome.chunks,
+        "training": outcome.training,
     }
     if measured.timing:
         metrics["timing"] = measured.timing

@@ -27,7 +27,12 @@ from modelpress_runner.process.progress import Event, Report, silent
 from modelpress_runner.stages import kind
 from modelpress_runner.stages.prune import PruneStage
 from modelpress_runner.subject.subject import Subject
-from modelpress_runner.training.run import MaskKeeper, check_finite, check_masks
+from modelpress_runner.training.participants import MaskKeeper, MovementCheck, Participants, check_finite, check_masks
+
+_NOTHING_MOVED = (
+    "the loop made {steps} optimizer steps, and no weight of the model changed; train the model that was given to "
+    "prepare_compression, with an optimizer that holds its parameters"
+)
 
 
 class Loop:
@@ -64,8 +69,8 @@ class Loop:
         self._report, self._static, self._optimizers = report, static, optimizers
         self._parts = [_Part.of(stage, number) for number, stage in enumerate(stages)]
         self._dense = sum(parameter.numel() for parameter in subject.model.parameters())
-        self._keeper = MaskKeeper(subject.model, {})
-        self._before: dict[str, torch.Tensor] | None = None
+        self._moved = MovementCheck(lambda check: _NOTHING_MOVED.format(steps=self.steps))
+        self._participants = Participants([MaskKeeper(subject.model, {}), self._moved])
         self._began = time.perf_counter()
 
     @property
@@ -90,7 +95,7 @@ class Loop:
             part.find(self.context, self._optimizers)
         self.say("begins")
         self._prune()
-        self._remember()
+        self._participants.attach(self.model)
 
     def check(self, where: str) -> None:
         """Raises CompressionError if a pruned weight is not zero any more, in words that name the likely cause."""
@@ -110,10 +115,11 @@ class Loop:
         """
         if teacher_output is not None:
             raise InvalidModelError("was given a teacher_output, and no stage of the recipe uses one; leave it out")
-        return student_loss
+        return self._participants.loss(student_loss, inputs)
 
     def before_step(self) -> None:
         """The optimizer is about to step."""
+        self._participants.before_step()
         if not self._optimizers:
             self.look()
 
@@ -125,22 +131,22 @@ class Loop:
     def stepped(self) -> None:
         """An optimizer step is over: pruned weights are set to zero again, and more are pruned if it is time."""
         self.steps += 1
-        self._keeper.apply()
-        self._look_for_movement()
-        if self._prune() and self._before is not None:
-            self._remember()
+        self._participants.after_step()
+        self._prune()
 
     def progress(self) -> dict[str, Any]:
         """Where the loop is, as plain data; its masks apart."""
-        return {"steps": self.steps, "epochs": self.epochs, "seconds": [part.seconds for part in self._parts]}
+        return {"steps": self.steps, "epochs": self.epochs, "seconds": [part.seconds for part in self._parts]} | {
+            "participants": self._participants.state_dict()
+        }
 
     def go_on(self, progress: dict[str, Any]) -> None:
         """Goes on where `progress` was; model and masks are those of that moment already."""
         self.steps, self.epochs = progress["steps"], progress["epochs"]
         for part, seconds in zip(self._parts, progress["seconds"], strict=True):
             part.seconds = seconds
-        self._keeper = MaskKeeper(self.model, self.context.masks)
-        self._before = None
+        self._keep_masks()
+        self._participants.load_state_dict(progress["participants"])
 
     def say(self, message: str, stage: str = "loop") -> None:
         """Reports how far the loop is."""
@@ -150,6 +156,7 @@ class Loop:
         """Takes off the model again what collecting scores has put on it."""
         for part in self._parts:
             part.close()
+        self._participants.detach()
 
     def end(self) -> Outcome:
         """Checks that all stages did what they should, and shrinks the model if one wants that.
@@ -166,11 +173,8 @@ class Loop:
                     f"{part.stage.path}.schedule",
                 )
         self.check("the loop")
-        if self.steps and self._before is not None:
-            raise CompressionError(
-                f"the loop made {self.steps} optimizer steps, and no weight of the model changed; train the model that "
-                "was given to prepare_compression, with an optimizer that holds its parameters"
-            )
+        if self.steps:
+            self._moved.finish()
         check_finite(self.model)
         self.context.masks = placed(self.context.masks, self.model)
         records = [self._record(part) for part in self._parts]
@@ -186,8 +190,8 @@ class Loop:
             cuts=self.context.cuts,
             stages=records,
             notes=self.context.notes,
-            planned_chunks=self.epochs,
-            executed_chunks=self.epochs,
+            steps=self.steps,
+            executed=self.steps,
         )
 
     def _prune(self) -> bool:
@@ -204,24 +208,19 @@ class Loop:
                     part.seconds = time.perf_counter() - self._began
                     self.say(f"target reached after {self.steps} steps", part.name)
         if pruned:
-            self._keeper = MaskKeeper(self.model, self.context.masks)
+            self._keep_masks()
+            if self.steps and not self._moved.moved:  # what pruning changed is no movement
+                self._moved.attach(self.model)
         return pruned
 
-    def _remember(self) -> None:
-        trainable = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
-        self._before = {name: value.detach().clone() for name, value in trainable}
-
-    def _look_for_movement(self) -> None:
-        """Forgets the weights of the beginning as soon as one of them has changed."""
-        if self._before is not None:
-            now = dict(self.model.named_parameters())
-            if any(not torch.equal(now[name], value) for name, value in self._before.items()):
-                self._before = None
+    def _keep_masks(self) -> None:
+        """Masks that are in force from now on."""
+        self._participants.members = (MaskKeeper(self.model, self.context.masks), *self._participants.members[1:])
 
     def _record(self, part: _Part) -> dict[str, Any]:
         record: dict[str, Any] = {"name": part.name, "method": part.kind.name, **part.kind.record(part.prune)}
         record |= self._counted()
-        return record | {"seconds": part.seconds, "steps": self.steps, "chunks": self.epochs}
+        return record | {"seconds": part.seconds, "steps": self.steps}
 
     def _counted(self) -> dict[str, Any]:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, other_buffers
+from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, Within, copies, other_buffers
 from modelpress_runner.engine.run import Outcome
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.evaluators.optimizer_hooks import before_step
+from modelpress_runner.evaluators.optimizer_hooks import before_step, in_front_of_step
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.in_process.loop import Loop
 from modelpress_runner.runtime import distributed as ranks
@@ -21,8 +21,8 @@ from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 
 NOT_RESUMABLE = (
-    "the loop was not cut into chunks, so an attempt that is interrupted begins anew: give prepare_compression() the "
-    "optimizers, and go through compression.epochs(n)"
+    "no checkpoints were taken of the loop, so an attempt that is interrupted begins anew: give prepare_compression() "
+    "the optimizers, and go through compression.epochs(n)"
 )
 
 
@@ -39,6 +39,7 @@ class LoopState:
         self._checkpointer: Checkpointer | None = None
         self._roots: Mapping[str, Any] = {}
         self._cut = False
+        self._resumed_at = self._saved = 0
         self._began = time.perf_counter()
 
     @classmethod
@@ -83,7 +84,7 @@ class LoopState:
             before: in front of every step.
             look: once the first optimizer has its gradients, unless it skips the step.
         """
-        handles: list[Any] = [each.register_step_pre_hook(lambda *_: before()) for each in self.optimizers]
+        handles: list[Any] = [in_front_of_step(each, before) for each in self.optimizers]
         return handles + [before_step(each, look) for each in self.optimizers[:1]]
 
     def keep_in(self, checkpointer: Checkpointer, roots: Mapping[str, Any]) -> None:
@@ -110,7 +111,12 @@ class LoopState:
             load_optimizer(optimizer, saved)
         for scheduler, saved in zip(self._schedulers, checkpoint.trainer["schedulers"], strict=True):
             scheduler.load_state_dict(copy.copy(saved))
+        named = dict(loop.model.named_parameters())
+        assert checkpoint.within is not None
+        for name, gradient in checkpoint.within.gradients.items():
+            named[name].grad = gradient.to(named[name].device)
         loop.go_on(checkpoint.trainer["loop"])
+        self._resumed_at = loop.steps
         states = checkpoint.generators_of(ranks.rank())
         seeding.restore(states.everywhere)
         missing = generators.restore(self._roots, states.own)
@@ -119,27 +125,24 @@ class LoopState:
                 f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
             )
         self._began = time.perf_counter() - checkpoint.seconds
-        return checkpoint.chunk + 1
+        return loop.epochs
 
-    def started(self, epoch: int) -> None:
-        """An epoch begins."""
-        if self._cut and self._checkpointer is not None:
-            self._checkpointer.started(0, epoch)
-
-    def save(self, loop: Loop, epoch: int) -> None:
-        """Saves a checkpoint behind an epoch. Gradients end with it: a resumed loop would not have them either."""
+    def save(self, loop: Loop) -> None:
+        """Saves a checkpoint behind an epoch."""
         if not self._cut or self._checkpointer is None:
             return
-        for parameter in loop.model.parameters():
-            parameter.grad = None
         context = loop.context
+        named = loop.model.named_parameters()
+        gradients = {name: p.grad.detach().to("cpu", copy=True) for name, p in named if p.grad is not None}
         states = GeneratorStates(seeding.capture(), generators.save(self._roots)).to_plain()
+        self._checkpointer.made(0, loop.steps - self._resumed_at)
+        self._saved += 1
         self._checkpointer.save(
             Checkpoint(
                 step=0,
-                chunk=epoch,
-                model=dict(loop.model.state_dict()),
-                buffers=other_buffers(loop.model),
+                within=Within(loop.steps, 0, 0, 0, gradients, []),
+                model=copies(loop.model.state_dict()),
+                buffers=copies(other_buffers(loop.model)),
                 masks=context.masks,
                 cuts=context.cuts,
                 trainer={
@@ -148,15 +151,17 @@ class LoopState:
                     "loop": loop.progress(),
                 },
                 generators=ranks.every(states),
-                notes=context.notes,
+                notes=list(context.notes),
+                steps=(loop.steps, loop.steps),
                 seconds=time.perf_counter() - self._began,
             )
         )
 
     def finish(self, outcome: Outcome) -> None:
-        """Says in the outcome how often epochs were trained, and whether they could have been resumed."""
+        """Says in the outcome how many steps were made, and whether they could have been resumed."""
         if self._cut and self._checkpointer is not None:
-            outcome.executed_chunks, outcome.repeated_chunks = self._checkpointer.executed()
+            outcome.executed = max(outcome.steps, self._checkpointer.executed())
+            outcome.checkpoints = self._saved
         elif self._checkpointer is not None:
             outcome.notes.append(NOT_RESUMABLE)
 

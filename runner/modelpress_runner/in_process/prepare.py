@@ -228,11 +228,10 @@ class Compression:
         self.callbacks.go_on_at(first)
         self._loop.say(f"{count - first} epochs to train" + (f", from epoch {first + 1} on" if first else ""))
         for epoch in range(first, count):
-            self._state.started(epoch)
             yield epoch
             self.callbacks.between_epochs()
             self._loop.epochs = epoch + 1
-            self._state.save(self._loop, epoch)
+            self._state.save(self._loop)
             self._loop.say(f"epoch {epoch + 1} of {count}, {self._loop.steps} steps")
             self._loop.stop()
 

@@ -25,8 +25,8 @@ def report(step: int, **metrics: Any) -> None:
     (`status.intermediate` on a cluster, at most 64 points, evenly spread), at `step`. All metrics are in the run's log
     and in its progress file, thinned out if there are thousands. Outside a run the call does nothing but check.
 
-    A run whose code reports scores has only these: the scores that modelpress takes itself behind each chunk of
-    training have another count of steps.
+    A run whose code reports scores has only these: the scores that modelpress takes itself while
+    it trains have another count of steps.
 
     Args:
         step: the caller's own count, 0 or more, never less than in an earlier call of the same run.
@@ -68,7 +68,7 @@ class Reporting:
             if self._step is not None and step < self._step:
                 raise InvalidModelError(
                     f"mp.report was given the step {step} after {self._step}; count on from call to call (training "
-                    "functions are called once for each chunk of the training)"
+                    "functions are called once for each training of the recipe)"
                 )
             self._step = step
             shown = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items() if name != DEFAULT_METRIC)

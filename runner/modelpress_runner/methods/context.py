@@ -29,9 +29,9 @@ class StageContext:
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
 
 
-# A stage is a list of steps. The engine runs them in order, writes a checkpoint after each chunk of training, and after
-# a restart goes on behind the last checkpoint; so a Transform must give the same result when it runs again from the
-# same model, masks, cuts and seed.
+# A stage is a list of steps. The engine runs them in order, writes checkpoints within and behind each training, and
+# after a restart goes on from the last one; so a Transform must give the same result when it runs again from the same
+# model, masks, cuts and seed.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Progress of a run: one event per chunk or stage, for people and, as JSON lines, for the shell."""
+"""Progress of a run: one event per score, training or stage, for people and, as JSON lines, for the shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ log = logging.getLogger("modelpress")
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened in `stage`: `step` of `total` chunks of the whole recipe are done, `value` is a new score.
+    """Something happened in `stage`: `step` of `total` optimizer steps of the recipe are done, `value` is a new score.
+
+    `total` is 0 where it is not known: nobody can say how many steps an epoch of the user's has.
 
     What the user's own code reported has his count of steps in `at`, and all the metrics that he gave in `metrics`.
     """
@@ -51,7 +53,8 @@ class ProgressFile:
         if event.at is not None and not self._thinning.keeps():
             return
         score = "" if event.value is None else f", score {event.value:.6g}"
-        log.info("[%d/%d] %s: %s%s", event.step, event.total, event.stage, event.message, score)
+        of = f"/{event.total}" if event.total else ""
+        log.info("[%d%s] %s: %s%s", event.step, of, event.stage, event.message, score)
         if self._path is None:
             return
         line = {

@@ -146,8 +146,8 @@ class ProgressPush:
 class History:
     """The scores so far, by step: at most 64 of them go out, evenly spread, the first and the last among them.
 
-    Steps are chunks of training, until the user's code reports scores by a count of its own: from then on that alone
-    counts, and what was there before is dropped, for the two cannot be compared.
+    Steps are optimizer steps of the recipe, until the user's code reports scores by a count of its own: from then on
+    that alone counts, and what was there before is dropped, for the two cannot be compared.
     """
 
     def __init__(self) -> None:

@@ -33,18 +33,18 @@ _OURS = frozenset({"modelpress", "modelpress_runner"})
 
 def save(roots: Mapping[str, Any]) -> dict[str, Any]:
     """States of all generators behind `roots`, by the way to them; tensors and plain data only."""
-    return {path: _state(generator) for path, generator in _walk(roots)}
+    return {path: state_of(generator) for path, generator in walk(roots)}
 
 
 def restore(roots: Mapping[str, Any], states: Mapping[str, Any]) -> list[str]:
     """Sets generators to saved states; the ways of those that are no longer there, or of another kind."""
-    found = dict(_walk(roots))
+    found = dict(walk(roots))
     missing = []
     for path, state in states.items():
         if path not in found or type(found[path]).__name__ != state["kind"]:
             missing.append(path)
         else:
-            _set(found[path], state["state"])
+            set_state(found[path], state["state"])
     return missing
 
 
@@ -58,7 +58,7 @@ def aside(roots: Mapping[str, Any]) -> Iterator[None]:
         restore(roots, states)
 
 
-def _state(generator: Any) -> dict[str, Any]:
+def state_of(generator: Any) -> dict[str, Any]:
     kind = type(generator).__name__
     if isinstance(generator, torch.Generator):
         return {"kind": kind, "state": generator.get_state()}
@@ -72,7 +72,7 @@ def _state(generator: Any) -> dict[str, Any]:
     return {"kind": kind, "state": [version, list(numbers), gauss]}
 
 
-def _set(generator: Any, state: Any) -> None:
+def set_state(generator: Any, state: Any) -> None:
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
     elif isinstance(generator, np.random.Generator):
@@ -106,7 +106,7 @@ def _numpy(value: Any) -> Any:
     return value
 
 
-def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """All generators behind `roots` in a fixed order, each once."""
     seen: set[int] = set()
     pending = collections.deque((name, value, 0) for name, value in roots.items())

@@ -267,7 +267,8 @@ class ModuleEvaluator(Evaluator):
         self._model: nn.Module | None = None
         self._trained: nn.Module | None = None  # the bound model, or what it is wrapped in
         self._optimizer: torch.optim.Optimizer | None = None
-        self._epoch = 0
+        self._epoch = self._until = 0  # epochs that are over, and those that the present call ends with
+        self._safe: Callable[[], None] | None = None
         self._patches: list[Callable[[torch.Tensor, Any], torch.Tensor]] = []
         self._handles: list[Any] = []
 
@@ -359,13 +360,13 @@ class ModuleEvaluator(Evaluator):
                 f"the factory of {self._name}.optimizer_factory() made a {_kind(optimizer)}; it must make "
                 "a torch.optim.Optimizer"
             )
-        self._model, self._optimizer, self._epoch = model, optimizer, 0
+        self._model, self._optimizer, self._epoch, self._until = model, optimizer, 0, 0
 
     def unbind(self) -> None:
         super().unbind()
         for handle in self._handles:
             handle.remove()
-        self._handles, self._patches = [], []
+        self._handles, self._patches, self._safe = [], [], None
         self._model = self._trained = self._optimizer = None
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
@@ -377,13 +378,17 @@ class ModuleEvaluator(Evaluator):
             raise InvalidModelError(f"{self._name} cannot train; give it {self.train_needs}")
         if self._trained is None:
             self._trained = wrapped(model)
+        if self._epoch >= self._until:  # else it goes on with a call that was broken off
+            self._until = self._epoch + max_epochs
         with flags_restored(model), torch.enable_grad(), self._patched(criterion) as loss:
-            for _ in range(max_epochs):
+            while self._epoch < self._until:
                 if not self._trained.training:
                     self._trained.train()
                 with user_code(f"the trainer of {self._name}"):
                     trainer(self._trained, self._optimizer, loss, self._epoch)
                 self._epoch += 1
+                if self._safe is not None and self._epoch < self._until:
+                    self._safe()
 
     def _patched(self, criterion: Callable[..., torch.Tensor]) -> _PatchedCriterion:
         return _PatchedCriterion(criterion, self._patches)
@@ -395,12 +400,17 @@ class ModuleEvaluator(Evaluator):
         return iter(() if self._optimizer is None else (self._optimizer,))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "optimizers": [plain(each.state_dict()) for each in self.optimizers()]}
+        optimizers = [plain(each.state_dict()) for each in self.optimizers()]
+        return {"epoch": self._epoch, "until": self._until, "optimizers": optimizers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._epoch = state["epoch"]
+        self._epoch, self._until = state["epoch"], state["until"]
         for optimizer, saved in zip(self.optimizers(), state["optimizers"], strict=True):
             load_optimizer(optimizer, saved)
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """As in the protocol: behind each epoch."""
+        self._safe = hook
 
     def patch_loss(self, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
         """As in the protocol; `batch` is the tuple of what the criterion was called with."""

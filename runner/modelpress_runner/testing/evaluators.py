@@ -20,13 +20,18 @@ import copy
 import io
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from modelpress.api.v1alpha1 import Stage
+from modelpress.store import open_store
 from modelpress_runner.edits.masks import Masks
+from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidModelError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
@@ -34,13 +39,15 @@ from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
+from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.frozen import training_passes
-from modelpress_runner.training.run import Chunk, TrainingRun, chunks_of
-from modelpress_runner.training.step import Training
+from modelpress_runner.training.run import training_session
 
 Make = Callable[[], tuple[Evaluator, nn.Module]]
 
-EPOCH = Chunk(None, 1)
+Limits = tuple[int | None, int | None]  # max_steps, max_epochs
+
+EPOCH: Limits = (None, 1)
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -125,8 +132,8 @@ class EvaluatorContract:
         with seeding.aside(0):
             yield
 
-    def _train(self, evaluator: Evaluator, model: nn.Module, chunk: Chunk = EPOCH) -> None:
-        evaluator.train(chunk.max_steps, chunk.max_epochs)
+    def _train(self, evaluator: Evaluator, model: nn.Module, limits: Limits = EPOCH) -> None:
+        evaluator.train(*limits)
         for parameter in model.parameters():
             parameter.grad = None
 
@@ -193,9 +200,9 @@ class EvaluatorContract:
             results.append(_values(twin))
         assert _same(*results)
 
-    # Chunks -----------------------------------------------------------------------------------------------------------
+    # Calls ------------------------------------------------------------------------------------------------------------
 
-    def test_chunks_go_on_with_the_same_optimizers(self, make: Make) -> None:
+    def test_calls_go_on_with_the_same_optimizers(self, make: Make) -> None:
         """From call to call the optimizers are the same objects."""
         evaluator, model = make()
         evaluator.bind(model)
@@ -209,38 +216,58 @@ class EvaluatorContract:
         evaluator.unbind()
 
     @pytest.mark.parametrize("unit", ["epochs", "steps"])
-    def test_a_resumed_run_equals_an_undisturbed_one(self, make: Make, unit: str) -> None:
-        """Three chunks in one go, and one chunk, a restart from what was saved, and two more: bit for bit alike."""
+    @pytest.mark.parametrize("after", [1, 3, 4])
+    def test_a_resumed_run_equals_an_undisturbed_one(self, make: Make, unit: str, after: int, tmp_path: Path) -> None:
+        """One call in one go, and one that is asked to stop after some steps and goes on: bit for bit alike."""
         if unit == "steps" and not make()[0].counts_steps:
             pytest.skip("it trains by epochs")
-        training = Training("train", epochs=3) if unit == "epochs" else Training("train", max_steps=3)
-        chunks = chunks_of(training)
+        stages = [Stage.model_validate({"finetune": {"epochs": 3} if unit == "epochs" else {"maxSteps": 5}})]
         evaluator, model = make()
-        evaluator.resolve(model)
-        with TrainingRun(model, evaluator, {}, lambda: None) as run:
-            run.run(chunks[0], last=False)
-            with evaluator.whole_parameters():
-                saved = _through_disk(
-                    {
-                        "model": model.state_dict(),
-                        "trainer": run.state_dict(),
-                        "generators": seeding.capture(),
-                        "own": generators.save(evaluator.user_objects()),
-                    }
-                )
-            run.run(chunks[1], last=False)
-            run.run(chunks[2], last=True)
-        with seeding.aside(99):
-            other, resumed = make()
-            other.resolve(resumed)
-            resumed.load_state_dict(saved["model"])
-            assert generators.restore(other.user_objects(), saved["own"]) == []
-            with TrainingRun(resumed, other, {}, lambda: None) as run:
-                run.load_state_dict(saved["trainer"])
-                seeding.restore(saved["generators"])
-                run.run(chunks[1], last=False)
-                run.run(chunks[2], last=True)
-        expected, got = _values(model), _values(resumed)
+        whole = run_stages(Subject(model, evaluator), stages, seed=5, scores=False)
+        store = open_store(str(tmp_path))
+        asked = False
+
+        def stop() -> None:
+            if asked:
+                raise Stopped
+
+        other, twin = make()
+        steps: list[None] = []
+        bind = other.bind
+
+        def bound(model: nn.Module) -> None:
+            nonlocal asked
+            bind(model)
+
+            def count() -> None:
+                nonlocal asked
+                steps.append(None)
+                asked = len(steps) >= after
+
+            other.before_optimizer_step(count)
+
+        other.bind = bound  # type: ignore[method-assign]
+        with seeding.aside(99), pytest.raises(Stopped):
+            run_stages(
+                Subject(twin, other),
+                stages,
+                seed=5,
+                scores=False,
+                checkpointer=Checkpointer(store, "", "same", 1),
+                stop=stop,
+            )
+        again, last = make()
+        with seeding.aside(98):
+            outcome = run_stages(
+                Subject(last, again),
+                stages,
+                seed=5,
+                scores=False,
+                checkpointer=Checkpointer(store, "", "same", 2),
+            )
+        assert outcome.steps == whole.steps
+        assert not [note for note in outcome.notes if "anew" in note]
+        expected, got = _values(model), _values(last)
         assert [name for name in expected if not _same(expected[name], got[name])] == []
 
     def test_state_is_plain_and_comes_back(self, make: Make) -> None:
@@ -267,14 +294,14 @@ class EvaluatorContract:
         counts = []
         for asked in (1, 3, 2):
             steps.clear()
-            self._train(evaluator, model, Chunk(asked, None))
+            self._train(evaluator, model, (asked, None))
             counts.append(len(steps))
         assert counts == [1, 3, 2]
         evaluator.unbind()
 
     # Patches and hooks ------------------------------------------------------------------------------------------------
 
-    def test_loss_patches_apply_in_order_and_in_every_chunk(self, make: Make) -> None:
+    def test_loss_patches_apply_in_order_and_in_every_call(self, make: Make) -> None:
         """The second patch gets what the first gave, and what it gives is trained on: times zero is no gradient."""
         evaluator, model = make()
         evaluator.bind(model)
@@ -307,7 +334,7 @@ class EvaluatorContract:
         evaluator.unbind()
 
     def test_step_hooks_fire_around_every_step(self, make: Make) -> None:
-        """Before, with gradients, then after, with other weights; in the order of registration; in every chunk."""
+        """Before, with gradients, then after, with other weights; in the order of registration; in every call."""
         evaluator, model = make()
         name, weight = _first_weight(model)
         shape = weight.shape
@@ -338,7 +365,7 @@ class EvaluatorContract:
         assert all(gradient is not None and gradient.shape == shape for gradient in gradients), name
         evaluator.unbind()
 
-    def test_model_hooks_fire_in_every_chunk(self, make: Make) -> None:
+    def test_model_hooks_fire_in_every_call(self, make: Make) -> None:
         """On a parameter and around modules; unknown names are refused."""
         evaluator, model = make()
         name, _ = _first_weight(model)
@@ -397,7 +424,7 @@ class EvaluatorContract:
         assert set(begun[1:]) == {0.0}
 
     def test_masks_stay_in_force(self, make: Make) -> None:
-        """Half of a weight is masked: it is zero after every chunk, and the rest has been trained."""
+        """Half of a weight is masked: it is zero at the end, and the rest has been trained."""
         evaluator, model = make()
         evaluator.resolve(model)
         name, weight = _first_weight(model)
@@ -406,11 +433,10 @@ class EvaluatorContract:
         mask.view(-1)[::2] = 0
         masks: Masks = {module: {parameter: mask}}
         before = weight.detach().clone()
-        with TrainingRun(model, evaluator, masks, lambda: None) as run:
-            for last in (False, True):
-                run.run(EPOCH, last)
-                with evaluator.whole_parameters():
-                    assert bool((model.get_parameter(name).detach().cpu()[mask == 0] == 0).all())
+        with training_session(model, evaluator, masks) as session:
+            session.train(*EPOCH)
+            with evaluator.whole_parameters():
+                assert bool((model.get_parameter(name).detach().cpu()[mask == 0] == 0).all())
         after = model.get_parameter(name).detach().cpu()
         assert not torch.equal(after[mask == 1], before[mask == 1])
 
@@ -457,8 +483,8 @@ class EvaluatorContract:
         if ending != "broken":
             known = len(calls)
             values = _values(model)
-            with TrainingRun(model, evaluator, {}, lambda: None) as run:
-                run.run(EPOCH, last=True)
+            with training_session(model, evaluator, {}) as session:
+                session.train(*EPOCH)
             assert len(calls) == known
             assert not _same(_values(model), values)
 
@@ -487,8 +513,8 @@ class EvaluatorContract:
         assert _same(_values(model), values)
         assert all(parameter.grad is None for parameter in model.parameters())
 
-    def test_it_evaluates_between_chunks(self, make: Make) -> None:
-        """A score after a chunk has no effect on what is trained after it."""
+    def test_it_evaluates_between_calls(self, make: Make) -> None:
+        """A score after a call has no effect on what is trained after it."""
         results = []
         for scoring in (False, True):
             evaluator, model = make()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Training:
-    """A step of training, cut into chunks by the engine. Exactly one of epochs and max_steps."""
+    """A step of training: one call of the evaluator. Exactly one of epochs and max_steps."""
 
     label: str
     epochs: int | None = None

@@ -51,7 +51,7 @@ def create(width: int = 8, train: bool = True, epochs: int = 2):
     x = torch.randn(64, 1, 6, 6, generator=g)
     y = (torch.arange(64) % 2)
     x = x + y.float().reshape(-1, 1, 1, 1)
-    calls = {"chunk": 0}
+    calls = {"epoch": 0}
 
     def training_step(batch, model):
         a, b = batch
@@ -59,14 +59,14 @@ def create(width: int = 8, train: bool = True, epochs: int = 2):
         return F.cross_entropy(model(a + 0.01 * noise), b)
 
     def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
-        calls["chunk"] += 1
-        mark(f"chunk-{calls['chunk']}")
         steps = 0
         for _ in range(max_epochs or 10**6):
+            calls["epoch"] += 1
+            mark(f"epoch-{calls['epoch']}")
             for number, index in enumerate(torch.randperm(64).split(16)):
                 if max_steps is not None and steps >= max_steps:
                     return
-                if number == 2 and os.environ.get("TEST_HANG") == str(calls["chunk"]):
+                if number == 2 and os.environ.get("TEST_HANG") == str(calls["epoch"]):
                     mark("hanging")
                     while True:
                         training_step((x[index], y[index]), model)
@@ -81,7 +81,7 @@ def create(width: int = 8, train: bool = True, epochs: int = 2):
         mark("dense")
         optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
         training_func(model, optimizer, training_step, torch.optim.lr_scheduler.ConstantLR(optimizer), None, epochs)
-        calls["chunk"] = 0
+        calls["epoch"] = 0
     optimizer = mp.trace(torch.optim.Adam)(model.parameters(), lr=0.01)
     evaluator = mp.TorchEvaluator(
         training_func,

@@ -12,6 +12,8 @@ import pytest
 
 from modelpress.result import ExitCode, RunResult
 
+EVERY = {"MODELPRESS_CHECKPOINT_STEPS": "2"}
+
 
 @dataclass
 class Story:
@@ -30,22 +32,22 @@ def story(make_bench) -> Story:
     code, _, log = alone.run(alone.request())
     assert code == 0, log
 
-    def interrupt(attempt: int, chunk: int, number: signal.Signals):
+    def interrupt(attempt: int, epoch: int, number: signal.Signals):
         fifo = disturbed.marks / "hanging"
         fifo.unlink(missing_ok=True)
         os.mkfifo(fifo)
-        process = disturbed.start(disturbed.request(attempt), TEST_HANG=str(chunk))
+        process = disturbed.start(disturbed.request(attempt), TEST_HANG=str(epoch), **EVERY)
         disturbed.wait_for("hanging", process)
         process.send_signal(number)
         process.communicate(timeout=240)
         return process.returncode
 
-    # The first attempt dies in its second chunk of training, which has weights and momentum of its own already; the
-    # second is stopped in its third, which is the second epoch of finetuning, behind the shrink.
+    # The first attempt dies in its second epoch, which is the second training; the second is stopped in its third,
+    # one of finetuning, behind the shrink: there the training function is called again.
     assert interrupt(1, 2, signal.SIGKILL) == -signal.SIGKILL
     (disturbed.marks / "dense").unlink()
     stopped = interrupt(2, 3, signal.SIGTERM), json.loads((disturbed.folder / "result.json").read_text())
-    finished = disturbed.run(disturbed.request(3))
+    finished = disturbed.run(disturbed.request(3), **EVERY)
     return Story(alone, disturbed, stopped, finished, (disturbed.marks / "dense").exists())
 
 
@@ -72,12 +74,16 @@ def test_metrics_are_the_same_but_for_the_clock(story):
     assert metrics(story.alone) == metrics(story.disturbed)
 
 
-def test_repeated_chunks_are_counted(story):
-    """The two chunks that were cut off ran twice; every other one ran once."""
-    alone = json.loads(story.alone.artefact()["metrics.json"].read_text())["chunks"]
-    disturbed = json.loads(story.disturbed.artefact()["metrics.json"].read_text())["chunks"]
-    assert alone == {"planned": 5, "executed": 5, "repeated": 0}
-    assert disturbed == {"planned": 5, "executed": 7, "repeated": 2}
+def test_steps_are_counted(story):
+    """The result has 20 optimizer steps behind it; attempts noted no more than these, and the last wrote its own."""
+    alone = json.loads(story.alone.artefact()["metrics.json"].read_text())["training"]
+    disturbed = json.loads(story.disturbed.artefact()["metrics.json"].read_text())["training"]
+    assert (alone["steps"], alone["executed"], alone["repeated"]) == (20, 20, 0)
+    assert (disturbed["steps"], disturbed["executed"], disturbed["repeated"]) == (20, 20, 0)
+    assert disturbed["checkpoints"] >= 2
+    assert not any(
+        "anew" in note for note in json.loads(story.disturbed.artefact()["metrics.json"].read_text())["notes"]
+    )
 
 
 def test_a_stopped_run_says_so(story):

@@ -21,8 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import modelpress as mp
 from modelpress_runner.runtime import distributed as ranks, rng as seeding
-from modelpress_runner.training.step import Training
-from modelpress_runner.training.run import TrainingRun, chunks_of
+from modelpress_runner.training.run import training_session
 
 
 class Data(pl.LightningDataModule):
@@ -77,14 +76,14 @@ def main():
     mask = torch.ones(6, 4)
     mask[::2] = 0
     drawn = []
-    with TrainingRun(model, evaluator, {"fc1": {"weight": mask}}, lambda: None) as run:
+    with training_session(model, evaluator, {"fc1": {"weight": mask}}) as session:
         evaluator.before_optimizer_step(lambda: drawn.append(torch.rand(1).item()))
-        for chunk in chunks_of(Training("train", epochs=2)):
-            run.run(chunk, last=False)
-        state = run.state_dict()
-    with TrainingRun(model, evaluator, {"fc1": {"weight": mask}}, lambda: None) as run:
-        run.load_state_dict(state)
-        run.run(chunks_of(Training("train", max_steps=1))[0], last=True)
+        for _ in range(2):
+            session.train(max_epochs=1)
+        state = evaluator.state_dict()
+    with training_session(model, evaluator, {"fc1": {"weight": mask}}) as session:
+        evaluator.load_state_dict(state)
+        evaluator.train(max_steps=1)
     score = evaluator.evaluate(model)
     mine = {"weights": [p.flatten().tolist() for p in model.parameters()], "score": score, "batches": model.batches,
             "drawn": drawn, "together": ranks.together()}

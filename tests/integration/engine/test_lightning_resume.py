@@ -76,7 +76,7 @@ STAGES = [
 
 
 def test_sigterm_in_the_middle_of_training(make_bench):
-    """Stopped in the second of three epochs, it exits with 143; the next attempt repeats that epoch alone, and weights,
+    """Stopped in the second of three epochs, it exits with 143; the next attempt goes on there, and weights,
     program and cuts are those of a run that was left alone."""
     alone, disturbed = make_bench(), make_bench()
     for bench in (alone, disturbed):
@@ -99,6 +99,6 @@ def test_sigterm_in_the_middle_of_training(make_bench):
 
     for name in ("model.safetensors", "model.pt2", "shrink.json"):
         assert alone.artefact()[name].read_bytes() == disturbed.artefact()[name].read_bytes(), name
-    chunks = json.loads(disturbed.artefact()["metrics.json"].read_text())["chunks"]
-    assert chunks == {"planned": 3, "executed": 4, "repeated": 1}
+    training = json.loads(disturbed.artefact()["metrics.json"].read_text())["training"]
+    assert training["executed"] == training["steps"] > 0
     assert "GPU available" not in log

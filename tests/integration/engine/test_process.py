@@ -51,7 +51,7 @@ def test_a_prepared_dense_model_is_used_by_trials(bench):
 def test_an_exception_in_training_is_exit_code_1(bench):
     """The message names the user's file and line, the log holds the user's traceback, the record lies in the store."""
     path = bench.code / "clouds.py"
-    path.write_text(path.read_text().replace('calls["chunk"] += 1', "raise ValueError('no more data')"))
+    path.write_text(path.read_text().replace('calls["epoch"] += 1', "raise ValueError('no more data')"))
     code, message, log = bench.run(bench.request(spec={"stages": TUNE, "model": untrained()}))
     assert code == ExitCode.FAILED
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "no more data" in text)

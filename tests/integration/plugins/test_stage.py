@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 CODE = Path(__file__).parent / "code"
-
-
-def modelpress(folder: Path, *arguments: str, plugin: Path = CODE) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(plugin), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "modelpress.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def job(path: Path, factor: float) -> str:
@@ -37,9 +29,9 @@ def job(path: Path, factor: float) -> str:
     return str(path)
 
 
-def test_a_job_runs_a_stage_of_a_plugin(tmp_path: Path) -> None:
+def test_a_job_runs_a_stage_of_a_plugin(modelpress: Callable[..., Any], tmp_path: Path) -> None:
     """Three weights of 1, times 4, sum up to 12; record and card tell the stage as its file says."""
-    done = modelpress(tmp_path, "run", job(tmp_path / "job.yaml", 4.0), "--no-progress")
+    done = modelpress("run", job(tmp_path / "job.yaml", 4.0), "--no-progress", plugin=CODE)
     assert done.returncode == 0, done.stderr
     manifest = json.loads(next(tmp_path.glob("modelpress-runs/default/scaled-*/manifest.json")).read_text())
     assert manifest["metrics"]["compressed"]["default"] == 12.0
@@ -54,32 +46,32 @@ def test_a_job_runs_a_stage_of_a_plugin(tmp_path: Path) -> None:
     assert "A PyTorch model compressed by modelpress: scaled by 4.0." in card
 
 
-def test_validation_knows_its_rules(tmp_path: Path) -> None:
+def test_validation_knows_its_rules(modelpress: Callable[..., Any], tmp_path: Path) -> None:
     """What its rules and its type refuse is told with the place in the file; its CRD has the block."""
-    done = modelpress(tmp_path, "validate", job(tmp_path / "job.yaml", 0.0))
+    done = modelpress("validate", job(tmp_path / "job.yaml", 0.0), plugin=CODE)
     assert done.returncode == 2
     assert (
         "spec.stages[0].scale.factor: 0 leaves nothing of the model; give another number" in done.stderr + done.stdout
     )
     assert "Traceback" not in done.stderr
-    assert modelpress(tmp_path, "crd", "--output", str(tmp_path)).returncode == 0
+    assert modelpress("crd", "--output", str(tmp_path), plugin=CODE).returncode == 0
     crd = yaml.safe_load((tmp_path / "modelpress.dev_compressionjobs.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["stages"]
     assert schema["items"]["properties"]["scale"]["properties"]["factor"]["type"] == "number"
 
 
-def test_without_the_plugin_the_block_is_unknown(tmp_path: Path) -> None:
+def test_without_the_plugin_the_block_is_unknown(modelpress: Callable[..., Any], tmp_path: Path) -> None:
     """The same file is refused where the package is not installed."""
-    done = modelpress(tmp_path, "validate", job(tmp_path / "job.yaml", 4.0), plugin=tmp_path)
+    done = modelpress("validate", job(tmp_path / "job.yaml", 4.0), plugin=tmp_path)
     assert done.returncode == 2
     assert "scale" in done.stderr + done.stdout
 
 
-def test_a_plugin_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_a_plugin_that_cannot_be_loaded_is_named(modelpress: Callable[..., Any], tmp_path: Path) -> None:
     """One line says which package and what to do; no traceback."""
     shutil.copytree(CODE / "scaling_plugin-1.0.dist-info", tmp_path / "scaling_plugin-1.0.dist-info")
     (tmp_path / "scaling_plugin.py").write_text("import nowhere_to_be_found\n")
-    done = modelpress(tmp_path, "validate", job(tmp_path / "job.yaml", 4.0), plugin=tmp_path)
+    done = modelpress("validate", job(tmp_path / "job.yaml", 4.0), plugin=tmp_path)
     assert done.returncode == 2
     assert "the plug-in 'scale' of scaling-plugin (scaling_plugin) cannot be loaded: ModuleNotFoundError" in done.stdout
     assert "mend or uninstall it" in done.stdout

@@ -214,3 +214,22 @@ def test_missing_imports_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     message, total = done.stdout.splitlines()
     assert "needs the operator mpress_pkg.twice.default of mpress_pkg; run 'import mpress_pkg' before" in message
     assert total == "16.0"
+
+
+def test_a_manifest_is_pinned_by_its_digest(saved: Path, models: Any) -> None:
+    """The sha256 that a status has opens it, in any case; another refuses it, before a model is touched."""
+    import hashlib
+
+    digest = hashlib.sha256((saved / "manifest.json").read_bytes()).hexdigest()
+    assert isinstance(mp.load(saved, digest=digest.upper()), nn.Module)
+    with pytest.raises(ArtifactError, match=f"its manifest has the sha256 {digest}, not {'0' * 64}"):
+        mp.load(saved, into=models.residual(), digest="0" * 64)
+
+
+def test_a_number_that_is_no_version_is_an_error(saved: Path, models: Any) -> None:
+    """A version of 5,000 digits is a later torch, not a traceback."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "9" * 5000
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="install torch 999999"):
+        mp.load(saved)

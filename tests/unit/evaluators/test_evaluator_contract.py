@@ -257,18 +257,18 @@ class Tired(mp.TorchEvaluator):
         (Forgetful, "test_nothing_is_left_after_unbinding", {"ending": "after a step"}),
         (Clinging, "test_nothing_is_left_after_unbinding", {"ending": "in a hook"}),
         (Patching, "test_nothing_is_left_after_unbinding", {"ending": "well"}),
-        (Anew, "test_chunks_go_on_with_the_same_optimizers", {}),
+        (Anew, "test_calls_go_on_with_the_same_optimizers", {}),
         (Anew, "test_step_hooks_fire_around_every_step", {}),
         (Swallowing, "test_nothing_is_left_after_unbinding", {"ending": "in the loss"}),
-        (Stateless, "test_a_resumed_run_equals_an_undisturbed_one", {"unit": "epochs"}),
-        (Deaf, "test_loss_patches_apply_in_order_and_in_every_chunk", {}),
+        (Stateless, "test_a_resumed_run_equals_an_undisturbed_one", {"unit": "epochs", "after": 3}),
+        (Deaf, "test_loss_patches_apply_in_order_and_in_every_call", {}),
         (Messy, "test_evaluation_changes_nothing", {}),
-        (Messy, "test_it_evaluates_between_chunks", {}),
+        (Messy, "test_it_evaluates_between_calls", {}),
         (Tired, "test_it_keeps_to_a_number_of_steps", {}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
-def test_the_contract_finds_a_faulty_evaluator(kind, test, arguments, request):
+def test_the_contract_finds_a_faulty_evaluator(kind, test, arguments, request, tmp_path):
     """Each fault fails the test that is there for it."""
 
     def make():
@@ -278,5 +278,7 @@ def test_the_contract_finds_a_faulty_evaluator(kind, test, arguments, request):
 
     if "ending" in arguments:
         arguments = arguments | {"request": request}
+    if "after" in arguments:
+        arguments = arguments | {"tmp_path": tmp_path}
     with seeding.aside(0), pytest.raises((AssertionError, pytest.fail.Exception, CompressionError)):
         getattr(EvaluatorContract(), test)(make=make, **arguments)

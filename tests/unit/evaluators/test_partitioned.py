@@ -14,7 +14,7 @@ from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.testing.evaluators import EvaluatorContract
-from modelpress_runner.training.run import Chunk, TrainingRun
+from modelpress_runner.training.run import training_session
 
 
 class PartitionedEvaluator(mp.TorchEvaluator):
@@ -151,11 +151,9 @@ def test_training_with_masks_ends_like_training_of_whole_parameters(task):
             return fresh.training_step(batch, model)
 
         torch.manual_seed(0)
-        with TrainingRun(
-            fresh.model, make(fresh, training_step=training_step), {"0": {"weight": mask}}, lambda: None
-        ) as run:
-            run.run(Chunk(None, 1), last=False)
-            run.run(Chunk(None, 1), last=True)
+        evaluator = make(fresh, training_step=training_step)
+        with training_session(fresh.model, evaluator, {"0": {"weight": mask}}) as session:
+            session.train(max_epochs=2)
         assert set(seen) == {0.0}
         results.append(fresh.model.state_dict())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
@@ -165,15 +163,15 @@ def test_checks_see_whole_parameters(task):
     """Training that moves nothing, and weights that are not finite, are found out."""
     with (
         pytest.raises(CompressionError, match="no weight: it made no optimizer step"),
-        TrainingRun(task.model, partitioned(task, training_func=lambda *args: None), {}, lambda: None) as run,
+        training_session(task.model, partitioned(task, training_func=lambda *args: None), {}) as session,
     ):
-        run.run(Chunk(None, 1), last=True)
+        session.train(max_epochs=1)
     wild = partitioned(task, optimizers=lambda params: torch.optim.SGD(params, lr=1e30))
     with (
         pytest.raises(CompressionError, match=r"training made \d\.\w+ NaN or infinite"),
-        TrainingRun(task.model, wild, {}, lambda: None) as run,
+        training_session(task.model, wild, {}) as session,
     ):
-        run.run(Chunk(None, 2), last=True)
+        session.train(max_epochs=2)
 
 
 def test_a_recipe_gives_what_it_gives_with_whole_parameters(task):

@@ -119,8 +119,8 @@ def test_a_pass_broken_off_inside_a_step_leaves_the_scaler_usable(task):
     assert model[0].weight.tolist() == [[0.0, -1.0]]
 
 
-def test_the_scale_goes_on_from_chunk_to_chunk_and_after_a_restart(task, tmp_path):
-    """A scaler outside the loop grows every two steps; a run cut short after its first chunks ends like a whole one."""
+def test_the_scale_goes_on_on_after_a_restart(task, tmp_path):
+    """A scaler outside the loop grows every two steps; a run cut short after its first steps ends like a whole one."""
 
     def subject(seen):
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
@@ -145,7 +145,8 @@ def test_the_scale_goes_on_from_chunk_to_chunk_and_after_a_restart(task, tmp_pat
     with pytest.raises(Stopped):
         run_stages(subject(cut), recipe, seed=0, checkpointer=Checkpointer(store, "job", "same", 1), stop=stop)
     run_stages(subject(rest), recipe, seed=0, checkpointer=Checkpointer(store, "job", "same", 2))
-    assert cut + rest == whole
+    assert cut == whole[:3]
+    assert rest == whole  # the first three are played back
 
 
 def test_a_scaler_that_is_off_has_no_state():

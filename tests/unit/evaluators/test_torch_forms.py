@@ -16,6 +16,7 @@ from modelpress.api.v1alpha1 import Stage
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, UserCodeError
 from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.run import training_session
 
 Output = namedtuple("Output", "loss logits")
 
@@ -396,3 +397,96 @@ def test_an_evaluator_without_functions_says_what_it_needs(task):
         empty.train(max_epochs=1)
     with pytest.raises(InvalidModelError, match="cannot evaluate; give it evaluating_func"):
         empty.evaluate()
+
+
+class Plain:
+    """Wraps an optimizer without torch's base class."""
+
+    def __init__(self, inner):
+        self.inner, self.param_groups, self.state, self.defaults = inner, inner.param_groups, {}, inner.defaults
+        self.zero_grad, self.state_dict, self.load_state_dict = inner.zero_grad, inner.state_dict, inner.load_state_dict
+
+    def step(self, closure=None):
+        self.inner.step()
+
+
+class Bare(Plain, torch.optim.Optimizer):
+    """A subclass that leaves out Optimizer.__init__."""
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """Is stepped by two methods of its own, as sharpness-aware minimization is."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+        self.inner = torch.optim.SGD(self.param_groups, lr=lr, momentum=0.9)
+        self.moves = []
+
+    @torch.no_grad()
+    def first_step(self):
+        held = [p for group in self.param_groups for p in group["params"]]
+        self.moves = [(p, 0.01 * p.grad) for p in held]
+        for p, move in self.moves:
+            p.add_(move)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for p, move in self.moves:
+            p.sub_(move)
+        self.inner.step()
+        self.zero_grad()
+
+
+@pytest.mark.parametrize("kind", [Plain, Bare])
+@pytest.mark.parametrize("traced", [True, False])
+def test_wrapping_optimizers_train_with_masks_in_force(task, kind, traced):
+    """With or without torch's base class: one step of the outermost is one step, and pruned weights stay zero."""
+    if traced:
+        made = mp.trace(kind)(mp.trace(torch.optim.SGD)(task.model.parameters(), lr=0.1, momentum=0.9))
+    else:
+        made = lambda params: kind(torch.optim.SGD(params, lr=0.1, momentum=0.9))  # noqa: E731
+    seen = []
+
+    def training_step(batch, model):
+        seen.append(int(torch.count_nonzero(model[0].weight[2:])))
+        return task.training_step(batch, model)
+
+    mask = torch.ones(6, 4)
+    mask[2:] = 0
+    evaluator = task.evaluator(optimizers=made, training_step=training_step)
+    with training_session(task.model, evaluator, {"0": {"weight": mask}}) as session:
+        assert session.train(max_steps=6) == 6
+    assert seen == [0] * 6
+    assert task.model[0].weight[:2].abs().min() > 0
+
+
+def test_an_optimizer_with_steps_of_its_own_trains_with_masks_in_force(task):
+    """What counts is the step of the optimizer inside; the masks are in force before each first step."""
+    seen = []
+
+    def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+        for index in torch.arange(32).split(8):
+            seen.append(int(torch.count_nonzero(model[0].weight[2:])))
+            training_step((task.x[index], task.y[index]), model).backward()
+            optimizer.first_step()
+            training_step((task.x[index], task.y[index]), model).backward()
+            optimizer.second_step()
+
+    mask = torch.ones(6, 4)
+    mask[2:] = 0
+    made = mp.trace(TwoSteps)(task.model.parameters(), lr=0.1)
+    evaluator = task.evaluator(training_func=training_func, optimizers=made)
+    with training_session(task.model, evaluator, {"0": {"weight": mask}}) as session:
+        assert session.train(max_steps=4) == 4
+    assert seen == [0] * 4
+
+
+def test_a_scheduler_in_the_optimizers_place_is_found_at_once(task):
+    """And the other way round; the message says where it belongs."""
+    sgd = mp.trace(torch.optim.SGD)(task.model.parameters(), lr=0.1)
+    scheduler = mp.trace(torch.optim.lr_scheduler.StepLR)(sgd, step_size=1)
+    with pytest.raises(InvalidModelError, match="optimizers holds a StepLR, which is a scheduler; give it as lr_sched"):
+        task.evaluator(optimizers=scheduler)
+    with pytest.raises(InvalidModelError, match="lr_schedulers holds a SGD, which is an optimizer; give it as optimiz"):
+        task.evaluator(lr_schedulers=sgd)

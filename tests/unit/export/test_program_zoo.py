@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+import program_zoo
 import pytest
-from program_zoo import plain, pretrained
 
 from modelpress_runner.export.pt2 import graphcheck, program
 from modelpress_runner.export.pt2.quiet import quiet
 
 
-@pytest.mark.parametrize("source", [plain, pytest.param(pretrained, marks=pytest.mark.long)])
+@pytest.mark.parametrize("source", [program_zoo.plain, pytest.param(program_zoo.pretrained, marks=pytest.mark.long)])
 def test_honest_models_pass(source: Callable[..., object]) -> None:
     """Each passes the check in eval and in train form, and calls nothing that a caller would have to name."""
     seen = 0

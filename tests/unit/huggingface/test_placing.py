@@ -7,8 +7,7 @@ import torch
 from tiny_models import bert, gpt2, rows, subject
 
 from modelpress_runner.huggingface.device import move, on_accelerator
-from modelpress_runner.training.run import TrainingRun, chunks_of
-from modelpress_runner.training.step import Training
+from modelpress_runner.training.run import training_session
 
 ROWS = [{"text": "red cat", "label": "yes"}, {"text": "blue dog", "label": "no"}, {"text": "red dog", "label": "yes"}]
 
@@ -43,7 +42,7 @@ def test_without_a_gpu_nothing_moves(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_trains_in_chunks_and_holds_masks(tmp_path):
+def test_a_gpu_trains_and_holds_masks(tmp_path):
     """Two epochs with a mask: on the GPU inside, on the CPU outside, and the score is that of the CPU."""
     splits = (rows(name, *ROWS) for name in ("train", "validation"))
     made = subject(bert(tmp_path, "BertForSequenceClassification"), "text-classification", *splits)
@@ -51,10 +50,10 @@ def test_a_gpu_trains_in_chunks_and_holds_masks(tmp_path):
     mask = torch.ones(32, 16)
     mask[::2] = 0
     name = "bert.encoder.layer.0.intermediate.dense"
-    with TrainingRun(made.model, made.evaluator, {name: {"weight": mask}}, lambda: None) as run:
+    with training_session(made.model, made.evaluator, {name: {"weight": mask}}) as session:
         made.evaluator.after_optimizer_step(lambda: seen.add(next(made.model.parameters()).device.type))
-        for chunk in chunks_of(Training("train", epochs=2)):
-            run.run(chunk, last=False)
+        for _ in range(2):
+            session.train(max_epochs=1)
             made.evaluator.load_state_dict(made.evaluator.state_dict())
     assert seen == {"cuda"}
     assert {parameter.device.type for parameter in made.model.parameters()} == {"cpu"}

@@ -138,9 +138,10 @@ def test_images_need_a_processor(tmp_path):
 
 
 def test_the_end_mark_pads_where_nothing_else_does(tmp_path):
-    """GPT-2 and its kin have no padding token."""
+    """GPT-2 and its kin have no padding token; their classifiers look for it in the model's configuration."""
     pretrained = opened(gpt2(tmp_path), "causal-lm")
     assert pretrained.processor.pad_token == "[EOS]"
+    assert pretrained.model.config.pad_token_id == pretrained.processor.eos_token_id
 
 
 def test_weights_are_float32(tmp_path):

@@ -39,7 +39,7 @@ def test_a_recipe_in_python_spelling_is_measured_before_and_after(task):
     assert "latencyMs" not in compressed
     assert [record["method"] for record in result.metrics["stages"]] == ["prune", "finetune"]
     assert result.metrics["stages"][1]["score"] == {"default": compressed["default"]}
-    assert result.metrics["chunks"] == {"planned": 2, "executed": 2, "repeated": 0}
+    assert result.metrics["training"]["steps"] == result.metrics["training"]["executed"] == 8
     assert int(result.masks["0"]["weight"].sum()) == 12
 
 
@@ -87,7 +87,7 @@ def test_equal_seeds_give_equal_models(task):
 
 
 def test_scores_are_taken_once_before_and_once_after(task):
-    """No pass over the data is made that nobody sees; with a report each chunk is scored."""
+    """No pass over the data is made that nobody sees; with a report each stage is scored."""
     calls = []
     evaluator = task.evaluator(evaluating_func=lambda model: calls.append(1) or 0.5)
     mp.compress(task.model, [TUNE, TUNE], evaluator)
@@ -95,8 +95,8 @@ def test_scores_are_taken_once_before_and_once_after(task):
     calls.clear()
     events = []
     mp.compress(task.model, [TUNE], evaluator, report=events.append)
-    assert len(calls) == 4
-    assert [event.value for event in events] == [0.5, 0.5, 0.5]
+    assert len(calls) == 3
+    assert [event.value for event in events] == [0.5, 0.5]
 
 
 def test_a_function_is_evaluator_enough_for_what_needs_no_training(task):
@@ -133,25 +133,26 @@ def test_benchmark_and_target_are_asked_for(task):
         mp.compress(task.model, [LEVEL], benchmark={})
 
 
-def test_a_call_that_was_cut_short_goes_on_from_its_checkpoint(task, tmp_path):
-    """Repeated with the same arguments it repeats no finished chunk, and equals a call that was not cut short."""
+def test_a_call_that_was_cut_short_goes_on_from_its_checkpoint(task, tmp_path, monkeypatch):
+    """Repeated with the same arguments it goes on behind the last checkpoint, and equals a call that was not cut."""
+    monkeypatch.setenv("MODELPRESS_CHECKPOINT_STEPS", "4")
     whole = mp.compress(task.model, [{"finetune": {"epochs": 4}}], task.evaluator())
     count = 0
 
-    def training_func(*args):
+    def training_step(*args):
         nonlocal count
         count += 1
-        if count == 3:
+        if count == 11:
             raise KeyboardInterrupt
-        task.training_func(*args)
+        return task.training_step(*args)
 
-    evaluator = task.evaluator(training_func=training_func)
+    evaluator = task.evaluator(training_step=training_step)
     with pytest.raises(KeyboardInterrupt):
         mp.compress(task.model, [{"finetune": {"epochs": 4}}], evaluator, checkpoint=tmp_path)
     assert (tmp_path / "checkpoint" / "state.pt").exists()
     result = mp.compress(task.model, [{"finetune": {"epochs": 4}}], evaluator, checkpoint=str(tmp_path))
-    assert count == 5
-    assert result.metrics["chunks"] == {"planned": 4, "executed": 5, "repeated": 1}
+    assert count == 10 + 1 + 8  # 8 of 16 steps were in the checkpoint
+    assert result.metrics["training"] == {"steps": 16, "executed": 16, "repeated": 0, "checkpoints": 2 + 1}
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), result.model.parameters(), strict=True))
     assert not (tmp_path / "checkpoint" / "state.pt").exists()
 

@@ -106,7 +106,7 @@ def test_a_training_func_reports_in_the_midst_of_mp_compress():
     assert all(set(event.metrics) == {"loss"} for event in events if event.at is not None)
 
 
-def test_scores_of_the_users_own_take_the_place_of_those_between_chunks():
+def test_scores_of_the_users_own_take_the_place_of_those_taken_while_it_trains():
     """Two counts of steps cannot be compared: from the first report on, the history has the user's alone."""
     history = History()
     history.add(Event("s", 1, 4, "", 0.1))

@@ -187,7 +187,7 @@ def alone(tmp_path_factory) -> Iterator[tuple[Desk, Any]]:
 
 
 def test_a_script_gets_its_recipe_from_the_job_and_leaves_an_artefact(alone):
-    """The stages are the job's; the artefact is measured, judged, reloads, and counts the epochs."""
+    """The stages are the job's; the artefact is measured, judged, reloads, and counts the steps."""
     desk, result = alone
     assert result.phase == "Succeeded"
     # 4*8+8 + 8*2+2 = 58 parameters, 30 with half of the 8 channels
@@ -196,7 +196,7 @@ def test_a_script_gets_its_recipe_from_the_job_and_leaves_an_artefact(alone):
     assert (result.smaller, result.portable, result.constraints_met, len(result.unmet)) == (True, True, False, 1)
     assert desk.story.notes == ["pretrain", 0, 1, 2]
     metrics = json.loads(desk.files()["metrics.json"].read_text())
-    assert metrics["chunks"] == {"planned": 3, "executed": 3, "repeated": 0}
+    assert metrics["training"] == {"steps": 12, "executed": 12, "repeated": 0, "checkpoints": 3}
     assert metrics["stages"][0]["steps"] == 12
     assert metrics["notes"] == []
     x = torch.randn(3, 4)
@@ -236,8 +236,7 @@ def test_a_script_that_was_stopped_goes_on_behind_its_last_epoch(desk, alone, wh
     for name in ("model.safetensors", "shrink.json"):
         assert desk.files()[name].read_bytes() == alone[0].files()[name].read_bytes()
     metrics = json.loads(desk.files()["metrics.json"].read_text())
-    repeated = 0 if when == "end" else 1
-    assert metrics["chunks"] == {"planned": 3, "executed": 3 + repeated, "repeated": repeated}
+    assert (metrics["training"]["steps"], metrics["training"]["repeated"]) == (12, 0)
     assert not list((desk.folder / "store/default/own").rglob("state.pt"))
 
 

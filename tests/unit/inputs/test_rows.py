@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.inputs.rows import Rows, read
+from modelpress_runner.inputs.rows import _image as image_of
 
 
 def written(folder, name, content):
@@ -122,3 +124,25 @@ def test_what_json_writes_is_what_is_read(tmp_path_factory, rows):
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
     assert list(read(path, "jsonl", "train")) == rows
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO"])
+def test_formats_go_by_a_list(tmp_path, monkeypatch, form):
+    """Whatever the name says: no format is read that is not in the list, and no other program is started for one."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a program was started")
+
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "x.png", form)
+    monkeypatch.setattr(subprocess, "check_call", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(InvalidSpecError, match=r"cat/x\.png is no readable image"):
+        image_of(tmp_path / "cat" / "x.png", "spec.data.train.uri")
+
+
+def test_pixels_are_bounded(tmp_path):
+    """A few KiB that unfold into gigabytes are refused by the size that they announce."""
+    Image.new("1", (8192, 8192)).save(tmp_path / "x.png")
+    with pytest.raises(InvalidSpecError, match="has 8192 x 8192 pixels, more than 33554432"):
+        image_of(tmp_path / "x.png", "spec.data.train.uri")

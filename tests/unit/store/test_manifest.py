@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from modelpress.store import ArtifactStore, ObjectInfo, StoreUnavailableError, manifest, open_store
+from modelpress.store import ArtifactStore, ObjectInfo, StoreError, StoreUnavailableError, manifest, open_store
 from modelpress.store.manifest import FileEntry, Manifest, ManifestError, RunMetrics
 
 
@@ -228,3 +229,44 @@ def test_fetching_never_leaves_the_folder(store: ArtifactStore, tmp_path: Path, 
     with pytest.raises(ManifestError, match="do not use this artefact"):
         manifest.fetch(store, "p", found, tmp_path / "in" / "to")
     assert sorted(item.name for item in tmp_path.rglob("*") if "outside" in item.name) == []
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"1" * 300_000, b"\xff", b'{"apiVersion":' * 70])
+def test_hostile_manifests_end_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+    """Depth and long numbers are no JSON of ours."""
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ManifestError, match="this is not JSON"):
+        manifest.read(open_store(str(tmp_path)), "")
+
+
+def test_a_huge_manifest_is_not_read(tmp_path: Path) -> None:
+    """Its announced size is enough."""
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(ManifestError, match="is larger than 16777216 bytes"):
+        manifest.read(open_store(str(tmp_path)), "")
+
+
+def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
+    """Reading one would never end."""
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(StoreError, match="is neither a file nor a folder"):
+        manifest.read(open_store(str(tmp_path)), "")
+
+
+def test_sizes_are_compared_before_the_transfer(tmp_path: Path) -> None:
+    """An object of gigabytes where the manifest says four bytes is not fetched."""
+    (tmp_path / "1-abc").mkdir()
+    with (tmp_path / "1-abc" / "model.pt2").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ManifestError, match=rf"has {2**40} bytes where 4 are known of it; damaged or replaced"):
+        manifest.fetch(open_store(str(tmp_path)), "", draft(), tmp_path / "to")
+
+
+def test_many_files_are_found_at_once() -> None:
+    """The folder is worked out once: 20,000 names are looked up in one pass each."""
+    files = [FileEntry(path=f"1-a/f{index}", sha256="0" * 64, bytes=1) for index in range(20_000)]
+    held = draft(files=files)
+    assert all(held.find(f"f{index}") is files[index] for index in range(20_000))
+    assert held.find("1-a/f7") is files[7]
+    assert held.find("none") is None

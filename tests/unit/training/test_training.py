@@ -1,51 +1,24 @@
-"""Training steps: how they are cut, masks in force, and errors where training cannot have worked."""
+"""Training steps: masks in force, steps counted, and errors where training cannot have worked."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import modelpress as mp
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.runtime.preserve import devices_restored
-from modelpress_runner.training.run import Chunk, TrainingRun, check_masks, chunks_of
-from modelpress_runner.training.step import Training
+from modelpress_runner.training.participants import check_masks
+from modelpress_runner.training.run import training_session
+
+EPOCH = (None, 1)
 
 
-def test_epochs_are_trained_one_by_one():
-    """Three epochs are three calls with max_epochs=1."""
-    assert chunks_of(Training("t", epochs=3)) == [Chunk(None, 1)] * 3
-
-
-def test_steps_are_cut_into_ten_nearly_equal_parts():
-    """23 steps are three chunks of three and seven of two; 4 steps are four chunks of one."""
-    assert [chunk.max_steps for chunk in chunks_of(Training("t", max_steps=23))] == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
-    assert [chunk.max_steps for chunk in chunks_of(Training("t", max_steps=4))] == [1, 1, 1, 1]
-
-
-@given(st.integers(1, 10**6))
-def test_chunks_of_steps_add_up(steps):
-    """No step is lost or added, none is empty, sizes differ by at most one."""
-    sizes = [chunk.max_steps for chunk in chunks_of(Training("t", max_steps=steps))]
-    assert sum(sizes) == steps
-    assert min(sizes) >= 1
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_what_is_not_resumable_is_one_call():
-    """All epochs in one call."""
-    assert chunks_of(Training("t", epochs=5), resumable=False) == [Chunk(None, 5)]
-
-
-EPOCH = Chunk(None, 1)
-
-
-def run(evaluator, model, masks=None, chunk=EPOCH, last=True, stop=lambda: None):
-    with TrainingRun(model, evaluator, masks or {}, stop) as training:
-        training.run(chunk, last)
+def run(evaluator, model, masks=None, limits=EPOCH, stop=lambda: None):
+    with training_session(model, evaluator, masks or {}, stop) as session:
+        session.train(*limits)
+    return session
 
 
 def test_masks_hold_after_every_step_against_momentum(task):
@@ -59,13 +32,10 @@ def test_masks_hold_after_every_step_against_momentum(task):
     evaluator = task.evaluator(training_step=training_step)
     mask = torch.ones(6, 4)
     mask[2:] = 0
-    with TrainingRun(task.model, evaluator, {}, lambda: None) as training:
-        training.run(Chunk(None, 1), True)
+    run(evaluator, task.model)
     assert max(seen) > 0
     seen.clear()
-    with TrainingRun(task.model, evaluator, {"0": {"weight": mask}}, lambda: None) as training:
-        for _ in range(2):
-            training.run(Chunk(None, 1), True)
+    run(evaluator, task.model, {"0": {"weight": mask}}, (None, 2))
     assert len(seen) == 8
     assert max(seen) == 0.0
     assert task.model[0].weight[:2].abs().min() > 0
@@ -97,7 +67,7 @@ def test_masks_do_not_stand_in_the_way_of_another_loss(task):
 
 
 def test_masks_hold_where_the_user_steps_an_optimizer_of_his_own(task):
-    """What the hooks cannot see is put right at the end of the chunk."""
+    """What the hooks cannot see is put right at the end."""
     own = torch.optim.SGD(task.model.parameters(), lr=0.1)
 
     def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
@@ -119,7 +89,7 @@ def test_a_mask_that_no_longer_holds_is_an_error(task):
 
 
 def test_an_optimizer_of_another_model_is_found_out(task):
-    """Training that moves no weight of the model fails after the first chunk and says why."""
+    """Training that moves no weight of the model fails and says why."""
     kept = list(task.model.parameters())
     evaluator = task.evaluator(optimizers=lambda params: torch.optim.SGD([torch.nn.Parameter(p.data) for p in kept]))
     with pytest.raises(CompressionError, match="no weight: the optimizer holds parameters of another model"):
@@ -148,15 +118,12 @@ def test_training_without_steps_gradients_or_rate_is_found_out(task):
 
 
 def test_a_warm_up_from_zero_may_move_nothing_at_first(task):
-    """A first chunk at learning rate zero is fine as long as the rate rises later."""
+    """A first epoch at learning rate zero is fine as long as the rate rises later."""
     sgd = mp.trace(torch.optim.SGD)(task.model.parameters(), lr=0.1)
     warm = mp.trace(lr_scheduler.LambdaLR)(sgd, lr_lambda=float)
     evaluator = task.evaluator(optimizers=sgd, lr_schedulers=warm)
     before = task.model[0].weight.detach().clone()
-    with TrainingRun(task.model, evaluator, {}, lambda: None) as training:
-        training.run(Chunk(None, 1), last=False)
-        assert torch.equal(task.model[0].weight, before)
-        training.run(Chunk(None, 1), last=True)
+    run(evaluator, task.model, limits=(None, 2))
     assert not torch.equal(task.model[0].weight, before)
 
 
@@ -164,7 +131,7 @@ def test_weights_that_are_not_finite_end_the_run(task):
     """The message names the first such parameter."""
     wild = mp.trace(torch.optim.SGD)(task.model.parameters(), lr=1e30)
     with pytest.raises(CompressionError, match=r"training made \d\.\w+ NaN or infinite; lower the learning rate"):
-        run(task.evaluator(optimizers=wild), task.model, chunk=Chunk(None, 2))
+        run(task.evaluator(optimizers=wild), task.model, limits=(None, 2))
 
 
 def test_nothing_is_left_after_a_run(task):
@@ -209,3 +176,52 @@ def test_an_evaluator_that_cannot_be_bound_is_not_left_half_bound(task):
     for _ in range(2):
         with pytest.raises(UserCodeError, match="division by zero"):
             run(evaluator, task.model)
+
+
+def test_best_weights_that_are_put_back_are_a_result(task):
+    """A step moved weights, and the function puts back those it began with: no error, and no note."""
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+
+    def training_func(model, *args):
+        task.training_func(model, *args)
+        model.load_state_dict(before)
+
+    assert run(task.evaluator(training_func=training_func), task.model).notes == []
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+
+
+@pytest.mark.parametrize("made", [3, 8])
+def test_other_steps_than_asked_for_are_an_error_with_both_numbers(task, made):
+    """Too few are counted at the end; one too many ends the training at once."""
+
+    def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+        assert max_steps == 5
+        task.training_func(model, optimizer, training_step, scheduler, made, None)
+
+    words = {3: "asks for 5 optimizer steps, and training made 3", 8: "asks for 5 optimizer steps, and .* step 6"}[made]
+    with pytest.raises(CompressionError, match=words):
+        run(task.evaluator(training_func=training_func), task.model, limits=(5, None))
+
+
+def test_a_function_that_ignores_its_limits_is_noted(task):
+    """Nobody can count the steps of an epoch, but that the limit is never read can be seen."""
+
+    def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+        task.training_func(model, optimizer, training_step, scheduler, 4, None)
+
+    [note] = run(task.evaluator(training_func=training_func), task.model, limits=(None, 7)).notes
+    assert "never looks at its max_epochs, which was 7" in note
+    assert run(task.evaluator(), task.model, limits=(None, 2)).notes == []
+
+
+def test_a_scheduler_that_never_moves_is_noted(task):
+    """Whoever hands over a scheduler means it to be stepped."""
+    sgd = mp.trace(torch.optim.SGD)(task.model.parameters(), lr=0.1)
+    given = {"optimizers": sgd, "lr_schedulers": mp.trace(lr_scheduler.StepLR)(sgd, step_size=1)}
+
+    def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+        task.training_func(model, optimizer, training_step, None, max_steps, max_epochs)
+
+    [note] = run(task.evaluator(training_func=training_func, **given), task.model).notes
+    assert "the scheduler StepLR was never stepped" in note
+    assert run(task.evaluator(**given), task.model).notes == []

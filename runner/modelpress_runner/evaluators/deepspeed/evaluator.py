@@ -16,9 +16,10 @@ from modelpress_runner.evaluators.deepspeed import config as deepspeed_config
 from modelpress_runner.evaluators.deepspeed import group
 from modelpress_runner.evaluators.deepspeed.engine import FOREIGN, EngineHandle
 from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_state import plain
 from modelpress_runner.evaluators.score import score_of
-from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, loss_in, with_loss
+from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, check_place, loss_in, with_loss
 from modelpress_runner.evaluators.trace import Plan, call_of
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
@@ -70,6 +71,8 @@ class DeepspeedTorchEvaluator(Evaluator):
 
     train_needs = "training_func and training_step"
     evaluate_needs = "evaluating_func"
+    calls_function = True
+    scores_inside = False
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         self._dense_shapes: list[torch.Size] = []
         self._lr_scheduler: Any = None
         self._patches: list[LossPatch] = []
+        self._remarks: list[str] = []
 
     def _check_combination(self) -> None:
         if self._optimizer is not None and "optimizer" in self._config:
@@ -280,11 +284,14 @@ class DeepspeedTorchEvaluator(Evaluator):
             raise InvalidModelError(f"the evaluator cannot train; give it {self.train_needs}")
         handle = self._bound
         engine = handle.engine
+        given = [] if self._lr_scheduler is None else [self._lr_scheduler]
+        limits = Limits(training_func, max_steps, max_epochs, given)
         with flags_restored(model), torch.enable_grad(), group.quiet(), user_code("training_func"):
             if not (engine.training and engine.module.training):
                 engine.train()
             training_func(engine, engine.optimizer, self._step, self._lr_scheduler, max_steps, max_epochs)
         handle.drop_gradients()
+        self._remarks = limits.remarks()
 
     def _step(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._functions["training_step"](batch, engine, *args, **kwargs)
@@ -303,6 +310,14 @@ class DeepspeedTorchEvaluator(Evaluator):
             model.eval()
             value = evaluating_func(model)
         return score_of(value)
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """As in the protocol; no checkpoint is taken there, but a run that is to stop stops."""
+        if self._handle is not None:
+            self._handle.after_step(hook)
+
+    def remarks(self) -> list[str]:
+        return list(self._remarks)
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         return iter(() if self._handle is None else (self._handle.optimizer,))
@@ -345,6 +360,7 @@ class DeepspeedTorchEvaluator(Evaluator):
 
 def _source(given: Any, name: str, kind: type) -> Any:
     """A traced object or a function; None if nothing is given."""
+    check_place(given, name)
     if given is None or call_of(given) is not None:
         return given
     what = type(given).__name__

@@ -1,4 +1,4 @@
-"""The user's LightningDataModule: made and set up once per binding, with loaders that go on from chunk to chunk."""
+"""The user's LightningDataModule: made and set up once per binding, with loaders that go on from fit to fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 
 _GUARDED = ("prepare_data", "setup", "train_dataloader", "teardown", "on_exception")
-_SEED = 0  # a random split in setup() is the same in every chunk, stage and attempt
+_SEED = 0  # a random split in setup() is the same in every fit, stage and attempt
 
 
 class DataSource:
@@ -63,7 +63,7 @@ class Data:
     """A data module at work, from its first use until `close`.
 
     prepare_data() and setup(stage) run once, teardown(stage) on close, each with the same random numbers at every time;
-    so Lightning may ask for them in every chunk. The training loaders are made once, or as often as
+    so Lightning may ask for them in every fit. The training loaders are made once, or as often as
     reload_dataloaders_every_n_epochs says, so their shuffling goes on like in one long fit.
     """
 
@@ -211,7 +211,7 @@ def _lasting(package: Package) -> Any:
 
         Attributes:
             began: states of the random number generators when the present pass began.
-            keep: whether the pass is to go on where it is when the next chunk asks for it.
+            keep: whether the pass is to go on where it is when the next fit asks for it.
             skip: how many batches to leave out at the begin of the next pass, which is the one that has `began`.
         """
 

@@ -28,9 +28,10 @@ class LightningEvaluator(Evaluator):
     which logs the score under the name 'default': self.log("default", accuracy). Other numbers that it logs are metrics
     besides.
 
-    Training is cut into chunks. Each has a new Trainer, whose hooks on_fit_start to on_fit_end all run; optimizers,
-    schedulers, callbacks, current_epoch, global_step and the order of the data go on. setup() and prepare_data() of the
-    data module run once per stage, always with the same random numbers. The recipe's epochs or maxSteps take the place
+    A training is one fit. For a checkpoint, or a score in between, it is ended and goes on in another one: that has a
+    new Trainer, whose hooks on_fit_start to on_fit_end all run; optimizers, schedulers, callbacks, current_epoch,
+    global_step and the order of the data go on. setup() and prepare_data() of the data module run once per stage,
+    always with the same random numbers. The recipe's epochs or maxSteps take the place
     of the Trainer's own limits. There is no logger, checkpoint, progress bar or model summary unless the Trainer's
     arguments ask for it.
 
@@ -40,7 +41,7 @@ class LightningEvaluator(Evaluator):
         dummy_input: an example input: a tensor, or a tuple, list or dict of what the model takes; without one, the
             first row of the first training batch, of which a model takes the first part where it is a tuple or list,
             and of a dict what its forward() names.
-        resumable: False: training is not cut into chunks and not resumed in between; for callbacks that need a whole
+        resumable: False: a fit is never ended for a checkpoint; for callbacks that need a whole
             fit (StochasticWeightAveraging, BaseFinetuning).
 
     Raises:
@@ -159,6 +160,9 @@ class LightningEvaluator(Evaluator):
         package = self._package(self._known)
         with stand_in(self._known, model, lambda: self.dummy_input) as module:
             return score(self._trainers, self._data, package, module)
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        self._bound.at_safe_points(hook, wanted)
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         return iter(() if self._fit is None else self._fit.optimizers)

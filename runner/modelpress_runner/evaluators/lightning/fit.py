@@ -1,4 +1,4 @@
-"""Training a bound LightningModule in chunks: a new Trainer each, the same optimizers, schedulers and counters."""
+"""Training a bound LightningModule: one fit, or several with the same optimizers, schedulers and counters."""
 
 from __future__ import annotations
 
@@ -59,8 +59,12 @@ class Fit:
         self.before_step: list[Callable[[], None]] = []
         self._handles: list[Any] = []
         self._loops: dict[str, Any] | None = None  # progress so far
-        self._within = 0  # batches of the present epoch that were trained before its rest was left to the next chunk
+        self._within = 0  # batches of the present epoch that were trained before its rest was left to the next fit
         self._ended = False  # the user's code has asked to stop
+        self._until: tuple[int | None, int | None] | None = None  # the steps and epochs that the present call ends with
+        self._cut = False  # the present fit is to be ended for a safe point
+        self._safe: Callable[[], None] | None = None
+        self._wanted: Callable[[], bool] | None = None
         self._callbacks: dict[str, Any] = copy.deepcopy(source.callback_states)
         self._metrics: dict[str, Any] = {}
         self._precision: dict[str, Any] = {}
@@ -79,7 +83,7 @@ class Fit:
         """Takes all hooks off the optimizers."""
         while self._handles:
             self._handles.pop().remove()
-        self.before_step, self.patches = [], []
+        self.before_step, self.patches, self._safe, self._wanted = [], [], None, None
 
     def after_step(self, hook: Callable[[], None]) -> None:
         """Calls `hook` after each step of any optimizer."""
@@ -134,7 +138,7 @@ class Fit:
             )
 
     def _answer(self, trainer: Callable[[], Any], generators: dict[str, Any]) -> Callable[[], Any]:
-        """configure_optimizers() of a chunk: the objects that are there, and what else has to go on."""
+        """configure_optimizers() of a fit: the objects that are there, and what else has to go on."""
 
         @functools.wraps(type(self.model).configure_optimizers)
         def configure_optimizers() -> Any:
@@ -148,18 +152,43 @@ class Fit:
 
         return configure_optimizers
 
-    # Chunks -----------------------------------------------------------------------------------------------------------
+    # Fits -------------------------------------------------------------------------------------------------------------
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Calls `hook` between two fits; asked after each step, `wanted` says whether to end one for that."""
+        self._safe, self._wanted = hook, wanted
 
     def run(self, max_steps: int | None, max_epochs: int | None) -> None:
         """Trains on; with neither limit as long as the user's Trainer says.
 
-        A chunk of optimizer steps may end within an epoch; the next one goes on there. When a callback of the user has
-        asked to stop, nothing more is trained.
+        One fit, unless it has to be ended for a checkpoint or a score: then another one goes on where it was. When a
+        callback of the user has asked to stop, nothing more is trained.
         """
         if self._ended:
             return
-        end = None if max_steps is None else self._steps + max_steps
-        epochs = None if max_epochs is None else self._epochs + max_epochs
+        if self._until is None:  # else it goes on with a call that was broken off
+            end = None if max_steps is None else self._steps + max_steps
+            self._until = (end, None if max_epochs is None else self._epochs + max_epochs)
+        end, epochs = self._until
+        while True:
+            self._cut = False
+            self._run_fit(end, epochs)
+            over = (end is not None and self._steps >= end) or (epochs is not None and self._epochs >= epochs)
+            if over or self._ended or not self._cut:
+                break
+            if self._safe is not None:
+                self._safe()
+        self._until = None
+
+    def _enough(self, trainer: Any, end: int | None) -> bool:
+        """Whether the present fit is to end here, within an epoch or at its end."""
+        if end is not None and self._steps >= end:
+            return True
+        # What was fetched ahead, where the length is not known, would be lost: then an epoch is not cut.
+        whole = self._data.loader is None or trainer.fit_loop._data_fetcher.length is None
+        return self._cut and (not whole or bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch))
+
+    def _run_fit(self, end: int | None, epochs: int | None) -> None:
         whole = (
             # Lightning adds up the steps of all optimizers.
             None if end is None else max(end, self._length[0] or 0) if len(self.optimizers) == 1 else -1,
@@ -174,7 +203,7 @@ class Fit:
         with self._at_work("training", **patched):
             trainer = self._source.for_training(self._package, *whole)
             made.append(trainer)
-            loop = _limited(trainer, None if end is None else lambda: self._steps >= end, epochs, self._data)
+            loop = _limited(trainer, lambda: self._enough(trainer, end), epochs, self._data)
             self._go_on(trainer)
             if not self.model.training:
                 self.model.train()
@@ -188,6 +217,8 @@ class Fit:
 
     def _count(self) -> None:
         self._steps += 1
+        if self._wanted is not None and not self._cut:
+            self._cut = self._wanted()
 
     def _go_on(self, trainer: Any) -> None:
         """Gives a Trainer the counters of the one before, as Lightning does when it resumes from a checkpoint."""
@@ -208,7 +239,7 @@ class Fit:
         self._loops = plain(trainer.fit_loop.state_dict())
         self._within = loop.within
         if self._within:
-            # Lightning counts an epoch that was cut as over; its rest comes in the next chunk.
+            # Lightning counts an epoch that was cut as over; its rest comes in the next fit.
             for counts in self._loops["epoch_progress"].values():
                 counts["processed"] -= 1
                 counts["completed"] -= 1
@@ -282,6 +313,7 @@ class Fit:
             "steps": self._steps,
             "within": self._within,
             "ended": self._ended,
+            "until": None if self._until is None else list(self._until),
             "callbacks": plain(self._callbacks),
             "metrics": plain(self._metrics),
             "precision": plain(self._precision),
@@ -296,6 +328,7 @@ class Fit:
             scheduler.load_state_dict(copy.copy(saved))
         self._loops, self._steps = copy.deepcopy(state["loops"]), state["steps"]
         self._within, self._ended = state["within"], state["ended"]
+        self._until = None if state["until"] is None else (state["until"][0], state["until"][1])
         self._callbacks, self._metrics = plain(state["callbacks"]), plain(state["metrics"])
         self._precision = plain(state["precision"])
         self._data.load_state_dict(state["data"])
@@ -336,37 +369,37 @@ def _loops(loop: Any) -> Iterator[Any]:
             yield from _loops(each)
 
 
-def _limited(trainer: Any, enough: Callable[[], bool] | None, epochs: int | None, data: Data) -> Any:
-    """Makes the Trainer's loop end where the chunk does, while max_steps and max_epochs show those of the whole.
+def _limited(trainer: Any, enough: Callable[[], bool], epochs: int | None, data: Data) -> Any:
+    """Makes the Trainer's loop end where the fit shall, while max_steps and max_epochs show those of the whole.
 
     Args:
         trainer: a new Trainer.
-        enough: whether the chunk's steps are made; None: it has no limit of steps.
+        enough: whether the fit is to end behind the present batch.
         epochs: the count of epochs at which it ends; None: it has no limit of epochs.
         data: told where a pass over the data is to go on.
     """
     fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
 
-    class ChunkLoop(type(fit_loop)):  # type: ignore[misc]
-        within = 0  # batches that are trained of an epoch which the chunk's end has cut
+    class FitLoop(type(fit_loop)):  # type: ignore[misc]
+        within = 0  # batches that are trained of an epoch which the fit's end has cut
 
         @property
         def done(self) -> bool:
             over = epochs is not None and self.epoch_progress.current.processed >= epochs
-            return over or (enough is not None and enough()) or super().done
+            return over or enough() or super().done
 
         def on_advance_end(self) -> None:
             loop = self.epoch_loop
-            cut = enough is not None and enough() and not loop._num_ready_batches_reached()
+            cut = enough() and not loop._num_ready_batches_reached()
             self.within = loop.batch_progress.current.ready if cut else 0
             # What was fetched ahead, where the length is not known, would be lost.
             data.loader.keep = cut and self._data_fetcher.length is not None
             super().on_advance_end()
 
-    class ChunkEpochLoop(type(epoch_loop)):  # type: ignore[misc]
+    class EpochLoop(type(epoch_loop)):  # type: ignore[misc]
         @property
         def _is_training_done(self) -> bool:
-            return super()._is_training_done or (enough is not None and enough())
+            return super()._is_training_done or enough()
 
-    fit_loop.__class__, epoch_loop.__class__ = ChunkLoop, ChunkEpochLoop
+    fit_loop.__class__, epoch_loop.__class__ = FitLoop, EpochLoop
     return fit_loop

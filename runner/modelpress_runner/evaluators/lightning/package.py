@@ -25,7 +25,7 @@ _LOGGERS = (
     *("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"),
     *("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero"),
 )
-# Remarks that each chunk of training would repeat.
+# Remarks that each fit would repeat.
 _IDLE_REMARKS = (
     r".*`training_step` returned `None`.*",
     r".*`configure_optimizers` returned `None`.*",

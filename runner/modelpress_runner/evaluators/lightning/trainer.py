@@ -1,4 +1,4 @@
-"""Trainers made again from what the user gave, within the limits of a chunk and without files and noise."""
+"""Trainers made again from what the user gave, within the limits of a training and without files and noise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrainerSource:
 
     Args:
         given: what the user gave.
-        resumable: whether its training is cut into chunks.
+        resumable: whether a fit may be ended for a checkpoint, and go on in another.
 
     Raises:
         InvalidModelError: it is neither, or uses what cannot work here.
@@ -150,7 +150,7 @@ class TrainerSource:
         name = type(callback).__name__
         if _is_one_of(callback, _WHOLE_FIT) and self._resumable:
             raise InvalidModelError(
-                f"the callback {name} needs a whole fit, but training is cut into chunks; give LightningEvaluator "
+                f"the callback {name} needs a whole fit, but one is ended for checkpoints; give LightningEvaluator "
                 "resumable=False, or leave it out"
             )
         if _is_one_of(callback, _OWN_FITS):

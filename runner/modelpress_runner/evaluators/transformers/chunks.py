@@ -59,6 +59,16 @@ class ChunkedTrainer:
         self._ended = False  # a callback has ended the training for good
         self._first_of_chunk = self._cut = False
         self._end: int | None = None  # the step that a chunk ends at
+        self._until: tuple[int | None, int | None] | None = None  # the step and epoch that the present call ends with
+        self._asked_at = self._base = self._fetches = 0
+        self._length: int | None = None  # of an epoch, in optimizer steps
+        self._due = False  # somebody wants a safe point
+        self._draws = False  # making batches draws random numbers
+        self.goes_on_here = True
+        self._epoch_rng: dict[str, Any] | None = None  # the generators when the epoch began
+        self._resumed: dict[str, Any] | None = None  # the generators then, and behind the step to go on from
+        self._safe: Callable[[], None] | None = None
+        self._wanted: Callable[[], bool] | None = None
         self._prepared: dict[str, Any] = {}
         self._prepare(max_steps, max_epochs)
 
@@ -80,6 +90,8 @@ class ChunkedTrainer:
         self._patch("_run_epoch", self._run_epoch)
         self._patch("_maybe_log_save_evaluate", self._after_step)
         self._patch("compute_loss", self._compute_loss)
+        self._patch("get_batch_samples", self._fetch)
+        self._patch("_load_rng_state", self._sync)
 
     def _patch(self, name: str, replacement: Callable[..., Any]) -> None:
         original = getattr(self.trainer, name)
@@ -116,13 +128,21 @@ class ChunkedTrainer:
         state.dataloader_references = [None]
 
     def train(self, max_steps: int | None, max_epochs: int | None) -> None:
-        """One chunk; nothing any more once a callback has ended the training (early stopping)."""
+        """One call of Trainer.train(). Nothing is trained any more once a callback has ended the training."""
         if self._ended:
             return
+        if self._until is None:  # else it goes on with a call that was broken off
+            end = None if max_steps is None else self.trainer.state.global_step + max_steps
+            self._until = (end, None if max_epochs is None else self._epoch + max_epochs)
+        end, epochs = self._until
+        self._run(end, epochs)
+        self._until = None
+
+    def _run(self, end: int | None, epochs: int | None) -> None:
         trainer, accelerator = self.trainer, self.trainer.accelerator
         self._first_of_chunk, self._cut = True, False
-        self._end = None if max_steps is None else trainer.state.global_step + max_steps
-        with self._limits(self._end, None if max_epochs is None else self._epoch + max_epochs):
+        self._end = end
+        with self._limits(end, epochs):
             for name in _PREPARED:  # the Trainer clears them, and destroys an engine that it finds there
                 if name in self._prepared:
                     setattr(accelerator, name, None if name.startswith("deepspeed") else [])
@@ -132,6 +152,14 @@ class ChunkedTrainer:
                 trainer.is_in_train = False
                 for name, value in self._prepared.items():
                     setattr(accelerator, name, value)
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Calls `hook` behind steps after which `wanted` said so.
+
+        Where the batches are made with random numbers of this process, as a collator that masks tokens does, they are
+        drawn a batch ahead: then a training goes on from the end of an epoch only (`goes_on_here`).
+        """
+        self._safe, self._wanted = hook, wanted
 
     def _limits(self, max_steps: int | None, max_epochs: int | None) -> _Limits:
         return _Limits(self.trainer.args, max_steps, max_epochs)
@@ -166,6 +194,11 @@ class ChunkedTrainer:
         skipped = self._steps if self._first_of_chunk and not trainer.args.ignore_data_skip else 0
         self._first_of_chunk = False
         self._epoch, self._steps = kwargs["epoch"], skipped
+        self._base, self._fetches = trainer.state.global_step - skipped, 0
+        self._length = kwargs["num_update_steps_per_epoch"] if has_length(kwargs["train_dataloader"]) else None
+        if skipped and self._resumed is not None:
+            seeding.restore(self._resumed["epoch"])
+        self._epoch_rng = seeding.capture()
         if skipped:
             kwargs |= {
                 "resume_from_checkpoint": _SKIP,
@@ -189,6 +222,47 @@ class ChunkedTrainer:
             self._ended = True
         if self._end is not None and trainer.state.global_step >= self._end:
             self._cut = trainer.control.should_training_stop = True
+        elif not self._ended:
+            self._offer()
+
+    def _offer(self) -> None:
+        """Calls the hook for safe points, if somebody wants one, behind a step or behind the last one of an epoch."""
+        step = self.trainer.state.global_step
+        stepped, self._asked_at = step > self._asked_at, step
+        if self._safe is None or self._wanted is None:
+            return
+        if stepped:
+            self._due = self._wanted()
+        if not self._due or (stepped and self._length is not None and step - self._base >= self._length):
+            return  # what belongs to the epoch's end is still to come
+        epoch, steps = self._epoch, self._steps
+        self._epoch, self._steps = (epoch, step - self._base) if stepped else (epoch + 1, 0)
+        self.goes_on_here = not stepped or not self._draws
+        self._due = False
+        try:
+            self._safe()
+        finally:
+            self._epoch, self._steps = epoch, steps
+
+    def _fetch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Batches; notes whether making them draws random numbers, the first ones of an epoch aside."""
+        self._fetches += 1
+        if self._fetches == 1 or self._draws:
+            return original(*args, **kwargs)
+        before = seeding.capture()
+        batches = original(*args, **kwargs)
+        after = seeding.capture()
+        self._draws = before["python"] != after["python"] or not torch.equal(before["torch"], after["torch"])
+        self._draws = self._draws or before["numpy"]["pos"] != after["numpy"]["pos"]
+        return batches
+
+    def _sync(self, original: Callable[..., Any], checkpoint: Any) -> None:
+        """In place of reading a checkpoint's random numbers, once the batches that were trained are left out."""
+        if checkpoint is not _SKIP:
+            original(checkpoint)
+        elif self._resumed is not None:
+            seeding.restore(self._resumed["step"])
+            self._resumed = None
 
     def _compute_loss(
         self, original: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
@@ -235,7 +309,9 @@ class ChunkedTrainer:
             "scheduler": plain(self.trainer.lr_scheduler.state_dict()),
             "trainer": plain({name: getattr(self.trainer.state, name) for name in _COUNTERS}),
             "place": [self._epoch, self._steps],
+            "generators": None if not self._steps else {"epoch": self._epoch_rng, "step": seeding.capture()},
             "ended": self._ended,
+            "until": None if self._until is None else list(self._until),
             "callbacks": [plain(callback.state()) for callback in self._stateful()],
         }
 
@@ -245,7 +321,9 @@ class ChunkedTrainer:
         for name, value in state["trainer"].items():
             setattr(self.trainer.state, name, value)
         self._epoch, self._steps = state["place"]
-        self._ended = state["ended"]
+        self._resumed = state["generators"]
+        self._ended, self._asked_at = state["ended"], self.trainer.state.global_step
+        self._until = None if state["until"] is None else (state["until"][0], state["until"][1])
         for callback, saved in zip(self._stateful(), state["callbacks"], strict=True):
             vars(callback).update(saved["attributes"])
 

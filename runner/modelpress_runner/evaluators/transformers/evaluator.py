@@ -28,17 +28,16 @@ class TransformersEvaluator(Evaluator):
     """Training and evaluation by a Hugging Face Trainer.
 
     How long to train comes from the recipe, not from the Trainer's num_train_epochs and max_steps; the learning rate's
-    schedule spans a stage's whole training. Trainer.train() runs once per chunk, with the same optimizer, scheduler and
-    counters; callbacks see a beginning and an end per chunk. Random numbers come from the recipe's seed, not from
-    args.seed. Checkpoints and progress bars of the Trainer are off unless save_strategy "epoch" or "best" or other
-    save_steps than 500 ask for checkpoints.
+    schedule spans a stage's whole training. Trainer.train() runs once for it. Random numbers come from
+    the recipe's seed, not from args.seed. Checkpoints and progress bars of the Trainer are off unless save_strategy
+    "epoch" or "best" or other save_steps than 500 ask for checkpoints.
 
     Args:
         trainer: mp.trace(Trainer)(model, args, ...), of any subclass, or a function (model) -> Trainer. Optimizers and
             schedulers that are given to a traced Trainer are made by mp.trace, too.
         dummy_input: an example input: a tensor, or a tuple, list or dict of what the model takes.
         metric: which of the numbers of Trainer.evaluate() is the score, with or without `eval_`; none: `default`.
-        resumable: False: train() is called once per stage and training is not resumed in between.
+        resumable: False: train() is never ended for a checkpoint.
 
     Raises:
         InvalidModelError: the Trainer was not traced, or uses what cannot work on a model that changes.
@@ -193,6 +192,14 @@ class TransformersEvaluator(Evaluator):
         finally:
             footprint.erase()
         return self._scorer
+
+    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        if self._chunks is not None:
+            self._chunks.at_safe_points(hook, wanted)
+
+    @property
+    def goes_on_here(self) -> bool:  # type: ignore[override]
+        return self._chunks is None or self._chunks.goes_on_here
 
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         if self._partitioned is not None:

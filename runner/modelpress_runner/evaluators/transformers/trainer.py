@@ -38,7 +38,7 @@ class TrainerSource:
 
     Args:
         given: what the user gave.
-        resumable: whether its training is cut into chunks.
+        resumable: whether its training may be ended for a checkpoint, and go on.
 
     Raises:
         InvalidModelError: it is neither, or uses what cannot work on a model that changes.
@@ -120,7 +120,7 @@ class TrainerSource:
             "fsdp": (bool(args.fsdp), "use DeepSpeed, or several processes without sharding"),
             "load_best_model_at_end": (
                 args.load_best_model_at_end and self._resumable,
-                "training is cut into chunks and would load it after each; or say resumable=False",
+                "training may be ended for a checkpoint and would load it there; or say resumable=False",
             ),
         }
         for name, (used, instead) in refused.items():

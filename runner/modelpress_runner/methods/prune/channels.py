@@ -9,9 +9,6 @@ from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 
-# Types whose output channels can be scored and physically removed.
-CHANNEL_TYPES = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
-
 
 def weight_of(module: nn.Module) -> nn.Parameter:
     """module.weight; selection has seen to it that there is one."""

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
 
+from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
 from modelpress_runner.evaluators.base import Evaluator
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a method needs besides the model."""
-
-    evaluate: bool = False
-    train: bool = False
-    dummy_input: bool = False
-
-
-class PruneMethod(Protocol):
+class PruneMethod:
     """Scores the parts of one module; the lowest scores are removed first.
 
-    A structured method scores output channels, another one single weights. Modules are matched by class name, their own
-    or that of a base class.
+    What can be said of a method without torch stands in its row of modelpress.api.v1alpha1.algorithms, which names its
+    object. Modules are matched by class name, their own or that of a base class.
+
+    Attributes:
+        name: of its row.
+        also: types besides the row's that an entry may name.
+        comparable: scores of different layers are of one kind; a global ranking takes them as they are.
     """
 
-    name: str
-    structured: bool
-    needs: Needs
-    comparable: bool  # scores of different layers are of one kind: a global ranking takes them as they are
+    name: ClassVar[str]
+    also: ClassVar[tuple[str, ...]] = ()
+    comparable: ClassVar[bool] = False
+
+    @property
+    def facts(self) -> Algorithm:
+        """Its row."""
+        return algorithm("prune", self.name)
+
+    @property
+    def structured(self) -> bool:
+        """Whether a score stands for an output channel; if not, for a single weight."""
+        return self.facts.structured
 
     @property
     def op_types(self) -> tuple[str, ...]:
-        """Pruned if an entry names no types."""
-
-    @property
-    def also(self) -> tuple[str, ...]:
-        """Further types that an entry may name."""
+        """Types that are pruned if an entry names none."""
+        return self.facts.default_types
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """Scores in float64, on the CPU: (output channels,) if structured, else shaped like module.weight.
 
-        `generator` is the module's own; a method without chance leaves it alone.
+        `generator` is the module's own; a method without chance leaves it alone. Of a data-driven method it is not
+        asked: see DataDrivenMethod.
         """
-        ...
+        raise TypeError(f"the scores of {self.name} are collected from training steps")
 
 
 class Collector(Protocol):
@@ -55,7 +58,7 @@ class Collector(Protocol):
         """The evaluator is bound: hooks can be put in place; they go when it is unbound."""
 
     def step(self) -> None:
-        """The gradients of a step are there, and parameters are whole."""
+        """A training step has run forward and backward; gradients are there, and parameters are whole."""
 
     def total(self) -> torch.Tensor:
         """This rank's scores of all steps together, as PruneMethod.score gives them.
@@ -66,8 +69,11 @@ class Collector(Protocol):
         ...
 
 
-class DataDrivenMethod(PruneMethod, Protocol):
-    """A method that scores by training steps: needs.train. Its scores are collected, and `score` is not asked."""
+class DataDrivenMethod(PruneMethod):
+    """A method whose row needs activations or gradients: it scores by training steps over the frozen model.
+
+    A method that needs activations puts its hooks in place when its collector starts (`evaluator`'s, or PyTorch's own).
+    """
 
     def collector(self, name: str, module: nn.Module, evaluator: Evaluator) -> Collector:
         """A collector for one module, which the model knows by `name`.
@@ -75,4 +81,4 @@ class DataDrivenMethod(PruneMethod, Protocol):
         Raises:
             InvalidModelError: the module cannot be scored, whatever is trained.
         """
-        ...
+        raise NotImplementedError

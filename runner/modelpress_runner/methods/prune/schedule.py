@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from modelpress.api.v1alpha1 import EntrySchedule
+from modelpress.api.v1alpha1.algorithms import schedule as facts
 
 
 def sparsity_at(schedule: EntrySchedule, target: float, round_: int) -> float:
     """Sparsity after round `round_` (1, 2, ...); the target once the schedule's own rounds are over.
 
-    With t of n rounds done, initial sparsity i and target s: one_shot s; linear i + (s - i) t/n; agp
-    s + (i - s)(1 - t/n)^3 (Zhu and Gupta 2017, arXiv 1710.01878). Of a schedule by steps `round_` is the number of
-    optimizer steps done, t counts from startStep, where the sparsity is i (before it 0), and n = endStep - startStep;
-    between two steps of its frequency what the earlier one reached holds.
+    In between it is what the schedule's row of modelpress.api.v1alpha1.algorithms says. Of a schedule by steps `round_`
+    is the number of optimizer steps done, t counts from startStep, where the sparsity is initial (before it 0), and
+    n = endStep - startStep; between two steps of its frequency what the earlier one reached holds.
     """
     if by_steps(schedule):
         start, end = schedule.start_step or 0, last_step(schedule)
@@ -21,12 +21,9 @@ def sparsity_at(schedule: EntrySchedule, target: float, round_: int) -> float:
         done = 1.0 if round_ >= end else (round_ - start) // frequency * frequency / (end - start)
     else:
         done = 1.0 if round_ >= schedule.rounds else round_ / schedule.rounds
-    if schedule.type == "one_shot" or done == 1.0:
+    if done == 1.0:
         return target
-    initial = schedule.initial_sparsity
-    if schedule.type == "linear":
-        return initial + (target - initial) * done
-    return target + (initial - target) * (1 - done) ** 3
+    return facts(schedule.type).sparsity(schedule.initial_sparsity, target, done)
 
 
 def by_steps(schedule: EntrySchedule) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune
+from modelpress.api.v1alpha1.algorithms import schedule as facts
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.prune.protocol import PruneMethod
@@ -116,7 +117,7 @@ def _choice(name: str, module: nn.Module, draft: _Draft, path: str) -> Choice:
             f"{where}.sparsity",
         )
     schedule = draft.schedule
-    if schedule.type != "one_shot" and schedule.initial_sparsity > draft.sparsity:
+    if not facts(schedule.type).at_once and schedule.initial_sparsity > draft.sparsity:
         raise InvalidSpecError(
             f"initialSparsity {schedule.initial_sparsity:g} is above the sparsity {draft.sparsity:g} of '{name}', and "
             "what is removed does not come back; lower it",

@@ -9,6 +9,7 @@ import torch
 
 from modelpress.api.v1alpha1 import Prune
 from modelpress.api.v1alpha1 import Scores as ScoreSettings
+from modelpress.api.v1alpha1.algorithms import algorithm
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.methods.context import StageContext
@@ -40,8 +41,9 @@ def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_inpu
             continue
         where = f"{path}.algorithm" if entry.algorithm is None else f"{path}.configList[{number}].algorithm"
         pruner = method(entry.algorithm or prune.algorithm)
-        if pruner.needs.train:
-            what = f"{pruner.name} scores by the gradients of training steps"
+        needs = pruner.facts.needs
+        if pruner.facts.data_driven:
+            what = f"{pruner.name} scores by the {pruner.facts.data} of training steps"
             if evaluator is None:
                 raise InvalidSpecError(f"{what}, but there is no evaluator; give one that can train", where)
             evaluator.enter_stage("prune", pruner.name)
@@ -51,18 +53,18 @@ def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_inpu
                     "that looks at weights only, such as l1",
                     where,
                 )
-        if pruner.needs.evaluate and (evaluator is None or not evaluator.can_evaluate):
+        if "evaluate" in needs and (evaluator is None or not evaluator.can_evaluate):
             missing = "an evaluator" if evaluator is None else evaluator.evaluate_needs
             raise InvalidSpecError(f"{pruner.name} evaluates the model; give {missing}", where)
         if prune.speedup and pruner.structured and dummy_input is None:
             raise InvalidSpecError(NO_DUMMY_INPUT, f"{path}.speedup")
-        if pruner.needs.dummy_input and dummy_input is None:
+        if "dummy_input" in needs and dummy_input is None:
             raise InvalidSpecError(f"{pruner.name} runs the model; give the evaluator a dummy_input", where)
 
 
 def is_data_driven(choice: Choice) -> bool:
     """Whether the scores of a module are to be collected."""
-    return method(choice.algorithm).needs.train
+    return algorithm("prune", choice.algorithm).data_driven
 
 
 def collect(context: StageContext, selection: Selection, steps: int, part: tuple[int, int], path: str) -> Scores:
@@ -88,8 +90,7 @@ def collect(context: StageContext, selection: Selection, steps: int, part: tuple
     evaluator = context.evaluator
     if evaluator is None:
         raise InvalidSpecError(
-            f"{choices[0].algorithm} scores by the gradients of training steps, but nothing here can train; give an "
-            "evaluator that can",
+            f"{choices[0].algorithm} scores by training steps, but nothing here can train; give an evaluator that can",
             f"{path}.algorithm",
         )
     collectors: dict[str, Collector] = {}

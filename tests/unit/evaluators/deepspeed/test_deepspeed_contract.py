@@ -53,4 +53,4 @@ class TestStage3(_Stage):
     """Weights in parts, too; a copy of a model whose weights are elsewhere cannot be scored."""
 
     stage = 3
-    test_it_evaluates_between_chunks = None
+    test_it_evaluates_between_calls = None

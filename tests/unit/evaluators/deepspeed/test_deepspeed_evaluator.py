@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.deepspeed import config as deepspeed_config
-from modelpress_runner.training.run import Chunk, TrainingRun
+from modelpress_runner.training.run import training_session
 
 ADAM = {"type": "AdamW", "params": {"lr": 0.05}}
 
@@ -137,7 +137,7 @@ def test_schedulers_are_stepped_by_the_users_loop(new_task, stage, schedule, sec
 
 
 def test_the_configurations_own_optimizer_and_schedule(new_task):
-    """DeepSpeed steps its schedule itself, with each step, over all chunks."""
+    """DeepSpeed steps its schedule itself, with each step, over all calls."""
     task = new_task(1)
     warmup = {"warmup_min_lr": 0, "warmup_max_lr": 0.8, "warmup_num_steps": 8, "warmup_type": "linear"}
     config = {**task.config, "optimizer": ADAM, "scheduler": {"type": "WarmupLR", "params": warmup}}
@@ -162,8 +162,8 @@ def test_low_precision_trains_full_precision_weights(new_task, stage):
     with torch.no_grad():
         task.model[0].weight.mul_(mask)
     evaluator = task.evaluator()
-    with TrainingRun(task.model, evaluator, {"0": {"weight": mask}}, lambda: None) as run:
-        run.run(Chunk(None, 1), last=False)
+    with training_session(task.model, evaluator, {"0": {"weight": mask}}) as session:
+        session.train(max_epochs=1)
         values = evaluator._bound.exact_values()
         with evaluator.whole_parameters():
             assert task.model[0].weight.dtype == torch.bfloat16
@@ -183,21 +183,21 @@ def test_state_in_low_precision_keeps_what_the_model_cannot(new_task, stage):
     for resumed in (False, True):
         task = new_task(stage, bf16={"enabled": True})
         evaluator = task.evaluator()
-        with TrainingRun(task.model, evaluator, {}, lambda: None) as run:
+        with training_session(task.model, evaluator, {}) as session:
             if resumed:
-                run.load_state_dict(kept["trainer"])
+                evaluator.load_state_dict(kept["trainer"])
                 with evaluator.whole_parameters(modify=True), torch.no_grad():
                     for parameter, value in zip(task.model.parameters(), kept["model"], strict=True):
                         parameter.data.copy_(value)
-                run.load_state_dict(kept["trainer"])
+                evaluator.load_state_dict(kept["trainer"])
             else:
                 torch.manual_seed(1)
-                run.run(Chunk(None, 1), last=False)
+                session.train(max_epochs=1)
                 with evaluator.whole_parameters():
                     kept["model"] = [parameter.detach().clone() for parameter in task.model.parameters()]
-                kept["trainer"] = run.state_dict()
+                kept["trainer"] = evaluator.state_dict()
             torch.manual_seed(2)
-            run.run(Chunk(None, 1), last=True)
+            session.train(max_epochs=1)
         kept[resumed] = [parameter.detach().clone() for parameter in task.model.parameters()]
     assert all(torch.equal(one, two) for one, two in zip(kept[False], kept[True], strict=True))
 

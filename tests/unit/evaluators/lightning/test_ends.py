@@ -14,8 +14,7 @@ from lightning_task import Net, evaluator, net
 from modelpress_runner.errors import UserCodeError
 from modelpress_runner.process.stopping import StopFlag, Stopped
 from modelpress_runner.runtime import rng as seeding
-from modelpress_runner.training.run import TrainingRun, chunks_of
-from modelpress_runner.training.step import Training
+from modelpress_runner.training.run import training_session
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +46,7 @@ class Steps(pl.Callback):
         self.count += 1
 
 
-def test_sigterm_ends_the_run_before_the_next_step():
+def test_sigterm_ends_the_run_behind_the_step():
     """Our handler stays in place under Lightning: the signal ends the run by Stopped, and all is as it was."""
     flag, counting = StopFlag(), Steps()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
@@ -56,18 +55,18 @@ def test_sigterm_ends_the_run_before_the_next_step():
     try:
         flag.install()
         mine = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(Stopped), TrainingRun(model, ours, {}, flag) as run:
-            run.run(chunks_of(Training("train", epochs=1))[0], last=True)
+        with pytest.raises(Stopped), training_session(model, ours, {}, flag) as session:
+            session.train(max_epochs=1)
         assert signal.getsignal(signal.SIGTERM) is mine
         assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert counting.count == 2
+    assert counting.count == 3
     assert not {"configure_optimizers", "training_step"} & vars(model).keys()
     model.what = lambda: None
-    with TrainingRun(model, ours, {}, lambda: None) as run:
-        run.run(chunks_of(Training("train", epochs=1))[0], last=True)
+    with training_session(model, ours, {}) as session:
+        session.train(max_epochs=1)
 
 
 def test_ctrl_c_is_not_swallowed():

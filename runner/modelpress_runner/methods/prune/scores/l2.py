@@ -5,20 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.methods.prune.channels import CHANNEL_TYPES, channel_weights
-from modelpress_runner.methods.prune.protocol import Needs
+from modelpress_runner.methods.prune.channels import channel_weights
+from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
-class L2:
+class L2(PruneMethod):
     """Score of a channel: the square root of the sum of w^2 over its weights."""
 
     name = "l2"
-    structured = True
-    needs = Needs()
-    op_types = CHANNEL_TYPES
-    also: tuple[str, ...] = ()
-    comparable = False
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
         return channel_weights(module).square().sum(dim=1).sqrt()
+
+
+METHOD = L2()

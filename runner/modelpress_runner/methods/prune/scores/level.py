@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.methods.prune.channels import CHANNEL_TYPES, weight_of
-from modelpress_runner.methods.prune.protocol import Needs
+from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
-class Level:
+class Level(PruneMethod):
     """Score of a weight: |w|. Biases are left alone.
 
     Embeddings are pruned only if an entry names them: rows of rare words are small because they were seldom trained,
@@ -17,12 +17,11 @@ class Level:
     """
 
     name = "level"
-    structured = False
-    needs = Needs()
-    op_types = CHANNEL_TYPES
     also = ("Embedding", "EmbeddingBag", "Bilinear")
-    comparable = False
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
         return weight_of(module).detach().to("cpu", torch.float64).abs()
+
+
+METHOD = Level()

@@ -6,21 +6,18 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
-from modelpress_runner.methods.prune.channels import CHANNEL_TYPES
-from modelpress_runner.methods.prune.protocol import Needs
+from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
-class Random:
+class Random(PruneMethod):
     """Score of a channel: a uniform draw from [0, 1)."""
 
     name = "random"
-    structured = True
-    needs = Needs()
-    op_types = CHANNEL_TYPES
-    also: tuple[str, ...] = ()
-    comparable = False
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
         channels = module_axis(module, type(module).__name__, "out").size
         return torch.rand(channels, generator=generator, dtype=torch.float64)
+
+
+METHOD = Random()

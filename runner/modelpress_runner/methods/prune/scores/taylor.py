@@ -15,26 +15,18 @@ from torch import nn
 from modelpress_runner.edits.axes import module_axis
 from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator
-from modelpress_runner.methods.prune.channels import CHANNEL_TYPES, weight_of
-from modelpress_runner.methods.prune.protocol import Needs
+from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.protocol import DataDrivenMethod
 
 
-class Taylor:
+class Taylor(DataDrivenMethod):
     """Score of a channel: the sum over steps and over its weights of (w dL/dw)^2. No bias.
 
     Scores of different layers are parts of one loss and are compared as they are.
     """
 
     name = "taylor"
-    structured = True
-    needs = Needs(train=True)
-    op_types = CHANNEL_TYPES
-    also: tuple[str, ...] = ()
     comparable = True
-
-    def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
-        """Not without training steps: see `collector`."""
-        raise TypeError("the scores of taylor are collected from training steps")
 
     def collector(self, name: str, module: nn.Module, evaluator: Evaluator) -> TaylorCollector:
         """As DataDrivenMethod.collector."""
@@ -84,3 +76,6 @@ class TaylorCollector:
                 "depend on it, or exclude the module"
             )
         return self._sum
+
+
+METHOD = Taylor()

@@ -1,0 +1,235 @@
+"""Facts about methods, without torch: types, rules, documents and the runner's registry derive from this one table.
+
+A method is a row here and a module of its name in the room of its family, such as
+`modelpress_runner/methods/prune/scores/l1.py`, which calls its object METHOD. A method of another package is
+`register(Algorithm(...))` in a plug-in (modelpress.api.plugins), whose row says where its object is. A schedule is a
+row and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Family = Literal["prune"]
+# What one score stands for: a single weight, or an output channel with all its weights.
+Granularity = Literal["weight", "channel"]
+# What a method needs besides the model. activations, gradients: of training steps over the frozen model, collected
+# before each round. evaluate: scores of the model on the way. dummy_input: something to run the model on.
+Need = Literal["activations", "gradients", "evaluate", "dummy_input"]
+
+DATA: frozenset[Need] = frozenset({"activations", "gradients"})
+FAMILIES: dict[Family, str] = {"prune": "modelpress_runner.methods.prune.scores"}
+# Types whose output channels can be scored and physically removed.
+CHANNEL_TYPES = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One method.
+
+    Attributes:
+        name: in YAML.
+        family: the block that takes it.
+        granularity: what one score stands for.
+        needs: what it needs besides the model.
+        default_types: class names of the modules that it takes where an entry names none.
+        paper: authors, year and arXiv number; "" where it is nobody's.
+        sentence: what it does, in a few words, for documents and the CRD.
+        aliases: what other tools call it; a recipe that says so is answered with the name.
+        runner: module and attribute of its object; "": METHOD in the module of its name in the family's room.
+    """
+
+    name: str
+    family: Family
+    granularity: Granularity
+    needs: frozenset[Need]
+    default_types: tuple[str, ...]
+    paper: str
+    sentence: str
+    aliases: tuple[str, ...] = ()
+    runner: str = ""
+
+    @property
+    def structured(self) -> bool:
+        """Whether it removes whole units, which a speed-up can cut out, and not single weights."""
+        return self.granularity != "weight"
+
+    @property
+    def data_driven(self) -> bool:
+        """Whether its scores are collected from training steps."""
+        return bool(self.needs & DATA)
+
+    @property
+    def data(self) -> str:
+        """What of the training steps it is scored by, as a message says it: `gradients`."""
+        return " and ".join(sorted(self.needs & DATA))
+
+    @property
+    def place(self) -> str:
+        """Module and attribute of its object, as `module:attribute`."""
+        return self.runner or f"{FAMILIES[self.family]}.{self.name}:METHOD"
+
+    @property
+    def described(self) -> str:
+        """Name, sentence and paper: `l1: output channels of smallest norm (Li et al. 2016, arXiv 1608.08710)`."""
+        return f"{self.name}: {self.sentence}" + (f" ({self.paper})" if self.paper else "")
+
+
+@dataclass(frozen=True)
+class SparsitySchedule:
+    """How sparsity grows.
+
+    Attributes:
+        name: `type` in YAML.
+        sparsity: from initial and final sparsity and the share of rounds or steps that are done, in (0, 1).
+        formula: in documents, with t of n rounds done, initial sparsity i and final s.
+        paper: as of an algorithm.
+        at_once: reaches its end in the first round, so it takes neither rounds nor an initial sparsity.
+    """
+
+    name: str
+    sparsity: Callable[[float, float, float], float]
+    formula: str
+    paper: str = ""
+    at_once: bool = False
+
+    @property
+    def described(self) -> str:
+        """Name, formula and paper."""
+        return f"{self.name}: {self.formula}" + (f" ({self.paper})" if self.paper else "")
+
+
+def _needs(*needs: Need) -> frozenset[Need]:
+    return frozenset(needs)
+
+
+_ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
+    (row.family, row.name): row
+    for row in (
+        Algorithm(
+            name="level",
+            family="prune",
+            granularity="weight",
+            needs=_needs(),
+            default_types=CHANNEL_TYPES,
+            paper="Han et al. 2015, arXiv 1506.02626",
+            sentence="single weights of smallest magnitude",
+            aliases=("magnitude", "level_pruner", "basic_magnitude", "unstructured"),
+        ),
+        Algorithm(
+            name="l1",
+            family="prune",
+            granularity="channel",
+            needs=_needs(),
+            default_types=CHANNEL_TYPES,
+            paper="Li et al. 2016, arXiv 1608.08710",
+            sentence="output channels of smallest L1 norm",
+            aliases=("l1_norm", "l1_filter", "l1filter_pruner"),
+        ),
+        Algorithm(
+            name="l2",
+            family="prune",
+            granularity="channel",
+            needs=_needs(),
+            default_types=CHANNEL_TYPES,
+            paper="",
+            sentence="output channels of smallest L2 norm",
+            aliases=("l2_norm", "l2_filter", "l2filter_pruner"),
+        ),
+        Algorithm(
+            name="random",
+            family="prune",
+            granularity="channel",
+            needs=_needs(),
+            default_types=CHANNEL_TYPES,
+            paper="",
+            sentence="output channels at random, the baseline that a score must beat",
+        ),
+        Algorithm(
+            name="taylor",
+            family="prune",
+            granularity="channel",
+            needs=_needs("gradients"),
+            default_types=CHANNEL_TYPES,
+            paper="Molchanov et al. 2019, arXiv 1906.10771",
+            sentence="output channels by how little the loss would change without them, to first order",
+            aliases=("taylor_fo", "taylorfo", "taylor_fo_weight", "taylor_fo_weight_filter", "group_taylor"),
+        ),
+    )
+}
+_SCHEDULES: dict[str, SparsitySchedule] = {
+    row.name: row
+    for row in (
+        SparsitySchedule("one_shot", lambda i, s, done: s, "s at once", at_once=True),
+        SparsitySchedule("linear", lambda i, s, done: i + (s - i) * done, "i+(s-i)t/n"),
+        SparsitySchedule(
+            "agp",
+            lambda i, s, done: s + (i - s) * (1 - done) ** 3,
+            "s+(i-s)(1-t/n)^3",
+            "Zhu and Gupta 2017, arXiv 1710.01878",
+        ),
+    )
+}
+_LISTENERS: list[Callable[[], None]] = []
+
+
+def algorithm(family: Family, name: str) -> Algorithm:
+    """The facts of a method; KeyError if there is none of this name."""
+    return _ALGORITHMS[family, name]
+
+
+def algorithms(family: Family) -> tuple[Algorithm, ...]:
+    """All methods of a family, shipped ones first."""
+    return tuple(row for row in _ALGORITHMS.values() if row.family == family)
+
+
+def names(family: Family) -> tuple[str, ...]:
+    """Their names."""
+    return tuple(row.name for row in algorithms(family))
+
+
+def gradual() -> tuple[str, ...]:
+    """Names of the schedules that take rounds, or steps."""
+    return tuple(row.name for row in _SCHEDULES.values() if not row.at_once)
+
+
+def schedule(name: str) -> SparsitySchedule:
+    """The facts of a schedule; KeyError if there is none of this name."""
+    return _SCHEDULES[name]
+
+
+def schedules() -> tuple[SparsitySchedule, ...]:
+    """All schedules, shipped ones first."""
+    return tuple(_SCHEDULES.values())
+
+
+def spellings(family: Family) -> dict[str, str]:
+    """Alias -> name of all methods of a family."""
+    return {alias: row.name for row in algorithms(family) for alias in row.aliases}
+
+
+def register(row: Algorithm | SparsitySchedule) -> None:
+    """Makes a further method or schedule known: recipes may name it from now on.
+
+    Raises:
+        ValueError: another one has this name or alias; or a method of another package does not say where it is.
+    """
+    if isinstance(row, SparsitySchedule):
+        if _SCHEDULES.setdefault(row.name, row) != row:
+            raise ValueError(f"there is a schedule called {row.name!r} already")
+    elif _ALGORITHMS.get((row.family, row.name)) != row:
+        taken = {*names(row.family), *spellings(row.family)}
+        if twice := taken & {row.name, *row.aliases}:
+            raise ValueError(f"there is a method of {row.family} called {min(twice)!r} already")
+        if ":" not in row.runner:
+            raise ValueError(f"the row of {row.name!r} needs runner='module:attribute', which says where its object is")
+        _ALGORITHMS[row.family, row.name] = row
+    for changed in _LISTENERS:
+        changed()
+
+
+def on_change(listener: Callable[[], None]) -> None:
+    """Has `listener` called whenever a row is added; the types that list the names are built anew."""
+    _LISTENERS.append(listener)

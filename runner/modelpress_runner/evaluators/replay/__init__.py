@@ -1,0 +1,1 @@
+"""Calling a training function again, so that it goes on where a checkpoint was."""

@@ -1,0 +1,238 @@
+"""The contract of a pruning method, as tests that any method can run (needs pytest).
+
+    class TestMyMethod(PruneMethodContract):
+        algorithm = "mine"                      # the name of its row, which is registered by then
+        modules = {**MODULES, "MyLayer": lambda: MyLayer(4, 6)}     # if the row's default types are not torch's own
+
+What a test asks depends on the row: its granularity (a score for each weight, or for each output channel) and its needs
+(scores that need activations or gradients are collected from training steps, the others come from the module alone).
+Several methods are tested by one class if it overrides the fixture `each`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from modelpress.api.v1alpha1 import Prune
+from modelpress_runner.evaluators.base import Evaluator
+from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.methods.context import StageContext, Transform
+from modelpress_runner.methods.prune.protocol import DataDrivenMethod, PruneMethod
+from modelpress_runner.methods.prune.registry import method
+from modelpress_runner.methods.prune.selection import select
+from modelpress_runner.methods.prune.statistics import collect
+from modelpress_runner.stages.prune import steps
+
+# A small module of 6 outputs by the name of its type.
+MODULES: Mapping[str, Callable[[], nn.Module]] = {
+    "Conv1d": lambda: nn.Conv1d(4, 6, 3, groups=2),
+    "Conv2d": lambda: nn.Conv2d(4, 6, 3),
+    "Conv3d": lambda: nn.Conv3d(2, 6, 2),
+    "ConvTranspose1d": lambda: nn.ConvTranspose1d(4, 6, 3, groups=2),
+    "ConvTranspose2d": lambda: nn.ConvTranspose2d(4, 6, 3),
+    "ConvTranspose3d": lambda: nn.ConvTranspose3d(2, 6, 2),
+    "Linear": lambda: nn.Linear(4, 6),
+}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def inputs(module: nn.Module) -> torch.Tensor:
+    """Random inputs for a linear or convolutional module, in the type of its weight."""
+    weight: Any = module.weight
+    channels: Any = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    return torch.randn(2, channels, *[4] * (weight.dim() - 2), dtype=weight.dtype)
+
+
+def trainer(model: nn.Module, inputs: Callable[[nn.Module], torch.Tensor] = inputs) -> Evaluator:
+    """Trains every part of a sequence on its own, on random inputs: the loss is the sum of the squared outputs."""
+
+    def training_func(
+        model: Any, optimizer: Any, training_step: Any, scheduler: Any, max_steps: Any, max_epochs: Any
+    ) -> None:
+        for _ in range(max_steps):
+            optimizer.zero_grad()
+            training_step(None, model).backward()
+            optimizer.step()
+
+    return TorchEvaluator(
+        training_func,
+        lambda params: torch.optim.SGD(params, lr=0.1),
+        lambda batch, model: sum(part(inputs(part)).square().sum() for part in model),
+    )
+
+
+def masked(model: nn.Module, evaluator: Evaluator | None = None, **settings: Any) -> StageContext:
+    """The state after one prune stage without a shrink."""
+    context = StageContext(model, evaluator or trainer(model), None, 0)
+    for step in steps(Prune.model_validate({"speedup": False, **settings}), 0):
+        assert isinstance(step, Transform)
+        step.apply(context)
+    return context
+
+
+class PruneMethodContract:
+    """Tests that every pruning method passes. Subclass it under a name that begins with Test."""
+
+    algorithm: ClassVar[str] = ""
+    # Makes a module of each of the row's default types.
+    modules: ClassVar[Mapping[str, Callable[[], nn.Module]]] = MODULES
+
+    @pytest.fixture
+    def each(self) -> PruneMethod:
+        """The method."""
+        return method(self.algorithm)
+
+    def scores(self, each: PruneMethod, module: nn.Module, seed: int = 0) -> torch.Tensor:
+        """The module's scores, collected over two steps if the method is data-driven."""
+        if not each.facts.data_driven:
+            return each.score(module, generator(seed))
+        model = nn.Sequential(module)
+        prune = Prune.model_validate({"algorithm": each.name, "configList": [{"sparsity": 0.5}]})
+        context = StageContext(model, trainer(model), None, seed)
+        return collect(context, select(model, prune, "here"), 2, (0, 1), "here")["0"]
+
+    def shape(self, each: PruneMethod, module: nn.Module) -> tuple[int, ...]:
+        """Of the scores of a module of 6 outputs."""
+        weight: Any = module.weight
+        return tuple(weight.shape) if each.facts.granularity == "weight" else (6,)
+
+    def test_scores_have_the_promised_shape(self, each: PruneMethod) -> None:
+        """float64 on the CPU, finite, one for each channel or weight, for every default type."""
+        assert each.op_types
+        for type_name in each.op_types:
+            module = self.modules[type_name]()
+            found = self.scores(each, module)
+            assert found.dtype is torch.float64, type_name
+            assert found.device.type == "cpu", type_name
+            assert found.shape == self.shape(each, module), type_name
+            assert bool(torch.isfinite(found).all()), type_name
+
+    def test_scores_repeat_and_leave_the_module_alone(self, each: PruneMethod) -> None:
+        """Same module, same generator, same scores; weights, gradients, hooks and the global random state stay."""
+        module = self.modules[each.op_types[0]]()
+        weight: Any = module.weight
+        before, state = weight.detach().clone(), torch.get_rng_state()
+        first, second = (self.scores(each, module, 4) for _ in range(2))
+        assert torch.equal(first, second)
+        assert torch.equal(weight, before)
+        assert weight.grad is None
+        assert not first.requires_grad
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+        assert module.training
+
+    def test_half_precision_is_summed_in_double(self, each: PruneMethod) -> None:
+        """Scores of bfloat16 weights are those of the same numbers in float64; gradients are as exact as they come."""
+        module, same = nn.Linear(300, 4).bfloat16(), nn.Linear(300, 4).double()
+        same.load_state_dict(module.state_dict())
+        if not each.facts.data_driven:
+            assert torch.equal(each.score(module, generator()), each.score(same, generator()))
+            return
+        totals = []
+        for model in (module, same):
+            parent = nn.Sequential(model)
+            evaluator = trainer(parent)
+            evaluator.bind(parent)
+            assert isinstance(each, DataDrivenMethod)
+            collector = each.collector("0", model, evaluator)
+            collector.start()
+            with torch.no_grad():
+                parent(torch.full((2, 300), 0.5, dtype=model.weight.dtype))
+            model.weight.grad = torch.full_like(model.weight, 0.5)
+            collector.step()
+            totals.append(collector.total())
+            evaluator.unbind()
+        if "activations" in each.facts.needs:  # which are as exact as the forward pass is
+            assert torch.allclose(totals[0], totals[1], rtol=0.05, atol=0.05)
+        else:
+            assert torch.equal(*totals)
+
+    def test_masks_cover_weight_and_bias(self, each: PruneMethod) -> None:
+        """Masks are shaped and typed like the parameters, hold 0 and 1, and are applied at once."""
+        if not {"Conv2d", "Linear"} <= set(each.op_types):
+            pytest.skip("takes no Conv2d and Linear")
+        model = nn.Sequential(nn.Conv2d(3, 8, 3).double(), nn.Linear(4, 8, bias=False))
+        context = masked(model, algorithm=each.name, configList=[{"sparsity": 0.5}])
+        assert {name: set(tensors) for name, tensors in context.masks.items()} == {
+            "0": {"weight", "bias"},
+            "1": {"weight"},
+        }
+        for name, tensors in context.masks.items():
+            for parameter, mask in tensors.items():
+                value = getattr(model.get_submodule(name), parameter)
+                assert mask.shape == value.shape
+                assert mask.dtype is value.dtype
+                assert set(mask.unique().tolist()) <= {0.0, 1.0}
+                assert bool((value[mask == 0] == 0).all())
+            assert float(tensors["weight"].mean()) == 0.5
+        assert float(context.masks["0"]["bias"].mean()) == (1.0 if each.facts.granularity == "weight" else 0.5)
+
+    @pytest.mark.parametrize("scope", ["local", "global"])
+    def test_rounds_never_give_back(self, each: PruneMethod, scope: str) -> None:
+        """From round to round zeros are only added, although weights change in between."""
+        if "Linear" not in each.op_types:
+            pytest.skip("takes no Linear")
+        model = nn.Sequential(nn.Linear(6, 20), nn.Linear(20, 20))
+        context = StageContext(model, trainer(model), None, 3)
+        before: dict[str, torch.Tensor] = {}
+        shares = []
+        settings = {
+            "algorithm": each.name,
+            "scope": scope,
+            "speedup": False,
+            "configList": [{"sparsity": 0.8}],
+            "schedule": {"type": "linear", "rounds": 4},
+        }
+        for step in steps(Prune.model_validate(settings), 0):
+            assert isinstance(step, Transform)
+            step.apply(context)
+            for name, tensors in context.masks.items():
+                assert bool((tensors["weight"] <= before.get(name, tensors["weight"])).all())
+                before[name] = tensors["weight"]
+            zeros = sum(int((mask == 0).sum()) for mask in before.values())
+            shares.append(round(zeros / (120 + 400), 2))
+            with torch.no_grad():
+                for part in model:
+                    weight: Any = part.weight
+                    weight.copy_(torch.randn(weight.shape, generator=generator(9)))
+        assert shares == sorted(shares)
+        if scope == "local":
+            assert shares == [0.2, 0.4, 0.6, 0.8]
+
+    def test_a_step_run_twice_gives_the_same(self, each: PruneMethod) -> None:
+        """A round that runs again from the same state, as after a restart, gives the same masks."""
+        if "Linear" not in each.op_types:
+            pytest.skip("takes no Linear")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(6, 20))
+        settings = {"algorithm": each.name, "speedup": False, "configList": [{"sparsity": 0.3}]}
+        (step,) = steps(Prune.model_validate(settings), 2)
+        assert isinstance(step, Transform)
+        results = []
+        for _ in range(2):
+            copy = nn.Sequential(nn.Linear(6, 20))
+            copy.load_state_dict(model.state_dict())
+            context = StageContext(copy, trainer(copy), None, 7)
+            step.apply(context)
+            results.append(context.masks["0"]["weight"])
+        assert torch.equal(*results)
+        assert int((results[0] == 0).sum()) == 36
+
+    def test_its_row_is_complete(self, each: PruneMethod) -> None:
+        """It is the object that the row names, the row says in a sentence what it does, and it can be collected if the
+        row says that it looks at data."""
+        assert each.facts.name == each.name
+        assert each.facts.sentence
+        assert isinstance(each, DataDrivenMethod) is each.facts.data_driven

@@ -1,0 +1,121 @@
+"""A package adds a pruning method and a schedule by one file: recipes, validation, CRDs and the suite know them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CODE = Path(__file__).parent / "method"
+
+
+def job(path: Path, **prune: Any) -> str:
+    document: dict[str, Any] = {
+        "apiVersion": "modelpress.dev/v1alpha1",
+        "kind": "CompressionJob",
+        "metadata": {"name": "quiet"},
+        "spec": {
+            "model": {"entrypoint": "quiet:create"},
+            "code": {"path": str(CODE)},
+            "stages": [
+                {
+                    "prune": {
+                        "algorithm": "mean_activation",
+                        "schedule": {"type": "root", "rounds": 2},
+                        "scores": {"steps": 3},
+                        "configList": [{"opNames": ["0"], "sparsity": 0.34}],
+                        **prune,
+                    }
+                },
+                {"finetune": {"epochs": 1}},
+            ],
+            "benchmark": {"warmup": 0, "iterations": 1},
+        },
+    }
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return str(path)
+
+
+def test_a_job_prunes_by_a_method_of_a_plugin(modelpress: Callable[..., Any], tmp_path: Path) -> None:
+    """The two silent channels go, whose norms are the largest; the model is smaller by their weights, and proven."""
+    done = modelpress("run", job(tmp_path / "job.yaml"), "--no-progress", plugin=CODE)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(next(tmp_path.glob("modelpress-runs/default/quiet-*/manifest.json")).read_text())
+    assert manifest["metrics"]["baseline"]["parameters"] == 24 + 14
+    assert manifest["metrics"]["compressed"]["parameters"] == 16 + 10
+    assert manifest["metrics"]["stages"][0]["algorithm"] == "mean_activation"
+    shrunk = json.loads(next(tmp_path.glob("modelpress-runs/default/quiet-*/*/shrink.json")).read_text())
+    assert [cut["kept"] for cut in shrunk["edits"]] == [[1, 3, 4, 5], [1, 3, 4, 5]]
+
+
+def test_validation_and_crd_know_it(modelpress: Callable[..., Any], tmp_path: Path) -> None:
+    """Its row says that it looks at data and removes channels; the CRD made beside the plug-in lists both names."""
+    done = modelpress("validate", job(tmp_path / "job.yaml"), plugin=CODE)
+    assert done.returncode == 0, done.stdout
+    wrong = job(tmp_path / "job.yaml", algorithm="mean_activatoin", schedule={"type": "roots"})
+    done = modelpress("validate", wrong, plugin=CODE)
+    assert done.returncode == 2
+    assert "did you mean mean_activation?" in done.stdout
+    assert "did you mean root?" in done.stdout
+    assert modelpress("crd", "--output", str(tmp_path), plugin=CODE).returncode == 0
+    crd = yaml.safe_load((tmp_path / "modelpress.dev_compressionjobs.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["stages"]
+    prune = schema["items"]["properties"]["prune"]["properties"]
+    assert prune["algorithm"]["enum"] == ["level", "l1", "l2", "random", "taylor", "mean_activation"]
+    assert prune["configList"]["items"]["properties"]["algorithm"]["enum"][-1] == "mean_activation"
+    assert prune["schedule"]["properties"]["type"]["enum"] == ["one_shot", "linear", "agp", "root"]
+    rules = [rule["message"] for rule in prune["schedule"]["x-kubernetes-validations"]]
+    assert rules == ["one_shot has one round; set type to linear, agp or root"]
+
+
+def test_without_the_plugin_it_is_unknown(modelpress: Callable[..., Any], tmp_path: Path) -> None:
+    """The shipped names are listed."""
+    done = modelpress("validate", job(tmp_path / "job.yaml"), plugin=tmp_path)
+    assert done.returncode == 2
+    assert "must be level, l1, l2, random or taylor" in done.stdout
+    assert "must be one_shot, linear or agp" in done.stdout
+
+
+def test_it_passes_the_shipped_suite(tmp_path: Path) -> None:
+    """Three lines in a test module of the package; in a process of its own, for a row stays until the process ends."""
+    (tmp_path / "test_mine.py").write_text(
+        "import activation_plugin\n"
+        "from modelpress_runner.testing.prune_methods import PruneMethodContract\n"
+        "class TestMine(PruneMethodContract):\n"
+        "    algorithm = 'mean_activation'\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(CODE)!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    options = ("-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".")
+    command = [sys.executable, "-c", code, *options, "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert "7 passed, 1 skipped" in done.stdout  # it takes no convolutions
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The table, put back afterwards."""
+    from modelpress.api.v1alpha1 import algorithms
+
+    monkeypatch.setattr(algorithms, "_ALGORITHMS", dict(algorithms._ALGORITHMS))
+    monkeypatch.setattr(algorithms, "_LISTENERS", [])
+    return algorithms
+
+
+def test_two_methods_of_one_name_are_refused(table: Any) -> None:
+    """A name or alias that is taken, and a row that does not say where its object is."""
+    row = table.Algorithm("mine", "prune", "channel", frozenset(), ("Linear",), "", "x", (), "mine:METHOD")
+    table.register(row)
+    table.register(row)
+    for other in (replace(row, sentence="y"), replace(row, name="l1"), replace(row, name="a", aliases=("l1_norm",))):
+        with pytest.raises(ValueError, match="there is a method of prune called"):
+            table.register(other)
+    with pytest.raises(ValueError, match="says where its object is"):
+        table.register(replace(row, name="b", runner=""))

@@ -1,0 +1,62 @@
+"""What the dependency analysis cannot follow stays; the rest of the model is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import modelpress as mp
+from modelpress_runner.errors import InvalidSpecError
+
+
+def _cut(model: nn.Module, names: list[str], x: torch.Tensor) -> Any:
+    return mp.compress(model, [{"prune": {"config_list": [{"op_names": names, "sparsity": 0.5}]}}], None, x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.rnn, self.hidden = kind(4, 5, batch_first=True, bidirectional=True), nn.Linear(10, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.rnn(self.second(torch.relu(self.first(x))))[0]
+        return self.head(torch.relu(self.hidden(x.mean(1))))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.RNN, nn.GRU])
+def test_layers_beside_a_recurrent_one_are_cut(kind: Callable[..., nn.Module]) -> None:
+    """What it takes and gives stays."""
+    model = _cut(Recurrent(kind), ["first", "hidden"], torch.zeros(2, 7, 3)).model
+    assert (model.first.out_features, model.second.out_features, model.hidden.out_features) == (4, 4, 3)
+
+
+class Repeated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)).repeat_interleave(2, 1))))
+
+
+def test_an_operation_that_cannot_be_followed_keeps_its_own_channels() -> None:
+    """Others go; it is named where somebody asks for it."""
+    model = _cut(Repeated(), ["second"], torch.zeros(2, 3, 5, 5)).model
+    assert (model.first.out_channels, model.second.out_channels) == (4, 3)
+    with pytest.raises(InvalidSpecError, match="'first'"):
+        _cut(Repeated(), ["first"], torch.zeros(2, 3, 5, 5))
+
+
+def test_a_group_norm_of_one_group_keeps_its_channels() -> None:
+    """It takes its statistics over them, as a LayerNorm does; two groups of half the channels may go by group."""
+    model = nn.Sequential(nn.Conv1d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv1d(8, 6, 1), nn.ReLU(), nn.Conv1d(6, 2, 1))
+    stages = [{"prune": {"config_list": [{"op_types": ["Conv1d"], "sparsity": 0.5}]}}]
+    result = mp.compress(model, stages, None, torch.zeros(2, 3, 5))
+    assert (result.model[0].out_channels, result.model[2].out_channels) == (8, 3)
+    assert any("the GroupNorm '1' has one group and takes its statistics over them" in note for note in result.notes)
