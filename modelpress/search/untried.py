@@ -54,6 +54,7 @@ class Untried:
         self._sequence: list[Parameters] = []
         self._taken: set[bytes] = set()
         self._ended = False
+        self._recipes: dict[int, tuple[Parameters, bytes]] = {}  # of observed trials, as long as they stay the same
 
     def point(self, number: int, observations: list[Observation]) -> Parameters | None:
         """The point of trial `number`; None: every recipe of the space was tried.
@@ -63,7 +64,7 @@ class Untried:
         """
         if self._sampler.independent:
             return self._independent(number)
-        tried = {self.recipe(item.parameters) for item in observations}
+        tried = {self._observed(item) for item in observations}
         first = self._sampler.sample(number, observations)
         if first is not None and self.recipe(first) not in tried and (self._valid(first) or self._some_left(tried)):
             return first
@@ -80,6 +81,12 @@ class Untried:
         except RefusedError:
             document = dict(parameters)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()[:16]
+
+    def _observed(self, trial: Observation) -> bytes:
+        known = self._recipes.get(trial.number)
+        if known is None or known[0] is not trial.parameters:
+            known = self._recipes[trial.number] = trial.parameters, self.recipe(trial.parameters)
+        return known[1]
 
     def _independent(self, number: int) -> Parameters | None:
         while len(self._sequence) <= number and not self._ended:
