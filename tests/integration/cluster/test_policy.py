@@ -153,17 +153,22 @@ def test_the_operator_and_who_is_exempt_may(policy: ControlPlane, kind: str) -> 
 def test_owners_may_go(policy: ControlPlane) -> None:
     """The garbage collector takes them away from children that are to outlive their sweep."""
     operator, mallory = Someone(policy, OPERATOR), Someone(policy, "mallory")
-    made = json.loads(
-        policy.kubectl(
-            "create",
-            f"--namespace={TEAM}",
-            "--filename=-",
-            "--output=json",
-            text=json.dumps(plain("CompressionSweep", "s")),
-        )
+
+    def family(sweep: str, child: str) -> dict[str, object]:
+        plain_sweep = json.dumps(plain("CompressionSweep", sweep))
+        made = policy.kubectl("create", f"--namespace={TEAM}", "--filename=-", "--output=json", text=plain_sweep)
+        owning = {**owner("CompressionSweep", json.loads(made)["metadata"]["uid"]), "name": sweep}
+        assert operator.create(plain("CompressionJob", child, ownerReferences=[owning])) is None
+        return owning
+
+    # A collector that does not watch these kinds yet would take the orphan for one whose owner never was.
+    family("watched", "collected")
+    policy.kubectl("delete", "csweep", "watched", f"--namespace={TEAM}")
+    until(
+        lambda: "collected" not in policy.kubectl("get", "cjob", f"--namespace={TEAM}", "--output=name"),
+        "the garbage collector to watch jobs",
     )
-    theirs = owner("CompressionSweep", made["metadata"]["uid"])
-    assert operator.create(plain("CompressionJob", "orphan", ownerReferences=[theirs])) is None
+    theirs = family("s", "orphan")
     policy.kubectl("delete", "csweep", "s", f"--namespace={TEAM}", "--cascade=orphan")
     until(
         lambda: (
