@@ -31,7 +31,10 @@ FORBIDDEN = re.compile(
     r"^native_|lu_solve|lu_unpack|ldl_solve|ormqr|max_unpool|householder|_assert_async|is_pinned|pin_memory"
 )
 # Asserts of sizes, and what softmax, attention and recurrent layers become: private names that honest graphs have.
-KEPT = {"aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten.div.out"}
+KEPT = {
+    *("aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten.div.out"),
+    "aten.alias.default",  # a view of the whole: what a graph has where a module gives its input back
+}
 PLAIN = {torch.float32, torch.int64, torch.bool, torch.complex64}
 
 

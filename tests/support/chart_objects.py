@@ -50,6 +50,7 @@ EVERYTHING: dict[str, Any] = {
     "priorityClassName": "system-cluster-critical",
     "networkPolicy": {
         "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        "progressFrom": [{"namespaceSelector": {"matchLabels": {"team": "ml"}}}],
         "egress": [{"ports": [{"port": 6443, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}],
     },
     "metrics": {
