@@ -99,7 +99,10 @@ class Snapshots:
             return unread_trial(raw, self.sweep(sweep))
 
     def _trial(self, raw: RawObject, sweep: RawObject) -> CompressionJob:
-        if UNREAD in raw or not _finished(raw):
+        # Without a record it is judged by all that it says: a process may have been killed before it wrote one.
+        keeps = bool((sweep.get("status") or {}).get("trialRecords"))
+        unrecorded = keeps and not (raw.get("status") or {}).get("trial")
+        if UNREAD in raw or not _finished(raw) or unrecorded:
             return self.job(raw)
         meta = meta_of(raw)
         uid, version = meta["uid"], str(meta["resourceVersion"])
