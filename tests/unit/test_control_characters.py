@@ -153,7 +153,8 @@ def test_an_early_ctrl_c_ends_quietly() -> None:
         _, said = program.communicate(timeout=60)
         assert "Traceback" not in said, said
         assert "KeyboardInterrupt" not in said, said
-        assert program.returncode in (130, 0, 2, 1), program.returncode  # it may have ended before
+        # It may have ended before; while Python takes itself down the signal is the system's again, and a shell says 130.
+        assert program.returncode in (130, -signal.SIGINT, 0, 2, 1), program.returncode
         ended.append(program.returncode)
         if program.returncode == 130:
             assert said == ""
