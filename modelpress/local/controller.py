@@ -201,7 +201,8 @@ class LocalController:
         root = self.cluster.root
         if not isinstance(root, CompressionSweep) or root.metadata.uid is None:
             return None
-        metrics, records = tuple(objective.metric for objective in root.spec.objectives), keeps_records(root.status)
+        metrics = tuple(objective.metric for objective in root.spec.objectives)
+        records = keeps_records(root.status.trial_records, root.status.created)
         return OwnerState(root.metadata.uid, root.metadata.name, root.spec.suspend, metrics, records)
 
     def _problems_of(self, job: CompressionJob) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ GATE = ("/bin/sh", "-c", 'read -r go && [ "$go" = go ] && exec "$@" </dev/null; 
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunnerProgress:
     """The last line that a runner wrote about how far it is."""
 
     stage: str = ""
@@ -84,7 +84,7 @@ class JobProcesses:
         """What the process printed."""
         return self.folder(record) / "runner.log"
 
-    def progress(self, record: JobRecord) -> Progress | None:
+    def progress(self, record: JobRecord) -> RunnerProgress | None:
         """The runner's last word about how far it is; None while there is none."""
         for line in reversed(last_lines(self.folder(record) / "progress.jsonl", count=2, limit=4096)):
             with contextlib.suppress(ValueError, TypeError, AttributeError):
@@ -308,9 +308,9 @@ def _cause_of(result: RunResult) -> Cause:
     return "terminated" if result.reason == reasons.RUNNER_TERMINATED else "error"
 
 
-def _progress(value: dict[str, Any]) -> Progress:
+def _progress(value: dict[str, Any]) -> RunnerProgress:
     step, total, number = value.get("step"), value.get("total"), value.get("value")
-    return Progress(
+    return RunnerProgress(
         stage=str(value.get("stage") or ""),
         step=int(step) if step is not None else None,
         total=int(total) if total is not None else None,

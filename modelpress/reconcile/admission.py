@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, CompressionSweepStatus, TrialRecord
+from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialRecord
 from modelpress.trials import HISTORY_ANNOTATION, History, Strategy, annotated, number_of
 
 from . import naming
@@ -18,9 +18,12 @@ from . import naming
 MAX_REPLAYED = 64  # jobs without a record that are looked at in one go; each may cost a sampler's suggestion
 
 
-def keeps_records(status: CompressionSweepStatus) -> bool:
-    """Whether all trials of a sweep have records. Those of a sweep that began under an older version have not."""
-    return status.trial_records or status.created == 0
+def keeps_records(trial_records: bool, created: int) -> bool:
+    """Whether only jobs that a sweep recorded are its trials, by its status: `trialRecords` and `created`.
+
+    Trials of a sweep that began under an older version have no records.
+    """
+    return trial_records or created == 0
 
 
 def own_number(job: CompressionJob, sweep: CompressionSweep) -> int | None:
@@ -29,7 +32,7 @@ def own_number(job: CompressionJob, sweep: CompressionSweep) -> int | None:
     if uid is None or job.metadata.controller_uid() != uid:
         return None
     if record is None:
-        return None if keeps_records(sweep.status) else number_of(job)
+        return None if keeps_records(sweep.status.trial_records, sweep.status.created) else number_of(job)
     named = naming.trial_name(sweep.metadata.name, record.number) == job.metadata.name
     return record.number if record.sweep == uid and named else None
 

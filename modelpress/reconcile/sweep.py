@@ -73,7 +73,7 @@ def reconcile_sweep(observed: SweepObserved, now: dt.datetime, strategy: Strateg
 
 def _admitted(snapshot: SweepSnapshot, strategy: Strategy) -> dict[str, AdmitTrial]:
     """The jobs without a record that are trials all the same, by name."""
-    if snapshot.problems or not keeps_records(snapshot.status):
+    if snapshot.problems or not keeps_records(snapshot.status.trial_records, snapshot.status.created):
         return {}
     jobs = {
         number: job for job in snapshot.foreign_trials.values() if (number := unproven(job, snapshot.sweep)) is not None
@@ -432,7 +432,7 @@ def _advance(snapshot: SweepSnapshot, strategy: Strategy, admitted: list[AdmitTr
         best, front = strategy.ranking(snapshot.succeeded) if snapshot.succeeded else (None, [])
     draft = StatusDraft(snapshot, strategy, best, front, snapshot.created, status.trials.refused, status.exhausted)
     draft.actions += admitted
-    if keeps_records(status):
+    if keeps_records(status.trial_records, status.created):
         draft.update["trial_records"] = True
     if status.start_time is None and not snapshot.problems and not snapshot.sweep.spec.suspend:
         draft.update["start_time"] = snapshot.now

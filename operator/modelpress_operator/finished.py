@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from modelpress.api.v1alpha1 import (
+    TERMINAL_PHASES,
     CompressionJob,
     CompressionJobSpec,
     CompressionJobStatus,
@@ -18,6 +19,7 @@ from modelpress.api.v1alpha1 import (
 )
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.v1alpha1.meta import JobMeta
+from modelpress.reconcile import keeps_records
 
 from .observe import parse_time
 from .resources import RawObject
@@ -27,6 +29,26 @@ STATUS = ("phase", "metrics", "codeDigest", "activeSeconds", "completionTime", "
 CONDITIONS = frozenset({r.CONSTRAINTS_MET, r.COMPRESSED, r.PORTABLE})
 JUDGED_BY = ("constraints", "metrics")  # of a trial's own spec; the rest of it no sweep reads
 _NOTHING_SET: set[str] = set()
+
+
+def is_finished(raw: RawObject) -> bool:
+    """Whether an object's phase is a last one."""
+    return (raw.get("status") or {}).get("phase") in TERMINAL_PHASES
+
+
+def has_records(sweep: RawObject) -> bool:
+    """As admission.keeps_records, of a sweep as the API server serves it."""
+    status = sweep.get("status") or {}
+    return keeps_records(bool(status.get("trialRecords")), status.get("created") or 0)
+
+
+def is_summarized(raw: RawObject, sweep: RawObject) -> bool:
+    """Whether `finished_trial` says all that the sweep reads of a CompressionJob.
+
+    Not of one that should have a record and has none, because a process was killed before it wrote it: such a job is a
+    trial if its whole spec is what the sweep would have made (admission.replayed).
+    """
+    return is_finished(raw) and (bool((raw.get("status") or {}).get("trial")) or not has_records(sweep))
 
 
 def finished_trial(raw: RawObject, sweep: CompressionSweep, template: RawObject) -> CompressionJob:

@@ -23,7 +23,7 @@ SMALL_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"m
 
 
 @dataclass(frozen=True)
-class Group:
+class RankGroup:
     """Processes that train one model: name of their Job and Service, how many pods, processes in each, port."""
 
     name: str
@@ -42,7 +42,7 @@ def pod_spec(
     fs_group: int | None,
     grace_seconds: int,
     progress: tuple[str, str] | None,
-    group: Group | None,
+    group: RankGroup | None,
 ) -> dict[str, Any]:
     """The PodSpec of a request.
 
@@ -193,7 +193,7 @@ def _threads(runner: Runner) -> list[dict[str, Any]]:
     return [{"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": field}}]
 
 
-def _rendezvous(group: Group) -> list[dict[str, Any]]:
+def _rendezvous(group: RankGroup) -> list[dict[str, Any]]:
     """What Kubeflow's trainers give a pod: variables of torchrun (PET_*) and of torch.distributed's env://.
 
     All meet at the first pod. RANK is the pod's, as theirs is; the launcher in it numbers the processes.

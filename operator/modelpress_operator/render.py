@@ -138,11 +138,11 @@ def render_job(action: CreateJob, owner: RawObject, settings: RenderSettings) ->
     return [_service(metadata, labels, action.name), _network_policy(metadata, labels, action.name), job]
 
 
-def _group(action: CreateJob, runner: Runner) -> pod.Group | None:
+def _group(action: CreateJob, runner: Runner) -> pod.RankGroup | None:
     """The processes that train together: of trials, what else there is to do one process does."""
     if action.purpose != "trial" or (runner.processes == 1 and runner.launcher == "torchrun"):
         return None
-    return pod.Group(action.name, runner.nodes, runner.processes_per_node, RENDEZVOUS_PORT)
+    return pod.RankGroup(action.name, runner.nodes, runner.processes_per_node, RENDEZVOUS_PORT)
 
 
 def _labels(action: CreateJob, owner: RawObject) -> dict[str, str]:

@@ -10,15 +10,16 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from modelpress.api.errors import Problem, SpecError, located_problems
-from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep, TrialRecord
+from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialRecord
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
+from modelpress.reconcile.attempts import COLLECT_ROUNDS
 
 from .cache import Cache
 from .compact import UNREAD
 from .failed_create import FailedCreateEvents
-from .finished import finished_trial, unread_trial
+from .finished import finished_trial, has_records, is_finished, is_summarized, unread_trial
 from .observe import LOST_SECONDS, missing_pods, observed_job, recheck_after
 from .resources import (
     COMPRESSION_JOBS,
@@ -30,7 +31,6 @@ from .resources import (
     meta_of,
 )
 
-COLLECT_ROUNDS = 3
 T = TypeVar("T", CompressionJob, CompressionSweep)
 
 
@@ -79,12 +79,12 @@ class Snapshots:
         Raises:
             SpecError: this version of modelpress does not understand it.
         """
-        job = _parsed(raw, CompressionJob, {} if _finished(raw) else self._jobs)
+        job = _parsed(raw, CompressionJob, {} if is_finished(raw) else self._jobs)
         record = self._made.get(job.metadata.uid or "")
         if record is None or job.status.trial is not None:
             return job
         job = job.model_copy(update={"status": job.status.model_copy(update={"trial": record})})
-        if not _finished(raw):
+        if not is_finished(raw):
             self._jobs[meta_of(raw)["uid"]] = str(meta_of(raw).get("resourceVersion")), job
         return job
 
@@ -99,10 +99,7 @@ class Snapshots:
             return unread_trial(raw, self.sweep(sweep))
 
     def _trial(self, raw: RawObject, sweep: RawObject) -> CompressionJob:
-        # Without a record it is judged by all that it says: a process may have been killed before it wrote one.
-        keeps = bool((sweep.get("status") or {}).get("trialRecords"))
-        unrecorded = keeps and not (raw.get("status") or {}).get("trial")
-        if UNREAD in raw or not _finished(raw) or unrecorded:
+        if UNREAD in raw or not is_summarized(raw, sweep):
             return self.job(raw)
         meta = meta_of(raw)
         uid, version = meta["uid"], str(meta["resourceVersion"])
@@ -137,9 +134,9 @@ class Snapshots:
             sweep = self._cache.get(COMPRESSION_SWEEPS, meta_of(raw)["namespace"], ref["name"])
             if sweep is None or meta_of(sweep).get("uid") != ref.get("uid"):
                 return None
-            spec, status = sweep.get("spec") or {}, sweep.get("status") or {}
-            records = bool(status.get("trialRecords")) or not status.get("created")
-            owner = OwnerState(ref["uid"], ref["name"], bool(spec.get("suspend")), _objectives(spec), records)
+            spec = sweep.get("spec") or {}
+            suspended, metrics = bool(spec.get("suspend")), _objectives(spec)
+            owner = OwnerState(ref["uid"], ref["name"], suspended, metrics, has_records(sweep))
         started, name = job.status.started, job.metadata.name
         names = [naming.attempt_name(name, number) for number in (started, started + 1) if number > 0]
         names += [naming.collect_name(name, started, round_) for round_ in range(1, COLLECT_ROUNDS + 1) if started > 0]
@@ -186,10 +183,6 @@ def _objectives(spec: RawObject) -> tuple[str, ...]:
     """Metrics that a sweep optimises."""
     listed = (item.get("metric") for item in spec.get("objectives") or () if isinstance(item, dict))
     return tuple(metric for metric in listed if isinstance(metric, str))
-
-
-def _finished(raw: RawObject) -> bool:
-    return (raw.get("status") or {}).get("phase") in TERMINAL_PHASES
 
 
 def _parsed(raw: RawObject, model: type[T], known: dict[str, tuple[str, T]]) -> T:

@@ -266,7 +266,11 @@ class Cluster:
         if isinstance(sweep, CompressionSweep):
             metrics = tuple(objective.metric for objective in sweep.spec.objectives)
             owner = OwnerState(
-                sweep.metadata.uid or "", sweep.metadata.name, sweep.spec.suspend, metrics, keeps_records(sweep.status)
+                sweep.metadata.uid or "",
+                sweep.metadata.name,
+                sweep.spec.suspend,
+                metrics,
+                keeps_records(sweep.status.trial_records, sweep.status.created),
             )
         return reconcile_job(JobObserved(obj, owner, children), self.now)
 
