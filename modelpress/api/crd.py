@@ -1,6 +1,6 @@
 """From the pydantic types to CustomResourceDefinitions with structural OpenAPI v3 schemas.
 
-What pydantic refuses, the API server must refuse too. So each validator of the types has a CEL twin beside it
+What pydantic refuses, the API server must refuse too. So each validator of the types has a CEL counterpart beside it
 (`cel_rules`), and everything is bounded, because the API server prices rules by the largest object possible.
 """
 

@@ -14,7 +14,7 @@ CAP = 10_000
 
 
 @dataclass(frozen=True)
-class _Run:
+class _ValueRun:
     """Neighbouring values of a dimension that have the same effect on the conditions of later ones."""
 
     first: int
@@ -42,7 +42,7 @@ class Points:
 
     def __init__(self, space: Space) -> None:
         self._dimensions = space.dimensions
-        self._runs: list[list[_Run]] = []
+        self._runs: list[list[_ValueRun]] = []
         self._followers: list[frozenset[int]] = []
         for dimension in space.dimensions:
             assert dimension.size is not None
@@ -100,7 +100,7 @@ class Points:
         return counts.known[key]
 
 
-def _runs(dimension: Dimension, size: int, wanted: dict[int, tuple[Scalar, ...]]) -> list[_Run]:
+def _runs(dimension: Dimension, size: int, wanted: dict[int, tuple[Scalar, ...]]) -> list[_ValueRun]:
     """The dimension's values, cut where their effect on later conditions changes."""
     kills = frozenset(wanted)
     named: dict[int, frozenset[int]] = {}
@@ -113,9 +113,9 @@ def _runs(dimension: Dimension, size: int, wanted: dict[int, tuple[Scalar, ...]]
     start = 0
     for index in sorted(named):
         if index > start:
-            runs.append(_Run(start, index - start, kills))
-        runs.append(_Run(index, 1, named[index]))
+            runs.append(_ValueRun(start, index - start, kills))
+        runs.append(_ValueRun(index, 1, named[index]))
         start = index + 1
     if start < size:
-        runs.append(_Run(start, size - start, kills))
+        runs.append(_ValueRun(start, size - start, kills))
     return runs

@@ -123,7 +123,7 @@ class SamplerContract:
         assert [[exact(item) for item in found] for found in json.loads(process.stdout)] == answers
 
     def test_the_seed_counts(self) -> None:
-        """Two seeds give two sequences, if the sampler draws by lot at all."""
+        """Two seeds give two sequences, if the sampler draws at random at all."""
         first, second = (sweep(self.make("steps", seed=seed), ("maximize",), 12) for seed in (1, 2))
         equal = [item.parameters for item in first] == [item.parameters for item in second]
         assert equal is not self.seeded

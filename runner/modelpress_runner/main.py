@@ -37,7 +37,7 @@ from modelpress.store.manifest import ManifestError
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError, UserCodeError
 from modelpress_runner.process import launch, push
 from modelpress_runner.process.parent_death import die_with
-from modelpress_runner.process.progress import ProgressFile, Report, silent
+from modelpress_runner.process.progress import EventCallback, ProgressFile, silent
 from modelpress_runner.process.stopping import StopFlag, Stopped
 from modelpress_runner.usercode.fetch import with_code
 
@@ -119,7 +119,7 @@ def _serve(
             return trial.run(request, store, report, stop), ExitCode.DONE
 
 
-def _reporting(request: RunRequest, file: Report) -> contextlib.AbstractContextManager[Report]:
+def _reporting(request: RunRequest, file: EventCallback) -> contextlib.AbstractContextManager[EventCallback]:
     """Who is told of the progress of a run."""
     pushing = push.reporting(file) if request.purpose == "trial" else None
     return pushing or contextlib.nullcontext(file)
@@ -139,13 +139,13 @@ def _worker(options: argparse.Namespace, stop: StopFlag) -> int:
         request = _read_request(options.request)
         store = _store(request)
         with stop.at_once():
-            ranks.join()
+            ranks.init_process_group()
         with _reporting(request, ProgressFile(options.progress) if rank == 0 else silent) as report:
             result, code = trial.run(request, store, report, stop), ExitCode.DONE
     except (Stopped, KeyboardInterrupt):
         result, code = launch.terminated(), ExitCode.TERMINATED
     except Exception as error:
-        gone = ranks.gone(error)
+        gone = ranks.is_peer_lost(error)
         if gone and stop.asked:
             result, code, gone = launch.terminated(), ExitCode.TERMINATED, False
         elif gone:

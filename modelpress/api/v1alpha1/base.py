@@ -27,7 +27,7 @@ class Cel(NamedTuple):
 
 
 def cel_exactly_one(*keys: str) -> Cel:
-    """The CEL twin of exactly_one, of keys in camelCase."""
+    """The CEL counterpart of exactly_one, of keys in camelCase."""
     given = " + ".join(f"(has(self.{key}) ? 1 : 0)" for key in keys)
     return Cel(f"{given} == 1", f"exactly one of {', '.join(keys)} is needed")
 
@@ -62,7 +62,7 @@ class ApiModel(BaseModel):
     # Values of other tools by field: {"algorithm": {"l1_filter": "did you mean l1?"}}.
     other_values: ClassVar[dict[str, dict[str, str]]] = {}
 
-    # The CEL twins of this class's own validators, inherited ones included: the API server refuses what we refuse.
+    # The CEL counterparts of this class's validators, inherited ones included: the API server refuses what we refuse.
     cel_rules: ClassVar[tuple[Cel, ...]] = ()
 
     @model_validator(mode="before")

@@ -59,7 +59,7 @@ class ResourceClaim(ApiModel):
 
 
 class Toleration(ApiModel):
-    """A taint of nodes that the pod puts up with."""
+    """A taint of nodes that the pod tolerates."""
 
     key: LabelKey | None = Field(default=None, description="Of the taint; none, with operator Exists: every taint.")
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Equal compares the value.")

@@ -216,7 +216,7 @@ class Prune(ApiModel):
     )
     speedup: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     speedup_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
-        default=300, description="Time limit for finding out which channels hang together."
+        default=300, description="Time limit for finding out which channels depend on each other."
     )
 
     other_spellings: ClassVar[dict[str, str]] = {

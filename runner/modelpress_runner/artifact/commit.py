@@ -10,13 +10,13 @@ from modelpress.store import layout, manifest
 from modelpress.store.base import ArtifactStore
 from modelpress_runner.artifact import files as artifact
 from modelpress_runner.artifact.files import Written
-from modelpress_runner.engine.run import Outcome
+from modelpress_runner.engine.run import RecipeOutcome
 from modelpress_runner.measure.measuring import Measured
 from modelpress_runner.subject.subject import Subject
 
 
 def write(
-    folder: Path, request: RunRequest, outcome: Outcome, measured: Measured, subject: Subject, notes: list[str]
+    folder: Path, request: RunRequest, outcome: RecipeOutcome, measured: Measured, subject: Subject, notes: list[str]
 ) -> Written:
     """Writes all files of the artifact into `folder`."""
     written = artifact.write_files(
@@ -39,7 +39,12 @@ def write(
 
 
 def commit(
-    store: ArtifactStore, request: RunRequest, written: Written, measured: Measured, outcome: Outcome, code_digest: str
+    store: ArtifactStore,
+    request: RunRequest,
+    written: Written,
+    measured: Measured,
+    outcome: RecipeOutcome,
+    code_digest: str,
 ) -> tuple[str, bool]:
     """Uploads the files and commits the manifest.
 

@@ -155,7 +155,7 @@ def save(
     Args:
         uri: a folder, or s3://, gs://, az://.
         attempt: number of the attempt.
-        run_uid: what tells attempts apart; none: by lot.
+        run_uid: what tells attempts apart; none: random.
         code_digest: of the user's code, if known.
         endpoint: of an S3-compatible server.
         region: of the bucket.

@@ -1,1 +1,1 @@
-"""Physically smaller models: which channels hang together, the shrink itself, and its proof."""
+"""Physically smaller models: which channels depend on each other, the shrink itself, and its proof."""

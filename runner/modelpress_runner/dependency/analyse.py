@@ -1,4 +1,4 @@
-"""Asks a child process which channels hang together, with a time limit."""
+"""Asks a child process which channels depend on each other, with a time limit."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from modelpress_runner.dependency import fork as forked
-from modelpress_runner.dependency.groups import Coupling
-from modelpress_runner.dependency.trace_graph import couple
+from modelpress_runner.dependency.groups import ChannelDependencies
+from modelpress_runner.dependency.trace_graph import find_dependencies
 from modelpress_runner.errors import CompressionError
 
 START_SECONDS = 300  # for a child to import torch and the user's code, and to read the model
@@ -32,7 +32,7 @@ IN_PROCESS = "The dependency analysis ran inside the runner's process, as no oth
 
 def find_coupling(
     model: nn.Module, dummy_input: Any, seconds: int, note: Callable[[str], None] = lambda text: None
-) -> Coupling:
+) -> ChannelDependencies:
     """The coupling of `model`, which stays untouched, found on the CPU by a child process.
 
     The child is forked where that is sound (see forked.py), else a fresh process that gets the model pickled. A model
@@ -48,7 +48,7 @@ def find_coupling(
         return _in_process(model, dummy_input, seconds)
     if "error" in answer:
         raise CompressionError(answer["error"])
-    return Coupling.from_dict(answer["coupling"])
+    return ChannelDependencies.from_dict(answer["coupling"])
 
 
 def _ask_forked(model: nn.Module, dummy_input: Any, seconds: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _too_slow(seconds: int) -> CompressionError:
     return CompressionError(
-        f"finding out which channels hang together took longer than speedupTimeoutSeconds ({seconds}); "
+        f"finding out which channels depend on each other took longer than speedupTimeoutSeconds ({seconds}); "
         "exclude the layers that make it hard (attention, recurrent layers), or set speedup: false"
     )
 
@@ -134,7 +134,7 @@ class _TimeUpError(BaseException):
     """Not an Exception, so that no handler in a model's code swallows it."""
 
 
-def _in_process(model: nn.Module, dummy_input: Any, seconds: int) -> Coupling:
+def _in_process(model: nn.Module, dummy_input: Any, seconds: int) -> ChannelDependencies:
     try:
         twin = copy.deepcopy(model)
     except Exception as error:
@@ -144,7 +144,7 @@ def _in_process(model: nn.Module, dummy_input: Any, seconds: int) -> Coupling:
         ) from error
     try:
         with watchdog(seconds):
-            return couple(twin, dummy_input)
+            return find_dependencies(twin, dummy_input)
     except _TimeUpError:
         raise _too_slow(seconds) from None
 

@@ -1,4 +1,4 @@
-"""Asks a forked child which channels hang together: the model is there already, and torch too.
+"""Asks a forked child which channels depend on each other: the model is there already, and torch too.
 
 A fresh process takes seconds to import torch; a fork takes milliseconds and needs no pickling, so that models of
 notebooks work as well. A forked child may not use CUDA that its parent has begun to use, nor rely on the parent's
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.trace_graph import couple
+from modelpress_runner.dependency.trace_graph import find_dependencies
 from modelpress_runner.errors import CompressionError
 
 _PR_SET_PDEATHSIG = 1
@@ -102,7 +102,7 @@ def _answer(model: nn.Module, dummy_input: Any, parent: int, writing: int, log: 
         torch.set_num_threads(1)
         torch.manual_seed(0)
         try:
-            answer: dict[str, Any] = {"coupling": couple(model, dummy_input).to_dict()}
+            answer: dict[str, Any] = {"coupling": find_dependencies(model, dummy_input).to_dict()}
         except CompressionError as error:
             answer = {"error": str(error)}
         with os.fdopen(writing, "wb") as pipe:

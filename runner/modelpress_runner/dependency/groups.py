@@ -1,4 +1,4 @@
-"""Which channels hang together: what the dependency analysis of a model comes down to.
+"""Which channels depend on each other: what the dependency analysis of a model comes down to.
 
 A *unit* is a set of channels, on several axes of several modules, that can only be removed together: with output
 channel 3 of a convolution go channel 3 of its BatchNorm and input channel 3 of the convolution that follows.
@@ -15,7 +15,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class CoupledAxis:
+class DependentAxis:
     """Axis of a module (or of a plain parameter). `units[i]` is the unit of its channel i.
 
     A producer makes its output channels (convolution, linear layer); others only hand on what they get (norms,
@@ -43,13 +43,13 @@ class DependencyGroup:
 
 
 @dataclass(frozen=True)
-class Coupling:
+class ChannelDependencies:
     """All axes of a model that the dummy input reaches, and the units that must not be removed, with the reason.
 
     Units are `frozen` because the analysis says so, and `refuted` because a proof has failed with them.
     """
 
-    axes: tuple[CoupledAxis, ...]
+    axes: tuple[DependentAxis, ...]
     frozen: dict[int, str] = field(default_factory=dict)
     refuted: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a user should know of the model
@@ -68,9 +68,9 @@ class Coupling:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Coupling:
+    def from_dict(cls, data: dict[str, Any]) -> ChannelDependencies:
         """What `to_dict` gave."""
-        axes = tuple(CoupledAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
+        axes = tuple(DependentAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
         return cls(axes, frozen, notes=tuple(data["notes"]))
 
@@ -86,7 +86,7 @@ class Coupling:
         vector[[*self.frozen, *self.refuted]] = True
         return vector
 
-    def output(self, module: str) -> CoupledAxis | None:
+    def output(self, module: str) -> DependentAxis | None:
         """The output axis of `module`; None if the dummy input does not reach it."""
         return self._outputs.get(module)
 
@@ -112,7 +112,7 @@ class Coupling:
             for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]])
         ]
 
-    def kept(self, removed: torch.Tensor) -> list[tuple[CoupledAxis, torch.Tensor]]:
+    def kept(self, removed: torch.Tensor) -> list[tuple[DependentAxis, torch.Tensor]]:
         """Every axis that loses something, with its bool vector of kept channels. `removed`: bool, one per unit."""
         out = []
         for axis in self.axes:
@@ -122,5 +122,5 @@ class Coupling:
         return out
 
     @cached_property
-    def _outputs(self) -> dict[str, CoupledAxis]:
+    def _outputs(self) -> dict[str, DependentAxis]:
         return {axis.module: axis for axis in self.axes if axis.axis == "out"}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.groups import Coupling
+from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError
@@ -20,7 +20,7 @@ from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 _DEEPEST = 4  # operations between a weight and the one that uses it: a transpose, a view, a cast
 
 
-def spare_unreached(coupling: Coupling, model: nn.Module, dummy_input: Any) -> Coupling:
+def spare_unreached(dependencies: ChannelDependencies, model: nn.Module, dummy_input: Any) -> ChannelDependencies:
     """The coupling with everything frozen that feeds layers which train mode alone runs.
 
     Layers that neither mode runs are told in its notes: nobody knows what feeds them. `model` must be a copy whose
@@ -29,23 +29,23 @@ def spare_unreached(coupling: Coupling, model: nn.Module, dummy_input: Any) -> C
     owners = {id(p): name for name, module in model.named_modules() for p in module._parameters.values()}
     unreached = _owning(model) - _reached(model, dummy_input, owners)
     if not unreached:
-        return coupling
-    feeds = _feeds(model, dummy_input, unreached, owners, {axis.module for axis in coupling.axes if axis.producer})
-    frozen = dict(coupling.frozen)
+        return dependencies
+    feeds = _feeds(model, dummy_input, unreached, owners, {axis.module for axis in dependencies.axes if axis.producer})
+    frozen = dict(dependencies.frozen)
     for name, producers in feeds.items():
         for producer in producers:
-            axis = coupling.output(producer)
+            axis = dependencies.output(producer)
             for unit in () if axis is None else axis.units:
                 frozen.setdefault(unit, f"they feed '{name}', which runs in train mode only")
     silent = sorted(unreached - feeds.keys())
-    notes = list(coupling.notes)
+    notes = list(dependencies.notes)
     if silent:
         named = ", ".join(f"'{name}'" for name in silent[:6]) + (f" and {len(silent) - 6} more" if silent[6:] else "")
         notes.append(
             f"The dummy input reaches {named} neither in eval nor in train mode. If your training uses that, exclude "
             "the layers that feed it"
         )
-    return Coupling(coupling.axes, frozen, notes=tuple(notes))
+    return ChannelDependencies(dependencies.axes, frozen, notes=tuple(notes))
 
 
 def check_train_mode(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> None:

@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.groups import CoupledAxis, Coupling
+from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis
 from modelpress_runner.dependency.reach import spare_unreached
 from modelpress_runner.edits.axes import CONV, axis_of
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
 
-def couple(model: nn.Module, dummy_input: Any) -> Coupling:
+def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies:
     """Finds out which channels of `model` hang together, from one forward pass in eval mode.
 
     Changes the model (requires_grad, eval mode): give a copy.
@@ -46,7 +46,7 @@ def couple(model: nn.Module, dummy_input: Any) -> Coupling:
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     try:
-        return spare_unreached(_Tracer(model, dummy_input).coupling(), model, dummy_input)
+        return spare_unreached(_Tracer(model, dummy_input).dependencies(), model, dummy_input)
     except CompressionError:
         raise
     except Exception as error:
@@ -70,7 +70,7 @@ class _Tracer:
         self.atoms: dict[tuple[int, str, int], int] = {}
         self.reasons: list[tuple[int, str]] = []  # (atom, why its unit must stay)
 
-    def coupling(self) -> Coupling:
+    def dependencies(self) -> ChannelDependencies:
         self._walk()
         axes: list[tuple[str, str, bool, list[int]]] = []
         for number, node in enumerate(self.nodes):
@@ -80,7 +80,7 @@ class _Tracer:
         axes.sort(key=lambda axis: (order.get(axis[0], len(order)), axis[1] != "out"))
         units: dict[int, int] = {}
         coupled = [
-            CoupledAxis(name, side, producer, tuple(units.setdefault(self._find(a), len(units)) for a in atoms))
+            DependentAxis(name, side, producer, tuple(units.setdefault(self._find(a), len(units)) for a in atoms))
             for name, side, producer, atoms in axes
         ]
         frozen: dict[int, str] = {}
@@ -92,7 +92,7 @@ class _Tracer:
         for axis in coupled:
             for unit in set(axis.units) - made:
                 frozen.setdefault(unit, f"'{axis.module}' takes these channels from outside the traced model")
-        return Coupling(tuple(coupled), frozen)
+        return ChannelDependencies(tuple(coupled), frozen)
 
     # The walk ---------------------------------------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ def main(folder: Path, ready: int) -> None:
         signal.alarm(question["seconds"] + 5)
         os.close(ready)
         try:
-            answer = {"coupling": couple(model, dummy_input).to_dict()}
+            answer = {"coupling": find_dependencies(model, dummy_input).to_dict()}
         except CompressionError as error:
             answer = {"error": str(error)}
     partial = folder / "answer.json.part"

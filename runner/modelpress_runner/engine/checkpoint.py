@@ -213,7 +213,7 @@ class Checkpointer:
             mine.extend([found] if found else [])
             return found is not None, note
 
-        there, note = ranks.by_main(look)
+        there, note = ranks.on_rank_zero(look)
         if there and not mine:
             found, note = self._load()
             if found is None:
@@ -261,7 +261,7 @@ class Checkpointer:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replaces the checkpoint, whose tensors nobody may change from now on."""
-        if not ranks.is_main():
+        if not ranks.is_rank_zero():
             return
         plain = checkpoint.to_plain()
 
@@ -273,7 +273,7 @@ class Checkpointer:
 
     def save_begin(self, checkpoint: Checkpoint) -> None:
         """Keeps what a training step begins with."""
-        if ranks.is_main():
+        if ranks.is_rank_zero():
             plain = checkpoint.to_plain()
             self._beside(lambda: self._write(f"begin/{checkpoint.step}.pt", plain))
 
@@ -303,7 +303,7 @@ class Checkpointer:
     def _beside(self, write: Callable[[], None]) -> None:
         """Has something written in its turn, by a thread where nobody else waits for it."""
         before = self._writing
-        if ranks.together():
+        if ranks.is_distributed():
             self.wait()
             write()
             return
@@ -344,7 +344,7 @@ class Checkpointer:
 
     def made(self, step: int, steps: int) -> None:
         """Notes how many optimizer steps this attempt has made of training step `step` so far."""
-        if ranks.is_main():
+        if ranks.is_rank_zero():
             path = f"{self._folder}/made/{self._attempt}-{step}"
             content = json.dumps(steps).encode()
             self._beside(lambda: self._store.put_bytes(path, content))
@@ -356,14 +356,14 @@ class Checkpointer:
             self.wait()
             return sum(int(self._store.get_bytes(f"{self._folder}/made/{name}")) for name in self._marks())
 
-        return ranks.by_main(count)
+        return ranks.on_rank_zero(count)
 
     def _marks(self) -> list[str]:
         return [info.path.rsplit("/", 1)[-1] for info in self._store.list(f"{self._folder}/made")]
 
     def delete(self) -> None:
         """Deletes the checkpoint and all marks."""
-        if ranks.is_main():
+        if ranks.is_rank_zero():
             self.wait()
             self._store.delete_prefix(self._folder)
 

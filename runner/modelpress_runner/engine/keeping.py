@@ -12,7 +12,7 @@ from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.replay.tape import Diverged, Past
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.training.session import Inside, Resumed
 
@@ -107,7 +107,9 @@ class StepKeeper:
 
     def _checkpoint(self, within: Within | None, trainer: dict[str, Any], steps: int) -> Checkpoint:
         context, evaluator = self._context, self._evaluator
-        states = ranks.every(GeneratorStates(seeding.capture(), generators.save(evaluator.user_objects())).to_plain())
+        states = ranks.all_gather_object(
+            GeneratorStates(rng.capture(), generators.save(evaluator.rng_roots())).to_plain()
+        )
         checkpoint = Checkpoint(
             step=self._step,
             within=within,
@@ -120,9 +122,9 @@ class StepKeeper:
             notes=list(context.notes),
         )
         if evaluator.sharded and within is not None:  # parameters are there as a whole in here only
-            with evaluator.whole_parameters():
+            with evaluator.gathered_parameters():
                 checkpoint.model = copies(dict(context.model.state_dict()))
-        elif ranks.is_main():
+        elif ranks.is_rank_zero():
             checkpoint.model = copies(dict(context.model.state_dict()))
         checkpoint.buffers = copies(other_buffers(context.model))
         self._complete(checkpoint, steps)
@@ -158,8 +160,8 @@ class StepKeeper:
 
     def _past(self, checkpoint: Checkpoint, within: Within) -> Past:
         assert self._checkpointer is not None
-        if checkpoint.world != ranks.world():
-            raise Diverged(f"{checkpoint.world} processes trained together before, and {ranks.world()} do now")
+        if checkpoint.world != ranks.world_size():
+            raise Diverged(f"{checkpoint.world} processes trained together before, and {ranks.world_size()} do now")
         events: list[dict[str, Any]] = []
         held: dict[int, int] = {}  # kept weights: the part that has them
         for number in range(within.parts):
@@ -175,15 +177,15 @@ class StepKeeper:
         assert self._checkpointer is not None
         began = self._checkpointer.begin(self._step)
         began.set_weights(self._context.model)
-        generators.restore(self._evaluator.user_objects(), began.generators_of(ranks.rank()).own)
+        generators.restore(self._evaluator.rng_roots(), began.generators_of(ranks.rank()).own)
 
     def _put_back(self, checkpoint: Checkpoint) -> None:
         if self._evaluator.replays:
-            if ranks.anyone(False):
+            if ranks.any_rank(False):
                 raise Diverged("another process does not do what it did before", everywhere=True)
             checkpoint.set_weights(self._context.model)
-            generators.restore(self._evaluator.user_objects(), checkpoint.generators_of(ranks.rank()).own)
-        seeding.restore(checkpoint.generators_of(ranks.rank()).everywhere)
+            generators.restore(self._evaluator.rng_roots(), checkpoint.generators_of(ranks.rank()).own)
+        rng.restore(checkpoint.generators_of(ranks.rank()).everywhere)
 
 
 def _on_host(value: Any) -> Any:

@@ -19,10 +19,10 @@ from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.replay.tape import Diverged
 from modelpress_runner.methods.context import StageContext, Step
-from modelpress_runner.process.progress import Event, Report, silent
+from modelpress_runner.process.progress import Event, EventCallback, silent
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.stages import kind
 from modelpress_runner.subject.subject import ModuleEvaluator, Subject
@@ -36,7 +36,7 @@ _APART = 1e-3  # weights of two ranks that differ by more, relative to the large
 
 
 @dataclass
-class Outcome:
+class RecipeOutcome:
     """What came out of a recipe.
 
     Attributes:
@@ -106,11 +106,11 @@ def run_stages(
     *,
     seed: int,
     checkpointer: Checkpointer | None = None,
-    report: Report = silent,
+    report: EventCallback = silent,
     stop: Callable[[], None] = lambda: None,
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
-) -> Outcome:
+) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
     In a process group every rank must call it, alike: all run the stages in step, decide alike, and go on from the same
@@ -133,7 +133,7 @@ def run_stages(
         Stopped: `stop` raised it.
     """
     plan = plan_stages(subject, stages)
-    run = _Run(subject, plan, seed, checkpointer, report, stop, scores, static)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static)
     try:
         return run.run()
     finally:
@@ -188,17 +188,17 @@ def _check_can_train(
 ) -> None:
     if evaluator is None:
         raise InvalidSpecError("this stage trains, but there is no evaluator; give one that can train", path)
-    evaluator.enter_stage(method, algorithm)
+    evaluator.on_stage_begin(method, algorithm)
     if not evaluator.can_train:
         raise InvalidSpecError(
             f"this stage trains, but the evaluator cannot; give it {evaluator.train_needs}, or remove the training",
             path,
         )
-    if step.max_steps is not None and not evaluator.counts_steps:
+    if step.max_steps is not None and not evaluator.supports_max_steps:
         raise InvalidSpecError("this evaluator trains by epochs; give epochs instead of maxSteps", path)
 
 
-class _Run:
+class _RecipeRun:
     """One run over a plan."""
 
     def __init__(
@@ -207,13 +207,13 @@ class _Run:
         plan: list[_PlannedStage],
         seed: int,
         checkpointer: Checkpointer | None,
-        report: Report,
+        report: EventCallback,
         stop: Callable[[], None],
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
-        self._report, self._stop, self._static = report if ranks.is_main() else silent, stop, static
+        self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
         self._evaluator = subject.evaluator
         self._scoring = scores and self._evaluator is not None and self._evaluator.can_evaluate
         trainings = [step.step for stage in plan for step in stage.steps if isinstance(step.step, Training)]
@@ -235,9 +235,9 @@ class _Run:
             stop=stop,
         )
 
-    def run(self) -> Outcome:
+    def run(self) -> RecipeOutcome:
         if self._evaluator is not None:
-            self._evaluator.resolve(self._context.model)
+            self._evaluator.record_parameter_names(self._context.model)
         checkpoint = self._resume()
         resumed = checkpoint is not None
         first_stage = len(checkpoint.records) if checkpoint else 0
@@ -250,7 +250,7 @@ class _Run:
         context = self._context
         if self._evaluator is not None and not self._evaluator.resumable and self._trains:
             context.notes.append("no checkpoints were taken inside of a training, as the evaluator has resumable=False")
-        return Outcome(
+        return RecipeOutcome(
             model=context.model,
             masks=context.masks,
             cuts=context.cuts,
@@ -273,9 +273,9 @@ class _Run:
             return None
         checkpoint.apply_to(self._context)
         own = checkpoint.generators_of(ranks.rank()).own
-        missing = [] if self._evaluator is None else generators.restore(self._evaluator.user_objects(), own)
-        if checkpoint.world != ranks.world():
-            self._note(f"the run goes on with {ranks.world()} processes; before there were {checkpoint.world}")
+        missing = [] if self._evaluator is None else generators.restore(self._evaluator.rng_roots(), own)
+        if checkpoint.world != ranks.world_size():
+            self._note(f"the run goes on with {ranks.world_size()} processes; before there were {checkpoint.world}")
         if missing:
             self._context.notes.append(
                 f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
@@ -294,7 +294,7 @@ class _Run:
             if checkpoint is not None and planned.index < checkpoint.step:
                 continue
             self._stop_together()
-            seeding.seed_all(seeding.derive(self._seed, planned.index))
+            rng.seed_all(rng.derive(self._seed, planned.index))
             if isinstance(planned.step, Training):
                 at_work = checkpoint if checkpoint is not None and planned.index == checkpoint.step else None
                 self._train(stage, planned, at_work)
@@ -324,9 +324,9 @@ class _Run:
             scores=self._scoring,
             score_seconds=self._score_seconds,
         )
-        evaluator.enter_stage(stage.method, stage.algorithm)
+        evaluator.on_stage_begin(stage.method, stage.algorithm)
         resumed: Resumed | None = None
-        moved = checkpoint is not None and checkpoint.world != ranks.world()
+        moved = checkpoint is not None and checkpoint.world != ranks.world_size()
         if moved and evaluator.sharded and not evaluator.replays:
             self._note(
                 "the training began anew, with the weights that it had reached: its optimizers were kept in parts"
@@ -355,7 +355,7 @@ class _Run:
         context, evaluator, step = self._context, self._evaluator, planned.step
         assert evaluator is not None
         assert isinstance(step, Training)
-        evaluator.enter_training(step.max_steps, step.epochs)
+        evaluator.on_training_begin(step.max_steps, step.epochs)
         with training_session(context.model, evaluator, context.masks, self._stop, keeper) as session:
             try:
                 made = session.train(step.max_steps, step.epochs, resumed)
@@ -366,15 +366,15 @@ class _Run:
         return made
 
     def _start_over(self, planned: _Planned, keeper: StepKeeper, error: Diverged) -> None:
-        if not error.everywhere and ranks.together():
-            ranks.anyone(True)
+        if not error.everywhere and ranks.is_distributed():
+            ranks.any_rank(True)
         if self._checkpointer is None:
             raise CompressionError(f"training cannot go on: {error}")
         self._note(
             f"a training began anew where the run was resumed, as training_func, called again, is not the same: {error}"
         )
         keeper.start_over()
-        seeding.seed_all(seeding.derive(self._seed, planned.index))
+        rng.seed_all(rng.derive(self._seed, planned.index))
 
     def _complete(self, checkpoint: Checkpoint, steps: int) -> None:
         """What a checkpoint says of the run: the training has made so many steps by then."""
@@ -398,7 +398,7 @@ class _Run:
         assert self._evaluator is not None
         if self._evaluator.sharded:
             return
-        apart = ranks.same(self._context.model)
+        apart = ranks.sync_and_diff(self._context.model)
         if apart > _APART:
             raise CompressionError(
                 f"after training the weights of two processes differ by {apart:.3g} of the largest, so they did not "
@@ -413,7 +413,7 @@ class _Run:
             self._stop()
         except Stopped:
             asked = True
-        if ranks.anyone(asked):
+        if ranks.any_rank(asked):
             raise Stopped
 
     def _note(self, text: str) -> None:
@@ -455,5 +455,5 @@ def score_aside(evaluator: Evaluator, model: nn.Module, seed: int) -> Score:
 
     Every rank evaluates, so that an evaluation may use all of them; rank 0's score counts.
     """
-    with seeding.aside(seeding.derive(seed, _SCORING)):
-        return ranks.agreed(evaluator.evaluate(model))
+    with rng.fork_rng(rng.derive(seed, _SCORING)):
+        return ranks.broadcast_object(evaluator.evaluate(model))

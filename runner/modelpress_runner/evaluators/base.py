@@ -31,7 +31,7 @@ class Evaluator(abc.ABC):
 
     dummy_input: Any  # a tensor, tuple, list or dict of tensors as the model takes them, or None
     resumable: bool = True  # False: no checkpoints are taken inside of a training
-    counts_steps: bool = True  # False: train() knows epochs only
+    supports_max_steps: bool = True  # False: train() knows epochs only
     train_needs: str = "what it needs to train"  # what to give so that can_train holds, for messages
     evaluate_needs: str = "what it needs to evaluate"
     sharded: bool = False  # True: state_dict differs between ranks, so that of every rank is kept
@@ -52,23 +52,23 @@ class Evaluator(abc.ABC):
     def can_evaluate(self) -> bool:
         """Whether `evaluate` will work."""
 
-    def introduce(self, model: nn.Module) -> None:  # noqa: B027
+    def attach_model(self, model: nn.Module) -> None:  # noqa: B027
         """Told which model it is for, as soon as both are there; the model may still get other weights."""
 
-    def resolve(self, model: nn.Module) -> None:  # noqa: B027
+    def record_parameter_names(self, model: nn.Module) -> None:  # noqa: B027
         """Learns which parameters of the user's own `model` the optimizers hold, before it is copied or changed."""
 
-    def enter_stage(self, method: str, algorithm: str | None) -> None:  # noqa: B027
+    def on_stage_begin(self, method: str, algorithm: str | None) -> None:  # noqa: B027
         """Told before each stage what trains next: method "prune" with its algorithm, or "finetune" with None."""
 
-    def enter_training(self, max_steps: int | None, max_epochs: int | None) -> None:  # noqa: B027
+    def on_training_begin(self, max_steps: int | None, max_epochs: int | None) -> None:  # noqa: B027
         """Told, before it is bound for a training step of the recipe, how long that is.
 
         One of both is set. For schedules that span the whole of a training; without it, or for other training (scores),
         an evaluator knows the lengths of single calls of `train` only.
         """
 
-    def user_objects(self) -> dict[str, Any]:
+    def rng_roots(self) -> dict[str, Any]:
         """The user's functions by name: random number generators of his own are looked for behind them."""
         return {}
 
@@ -188,7 +188,7 @@ class Evaluator(abc.ABC):
         return parameter.grad
 
     @contextlib.contextmanager
-    def whole_parameters(self, modify: bool = False) -> Iterator[None]:
+    def gathered_parameters(self, modify: bool = False) -> Iterator[None]:
         """Inside, every parameter of the bound model is there as a whole, on every rank; with `modify` it may change.
 
         For evaluators that spread parameters over ranks; all ranks must enter it together, and change alike.

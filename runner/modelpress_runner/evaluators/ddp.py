@@ -26,9 +26,9 @@ class ParallelModel(DistributedDataParallel):
             return getattr(super().__getattr__("module"), name)
 
 
-def place(model: nn.Module) -> None:
+def move_to_rank_device(model: nn.Module) -> None:
     """Moves a model to this rank's GPU where the process group works on GPUs only, so that it can be wrapped."""
-    if ranks.together() and distributed.get_backend() == "nccl":
+    if ranks.is_distributed() and distributed.get_backend() == "nccl":
         model.to(torch.device("cuda", torch.cuda.current_device()))
 
 
@@ -37,7 +37,7 @@ def wrapped(model: nn.Module, options: Mapping[str, Any] | None = None) -> nn.Mo
 
     Every rank begins with rank 0's weights. `options` are keyword arguments of DistributedDataParallel.
     """
-    if not ranks.together() or not any(parameter.requires_grad for parameter in model.parameters()):
+    if not ranks.is_distributed() or not any(parameter.requires_grad for parameter in model.parameters()):
         return model
     with user_code("wrapping the model in DistributedDataParallel"):
         return ParallelModel(model, **(options or {}))

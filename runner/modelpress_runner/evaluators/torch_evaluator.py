@@ -14,14 +14,14 @@ from torch import nn
 from modelpress_runner.edits.wrappers import inner
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.ddp import place, wrapped
+from modelpress_runner.evaluators.ddp import move_to_rank_device, wrapped
 from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, stepped_within, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.evaluators.score import score_of
-from modelpress_runner.evaluators.trace import Plan, call_of
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.evaluators.trace import RebuildPlan, call_of
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.preserve import devices_restored, flags_restored
 from modelpress_runner.usercode.calling import user_code
@@ -102,7 +102,7 @@ class TorchEvaluator(Evaluator):
                 f"parallel must be True, False or a dict for DistributedDataParallel, not a {type(parallel).__name__}"
             )
         self._parallel = parallel
-        self._plan: Plan | None = None
+        self._plan: RebuildPlan | None = None
         self._model: nn.Module | None = None
         self._trained: nn.Module | None = None  # the bound model, or what it is wrapped in
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -141,18 +141,18 @@ class TorchEvaluator(Evaluator):
             raise RuntimeError("the evaluator is not bound to a model")
         return self._model
 
-    def user_objects(self) -> dict[str, Any]:
+    def rng_roots(self) -> dict[str, Any]:
         return {
             "training_func": self._training_func,
             "training_step": self._training_step,
             "evaluating_func": self._evaluating_func,
         }
 
-    def resolve(self, model: nn.Module) -> None:
+    def record_parameter_names(self, model: nn.Module) -> None:
         model = inner(model)
         traced = [s for s in (*self._optimizer_sources, *self._scheduler_sources) if call_of(s) is not None]
         try:
-            self._plan = Plan.of(traced, model)
+            self._plan = RebuildPlan.of(traced, model)
         except InvalidModelError:
             # A model that came out of an earlier compression has new parameters under the names known from before.
             if self._plan is None or not self._plan.fits(model):
@@ -163,8 +163,8 @@ class TorchEvaluator(Evaluator):
             raise RuntimeError("the evaluator is already bound; unbind it first")
         model = inner(model)
         if self._plan is None:
-            self.resolve(model)
-        place(model)
+            self.record_parameter_names(model)
+        move_to_rank_device(model)
         assert self._plan is not None
         with user_code("making the optimizers again"):
             built = iter(self._plan.build(model))
@@ -249,8 +249,8 @@ class TorchEvaluator(Evaluator):
         if self._evaluating_func is None:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
         with contextlib.ExitStack() as undone:
-            undone.enter_context(seeding.aside())
-            undone.enter_context(generators.aside(self.user_objects()))
+            undone.enter_context(rng.fork_rng())
+            undone.enter_context(generators.aside(self.rng_roots()))
             undone.enter_context(devices_restored(model))
             undone.enter_context(flags_restored(model))
             undone.enter_context(torch.no_grad())

@@ -35,7 +35,7 @@ _ITERATORS: tuple[type[Iterable[Any]], ...] = (
 
 
 @dataclass(frozen=True)
-class Call:
+class RecordedCall:
     """One recorded call. Arguments are copies of the user's containers; generators have become lists."""
 
     factory: Callable[..., Any]
@@ -48,7 +48,7 @@ class Call:
         return getattr(self.factory, "__name__", repr(self.factory))
 
 
-_calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
+_calls: weakref.WeakKeyDictionary[Any, RecordedCall] = weakref.WeakKeyDictionary()
 
 
 class Traced:
@@ -148,11 +148,11 @@ def _remembering(kind: type) -> Any:
     return kind
 
 
-def _call(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    return Call(factory, _copy(args), _copy(kwargs))
+def _call(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
+    return RecordedCall(factory, _copy(args), _copy(kwargs))
 
 
-def call_of(made: Any) -> Call | None:
+def call_of(made: Any) -> RecordedCall | None:
     """The recorded call that gave `made`; None if it was not traced."""
     try:
         return _calls.get(made)
@@ -201,14 +201,14 @@ class Names:
 
 
 @dataclass
-class Plan:
+class RebuildPlan:
     """How to build traced objects again: calls by key, in the order in which they need each other."""
 
-    calls: dict[int, tuple[Call, tuple[Any, ...], dict[str, Any]]]
+    calls: dict[int, tuple[RecordedCall, tuple[Any, ...], dict[str, Any]]]
     roots: list[int]
 
     @classmethod
-    def of(cls, objects: Iterable[Any], model: nn.Module) -> Plan:
+    def of(cls, objects: Iterable[Any], model: nn.Module) -> RebuildPlan:
         """Plans for traced `objects` that were made from the parameters of `model`.
 
         Raises:
@@ -243,7 +243,7 @@ class Plan:
         self.calls[key] = (call, args, kwargs)
         return key
 
-    def _resolve(self, value: Any, names: Names, call: Call, seen: dict[str, Any]) -> Any:
+    def _resolve(self, value: Any, names: Names, call: RecordedCall, seen: dict[str, Any]) -> Any:
         if isinstance(value, torch.Tensor):
             if id(value) in names.tensors:
                 return _Name(names.tensors[id(value)], tuple(value.shape))
@@ -295,7 +295,7 @@ class Plan:
         modules = dict(model.named_modules(remove_duplicate=False))
         made: dict[int, Any] = {}
 
-        def fill(value: Any, call: Call) -> Any:
+        def fill(value: Any, call: RecordedCall) -> Any:
             if isinstance(value, _Name):
                 if value.name not in tensors:
                     raise CompressionError(

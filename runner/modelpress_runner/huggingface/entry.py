@@ -10,7 +10,7 @@ from modelpress_runner.huggingface.source import load
 from modelpress_runner.huggingface.tasks import task_of
 from modelpress_runner.huggingface.training import TaskEvaluator, calibration_batches
 from modelpress_runner.inputs.gather import Inputs
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject
 
 
@@ -36,7 +36,7 @@ class PretrainedModel:
             InvalidSpecError: the data does not fit the task.
         """
         assert self.inputs.source is not None
-        seeding.seed_all(seed)  # what a folder has no weights for, such as an unused pooler, comes by lot
+        rng.seed_all(seed)  # what a folder has no weights for, such as an unused pooler, is random
         pretrained = load(self.spec, self.inputs.source)
         layout = PretrainedLayout(pretrained)
         task = task_of(self.spec, pretrained)

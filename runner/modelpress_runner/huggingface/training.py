@@ -90,15 +90,15 @@ class TaskEvaluator(TorchEvaluator):
             epoch += 1
 
     def _shuffled(self, examples: Sequence[Any]) -> Iterator[tuple[Batch, float]]:
-        """This rank's part of each batch, and what share of it that is; the order is by lot.
+        """This rank's part of each batch, and what share of it that is; the order is random.
 
         The lot is torch's own generator, which checkpoints save. A rank that gets no row of a small last batch takes
         the first one, with a share of 0: all ranks step together.
         """
-        order = ranks.agreed(torch.randperm(len(examples)).tolist())
+        order = ranks.broadcast_object(torch.randperm(len(examples)).tolist())
         for first in range(0, len(order), self._size):
             rows = order[first : first + self._size]
-            own = rows[ranks.rank() :: ranks.world()]
+            own = rows[ranks.rank() :: ranks.world_size()]
             yield self.task.batch([examples[index] for index in own or rows[:1]]), len(own) / len(rows)
 
     def _score(self, model: nn.Module) -> Score:
@@ -117,7 +117,7 @@ class TaskEvaluator(TorchEvaluator):
 
 def _add_up(model: nn.Module) -> None:
     """The sum of all ranks' gradients, in place on every rank."""
-    if not ranks.together():
+    if not ranks.is_distributed():
         return
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
     flat = torch.cat([each.flatten() for each in gradients])

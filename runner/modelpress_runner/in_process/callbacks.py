@@ -13,7 +13,7 @@ from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.in_process.loop import Loop
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.usercode.calling import is_library_file
 
 _OURS = str(Path(__file__).resolve().parents[1])
@@ -149,7 +149,7 @@ class Callbacks:
             self._loop.check(f"epoch {epoch}")
         self._loop.epochs += 1
         if not self._loop.total:  # else the loop goes through Compression.epochs, which says so
-            self._loop.say(f"epoch {epoch + 1}, {self._loop.steps} steps")
+            self._loop.emit(f"epoch {epoch + 1}, {self._loop.steps} steps")
         self._loop.stop()
 
     def on_before_eval(self) -> None:
@@ -163,7 +163,7 @@ class Callbacks:
             self._loop.check("a part of the loop")
         self._loop.stop()
         evaluation = contextlib.ExitStack()
-        evaluation.enter_context(seeding.aside())
+        evaluation.enter_context(rng.fork_rng())
         evaluation.enter_context(_modes_restored(self._loop.model))
         self._evaluation = evaluation
 

@@ -22,13 +22,13 @@ from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import Outcome, run_stages
+from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export.state import state_digest
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.measure.measuring import Measured, Measuring
-from modelpress_runner.process.progress import Report, silent
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.process.progress import EventCallback, silent
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.participants import check_masks
@@ -100,7 +100,7 @@ def compress(
     target: Mapping[str, Any] | ApiModel | None = None,
     benchmark: Mapping[str, Any] | ApiModel | None = None,
     checkpoint: str | Path | None = None,
-    report: Report = silent,
+    report: EventCallback = silent,
 ) -> CompressionResult:
     """Compresses a copy of `model`; the model, its optimizers and the random numbers of the process stay as they were.
 
@@ -127,13 +127,13 @@ def compress(
     subject = Subject(model, evaluator, dummy_input)
     given = subject.evaluator
     if given is not None:
-        given.resolve(model)
+        given.record_parameter_names(model)
     subject.model = copied(model)
     store = _checkpoints(checkpoint, spec, model)
-    with seeding.aside(), reporting(report) as events, contextlib.ExitStack() as cleanup:
+    with rng.fork_rng(), reporting(report) as events, contextlib.ExitStack() as cleanup:
         if given is not None:
             cleanup.callback(given.unbind)
-            cleanup.callback(generators.restore, given.user_objects(), generators.save(given.user_objects()))
+            cleanup.callback(generators.restore, given.rng_roots(), generators.save(given.rng_roots()))
         subject.find_inputs()
         measuring = Measuring(spec, subject, timed=benchmark is not None, asked=benchmark is not None)
         baseline = measuring.dense(model)
@@ -147,7 +147,9 @@ def compress(
     return result_of(outcome, measured, spec, subject)
 
 
-def result_of(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, subject: Subject) -> CompressionResult:
+def result_of(
+    outcome: RecipeOutcome, measured: Measured, spec: CompressionJobSpec, subject: Subject
+) -> CompressionResult:
     """What came out of a recipe, with its measures."""
     if outcome.stages and measured.score and "score" not in outcome.stages[-1]:
         outcome.stages[-1]["score"] = measured.score

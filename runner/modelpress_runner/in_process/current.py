@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from modelpress_runner.in_process.loop_state import LoopState
-    from modelpress_runner.in_process.prepare import Compression, Handed
+    from modelpress_runner.in_process.prepare import Compression, LoopModel
 
 
-class Run(Protocol):
+class ScriptRun(Protocol):
     """A run that waits for its script to hand over a model."""
 
-    def prepared(self, handed: Handed, given: Sequence[str], state: LoopState) -> Compression:
+    def prepared(self, handed: LoopModel, given: Sequence[str], state: LoopState) -> Compression:
         """The compression of what the script handed over.
 
         Args:
@@ -24,16 +24,16 @@ class Run(Protocol):
         """
 
 
-_current: list[Run] = []
+_current: list[ScriptRun] = []
 
 
-def current() -> Run | None:
+def current() -> ScriptRun | None:
     """The run, or None."""
     return _current[-1] if _current else None
 
 
 @contextlib.contextmanager
-def entered(run: Run) -> Iterator[None]:
+def entered(run: ScriptRun) -> Iterator[None]:
     """Inside, `run` is the current one."""
     _current.append(run)
     try:

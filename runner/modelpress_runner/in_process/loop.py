@@ -16,14 +16,14 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Prune, Stage
 from modelpress_runner.edits.masks import placed
-from modelpress_runner.engine.run import Outcome
+from modelpress_runner.engine.run import RecipeOutcome
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.in_process.loop_scores import ScoreWindow
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.methods.prune.schedule import last_step, next_step, prunes_at, sparsity_at
 from modelpress_runner.methods.prune.selection import Choice, Selection, select
 from modelpress_runner.methods.prune.statistics import Scores
-from modelpress_runner.process.progress import Event, Report, silent
+from modelpress_runner.process.progress import Event, EventCallback, silent
 from modelpress_runner.stages import kind
 from modelpress_runner.stages.prune import PruneStage
 from modelpress_runner.subject.subject import Subject
@@ -45,7 +45,7 @@ class Loop:
         report: gets an event for each stage that reaches its target, each epoch and the shrink.
         stop: raises Stopped if the run should end.
         static: counts of a model for the records (macs).
-        optimizers: those of the loop, where they are known: then `look` is called from their steps.
+        optimizers: those of the loop, where they are known: then `collect_gradients` is called from their steps.
 
     Attributes:
         steps: optimizer steps done.
@@ -58,7 +58,7 @@ class Loop:
         subject: Subject,
         stages: Sequence[Stage],
         seed: int,
-        report: Report = silent,
+        report: EventCallback = silent,
         stop: Callable[[], None] = lambda: None,
         static: Callable[[nn.Module], dict[str, float]] | None = None,
         optimizers: Sequence[torch.optim.Optimizer] = (),
@@ -67,7 +67,7 @@ class Loop:
         self.steps = self.epochs = self.total = 0
         self.stop = stop
         self._report, self._static, self._optimizers = report, static, optimizers
-        self._parts = [_Part.of(stage, number) for number, stage in enumerate(stages)]
+        self._parts = [_LoopStage.of(stage, number) for number, stage in enumerate(stages)]
         self._dense = sum(parameter.numel() for parameter in subject.model.parameters())
         self._moved = MovementCheck(lambda check: _NOTHING_MOVED.format(steps=self.steps))
         self._participants = Participants([MaskKeeper(subject.model, {}), self._moved])
@@ -93,7 +93,7 @@ class Loop:
         self._began = time.perf_counter()
         for part in self._parts:
             part.find(self.context, self._optimizers)
-        self.say("begins")
+        self.emit("begins")
         self._prune()
         self._participants.attach(self.model)
 
@@ -121,12 +121,12 @@ class Loop:
         """The optimizer is about to step."""
         self._participants.before_step()
         if not self._optimizers:
-            self.look()
+            self.collect_gradients()
 
-    def look(self) -> None:
+    def collect_gradients(self) -> None:
         """Gradients are there as the optimizer will use them."""
         for part in self._parts:
-            part.look(self.steps)
+            part.collect_gradients(self.steps)
 
     def stepped(self) -> None:
         """An optimizer step is over: pruned weights are set to zero again, and more are pruned if it is time."""
@@ -140,7 +140,7 @@ class Loop:
             "participants": self._participants.state_dict()
         }
 
-    def go_on(self, progress: dict[str, Any]) -> None:
+    def restore(self, progress: dict[str, Any]) -> None:
         """Goes on where `progress` was; model and masks are those of that moment already."""
         self.steps, self.epochs = progress["steps"], progress["epochs"]
         for part, seconds in zip(self._parts, progress["seconds"], strict=True):
@@ -148,7 +148,7 @@ class Loop:
         self._keep_masks()
         self._participants.load_state_dict(progress["participants"])
 
-    def say(self, message: str, stage: str = "loop") -> None:
+    def emit(self, message: str, stage: str = "loop") -> None:
         """Reports how far the loop is."""
         self._report(Event(stage, self.epochs, self.total, message))
 
@@ -158,7 +158,7 @@ class Loop:
             part.close()
         self._participants.detach()
 
-    def end(self) -> Outcome:
+    def end(self) -> RecipeOutcome:
         """Checks that all stages did what they should, and shrinks the model if one wants that.
 
         Raises:
@@ -181,10 +181,10 @@ class Loop:
         for part, record in zip(self._parts, records, strict=True):
             if part.stage.shrinks:
                 before = time.perf_counter()
-                self.context.report = functools.partial(self.say, stage=part.name)
+                self.context.report = functools.partial(self.emit, stage=part.name)
                 part.stage.shrink(self.context)
                 record |= self._counted() | {"seconds": record["seconds"] + time.perf_counter() - before}
-        return Outcome(
+        return RecipeOutcome(
             model=self.model,
             masks=self.context.masks,
             cuts=self.context.cuts,
@@ -206,7 +206,7 @@ class Loop:
                 pruned = True
                 if self.steps == part.last:
                     part.seconds = time.perf_counter() - self._began
-                    self.say(f"target reached after {self.steps} steps", part.name)
+                    self.emit(f"target reached after {self.steps} steps", part.name)
         if pruned:
             self._keep_masks()
             if self.steps and not self._moved.moved:  # what pruning changed is no movement
@@ -217,7 +217,7 @@ class Loop:
         """Masks that are in force from now on."""
         self._participants.members = (MaskKeeper(self.model, self.context.masks), *self._participants.members[1:])
 
-    def _record(self, part: _Part) -> dict[str, Any]:
+    def _record(self, part: _LoopStage) -> dict[str, Any]:
         record: dict[str, Any] = {"name": part.name, "method": part.kind.name, **part.kind.record(part.prune)}
         record |= self._counted()
         return record | {"seconds": part.seconds, "steps": self.steps}
@@ -230,7 +230,7 @@ class Loop:
         return counted | ({} if self._static is None else self._static(self.model))
 
 
-class _Part:
+class _LoopStage:
     """One prune stage of the recipe."""
 
     kind = kind("prune")
@@ -243,7 +243,7 @@ class _Part:
         self._window: ScoreWindow | None = None
 
     @classmethod
-    def of(cls, stage: Stage, number: int) -> _Part:
+    def of(cls, stage: Stage, number: int) -> _LoopStage:
         block = stage.block
         if not isinstance(block, Prune):
             raise InvalidSpecError(
@@ -284,7 +284,7 @@ class _Part:
         started = any(sparsity_at(c.schedule, c.sparsity, step - 1) > 0 for c in self.selection.choices.values())
         return step > 0 and started and not self._window
 
-    def look(self, step: int) -> None:
+    def collect_gradients(self, step: int) -> None:
         """Gradients are there after `step` optimizer steps: they are scored by if it is soon time to prune."""
         if not self._window:
             return

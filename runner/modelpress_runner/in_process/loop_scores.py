@@ -53,10 +53,10 @@ class ScoreWindow:
             self._evaluator.bind(self._model)
             self._collectors = self._made()
             for collector in self._collectors.values():
-                collector.start()
+                collector.attach()
         if all(self._is_finite(choice) for choice in self._choices):
             for collector in self._collectors.values():
-                collector.step()
+                collector.update()
 
     def scores(self) -> Scores:
         """What was collected, the same on every rank; afterwards the window is empty again.
@@ -66,7 +66,7 @@ class ScoreWindow:
         """
         collectors = self._made() if self._collectors is None else self._collectors
         try:
-            return {name: ranks.mean(each.total()) for name, each in collectors.items()}
+            return {name: ranks.all_reduce_mean(each.compute()) for name, each in collectors.items()}
         finally:
             self.close()
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, Within, copies, other_buffers
-from modelpress_runner.engine.run import Outcome
+from modelpress_runner.engine.run import RecipeOutcome
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.optimizer_hooks import before_step, in_front_of_step
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.in_process.loop import Loop
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 
 NOT_RESUMABLE = (
@@ -77,7 +77,7 @@ class LoopState:
         """The optimizers that step, inside of what wraps them."""
         return [_inner(each) for each in self._optimizers]
 
-    def watch(self, before: Callable[[], None], look: Callable[[], None]) -> list[Any]:
+    def watch(self, before: Callable[[], None], collect: Callable[[], None]) -> list[Any]:
         """Has others called from the optimizers' steps, until the handles are removed.
 
         Args:
@@ -85,7 +85,7 @@ class LoopState:
             look: once the first optimizer has its gradients, unless it skips the step.
         """
         handles: list[Any] = [in_front_of_step(each, before) for each in self.optimizers]
-        return handles + [before_step(each, look) for each in self.optimizers[:1]]
+        return handles + [before_step(each, collect) for each in self.optimizers[:1]]
 
     def keep_in(self, checkpointer: Checkpointer, roots: Mapping[str, Any]) -> None:
         """Saves checkpoints from now on, if there are optimizers.
@@ -115,10 +115,10 @@ class LoopState:
         assert checkpoint.within is not None
         for name, gradient in checkpoint.within.gradients.items():
             named[name].grad = gradient.to(named[name].device)
-        loop.go_on(checkpoint.trainer["loop"])
+        loop.restore(checkpoint.trainer["loop"])
         self._resumed_at = loop.steps
         states = checkpoint.generators_of(ranks.rank())
-        seeding.restore(states.everywhere)
+        rng.restore(states.everywhere)
         missing = generators.restore(self._roots, states.own)
         if missing:
             loop.context.notes.append(
@@ -134,7 +134,7 @@ class LoopState:
         context = loop.context
         named = loop.model.named_parameters()
         gradients = {name: p.grad.detach().to("cpu", copy=True) for name, p in named if p.grad is not None}
-        states = GeneratorStates(seeding.capture(), generators.save(self._roots)).to_plain()
+        states = GeneratorStates(rng.capture(), generators.save(self._roots)).to_plain()
         self._checkpointer.made(0, loop.steps - self._resumed_at)
         self._saved += 1
         self._checkpointer.save(
@@ -150,14 +150,14 @@ class LoopState:
                     "schedulers": [plain(each.state_dict()) for each in self._schedulers],
                     "loop": loop.progress(),
                 },
-                generators=ranks.every(states),
+                generators=ranks.all_gather_object(states),
                 notes=list(context.notes),
                 steps=(loop.steps, loop.steps),
                 seconds=time.perf_counter() - self._began,
             )
         )
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: RecipeOutcome) -> None:
         """Says in the outcome how many steps were made, and whether they could have been resumed."""
         if self._cut and self._checkpointer is not None:
             outcome.executed = max(outcome.steps, self._checkpointer.executed())

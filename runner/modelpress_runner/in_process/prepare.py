@@ -18,7 +18,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Model
 from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.wrappers import wrapped_part
-from modelpress_runner.engine.run import Outcome, score_aside
+from modelpress_runner.engine.run import RecipeOutcome, score_aside
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.in_process import current
@@ -28,8 +28,8 @@ from modelpress_runner.in_process.loop import Loop
 from modelpress_runner.in_process.loop_state import LoopState
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.measure.measuring import Measured, Measuring, Metrics, static_counts
-from modelpress_runner.process.progress import Report, silent
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.process.progress import EventCallback, silent
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.usercode.calling import user_code
 
@@ -48,7 +48,7 @@ def prepare_compression(
     seed: int | None = None,
     target: Mapping[str, Any] | ApiModel | None = None,
     benchmark: Mapping[str, Any] | ApiModel | None = None,
-    report: Report = silent,
+    report: EventCallback = silent,
 ) -> Compression:
     """Compresses `model` in the course of a training loop of the user's own, which calls the callbacks.
 
@@ -91,7 +91,7 @@ def prepare_compression(
         SpecError: the recipe is not valid, or gives what only the job may give.
         InvalidModelError: the model, the evaluator or an optimizer is not what it must be.
     """
-    handed = Handed(_subject(model, evaluator, dummy_input), pretrain)
+    handed = LoopModel(_subject(model, evaluator, dummy_input), pretrain)
     state = LoopState.of(model, optimizers, lr_schedulers)
     given: dict[str, Any] = {"stages": stages, "seed": seed, "target": target, "benchmark": benchmark}
     given["report"] = None if report is silent else report
@@ -106,13 +106,13 @@ def prepare_compression(
     timed = benchmark is not None
     subject.find_inputs()
     measuring = Measuring(spec, subject, timed, asked=timed)
-    with seeding.aside():
+    with rng.fork_rng():
         baseline = measuring.dense(model)
     return Compression(spec, subject, measuring, baseline, state, timed=timed, report=report)
 
 
 @dataclass(frozen=True)
-class Handed:
+class LoopModel:
     """What a loop hands over: its model and what scores it, and how it is trained first (entrypoint.ModelSource)."""
 
     given: Subject
@@ -158,13 +158,13 @@ class Compression:
         *,
         timed: bool,
         folder: Path | None = None,
-        report: Report = silent,
+        report: EventCallback = silent,
         stop: Callable[[], None] = lambda: None,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec, self.subject, self.baseline = spec, subject, baseline
         self._measuring, self._state, self._ended = measuring, state, ended
-        self._outcome: Outcome | None = None
+        self._outcome: RecipeOutcome | None = None
         self._measured: Measured | None = None
         # Only what is timed beside the compressed model has to be kept.
         self._dense = copied(subject.model) if timed else subject.model
@@ -176,8 +176,11 @@ class Compression:
         self._attached.callback(self._loop.close)
         self.callbacks = Callbacks(self._loop, self._end)
         # A hook must not keep alive what nobody else needs any more.
-        before, look = weakref.WeakMethod(self.callbacks.optimizer_steps), weakref.WeakMethod(self._loop.look)
-        for handle in state.watch(lambda: (before() or _nothing)(), lambda: (look() or _nothing)()):
+        before, collect = (
+            weakref.WeakMethod(self.callbacks.optimizer_steps),
+            weakref.WeakMethod(self._loop.collect_gradients),
+        )
+        for handle in state.watch(lambda: (before() or _nothing)(), lambda: (collect() or _nothing)()):
             self._attached.callback(handle.remove)
         # Not left to __del__: a handle that is garbage together with this object removes nothing any more.
         weakref.finalize(self, self._attached.close).atexit = False
@@ -197,7 +200,7 @@ class Compression:
         outcome, measured = self.finished()
         return result_of(outcome, measured, self.spec, self.subject)
 
-    def finished(self) -> tuple[Outcome, Measured]:
+    def finished(self) -> tuple[RecipeOutcome, Measured]:
         """What came out, and its measures; InvalidModelError as for `result`."""
         if self._outcome is None or self._measured is None:
             raise InvalidModelError(self.callbacks.unfinished())
@@ -226,13 +229,13 @@ class Compression:
         self._loop.total = count
         first = self._state.resume(self._loop)
         self.callbacks.go_on_at(first)
-        self._loop.say(f"{count - first} epochs to train" + (f", from epoch {first + 1} on" if first else ""))
+        self._loop.emit(f"{count - first} epochs to train" + (f", from epoch {first + 1} on" if first else ""))
         for epoch in range(first, count):
             yield epoch
             self.callbacks.between_epochs()
             self._loop.epochs = epoch + 1
             self._state.save(self._loop)
-            self._loop.say(f"epoch {epoch + 1} of {count}, {self._loop.steps} steps")
+            self._loop.emit(f"epoch {epoch + 1} of {count}, {self._loop.steps} steps")
             self._loop.stop()
 
     def __enter__(self) -> Compression:
@@ -263,7 +266,7 @@ class Compression:
 
     def _end(self) -> None:
         try:
-            with seeding.aside(), self._place() as folder:
+            with rng.fork_rng(), self._place() as folder:
                 outcome = self._loop.end()
                 self._state.finish(outcome)
                 measured = self._measuring.compressed(outcome, self._dense, self.baseline, Path(folder))

@@ -11,7 +11,7 @@ from typing import Any
 from modelpress.api.v1alpha1 import DEFAULT_METRIC
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.score import numbers_in
-from modelpress_runner.process.progress import Event, Report, silent
+from modelpress_runner.process.progress import Event, EventCallback, silent
 
 MAX_STEP = 2**53  # what JSON carries exactly
 
@@ -47,7 +47,7 @@ def report(step: int, **metrics: Any) -> None:
 class Reporting:
     """Passes a run's events on, and puts what the user's code reports among them."""
 
-    def __init__(self, then: Report) -> None:
+    def __init__(self, then: EventCallback) -> None:
         self._then = then
         self._last = Event("", 0, 0, "")
         self._step: int | None = None
@@ -79,7 +79,7 @@ class Reporting:
 
 
 @contextlib.contextmanager
-def reporting(then: Report) -> Iterator[Reporting]:
+def reporting(then: EventCallback) -> Iterator[Reporting]:
     """Inside, mp.report goes to `then`, and so do events that are given to the yielded report.
 
     Where nobody listens (`silent`), mp.report goes where it went before.

@@ -14,8 +14,8 @@ from modelpress.api.v1alpha1 import CompressionJobSpec, Data
 from modelpress.store.manifest import hash_file
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.inputs import rows
-from modelpress_runner.inputs.place import Place
 from modelpress_runner.inputs.rows import Rows
+from modelpress_runner.inputs.uri_resolver import UriResolver
 
 log = logging.getLogger("modelpress")
 
@@ -48,7 +48,7 @@ def gathered(spec: CompressionJobSpec, base: str | None) -> Iterator[Inputs]:
         StoreError: the object store refuses or fails.
     """
     with tempfile.TemporaryDirectory(prefix="modelpress-inputs-") as folder:
-        yield _gather(spec, Place(base, Path(folder), spec.store))
+        yield _gather(spec, UriResolver(base, Path(folder), spec.store))
 
 
 def digest_of(path: Path) -> str:
@@ -63,28 +63,28 @@ def digest_of(path: Path) -> str:
     return total.hexdigest()
 
 
-def _gather(spec: CompressionJobSpec, place: Place) -> Inputs:
+def _gather(spec: CompressionJobSpec, resolver: UriResolver) -> Inputs:
     found: dict[str, str] = {}
     source = None
     if spec.model.hugging_face is not None:
         from modelpress_runner.inputs.hub import fetch
 
-        source = fetch(spec.model.hugging_face, place)
+        source = fetch(spec.model.hugging_face, resolver)
         found["source"] = digest_of(source)
-    data = _data(spec.data, place, found) if spec.data is not None else {}
+    data = _data(spec.data, resolver, found) if spec.data is not None else {}
     if not found:
         return Inputs()
     text = "".join(f"{name}\0{digest}\0" for name, digest in sorted(found.items()))
     return Inputs(data, source, hashlib.sha256(text.encode()).hexdigest())
 
 
-def _data(data: Data, place: Place, found: dict[str, str]) -> dict[str, Rows]:
+def _data(data: Data, resolver: UriResolver, found: dict[str, str]) -> dict[str, Rows]:
     out: dict[str, Rows] = {}
     for name, split in data.splits.items():
         path = f"spec.data.{name}"
         if split.form is None:
             raise InvalidSpecError(f"nothing says which format {split.uri} has; add format", f"{path}.format")
-        fetch = place.directory if split.form == "imageFolder" else place.file
+        fetch = resolver.directory if split.form == "imageFolder" else resolver.file
         local = fetch(split.uri, name, f"{path}.uri")
         found[name] = digest_of(local)
         if split.sha256 is not None and split.sha256 != found[name]:

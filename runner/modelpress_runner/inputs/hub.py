@@ -9,7 +9,7 @@ from typing import Any
 from modelpress.api.semantic_data import HUB
 from modelpress.api.v1alpha1 import HuggingFace
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, StoreError, first_line
-from modelpress_runner.inputs.place import Place
+from modelpress_runner.inputs.uri_resolver import UriResolver
 
 log = logging.getLogger("modelpress")
 
@@ -18,7 +18,7 @@ _PATH = "spec.model.huggingFace.source.uri"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 
 
-def fetch(spec: HuggingFace, place: Place) -> Path:
+def fetch(spec: HuggingFace, resolver: UriResolver) -> Path:
     """The folder of `spec.source` on this machine, checked to hold a configuration and safetensors.
 
     Raises:
@@ -28,7 +28,7 @@ def fetch(spec: HuggingFace, place: Place) -> Path:
     if spec.source.uri.startswith(HUB):
         folder = _from_hub(spec.source.uri.removeprefix(HUB), spec.source.revision)
     else:
-        folder = place.directory(spec.source.uri, "source", _PATH)
+        folder = resolver.directory(spec.source.uri, "source", _PATH)
     if not (folder / "config.json").is_file():
         message = f"{spec.source.uri} has no config.json; give a folder that save_pretrained wrote"
         raise InvalidSpecError(message, _PATH)

@@ -13,7 +13,7 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.store import layout as names
-from modelpress_runner.engine.run import Outcome, score_aside
+from modelpress_runner.engine.run import RecipeOutcome, score_aside
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.formats import Form, format_of
@@ -86,7 +86,7 @@ class Measuring:
         with self._form(model) as form:
             return {**self._scored(form.model), **self._counted(model, form, None)}
 
-    def compressed(self, outcome: Outcome, dense: nn.Module, baseline: Metrics, folder: Path) -> Measured:
+    def compressed(self, outcome: RecipeOutcome, dense: nn.Module, baseline: Metrics, folder: Path) -> Measured:
         """Score, counts and, where asked for, times of the compressed model beside the dense one.
 
         Args:
@@ -104,7 +104,7 @@ class Measuring:
             measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
-                timed = Timed(**ranks.by_main(lambda: vars(self._time(dense, form.model))))
+                timed = Timed(**ranks.on_rank_zero(lambda: vars(self._time(dense, form.model))))
                 measured.baseline |= timed.baseline
                 measured.compressed |= timed.compressed
                 measured.timing = {**timed.detail, "target": self._format.name}

@@ -44,7 +44,7 @@ _LAUNCHER_FILE = "launcher.json"
 
 
 @dataclass(frozen=True)
-class Group:
+class TrainingGroup:
     """The processes that train together, and which node of theirs this is.
 
     Attributes:
@@ -74,7 +74,7 @@ class Group:
         return range(self.node * self.per_node, (self.node + 1) * self.per_node)
 
 
-def group_of(runner: Runner | None, environment: Mapping[str, str]) -> Group | None:
+def group_of(runner: Runner | None, environment: Mapping[str, str]) -> TrainingGroup | None:
     """The group that a run belongs to; None if it is one plain process.
 
     A pod's environment says which node it is (PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR,
@@ -93,14 +93,14 @@ def group_of(runner: Runner | None, environment: Mapping[str, str]) -> Group | N
             log.info("spec.runner.nodes: all %d processes run on this machine", per_node)
     if nodes * per_node == 1 and runner.launcher == "torchrun":
         return None
-    return Group(nodes, per_node, node, address, port, runner.launcher)
+    return TrainingGroup(nodes, per_node, node, address, port, runner.launcher)
 
 
 # The node's process --------------------------------------------------------------------------------------------------
 
 
 def run(
-    request: RunRequest, group: Group, folder: Path, stop: StopFlag, progress: Path | None
+    request: RunRequest, group: TrainingGroup, folder: Path, stop: StopFlag, progress: Path | None
 ) -> tuple[RunResult | None, ExitCode]:
     """Runs the node's workers to their end.
 
@@ -138,7 +138,7 @@ def run(
     return judge(read_reports(folder), exits, group, stopped=stop.asked, met=met)
 
 
-def _torchrun(group: Group, port: int) -> list[str]:
+def _torchrun(group: TrainingGroup, port: int) -> list[str]:
     return [
         f"--nnodes={group.nodes}",
         f"--nproc-per-node={group.per_node}",
@@ -151,7 +151,7 @@ def _torchrun(group: Group, port: int) -> list[str]:
     ]
 
 
-def _deepspeed(group: Group, port: int) -> list[str]:
+def _deepspeed(group: TrainingGroup, port: int) -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     devices = [int(name) for name in visible.split(",") if name.isdigit()][: group.per_node]
     if len(devices) < group.per_node:
@@ -166,7 +166,7 @@ def _deepspeed(group: Group, port: int) -> list[str]:
     ]
 
 
-def _environment(request: RunRequest, group: Group) -> dict[str, str]:
+def _environment(request: RunRequest, group: TrainingGroup) -> dict[str, str]:
     """The workers': one uid for the run, the node's threads shared out, and no detour through a network."""
     environment = {**os.environ, RUN_UID_VARIABLE: request.run_uid}
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -199,7 +199,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @dataclass(frozen=True)
-class Report:
+class WorkerReport:
     """How one worker ended. `gone`: because another process had gone away."""
 
     rank: int
@@ -217,15 +217,20 @@ def write_report(folder: Path, rank: int, result: RunResult, code: int, *, gone:
     os.replace(path.with_suffix(".part"), path)
 
 
-def read_reports(folder: Path) -> dict[int, Report]:
+def read_reports(folder: Path) -> dict[int, WorkerReport]:
     """What workers have left, by rank."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-    reports = [Report(**{**value, "result": RunResult.model_validate(value["result"])}) for value in found]
+    reports = [WorkerReport(**{**value, "result": RunResult.model_validate(value["result"])}) for value in found]
     return {report.rank: report for report in reports}
 
 
 def judge(
-    reports: Mapping[int, Report], exits: Mapping[int, int], group: Group, *, stopped: bool, met: bool = True
+    reports: Mapping[int, WorkerReport],
+    exits: Mapping[int, int],
+    group: TrainingGroup,
+    *,
+    stopped: bool,
+    met: bool = True,
 ) -> tuple[RunResult | None, ExitCode]:
     """One result and exit code for a node's workers.
 
@@ -273,7 +278,7 @@ def terminated(message: str = "") -> RunResult:
     return RunResult(phase="Failed", reason=reasons.RUNNER_TERMINATED, message=message)
 
 
-def _by(report: Report, group: Group) -> RunResult:
+def _by(report: WorkerReport, group: TrainingGroup) -> RunResult:
     """A failure's result; which rank it was is told where it is not the first."""
     if report.rank == 0:
         return report.result
@@ -281,7 +286,7 @@ def _by(report: Report, group: Group) -> RunResult:
     return report.result.model_copy(update={"message": message})
 
 
-def _unheard(rank: int, exits: Mapping[int, int], group: Group) -> RunResult:
+def _unheard(rank: int, exits: Mapping[int, int], group: TrainingGroup) -> RunResult:
     """A worker that left no word: killed, or never started."""
     code = exits.get(rank, 0)
     how = "ended without a word"

@@ -30,7 +30,7 @@ class Event:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-Report = Callable[[Event], None]
+EventCallback = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from modelpress_runner.process.progress import Event, Report
+from modelpress_runner.process.progress import Event, EventCallback
 
 log = logging.getLogger("modelpress")
 
@@ -51,11 +51,11 @@ class ProgressPush:
     """
 
     def __init__(
-        self, url: str, token: Path, then: Report, *, interval: float = INTERVAL, timeout: float = TIMEOUT
+        self, url: str, token: Path, then: EventCallback, *, interval: float = INTERVAL, timeout: float = TIMEOUT
     ) -> None:
         self._url, self._token, self._then = url, token, then
         self._interval, self._timeout = interval, timeout
-        self._history = History()
+        self._history = ScoreHistory()
         self._latest: Event | None = None
         self._sent: Event | None = None
         self._closing = False
@@ -143,7 +143,7 @@ class ProgressPush:
         raise OSError("too many redirects")
 
 
-class History:
+class ScoreHistory:
     """The scores so far, by step: at most 64 of them go out, evenly spread, the first and the last among them.
 
     Steps are optimizer steps of the recipe, until the user's code reports scores by a count of its own: from then on
@@ -170,7 +170,7 @@ class History:
         return _spread(sorted(self._points.items()), MAX_POINTS)
 
 
-def encode(event: Event, history: History) -> bytes:
+def encode(event: Event, history: ScoreHistory) -> bytes:
     """The message: {"stage", "step", "total", "points": [{"step", "value"}]} as JSON, at most 64 KiB."""
     message: dict[str, Any] = {
         "stage": event.stage[:MAX_STAGE],
@@ -183,7 +183,7 @@ def encode(event: Event, history: History) -> bytes:
     return body
 
 
-def reporting(then: Report, environment: Mapping[str, str] | None = None) -> ProgressPush | None:
+def reporting(then: EventCallback, environment: Mapping[str, str] | None = None) -> ProgressPush | None:
     """A push, where the environment names the operator's address and a token is there; else None."""
     environment = os.environ if environment is None else environment
     url = environment.get(URL, "")

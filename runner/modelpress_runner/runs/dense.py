@@ -95,15 +95,15 @@ class DenseCache:
             elif spec.model.weights is not None:
                 load_weights(subject, spec.model.weights, base, spec.store)
             if subject.evaluator is not None:
-                subject.evaluator.resolve(subject.model)
+                subject.evaluator.record_parameter_names(subject.model)
             if cached is None:
                 self._write_weights(subject)
             subject.find_inputs()
             digest = weights.state_digest(subject.model)
-            baseline = ranks.by_main(lambda: self._read_baseline(digest))
+            baseline = ranks.on_rank_zero(lambda: self._read_baseline(digest))
             if baseline is None:
                 measured = Measuring(spec, subject, timed).dense(subject.model)
-                baseline = ranks.by_main(lambda: self._write_baseline(measured, digest))
+                baseline = ranks.on_rank_zero(lambda: self._write_baseline(measured, digest))
         return Dense(subject, baseline, digest, cached is not None, notes)
 
     def _standing(self) -> str | None:
@@ -132,13 +132,13 @@ class DenseCache:
 
     def _cached_weights(self) -> dict[str, Any] | None:
         """Those in the store, on every rank or on none."""
-        path = ranks.by_main(self._standing)
+        path = ranks.on_rank_zero(self._standing)
         return None if path is None else self._read_weights(path)
 
     def _write_weights(self, subject: Subject) -> None:
         """Puts the subject's weights into the store, or takes over those that stand there by now, on every rank."""
-        path, ours = ranks.by_main(lambda: self._put_weights(subject))
-        if not ours or not ranks.is_main():
+        path, ours = ranks.on_rank_zero(lambda: self._put_weights(subject))
+        if not ours or not ranks.is_rank_zero():
             weights.load_strict(subject.model, self._read_weights(path), f"{self._store.uri}/{path}")
 
     def _put_weights(self, subject: Subject) -> tuple[str, bool]:

@@ -27,14 +27,14 @@ from modelpress_runner.errors import CompressionError, InvalidModelError, UserCo
 from modelpress_runner.export import state as weights
 from modelpress_runner.in_process import current
 from modelpress_runner.in_process.loop_state import LoopState
-from modelpress_runner.in_process.prepare import Compression, Handed
+from modelpress_runner.in_process.prepare import Compression, LoopModel
 from modelpress_runner.measure.measuring import Measuring
-from modelpress_runner.process.progress import Report, silent
+from modelpress_runner.process.progress import EventCallback, silent
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
-from modelpress_runner.runs.trial import Made, check_constraints, check_objectives, finish
+from modelpress_runner.runs.trial import FinishedRun, check_constraints, check_objectives, finish
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.usercode import location as code
 from modelpress_runner.usercode.calling import user_code
 
@@ -48,7 +48,7 @@ def prepare(request: RunRequest, store: ArtifactStore, stop: StopFlag) -> RunRes
     Raises:
         InvalidModelError: it raised, or handed over no model.
     """
-    run_ = _Run(request, store, silent, stop, dense_only=True)
+    run_ = _ScriptRun(request, store, silent, stop, dense_only=True)
     with run_.script():
         pass
     dense = run_.dense
@@ -65,7 +65,7 @@ def prepare(request: RunRequest, store: ArtifactStore, stop: StopFlag) -> RunRes
     )
 
 
-def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
+def run(request: RunRequest, store: ArtifactStore, progress: EventCallback, stop: StopFlag) -> RunResult:
     """Runs the script to its end, writes the artifact and commits it.
 
     In a process group every rank runs it, and what is left after it is rank 0's.
@@ -75,7 +75,7 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
         UserCodeError: it raised later.
         CompressionError: it changed the model after on_train_end().
     """
-    run_ = _Run(request, store, progress, stop)
+    run_ = _ScriptRun(request, store, progress, stop)
     with run_.script():
         dense, compression = run_.dense, run_.compression
         if dense is None or compression is None:
@@ -91,11 +91,11 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
                 "longer true; train before it, and work on a copy after it",
                 _PATH,
             )
-        main = ranks.is_main()
-        ranks.leave()
+        main = ranks.is_rank_zero()
+        ranks.destroy_process_group()
         if not main:
             return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artifact")
-        made = Made(outcome, measured, compression.subject, [*dense.notes, *outcome.notes], run_.code_digest)
+        made = FinishedRun(outcome, measured, compression.subject, [*dense.notes, *outcome.notes], run_.code_digest)
         with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             return finish(request, store, made, run_.checkpointer(dense), Path(folder))
 
@@ -118,15 +118,21 @@ def _never_called(spec: CompressionJobSpec) -> InvalidModelError:
     )
 
 
-class _Enough(BaseException):
+class _StopScript(BaseException):
     """The dense model is there; the rest of the script is not needed."""
 
 
-class _Run:
-    """A script's run, as prepare_compression finds it (current.Run)."""
+class _ScriptRun:
+    """A script's run, as prepare_compression finds it (current.ScriptRun)."""
 
     def __init__(
-        self, request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag, *, dense_only: bool = False
+        self,
+        request: RunRequest,
+        store: ArtifactStore,
+        progress: EventCallback,
+        stop: StopFlag,
+        *,
+        dense_only: bool = False,
     ) -> None:
         self._request, self._store, self._progress, self._stop = request, store, progress, stop
         self._dense_only = dense_only
@@ -144,13 +150,13 @@ class _Run:
     def script(self) -> Iterator[None]:
         """Runs the script. Inside the context it is over, but its classes are still those of `__main__`."""
         spec = self._request.spec
-        seeding.seed_all(spec.seed)
+        rng.seed_all(spec.seed)
         arguments = command_line(spec.model.args)
         with self._cleanup, current.entered(self), _as_main(self._file, arguments) as module:
             code.use(self._request.code_path)
             self._names = vars(module)
             self._cleanup.enter_context(self._stop.at_once())
-            with contextlib.suppress(_Enough):
+            with contextlib.suppress(_StopScript):
                 self._execute(module)
             yield
 
@@ -168,8 +174,8 @@ class _Run:
                 raise InvalidModelError(str(error), _PATH) from error.__cause__
             raise
 
-    def prepared(self, handed: Handed, given: Sequence[str], state: LoopState) -> Compression:
-        """As current.Run."""
+    def prepared(self, handed: LoopModel, given: Sequence[str], state: LoopState) -> Compression:
+        """As current.ScriptRun."""
         spec, path = self._request.spec, self._request.code_path
         if given:
             raise InvalidModelError(
@@ -187,7 +193,7 @@ class _Run:
         for note in self.dense.notes:
             log.warning("%s", note)
         if self._dense_only:
-            raise _Enough
+            raise _StopScript
         check_constraints(spec, self.dense.baseline)
         check_objectives(self._request, self.dense.baseline)
         measuring = Measuring(spec, self.dense.subject, timed=True)
@@ -209,7 +215,7 @@ class _Run:
             )
         )
         # Whether the dense model was trained here or came from the store makes no difference from here on.
-        seeding.seed_all(spec.seed)
+        rng.seed_all(spec.seed)
         return self.compression
 
     def checkpointer(self, dense: Dense) -> Checkpointer:

@@ -19,16 +19,16 @@ from modelpress_runner.artifact import commit as upload
 from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest
 from modelpress_runner.edits.copies import check_copies, copied
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import Outcome, plan_stages, run_stages
+from modelpress_runner.engine.run import RecipeOutcome, plan_stages, run_stages
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.inputs.gather import Inputs, gathered
 from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring, static_counts
-from modelpress_runner.process.progress import Report
+from modelpress_runner.process.progress import EventCallback
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.entrypoint import ModelSource, find
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.usercode import location as code
@@ -36,7 +36,7 @@ from modelpress_runner.usercode import location as code
 log = logging.getLogger("modelpress")
 
 
-def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
+def prepare(request: RunRequest, store: ArtifactStore, progress: EventCallback, stop: StopFlag) -> RunResult:
     """Builds the dense model and its baseline unless the store has them."""
     if request.spec.model.script is not None:
         from modelpress_runner.runs import script
@@ -57,7 +57,7 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: S
     )
 
 
-def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
+def run(request: RunRequest, store: ArtifactStore, progress: EventCallback, stop: StopFlag) -> RunResult:
     """Compresses, measures, writes the artifact and commits it.
 
     In a process group all ranks do so in step, until the numbers are there; what is left is rank 0's, and its result
@@ -71,8 +71,10 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
         return _run(request, inputs, store, progress, stop)
 
 
-def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
-    spec, main = request.spec, ranks.is_main()
+def _run(
+    request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: EventCallback, stop: StopFlag
+) -> RunResult:
+    spec, main = request.spec, ranks.is_rank_zero()
     dense, code_digest = _dense(request, inputs, store, stop, timed=True)
     for note in dense.notes:
         log.warning("%s", note)
@@ -96,21 +98,21 @@ def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Re
             static=static_counts(subject.dummy_input),
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
-        seeding.seed_all(spec.seed)
+        rng.seed_all(spec.seed)
         log.info("measuring the dense and the compressed model")
         measured = measuring.compressed(outcome, original, dense.baseline, Path(folder))
-        ranks.leave()
+        ranks.destroy_process_group()
         if not main:
             return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artifact")
-        made = Made(outcome, measured, subject, [*dense.notes, *outcome.notes], code_digest)
+        made = FinishedRun(outcome, measured, subject, [*dense.notes, *outcome.notes], code_digest)
         return finish(request, store, made, checkpointer, Path(folder))
 
 
 @dataclass(frozen=True)
-class Made:
+class FinishedRun:
     """What a run made, with everything that its artifact needs."""
 
-    outcome: Outcome
+    outcome: RecipeOutcome
     measured: Measured
     subject: Subject
     notes: list[str]
@@ -118,7 +120,7 @@ class Made:
 
 
 def finish(
-    request: RunRequest, store: ArtifactStore, made: Made, checkpointer: Checkpointer, folder: Path
+    request: RunRequest, store: ArtifactStore, made: FinishedRun, checkpointer: Checkpointer, folder: Path
 ) -> RunResult:
     """Judges the constraints, writes the artifact and commits it.
 
@@ -169,7 +171,7 @@ def _dense(request: RunRequest, inputs: Inputs, store: ArtifactStore, stop: Stop
     spec, path = request.spec, request.code_path
     code.use(path)
     code_digest = code.digest(path, (spec.model.entrypoint or "").partition(":")[0])
-    seeding.seed_all(spec.seed)
+    rng.seed_all(spec.seed)
     entry = _model_source(spec, path, inputs)
     cache = DenseCache(store, request.root, dense_digest(spec, code_digest, inputs.digest))
     log.info("building the dense model")

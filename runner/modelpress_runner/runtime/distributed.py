@@ -1,4 +1,4 @@
-"""The processes that train one model together, as torch.distributed has them; alone, every function is trivial."""
+"""Collectives of plain data over torch.distributed; without a process group every function is trivial."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 # Rank 0 works alone now and then (a dependency analysis, a benchmark) while the others wait for what comes of it. A
 # rank that dies closes its connections, so that nobody waits that long for it.
-PATIENCE = dt.timedelta(hours=2)
+TIMEOUT = dt.timedelta(hours=2)
 # What gloo, NCCL and their stores say where a peer has gone away.
 _GONE = (
     *("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "got 0 bytes"),
@@ -26,25 +26,25 @@ _GONE = (
 )
 
 
-def join() -> None:
-    """Meets the other processes, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; with a GPU each over NCCL."""
+def init_process_group() -> None:
+    """Initializes the process group as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; with a GPU each over NCCL."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
     beside = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(beside))  # torchrun says it, DeepSpeed's launcher by another name
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus >= beside:
         torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if gpus >= beside else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if gpus >= beside else "gloo", timeout=TIMEOUT)
 
 
-def leave() -> None:
-    """Parts from the other processes, all at once: each is alone from here on."""
+def destroy_process_group() -> None:
+    """Destroys the process group, on all ranks at once: each is alone from here on."""
     if distributed.is_available() and distributed.is_initialized():
         barrier()
         distributed.destroy_process_group()
 
 
-def gone(error: BaseException) -> bool:
+def is_peer_lost(error: BaseException) -> bool:
     """Whether an exception, or one behind it, says that another process has gone away."""
     return any(
         isinstance(each, distributed.DistNetworkError)
@@ -53,38 +53,38 @@ def gone(error: BaseException) -> bool:
     )
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether a process group of more than one process is there."""
-    return world() > 1
+    return world_size() > 1
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are; 1 without a process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this process among them, from 0."""
-    return distributed.get_rank() if world() > 1 else 0
+    return distributed.get_rank() if world_size() > 1 else 0
 
 
-def is_main() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes and reports."""
     return rank() == 0
 
 
-def mean(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
     """The mean of every rank's `value`, taken in float64 on the CPU where the backend can; same shape, equal on all."""
-    if not together():
+    if not is_distributed():
         return value.double()
     total = value.detach().double().to(_device()).clone()
     distributed.all_reduce(total)
     # Rank 0's sum for all: a reduction may differ between ranks in its last bits.
     distributed.broadcast(total, src=0)
-    return total.cpu() / world()
+    return total.cpu() / world_size()
 
 
-def agreed(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """Rank 0's `value` on every rank.
 
     Plain data and tensors only (see wire.py): what another process sends is never evaluated.
@@ -93,9 +93,9 @@ def agreed(value: T) -> T:
         TypeError: rank 0's value has something else in it.
         CompressionError: what came is no plain data.
     """
-    if not together():
+    if not is_distributed():
         return value
-    if is_main():
+    if is_rank_zero():
         text, numbers = wire.encode(value)
         _broadcast(torch.tensor([len(text), numbers.numel()]))
         _broadcast(_bytes(text))
@@ -106,11 +106,13 @@ def agreed(value: T) -> T:
     return told
 
 
-def agreed_tensors(value: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+def broadcast_tensors(value: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
     """Rank 0's tensors by two names, each on the device of this rank's own of those names."""
-    if not together():
+    if not is_distributed():
         return value
-    found = agreed({outer: {name: item.cpu() for name, item in inner.items()} for outer, inner in value.items()})
+    found = broadcast_object(
+        {outer: {name: item.cpu() for name, item in inner.items()} for outer, inner in value.items()}
+    )
     return {
         outer: {
             name: item.to(value[outer][name].device) if name in value.get(outer, {}) else item
@@ -120,9 +122,9 @@ def agreed_tensors(value: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[
     }
 
 
-def every(value: T) -> list[T]:
-    """Every rank's `value`, by rank, on every rank. Plain data and tensors only; raises what `agreed` raises."""
-    if not together():
+def all_gather_object(value: T) -> list[T]:
+    """Every rank's `value`, by rank, on every rank: plain data and tensors; raises what `broadcast_object` raises."""
+    if not is_distributed():
         return [value]
     text, numbers = wire.encode(value)
     sizes = [_sizes(each) for each in _gather(torch.tensor([len(text), numbers.numel()]))]
@@ -135,39 +137,39 @@ def every(value: T) -> list[T]:
     ]
 
 
-def anyone(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether `flag` holds on any rank."""
-    return any(every(flag))
+    return any(all_gather_object(flag))
 
 
-def by_main(work: Callable[[], T]) -> T:
+def on_rank_zero(work: Callable[[], T]) -> T:
     """What `work` gives on rank 0, plain data and tensors, on every rank; the others wait.
 
     What it raises there, every rank raises.
     """
-    if not together():
+    if not is_distributed():
         return work()
     value: T | None = None
     error: Exception | None = None
-    if is_main():
+    if is_rank_zero():
         try:
             value = work()
         except Exception as raised:
             error = raised
-    told = agreed(None if error is None else _told_of(error))
+    told = broadcast_object(None if error is None else _told_of(error))
     if error is not None:
         raise error
     if told is not None:
         raise _error(told)
-    return agreed(value)  # type: ignore[return-value]
+    return broadcast_object(value)  # type: ignore[return-value]
 
 
 @torch.no_grad()
-def same(model: nn.Module) -> float:
+def sync_and_diff(model: nn.Module) -> float:
     """Gives every rank rank 0's parameters and buffers; the largest difference of a parameter from rank 0's, on any
     rank, relative to the largest value of that parameter.
     """
-    if not together():
+    if not is_distributed():
         return 0.0
     worst = 0.0
     tensors = {id(value): value for value in (*model.parameters(), *model.buffers())}
@@ -182,12 +184,12 @@ def same(model: nn.Module) -> float:
             gap = float((sent.double() - value.double()).abs().max())
             worst = max(worst, gap / max(float(sent.double().abs().max()), 1e-12))
         value.copy_(sent)
-    return max(every(worst))
+    return max(all_gather_object(worst))
 
 
 def barrier() -> None:
     """Waits for all ranks."""
-    if together():
+    if is_distributed():
         distributed.barrier()
 
 
@@ -202,7 +204,7 @@ def _broadcast(own: torch.Tensor) -> torch.Tensor:
 def _gather(own: torch.Tensor) -> list[torch.Tensor]:
     """Every rank's tensor, on the CPU, by rank; all have the same shape."""
     sent = own.to(_device())
-    box = [torch.empty_like(sent) for _ in range(world())]
+    box = [torch.empty_like(sent) for _ in range(world_size())]
     if sent.numel():
         distributed.all_gather(box, sent)
     return [each.cpu() for each in box]

@@ -16,10 +16,10 @@ from torch import nn
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.runtime.preserve import untouched
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+ModelCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def as_call(dummy_input: Any) -> Call:
+def as_call(dummy_input: Any) -> ModelCall:
     """The positional and keyword arguments that `dummy_input` stands for.
 
     Raises:

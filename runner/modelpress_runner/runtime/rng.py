@@ -53,7 +53,7 @@ def restore(state: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def aside(seed: int | None = None) -> Iterator[None]:
+def fork_rng(seed: int | None = None) -> Iterator[None]:
     """What runs inside leaves the generators as they were; with a seed it starts from that."""
     state = capture()
     try:

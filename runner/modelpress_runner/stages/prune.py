@@ -11,7 +11,7 @@ import torch
 
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.dependency.analyse import find_coupling
-from modelpress_runner.dependency.groups import Coupling, DependencyGroup
+from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.reach import check_train_mode
@@ -26,8 +26,8 @@ from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.round import (
-    Outcome,
     Round,
+    RoundOutcome,
     apply_masks,
     cover,
     prunable,
@@ -115,7 +115,7 @@ class PruneStage:
     prune: Prune
     index: int
     path: str = field(init=False)
-    known: Coupling | None = field(init=False, default=None)
+    known: ChannelDependencies | None = field(init=False, default=None)
     units: torch.Tensor | None = field(init=False, default=None)  # of `known`: what the last round removed
     _tried: bool = field(init=False, default=False)
 
@@ -136,7 +136,7 @@ class PruneStage:
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = select(context.model, self.prune, self.path)
-        coupling = self._sound(context, selection) if self.shrinks else None
+        dependencies = self._sound(context, selection) if self.shrinks else None
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
@@ -147,7 +147,7 @@ class PruneStage:
             if is_data_driven(choice)
         }
         dry = Round(context.seed, self.index, 0, equal)
-        round_masks(context.model, selection, coupling, context.masks, dry, self.path)
+        round_masks(context.model, selection, dependencies, context.masks, dry, self.path)
 
     def round(
         self,
@@ -162,7 +162,7 @@ class PruneStage:
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         """
         selection = select(context.model, self.prune, self.path)
-        coupling = self._sound(context, selection) if self.shrinks else None
+        dependencies = self._sound(context, selection) if self.shrinks else None
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         leaving: Masks = {}
@@ -172,13 +172,13 @@ class PruneStage:
         outcome = round_masks(
             context.model,
             selection,
-            coupling,
+            dependencies,
             context.masks,
             Round(context.seed, self.index, number, scores, leaving),
             self.path,
         )
         self.units = outcome.units
-        context.masks = ranks.agreed_tensors(outcome.masks)
+        context.masks = ranks.broadcast_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
         context.notes += [note for note in outcome.notes if note not in context.notes]
         context.report(_summary(outcome))
@@ -192,18 +192,18 @@ class PruneStage:
         """
         model = context.model
         selection = select(model, self.prune, self.path)
-        coupling = self._sound(context, selection)
+        dependencies = self._sound(context, selection)
         apply_masks(model, context.masks)
-        removed = removed_units(model, coupling, context.masks)
-        groups = [group for group in coupling.groups if removed[list(group.units)].any()]
-        if not groups and not coupling.refuted:
+        removed = removed_units(model, dependencies, context.masks)
+        groups = [group for group in dependencies.groups if removed[list(group.units)].any()]
+        if not groups and not dependencies.refuted:
             # The model is a result like any other, and its notes say why it is as large as before.
             context.report("nothing to shrink")
             return
-        good, bad, figures = ranks.by_main(lambda: self._proven(context, coupling, groups, removed))
+        good, bad, figures = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
-        cuts = _cuts(coupling, _only(removed, [groups[index] for index in good]))
+        cuts = _cuts(dependencies, _only(removed, [groups[index] for index in good]))
         if not cuts:
             _note(context, f"Nothing was shrunk by {self.path}: no cut was proven")
             return
@@ -217,13 +217,17 @@ class PruneStage:
         context.report(f"shrunk: {before} -> {after} parameters, {macs} -> {new_macs} MACs")
 
     def _proven(
-        self, context: StageContext, coupling: Coupling, groups: list[DependencyGroup], removed: torch.Tensor
+        self,
+        context: StageContext,
+        dependencies: ChannelDependencies,
+        groups: list[DependencyGroup],
+        removed: torch.Tensor,
     ) -> tuple[list[int], list[tuple[int, str]], list[int]]:
         """Which groups can be cut, which cannot and why, and what it saves: parameters and MACs before and after."""
         figures: list[int] = []
 
         def proof(part: list[int]) -> None:
-            cuts = _cuts(coupling, _only(removed, [groups[index] for index in part]))
+            cuts = _cuts(dependencies, _only(removed, [groups[index] for index in part]))
             found = prove(context.model, cuts, context.dummy_input)
             check_train_mode(context.model, cuts, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
@@ -248,18 +252,18 @@ class PruneStage:
         count = len(group.units)
         _note(context, f"Pruned channels of {listed} are zero, but all {count} stay in the model: {reason}")
 
-    def _sound(self, context: StageContext, selection: Selection) -> Coupling:
+    def _sound(self, context: StageContext, selection: Selection) -> ChannelDependencies:
         """The dependency analysis, without the units of groups that cannot lose channels, whatever it says.
 
         Tried is a cut of as many channels as the target asks for, drawn at random: which ones cannot matter if the
         analysis is right. Neither weights nor masks matter, so this gives the same answer throughout a stage.
         """
-        coupling = self._coupling(context)
+        dependencies = self._dependencies(context)
         if self._tried:
-            return coupling
-        removed = torch.zeros(coupling.unit_count, dtype=torch.bool)
+            return dependencies
+        removed = torch.zeros(dependencies.unit_count, dtype=torch.bool)
         groups = []
-        for group, choices in prunable(coupling, selection):
+        for group, choices in prunable(dependencies, selection):
             count = removed_count(len(group.units), min(choice.sparsity for choice in choices))
             if count:
                 generator = Round(context.seed, self.index, 0).generator(group.producers[0])
@@ -268,33 +272,33 @@ class PruneStage:
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
-            cuts = _cuts(coupling, _only(removed, [groups[index] for index in part]))
+            cuts = _cuts(dependencies, _only(removed, [groups[index] for index in part]))
             prove_structure(context.model, cuts, context.dummy_input)
 
         def bad() -> list[tuple[int, str]]:
             return list(without_culprits(list(range(len(groups))), proof)[1].items())
 
         try:
-            found = ranks.by_main(bad)
+            found = ranks.on_rank_zero(bad)
         except RunnerError as error:
             raise CompressionError(str(error), f"{self.path}.speedup") from error
         refuted = {unit: reason for index, reason in found for unit in groups[index].units}
-        self.known, self._tried = replace(coupling, refuted=refuted), True
+        self.known, self._tried = replace(dependencies, refuted=refuted), True
         return self.known
 
-    def _coupling(self, context: StageContext) -> Coupling:
+    def _dependencies(self, context: StageContext) -> ChannelDependencies:
         if self.known is None:
             if context.dummy_input is None:
                 raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.speedup")
             check_copies(context.model, f"{self.path}.speedup")  # a shrink is proven on copies
             try:
                 limit = self.prune.speedup_timeout_seconds
-                found = ranks.by_main(
+                found = ranks.on_rank_zero(
                     lambda: find_coupling(
                         context.model, context.dummy_input, limit, lambda text: _note(context, text)
                     ).to_dict()
                 )
-                self.known = Coupling.from_dict(found)
+                self.known = ChannelDependencies.from_dict(found)
                 for text in self.known.notes:
                     _note(context, text)
             except CompressionError as error:
@@ -302,10 +306,10 @@ class PruneStage:
         return self.known
 
 
-def _cuts(coupling: Coupling, removed: torch.Tensor) -> list[Cut]:
+def _cuts(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Cut]:
     return [
         Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist()))
-        for axis, kept in coupling.kept(removed)
+        for axis, kept in dependencies.kept(removed)
     ]
 
 
@@ -322,7 +326,7 @@ def _note(context: StageContext, text: str) -> None:
         context.notes.append(text)
 
 
-def _summary(outcome: Outcome) -> str:
+def _summary(outcome: RoundOutcome) -> str:
     removed, total = (sum(column) for column in zip(*outcome.removed.values(), strict=True))
     shares = ", ".join(f"{name} {gone}/{of}" for name, (gone, of) in list(outcome.removed.items())[:8])
     more = "" if len(outcome.removed) <= 8 else ", ..."

@@ -20,9 +20,9 @@ from modelpress.api.v1alpha1 import Model, Source, Store
 from modelpress.store.manifest import hash_file
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export import state as weights
-from modelpress_runner.inputs.place import Place
 from modelpress_runner.inputs.rows import Rows
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.inputs.uri_resolver import UriResolver
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject, is_compression_module, module_name, subject_of
 from modelpress_runner.usercode.calling import describe, user_code
 
@@ -69,7 +69,7 @@ class Entrypoint:
         Raises:
             InvalidModelError: it raised, or gave something else than a model and an evaluator.
         """
-        seeding.seed_all(seed)
+        rng.seed_all(seed)
         args = dict(model.args or {})
         if self.data is not None:
             args["data"] = dict(self.data)
@@ -165,7 +165,7 @@ def load_weights(subject: Subject, source: Source, base: str | None, store: Stor
     """
     path = "spec.model.weights"
     with tempfile.TemporaryDirectory() as folder:
-        local = Place(base, Path(folder), store).file(source.uri, "weights", f"{path}.uri")
+        local = UriResolver(base, Path(folder), store).file(source.uri, "weights", f"{path}.uri")
         if source.sha256 is not None:
             found, _ = hash_file(local)
             if found != source.sha256:

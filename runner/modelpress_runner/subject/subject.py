@@ -14,7 +14,7 @@ from torch import nn
 from modelpress_runner.edits.wrappers import inner, unwrapped
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.ddp import place, wrapped
+from modelpress_runner.evaluators.ddp import move_to_rank_device, wrapped
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
@@ -22,7 +22,7 @@ from modelpress_runner.export.layout import Layout
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime.example_inputs import as_call, batch_size, map_tensors, tensors, with_batch
 from modelpress_runner.runtime.preserve import flags_restored, untouched
-from modelpress_runner.training.frozen import training_passes
+from modelpress_runner.training.frozen import scoring_passes
 from modelpress_runner.usercode.calling import user_code
 
 
@@ -58,7 +58,7 @@ class Subject:
         self.model = unwrapped(self.model)
         self.evaluator = as_evaluator(self.evaluator)
         if self.evaluator is not None:
-            self.evaluator.introduce(self.model)
+            self.evaluator.attach_model(self.model)
 
     @property
     def dummy_input(self) -> Any:
@@ -101,8 +101,8 @@ class Subject:
 
     def _train_once(self) -> None:
         if self.evaluator is not None and self.evaluator.can_train:
-            self.evaluator.resolve(self.model)
-            training_passes(self.model, self.evaluator, 1, before_step=lambda: None)
+            self.evaluator.record_parameter_names(self.model)
+            scoring_passes(self.model, self.evaluator, 1, before_step=lambda: None)
 
 
 class _Seen(Stopped):
@@ -255,7 +255,7 @@ def _defines(module: type[CompressionModule] | CompressionModule, part: str) -> 
 class ModuleEvaluator(Evaluator):
     """Trains with the trainers of a CompressionModule, epoch by epoch; scores with its evaluator."""
 
-    counts_steps = False
+    supports_max_steps = False
     train_needs = "optimizer_factory, criterion, and sparsifying_trainer or post_compress_finetuning_trainer"
     evaluate_needs = "evaluator"
 
@@ -272,10 +272,10 @@ class ModuleEvaluator(Evaluator):
         self._patches: list[Callable[[torch.Tensor, Any], torch.Tensor]] = []
         self._handles: list[Any] = []
 
-    def user_objects(self) -> dict[str, Any]:
-        return {"module": self._module, **self._scorer.user_objects()}
+    def rng_roots(self) -> dict[str, Any]:
+        return {"module": self._module, **self._scorer.rng_roots()}
 
-    def enter_stage(self, method: str, algorithm: str | None) -> None:
+    def on_stage_begin(self, method: str, algorithm: str | None) -> None:
         self._method, self._algorithm = method, algorithm or ""
 
     def finetune_epochs(self, algorithm: str | None) -> int:
@@ -351,7 +351,7 @@ class ModuleEvaluator(Evaluator):
         if self._model is not None:
             raise RuntimeError("the evaluator is already bound; unbind it first")
         model = inner(model)
-        place(model)
+        move_to_rank_device(model)
         factory = self._factory()
         with user_code(f"the factory of {self._name}.optimizer_factory()"):
             optimizer = None if factory is None else factory(model.parameters())

@@ -24,7 +24,7 @@ Axis = tuple[str, str, Callable[[int], list[int]]]
 
 
 @dataclass(frozen=True)
-class Group:
+class CutGroup:
     """Units that may go: `axes` lose channels for each unit that goes."""
 
     units: int
@@ -37,8 +37,8 @@ class Net:
 
     build: Callable[[], nn.Module]
     inputs: Callable[[], object]
-    groups: tuple[Group, ...]
-    wrong: tuple[tuple[str, Group], ...] = ()
+    groups: tuple[CutGroup, ...]
+    wrong: tuple[tuple[str, CutGroup], ...] = ()
 
 
 def one(unit: int) -> list[int]:
@@ -212,8 +212,8 @@ class _Routed(nn.Module):
         return out, choice
 
 
-def _group(units: int, *axes: tuple[str, str] | Axis) -> Group:
-    return Group(units, tuple(axis if len(axis) == 3 else (*axis, one) for axis in axes))
+def _group(units: int, *axes: tuple[str, str] | Axis) -> CutGroup:
+    return CutGroup(units, tuple(axis if len(axis) == 3 else (*axis, one) for axis in axes))
 
 
 def _tokens() -> dict[str, torch.Tensor]:
@@ -221,8 +221,8 @@ def _tokens() -> dict[str, torch.Tensor]:
 
 
 _ATTENTION = ("q", "k", "v")
-_BY_HEAD = Group(4, (*((name, "out", block(4)) for name in _ATTENTION), ("o", "in", block(4))))
-_ACROSS = Group(4, (*((name, "out", strided(4, 4)) for name in _ATTENTION), ("o", "in", strided(4, 4))))
+_BY_HEAD = CutGroup(4, (*((name, "out", block(4)) for name in _ATTENTION), ("o", "in", block(4))))
+_ACROSS = CutGroup(4, (*((name, "out", strided(4, 4)) for name in _ATTENTION), ("o", "in", strided(4, 4))))
 _WIDTH = _group(12, ("conv1", "out"), ("conv2", "in"))
 
 
@@ -251,7 +251,7 @@ NETS: dict[str, Net] = {
         (
             (
                 "one channel of a map instead of the whole map",
-                Group(
+                CutGroup(
                     8,
                     (
                         ("stem", "out", one),
@@ -272,7 +272,7 @@ NETS: dict[str, Net] = {
     "scaled heads": Net(
         lambda: _Heads(None, scale=True),
         _tokens,
-        (Group(16, ()),),
+        (CutGroup(16, ()),),
         (("a scale that hangs on the width", _ACROSS),),
     ),
     "feed-forward": Net(
@@ -292,18 +292,18 @@ NETS: dict[str, Net] = {
         lambda: _Grouped(2),
         lambda: torch.zeros(2, 3, 6, 6),
         (
-            Group(8, (("conv1", "out", strided(2, 8)), ("conv2", "in", strided(2, 8)))),
-            Group(8, (("conv2", "out", strided(2, 8)), ("conv3", "in", strided(2, 8)))),
+            CutGroup(8, (("conv1", "out", strided(2, 8)), ("conv2", "in", strided(2, 8)))),
+            CutGroup(8, (("conv2", "out", strided(2, 8)), ("conv3", "in", strided(2, 8)))),
         ),
     ),
     "group norm": Net(
         _Normed,
         lambda: torch.zeros(2, 3, 8, 8),
-        (Group(4, (("conv1", "out", block(3)), ("norm", "out", block(3)), ("conv2", "in", block(3)))),),
+        (CutGroup(4, (("conv1", "out", block(3)), ("norm", "out", block(3)), ("conv2", "in", block(3)))),),
         (
             (
                 "fewer channels in a norm's group",
-                Group(
+                CutGroup(
                     3, (("conv1", "out", strided(4, 3)), ("norm", "out", strided(4, 3)), ("conv2", "in", strided(4, 3)))
                 ),
             ),
@@ -313,13 +313,13 @@ NETS: dict[str, Net] = {
         _Concat,
         lambda: torch.zeros(2, 3, 5, 5),
         (
-            Group(6, (("left", "out", one), ("norm", "out", one), ("last", "in", one))),
-            Group(10, (("right", "out", one), ("norm", "out", block(1, 9)), ("last", "in", block(1, 9)))),
+            CutGroup(6, (("left", "out", one), ("norm", "out", one), ("last", "in", one))),
+            CutGroup(10, (("right", "out", one), ("norm", "out", block(1, 9)), ("last", "in", block(1, 9)))),
         ),
         (
             (
                 "a shifted consumer",
-                Group(10, (("right", "out", one), ("norm", "out", block(1, 8)), ("last", "in", block(1, 8)))),
+                CutGroup(10, (("right", "out", one), ("norm", "out", block(1, 8)), ("last", "in", block(1, 8)))),
             ),
         ),
     ),
@@ -390,13 +390,13 @@ def wrong_cut(net: Net, rng: random.Random) -> tuple[str, list[Cut]]:
     return "a wrong channel", _cuts(net, [(group, units)], swap=(victim, other))
 
 
-def _some(group: Group, rng: random.Random) -> list[int]:
+def _some(group: CutGroup, rng: random.Random) -> list[int]:
     return sorted(rng.sample(range(group.units), rng.randint(1, group.units - 1)))
 
 
 def _cuts(
     net: Net,
-    chosen: list[tuple[Group, list[int]]],
+    chosen: list[tuple[CutGroup, list[int]]],
     without: int | None = None,
     swap: tuple[int, list[int]] | None = None,
 ) -> list[Cut]:

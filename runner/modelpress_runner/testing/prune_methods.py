@@ -146,12 +146,12 @@ class PruneMethodContract:
             evaluator.bind(parent)
             assert isinstance(each, DataDrivenMethod)
             collector = each.collector("0", model, evaluator)
-            collector.start()
+            collector.attach()
             with torch.no_grad():
                 parent(torch.full((2, 300), 0.5, dtype=model.weight.dtype))
             model.weight.grad = torch.full_like(model.weight, 0.5)
-            collector.step()
-            totals.append(collector.total())
+            collector.update()
+            totals.append(collector.compute())
             evaluator.unbind()
         if "activations" in each.facts.needs:  # which are as exact as the forward pass is
             assert torch.allclose(totals[0], totals[1], rtol=0.05, atol=0.05)

@@ -17,16 +17,16 @@ from torch import nn
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.preserve import flags_restored
 
 
-class _Enough(Stopped):
+class _StopPasses(Stopped):
     """Ends a training that goes on after enough steps; passes through training loops as Stopped does."""
 
 
-def training_passes(
+def scoring_passes(
     model: nn.Module,
     evaluator: Evaluator,
     steps: int,
@@ -54,11 +54,11 @@ def training_passes(
         Stopped: `stop` raised it.
     """
     with contextlib.ExitStack() as reverted:
-        reverted.enter_context(seeding.aside())
-        reverted.enter_context(generators.aside(evaluator.user_objects()))
+        reverted.enter_context(rng.fork_rng())
+        reverted.enter_context(generators.aside(evaluator.rng_roots()))
         reverted.enter_context(flags_restored(model))
         reverted.enter_context(_no_gradients(model))
-        state = _State(model)
+        state = _ModelValues(model)
         reverted.callback(state.restore)
         model.eval()
         reverted.enter_context(_held_in_eval(model))
@@ -75,7 +75,7 @@ class _Passes:
         model: nn.Module,
         evaluator: Evaluator,
         steps: int,
-        state: _State,
+        state: _ModelValues,
         before_step: Callable[[], None],
         stop: Callable[[], None],
     ) -> None:
@@ -92,8 +92,8 @@ class _Passes:
             done = self._done
             left = self._wanted - done
             self._stop()
-            with contextlib.suppress(_Enough):
-                if self._evaluator.counts_steps:
+            with contextlib.suppress(_StopPasses):
+                if self._evaluator.supports_max_steps:
                     self._evaluator.train(max_steps=left)
                 else:
                     self._evaluator.train(max_epochs=1)
@@ -107,7 +107,7 @@ class _Passes:
     def _before(self) -> None:
         self._stop()
         if self._done == self._wanted:
-            raise _Enough
+            raise _StopPasses
         training = next((name or "the model" for name, part in self._model.named_modules() if part.training), None)
         if training is not None:
             raise CompressionError(
@@ -118,11 +118,11 @@ class _Passes:
         self._done += 1
 
     def _after(self) -> None:
-        with self._evaluator.whole_parameters(modify=True):
+        with self._evaluator.gathered_parameters(modify=True):
             self._state.refill()
 
 
-class _State:
+class _ModelValues:
     """Copies of all parameters and buffers of a model, and the very objects."""
 
     def __init__(self, model: nn.Module) -> None:

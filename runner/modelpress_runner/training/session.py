@@ -140,7 +140,7 @@ class Session:
             undone.callback(self._clear_gradients)
             undone.callback(evaluator.unbind)
             evaluator.bind(self._model)
-            with evaluator.whole_parameters(modify=True):
+            with evaluator.gathered_parameters(modify=True):
                 undone.callback(self._participants.detach)
                 self._participants.attach(self._model)
             evaluator.patch_loss(self._participants.loss)
@@ -171,12 +171,12 @@ class Session:
         """
         self._stop_together()
         evaluator, keeper = self._evaluator, self._keeper
-        self._limit = max_steps if evaluator.counts_steps and evaluator.calls_function else None
+        self._limit = max_steps if evaluator.supports_max_steps and evaluator.calls_function else None
         notes = keeper is not None and keeper.saves and evaluator.resumable
         if evaluator.replays:
             self._tape = evaluator.tape = Tape(
                 self._model,
-                Draws(evaluator.user_objects()) if notes or resumed is not None else None,
+                Draws(evaluator.rng_roots()) if notes or resumed is not None else None,
                 noting=notes,
                 past=None if resumed is None else resumed.past,
                 after_step=self._safe_point,
@@ -194,7 +194,7 @@ class Session:
             raise
         finally:
             evaluator.tape = None
-        with evaluator.whole_parameters(modify=True):
+        with evaluator.gathered_parameters(modify=True):
             self._participants.finish()
         self._check_length(max_steps, max_epochs)
         self.notes += evaluator.remarks()
@@ -240,7 +240,7 @@ class Session:
         if not self._is_asked():
             return
         self._asked_at = self._asked_at or time.monotonic()
-        alone = not ranks.together()
+        alone = not ranks.is_distributed()
         if (alone and not self._saves_now()) or time.monotonic() - self._asked_at > STOP_SECONDS:
             raise Stopped
 
@@ -258,7 +258,7 @@ class Session:
         if touched is None:
             self._participants.after_step()
             return
-        with self._evaluator.whole_parameters(modify=touched == "writes"):
+        with self._evaluator.gathered_parameters(modify=touched == "writes"):
             self._participants.after_step()
 
     def _saves_now(self) -> bool:
@@ -282,14 +282,14 @@ class Session:
     def _wants_one(self) -> bool:
         """Whether it is time for a safe point, for those that have to make one; on all ranks alike."""
         steps = self.steps
-        if ranks.together() and steps < self._meeting:
+        if ranks.is_distributed() and steps < self._meeting:
             return False
         save, score = False, False
         if self._saving is not None and self._scoring is not None and self._keeper is not None:
             save = self._saves_now() and self._saving.is_due(steps)
             score = self._keeper.scores and self._evaluator.scores_inside and self._scoring.is_due(steps)
         asked = self._is_asked()
-        if ranks.together():
+        if ranks.is_distributed():
             save, score, asked = self._agree(save, score, asked)
         if self._telling is not None and self._keeper is not None and not score and self._telling.is_due(steps):
             self._keeper.tell(steps)
@@ -328,14 +328,14 @@ class Session:
         now, steps = time.monotonic(), self.steps
         each = (now - self._met_at) / max(1, steps - self._met_after)
         apart = max(1, min(MOST_STEPS_APART, int(MEETING_SECONDS / max(each, 1e-6))))
-        said = ranks.every((save, score, asked, apart))
+        said = ranks.all_gather_object((save, score, asked, apart))
         save, score, _, apart = said[0]
         self._met_at, self._met_after, self._meeting = now, steps, steps + apart
         return save, score, any(one[2] for one in said)
 
     def _inside(self) -> Inside:
         part = None if self._tape is None else self._tape.take()
-        with self._evaluator.whole_parameters():
+        with self._evaluator.gathered_parameters():
             gradients = {
                 name: parameter.grad.detach().to("cpu", copy=True)
                 for name, parameter in self._model.named_parameters()
@@ -358,5 +358,5 @@ class Session:
         return False
 
     def _stop_together(self) -> None:
-        if ranks.anyone(self._is_asked()):
+        if ranks.any_rank(self._is_asked()):
             raise Stopped

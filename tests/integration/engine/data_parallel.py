@@ -16,7 +16,7 @@ from modelpress_runner.engine.run import run_stages
 from modelpress_runner.evaluators.hooks import ForwardHook
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.subject import CompressionModule, Subject, subject_of
-from modelpress_runner.training.frozen import training_passes
+from modelpress_runner.training.frozen import scoring_passes
 
 
 class Net(nn.Module):
@@ -55,7 +55,7 @@ def evaluator(seen: list[object], **changes: object) -> mp.TorchEvaluator:
             for index in torch.randperm(32).split(8):
                 if steps == max_steps:
                     return
-                mine = index[ranks.rank() :: ranks.world()]
+                mine = index[ranks.rank() :: ranks.world_size()]
                 optimizer.zero_grad()
                 training_step((x[mine], y[mine]), model).backward()
                 optimizer.step()
@@ -86,7 +86,7 @@ def recipe() -> dict[str, object]:
     """Scores, rounds, a shrink and training after it, of a model that comes wrapped where that is possible."""
     seen: list[object] = []
     model = network()
-    subject = Subject(DistributedDataParallel(model) if ranks.together() else model, evaluator(seen))
+    subject = Subject(DistributedDataParallel(model) if ranks.is_distributed() else model, evaluator(seen))
     assert subject.model is model
     outcome = run_stages(subject, [Stage.model_validate(stage) for stage in RECIPE], seed=3)
     return {
@@ -107,7 +107,7 @@ def alone() -> dict[str, object]:
     given.train(max_steps=2)
     given.unbind()
     model.zero_grad()
-    if ranks.is_main():
+    if ranks.is_rank_zero():
         for _ in range(2):
             F.cross_entropy(model(data()[0]), data()[1]).backward()
     ranks.barrier()
@@ -118,7 +118,7 @@ def frozen() -> dict[str, object]:
     """Gradients of a frozen model are the mean of the ranks', and no bit changes."""
     model, seen, gradients = network(), [], []
     before = model.body.weight.detach().clone()
-    training_passes(model, evaluator(seen), 3, before_step=lambda: gradients.append(model.head.bias.grad.tolist()))
+    scoring_passes(model, evaluator(seen), 3, before_step=lambda: gradients.append(model.head.bias.grad.tolist()))
     return {"gradients": gradients, "same": torch.equal(model.body.weight, before)}
 
 
@@ -159,7 +159,7 @@ def module() -> dict[str, object]:
         def post_compress_finetuning_trainer(cls, algorithm_name):
             def trainer(model, optimizer, criterion, current_epoch):
                 kinds.append(type(model).__name__)
-                mine = slice(ranks.rank(), None, ranks.world())
+                mine = slice(ranks.rank(), None, ranks.world_size())
                 criterion(model(x[mine]), y[mine]).backward()
                 optimizer.step()
 

@@ -56,7 +56,7 @@ def trainer(model: nn.Module, data: Images, stage: int, out: Path) -> mp.Transfo
     auto = {"train_micro_batch_size_per_gpu": "auto", "zero_allow_untested_optimizer": True}
     arguments = TrainingArguments(
         output_dir=str(out / "trainer"),
-        per_device_train_batch_size=BATCH // ranks.world(),
+        per_device_train_batch_size=BATCH // ranks.world_size(),
         learning_rate=0.01,
         max_grad_norm=0.0,
         train_sampling_strategy="sequential",
@@ -82,7 +82,7 @@ def engine(model: nn.Module, data: Images, stage: int, out: Path) -> mp.Deepspee
             for index in torch.arange(SIZE).split(BATCH):
                 if max_steps is not None and steps >= max_steps:
                     return
-                share = index[ranks.rank() :: ranks.world()]
+                share = index[ranks.rank() :: ranks.world_size()]
                 engine.backward(training_step((data.x[share], data.labels[share]), engine))
                 engine.step()
                 steps += 1
@@ -102,7 +102,7 @@ def run(kind: str, stage: int, out: Path) -> dict:
 
     def noting(bound: nn.Module) -> None:
         bind(bound)
-        evaluator.patch_loss(lambda loss, batch: (losses.append(float(ranks.mean(loss.detach()))), loss)[1])
+        evaluator.patch_loss(lambda loss, batch: (losses.append(float(ranks.all_reduce_mean(loss.detach()))), loss)[1])
 
     evaluator.bind = noting
     prune = {"algorithm": "taylor", "config_list": [{"op_types": ["Conv2d"], "sparsity": 0.5}], "scores": {"steps": 3}}
@@ -114,10 +114,10 @@ def run(kind: str, stage: int, out: Path) -> dict:
 if __name__ == "__main__":
     together = "WORLD_SIZE" in os.environ
     if together:
-        ranks.join()
+        ranks.init_process_group()
     for case in sys.argv[2:]:
         kind, _, stage = case.partition(":")
         seen = run(kind, int(stage), Path(sys.argv[1]))
-        torch.save(seen, Path(sys.argv[1], f"{case}-{ranks.rank()}-{ranks.world()}.pt"))
+        torch.save(seen, Path(sys.argv[1], f"{case}-{ranks.rank()}-{ranks.world_size()}.pt"))
     if together:
-        ranks.leave()
+        ranks.destroy_process_group()

@@ -23,7 +23,7 @@ from modelpress_runner.methods.context import StageContext
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
 from modelpress_runner.methods.prune.statistics import collect
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 pytestmark = pytest.mark.long
 
@@ -210,7 +210,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def dense() -> dict[str, torch.Tensor]:
     """The weights that all begin with: 15 epochs of plain training."""
-    with seeding.aside(0):
+    with rng.fork_rng(0):
         model = Plain()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=MOMENTUM)
         for _ in range(15):

@@ -31,14 +31,14 @@ import torch
 from modelpress_runner.runtime import distributed as ranks
 from tiny_models import rows, subject
 
-ranks.join()
+ranks.init_process_group()
 model, given, out = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 found = subject(model, "text-classification", rows("train", *given))
 torch.manual_seed(ranks.rank())  # the order of the rows is rank 0's for all
 found.evaluator.bind(found.model)
 found.evaluator.train(max_epochs=3)  # batches of 4 and of 1: the second rank has no row of the latter
 torch.save(found.model.state_dict(), out / f"{ranks.rank()}.pt")
-ranks.leave()
+ranks.destroy_process_group()
 """
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import modelpress as mp
-from modelpress_runner.runtime import distributed as ranks, rng as seeding
+from modelpress_runner.runtime import distributed as ranks, rng
 from modelpress_runner.training.run import training_session
 
 
@@ -37,7 +37,7 @@ class Data(pl.LightningDataModule):
 
     def train_dataloader(self):
         # Lightning's own sampler would shuffle.
-        sampler = DistributedSampler(self.train, shuffle=False) if ranks.together() else None
+        sampler = DistributedSampler(self.train, shuffle=False) if ranks.is_distributed() else None
         return DataLoader(self.train, self.batch_size, sampler=sampler)
 
     def test_dataloader(self):
@@ -66,8 +66,8 @@ class Net(pl.LightningModule):
 
 def main():
     if "RANK" in os.environ:
-        ranks.join()
-    batch = 16 // ranks.world()
+        ranks.init_process_group()
+    batch = 16 // ranks.world_size()
     torch.manual_seed(0)
     model = Net()
     pl.seed_everything(5, verbose=False)  # Lightning's DDP would begin each chunk with this seed again
@@ -86,12 +86,12 @@ def main():
         evaluator.train(max_steps=1)
     score = evaluator.evaluate(model)
     mine = {"weights": [p.flatten().tolist() for p in model.parameters()], "score": score, "batches": model.batches,
-            "drawn": drawn, "together": ranks.together()}
-    every = ranks.every(mine)
-    if ranks.is_main():
+            "drawn": drawn, "together": ranks.is_distributed()}
+    every = ranks.all_gather_object(mine)
+    if ranks.is_rank_zero():
         json.dump(every, open(sys.argv[1], "w"))
-    if ranks.together():
-        ranks.leave()
+    if ranks.is_distributed():
+        ranks.destroy_process_group()
 
 
 main()

@@ -37,14 +37,14 @@ from modelpress_runner.evaluators.trace import trace
 folder = sys.argv[1]
 found = {}
 if "RANK" in os.environ:
-    ranks.join()
-rank, world = ranks.rank(), ranks.world()
+    ranks.init_process_group()
+rank, world = ranks.rank(), ranks.world_size()
 torch.manual_seed(0)
 
 
 def raised(work):
     try:
-        ranks.by_main(work)
+        ranks.on_rank_zero(work)
     except Exception as error:
         return [type(error).__name__, str(error), getattr(error, "path", None)]
 
@@ -58,20 +58,20 @@ def refuse():
     raise InvalidSpecError("does not fit", "spec.stages[0]")
 
 
-found["by_main"] = ranks.by_main(only_main)
+found["by_main"] = ranks.on_rank_zero(only_main)
 found["refused"] = raised(refuse)
 found["unforeseen"] = raised(lambda: 1 / 0)
 found["masks"] = {
     outer: {name: mask.tolist() for name, mask in inner.items()}
-    for outer, inner in ranks.agreed_tensors({"fc": {"weight": torch.full((2,), float(rank))}}).items()
+    for outer, inner in ranks.broadcast_tensors({"fc": {"weight": torch.full((2,), float(rank))}}).items()
 }
 model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
 with torch.no_grad():
     model[0].weight.fill_(4.0 + rank)
     model[1].running_mean.fill_(float(rank))
-found["apart"] = ranks.same(model)
-found["mean"] = ranks.mean(torch.tensor([1.0 + rank])).tolist()
-found["now"] = [model[0].weight[0, 0].item(), model[1].running_mean[0].item(), ranks.same(model)]
+found["apart"] = ranks.sync_and_diff(model)
+found["mean"] = ranks.all_reduce_mean(torch.tensor([1.0 + rank])).tolist()
+found["now"] = [model[0].weight[0, 0].item(), model[1].running_mean[0].item(), ranks.sync_and_diff(model)]
 
 
 class Spread(TorchEvaluator):
@@ -127,7 +127,7 @@ def run(stop_after, wrapped=Spread):
 
 found["run"] = run(int(sys.argv[2]) if len(sys.argv) > 2 else None)
 print(json.dumps(found))
-ranks.leave()
+ranks.destroy_process_group()
 '''
 
 
@@ -218,7 +218,7 @@ from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.errors import CompressionError
 
 me, stranger, ran = int(os.environ["RANK"]), int(sys.argv[1]), pathlib.Path(sys.argv[2])
-ranks.join()
+ranks.init_process_group()
 
 
 class Code:
@@ -237,7 +237,7 @@ if me == stranger:
         distributed.all_gather([torch.empty_like(text) for _ in range(2)], text)
 else:
     try:
-        ranks.agreed(None) if stranger == 0 else ranks.every([1])
+        ranks.broadcast_object(None) if stranger == 0 else ranks.all_gather_object([1])
     except CompressionError as error:
         print(error)
 """

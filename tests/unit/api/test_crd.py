@@ -101,7 +101,7 @@ def test_spec_holds_the_fields_and_defaults_of_the_type(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CRDS)
 def test_every_rule_beside_a_validator_is_in_the_schema(kind: str) -> None:
-    """No CEL twin gets lost on the way, and each model with a validator of its own has one."""
+    """No CEL counterpart gets lost on the way, and each model with a validator of its own has one."""
     rules = {rule["rule"] for _, node in nodes(spec(kind)) for rule in node.get("x-kubernetes-validations", ())}
     checked = 0
     for model in reachable(SPECS[kind]):

@@ -16,7 +16,7 @@ from torch import nn
 
 from modelpress_runner.dependency import fork as forked
 from modelpress_runner.dependency.analyse import find_coupling
-from modelpress_runner.dependency.trace_graph import couple
+from modelpress_runner.dependency.trace_graph import find_dependencies
 from modelpress_runner.errors import CompressionError
 
 pytestmark = pytest.mark.skipif(not forked.possible(), reason="needs Linux, before CUDA is used")
@@ -62,7 +62,7 @@ def test_a_fork_gives_what_this_process_would(children: list[int]) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert notes == []
     assert [gone(pid) for pid in children] == [True]
-    assert found == couple(model, dummy)
+    assert found == find_dependencies(model, dummy)
 
 
 def test_a_class_that_only_this_process_has_needs_no_fallback(children: list[int]) -> None:
@@ -73,8 +73,8 @@ def test_a_class_that_only_this_process_has_needs_no_fallback(children: list[int
 
     Local.__module__, Local.__qualname__ = "__main__", "Net"
     notes: list[str] = []
-    coupling = find_coupling(Local(nn.Linear(2, 4), nn.Linear(4, 3)), torch.ones(2, 2), 120, notes.append)
-    assert [group.producers for group in coupling.groups] == [("0",)]
+    dependencies = find_coupling(Local(nn.Linear(2, 4), nn.Linear(4, 3)), torch.ones(2, 2), 120, notes.append)
+    assert [group.producers for group in dependencies.groups] == [("0",)]
     assert notes == []
     assert len(children) == 1
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from modelpress_runner.dependency import analyse as plan
 from modelpress_runner.dependency.analyse import find_coupling
-from modelpress_runner.dependency.trace_graph import couple
+from modelpress_runner.dependency.trace_graph import find_dependencies
 from modelpress_runner.errors import CompressionError
 
 
@@ -63,7 +63,7 @@ def test_a_child_gives_what_this_process_would(children: list[subprocess.Popen[b
     assert notes == []
     assert len(children) == 1
     assert gone(children[0])
-    assert found == couple(model, dummy)
+    assert found == find_dependencies(model, dummy)
 
 
 def test_a_model_that_hangs_runs_into_the_limit(children: list[subprocess.Popen[bytes]]) -> None:
@@ -94,8 +94,8 @@ def test_code_that_only_the_parent_can_import_is_found_by_its_path(
     monkeypatch.syspath_prepend(str(tmp_path))
     net = importlib.import_module("users_own_net").Net()
     notes: list[str] = []
-    coupling = find_coupling(net, torch.ones(2, 2), 120, notes.append)
-    assert [(group.producers, len(group.units)) for group in coupling.groups] == [(("0",), 4)]
+    dependencies = find_coupling(net, torch.ones(2, 2), 120, notes.append)
+    assert [(group.producers, len(group.units)) for group in dependencies.groups] == [(("0",), 4)]
     assert notes == []
     assert len(children) == 1
 
@@ -109,8 +109,8 @@ def test_a_class_the_child_does_not_know_is_done_here_and_said(
         pass
 
     notes: list[str] = []
-    coupling = find_coupling(Local(nn.Linear(2, 4), nn.Linear(4, 3)), torch.ones(2, 2), 120, notes.append)
-    assert [group.producers for group in coupling.groups] == [("0",)]
+    dependencies = find_coupling(Local(nn.Linear(2, 4), nn.Linear(4, 3)), torch.ones(2, 2), 120, notes.append)
+    assert [group.producers for group in dependencies.groups] == [("0",)]
     assert len(notes) == 1
     assert "ran inside the runner's process" in notes[0]
 
@@ -201,7 +201,7 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
 def test_a_forward_that_fails_is_told_in_one_sentence() -> None:
     """A dummy input that does not fit names torch's complaint; one without gradients says so."""
     with pytest.raises(CompressionError, match="cannot follow this model: RuntimeError: mat1 and mat2 shapes"):
-        couple(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)), torch.ones(2, 7))
+        find_dependencies(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)), torch.ones(2, 7))
 
     class Detached(nn.Module):
         def __init__(self) -> None:
@@ -212,7 +212,7 @@ def test_a_forward_that_fails_is_told_in_one_sentence() -> None:
             return self.linear(x).detach()
 
     with pytest.raises(CompressionError, match="no output of the model depends on its parameters"):
-        couple(Detached(), torch.ones(2, 2))
+        find_dependencies(Detached(), torch.ones(2, 2))
 
 
 def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modelpress_runner.dependency.groups import Coupling
+from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove
-from modelpress_runner.dependency.trace_graph import couple
+from modelpress_runner.dependency.trace_graph import find_dependencies
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.replay import read, replay, write
@@ -22,17 +22,17 @@ from modelpress_runner.errors import CompressionError
 from modelpress_runner.methods.prune.round import apply_masks, removed_units
 
 
-def removable(coupling: Coupling) -> list[tuple[int, ...]]:
+def removable(dependencies: ChannelDependencies) -> list[tuple[int, ...]]:
     """The units of each dependency group."""
-    return [group.units for group in coupling.groups]
+    return [group.units for group in dependencies.groups]
 
 
-def cut(model: nn.Module, coupling: Coupling, units: set[int]) -> list[Cut]:
+def cut(model: nn.Module, dependencies: ChannelDependencies, units: set[int]) -> list[Cut]:
     """Masks `units` in `model`, in place, and gives the cuts that remove them."""
-    removed = torch.zeros(coupling.unit_count, dtype=torch.bool)
+    removed = torch.zeros(dependencies.unit_count, dtype=torch.bool)
     removed[list(units)] = True
     cuts = []
-    for axis, kept in coupling.kept(removed):
+    for axis, kept in dependencies.kept(removed):
         view = axis_of(model, axis.module, axis.axis)
         with torch.no_grad():
             for name in view.parameters:
@@ -42,10 +42,10 @@ def cut(model: nn.Module, coupling: Coupling, units: set[int]) -> list[Cut]:
     return cuts
 
 
-def check(model: nn.Module, dummy: torch.Tensor, units: set[int], coupling: Coupling) -> nn.Module:
+def check(model: nn.Module, dummy: torch.Tensor, units: set[int], dependencies: ChannelDependencies) -> nn.Module:
     """Masks, cuts, proves, and compares with a replay on a fresh dense model; returns the small model."""
     dense = copy.deepcopy(model)
-    cuts = cut(model, coupling, units)
+    cuts = cut(model, dependencies, units)
     small = copy.deepcopy(model)
     replay(small, cuts)
     proof = prove(model, cuts, dummy)
@@ -68,9 +68,9 @@ def test_every_structure_shrinks_and_is_proven(name: str, share: str) -> None:
     build, shape = prune_zoo.SHRINKABLE[name]
     model = prune_zoo.trained_like(build())
     dummy = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    coupling = couple(copy.deepcopy(model), dummy)
-    units = {unit for group in removable(coupling) for unit in (group[:1] if share == "one" else group[:-1])}
-    check(model, dummy, units, coupling)
+    dependencies = find_dependencies(copy.deepcopy(model), dummy)
+    units = {unit for group in removable(dependencies) for unit in (group[:1] if share == "one" else group[:-1])}
+    check(model, dummy, units, dependencies)
 
 
 @settings(max_examples=25, deadline=None)
@@ -97,23 +97,23 @@ def test_random_networks_with_random_kept_sets_hold_the_proof(data: st.DataObjec
         nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, 3)), data.draw(st.integers(0, 99))
     )
     dummy = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(1))
-    coupling = couple(copy.deepcopy(model), dummy)
+    dependencies = find_dependencies(copy.deepcopy(model), dummy)
     units: set[int] = set()
-    for group in removable(coupling):
+    for group in removable(dependencies):
         units |= set(data.draw(st.lists(st.sampled_from(group), unique=True, max_size=len(group) - 1)))
     if units:
-        check(model, dummy, units, coupling)
+        check(model, dummy, units, dependencies)
 
 
 def test_residual_layers_share_their_channels() -> None:
     """Stem and second convolution are added, so they form one group of 32; the first convolution is its own."""
-    coupling = couple(prune_zoo.Residual(), torch.zeros(2, 1, 8, 8))
-    assert [(group.producers, group.followers, len(group.units)) for group in coupling.groups] == [
+    dependencies = find_dependencies(prune_zoo.Residual(), torch.zeros(2, 1, 8, 8))
+    assert [(group.producers, group.followers, len(group.units)) for group in dependencies.groups] == [
         (("stem", "conv2"), ("norm", "norm2"), 32),
         (("conv1",), ("norm1",), 32),
     ]
-    head = next(axis for axis in coupling.axes if axis.module == "head" and axis.axis == "in")
-    stem = coupling.output("stem")
+    head = next(axis for axis in dependencies.axes if axis.module == "head" and axis.axis == "in")
+    stem = dependencies.output("stem")
     assert stem is not None
     # Channel c of the 4 x 4 maps is features 16c to 16c + 15 of the flattened vector.
     assert head.units == tuple(unit for unit in stem.units for _ in range(16))
@@ -139,8 +139,8 @@ def test_shapes_and_attributes_after_a_cut() -> None:
 def test_group_norm_ties_whole_groups_even_if_they_are_few() -> None:
     """2 groups of 6 channels are 2 units: fewer channels in a group would change its mean and variance."""
     model = nn.Sequential(nn.Conv1d(3, 12, 1), nn.GroupNorm(2, 12), nn.Conv1d(12, 2, 1))
-    coupling = couple(model, torch.ones(1, 3, 5))
-    output = coupling.output("0")
+    dependencies = find_dependencies(model, torch.ones(1, 3, 5))
+    output = dependencies.output("0")
     assert output is not None
     first, second = output.units[0], output.units[6]
     assert first != second
@@ -197,16 +197,16 @@ def test_a_layer_norm_freezes_its_stream() -> None:
     """Channels that pass a LayerNorm stay; the hidden layer between two linear ones may lose all but one."""
     model = prune_zoo.trained_like(prune_zoo.FeedForward())
     tokens = torch.randint(20, (2, 6), generator=torch.Generator().manual_seed(0))
-    coupling = couple(copy.deepcopy(model), tokens)
-    assert [(group.producers, len(group.units)) for group in coupling.groups] == [(("up",), 32)]
-    stream = coupling.output("down")
+    dependencies = find_dependencies(copy.deepcopy(model), tokens)
+    assert [(group.producers, len(group.units)) for group in dependencies.groups] == [(("up",), 32)]
+    stream = dependencies.output("down")
     assert stream is not None
-    assert {coupling.frozen[unit] for unit in stream.units} <= {
+    assert {dependencies.frozen[unit] for unit in stream.units} <= {
         "the LayerNorm 'norm' takes its statistics over them",
         "the embedding 'embed' makes them",
     }
-    units = set(coupling.groups[0].units[:-1])
-    small = check(model, tokens, units, coupling)
+    units = set(dependencies.groups[0].units[:-1])
+    small = check(model, tokens, units, dependencies)
     assert small.up.out_features == 1
 
 
@@ -214,8 +214,8 @@ def test_a_masked_channel_that_still_speaks_is_no_proof() -> None:
     """Where channels are averaged, the shrunk model differs, and the proof says by how much."""
     model = prune_zoo.trained_like(prune_zoo.ChannelMean())
     dummy = torch.randn(prune_zoo.IMAGE, generator=torch.Generator().manual_seed(0))
-    coupling = couple(copy.deepcopy(model), dummy)
-    cuts = cut(model, coupling, {coupling.groups[0].units[0]})
+    dependencies = find_dependencies(copy.deepcopy(model), dummy)
+    cuts = cut(model, dependencies, {dependencies.groups[0].units[0]})
     with pytest.raises(CompressionError, match=r"differs from the masked model's by .* something else in the model"):
         prove(model, cuts, dummy)
 
@@ -252,8 +252,8 @@ def test_a_proof_leaves_the_model_as_it_is() -> None:
     """Modes, weights, statistics and the random state survive."""
     model = prune_zoo.trained_like(prune_zoo.Residual(8)).train()
     dummy = torch.randn((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    coupling = couple(copy.deepcopy(model), dummy)
-    cuts = cut(model, coupling, {coupling.groups[0].units[0]})
+    dependencies = find_dependencies(copy.deepcopy(model), dummy)
+    cuts = cut(model, dependencies, {dependencies.groups[0].units[0]})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -268,18 +268,18 @@ def test_weights_that_two_modules_share_stay() -> None:
     """Cutting one of two tied layers would untie them."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
-    coupling = couple(model, torch.ones(2, 4))
-    assert coupling.groups == []
-    assert any("is shared with another module" in reason for reason in coupling.frozen.values())
+    dependencies = find_dependencies(model, torch.ones(2, 4))
+    assert dependencies.groups == []
+    assert any("is shared with another module" in reason for reason in dependencies.frozen.values())
 
 
 def test_computed_weights_stay() -> None:
     """A weight-normed layer has no weight of its own that could be cut."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     nn.utils.parametrizations.weight_norm(model[0])
-    coupling = couple(model, torch.ones(2, 4))
-    assert coupling.groups == []
-    assert any("is computed by WeightNorm; end that before" in reason for reason in coupling.frozen.values())
+    dependencies = find_dependencies(model, torch.ones(2, 4))
+    assert dependencies.groups == []
+    assert any("is computed by WeightNorm; end that before" in reason for reason in dependencies.frozen.values())
 
 
 def test_channels_added_to_the_input_stay() -> None:
@@ -294,39 +294,39 @@ def test_channels_added_to_the_input_stay() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(torch.relu(x + self.conv(x)))
 
-    coupling = couple(AddsInput(), torch.ones(2, 3, 5, 5))
-    assert coupling.groups == []
+    dependencies = find_dependencies(AddsInput(), torch.ones(2, 3, 5, 5))
+    assert dependencies.groups == []
     first = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
-    coupling = couple(first, torch.ones(2, 3, 5, 5))
-    assert [group.producers for group in coupling.groups] == [("1",)]
+    dependencies = find_dependencies(first, torch.ones(2, 3, 5, 5))
+    assert [group.producers for group in dependencies.groups] == [("1",)]
 
 
 def test_an_input_changed_in_place_is_traced_without_it() -> None:
     """A model that writes into its input is still analysed."""
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 6), nn.Linear(6, 2))
-    coupling = couple(model, torch.ones(2, 4))
-    assert [(group.producers, len(group.units)) for group in coupling.groups] == [(("1",), 6)]
+    dependencies = find_dependencies(model, torch.ones(2, 4))
+    assert [(group.producers, len(group.units)) for group in dependencies.groups] == [(("1",), 6)]
 
 
 def test_coupling_survives_json() -> None:
     """What the child sends is what the parent reads."""
-    coupling = couple(prune_zoo.Concat(), torch.ones(prune_zoo.IMAGE))
-    assert Coupling.from_dict(coupling.to_dict()) == coupling
-    assert replace(coupling, frozen={}) != coupling
+    dependencies = find_dependencies(prune_zoo.Concat(), torch.ones(prune_zoo.IMAGE))
+    assert ChannelDependencies.from_dict(dependencies.to_dict()) == dependencies
+    assert replace(dependencies, frozen={}) != dependencies
 
 
 def test_removed_units_are_those_that_masks_cover_wholly() -> None:
     """One channel of the first layer is masked with all that goes with it, another one without."""
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
-    coupling = couple(copy.deepcopy(model), torch.ones(1, 2))
+    dependencies = find_dependencies(copy.deepcopy(model), torch.ones(1, 2))
     masks = {
         "0": {"weight": torch.tensor([[0.0, 0], [1, 1], [0, 0]]), "bias": torch.tensor([0.0, 1, 0])},
         "1": {"weight": torch.tensor([[0.0, 1, 1], [0, 1, 1]])},
     }
     apply_masks(model, masks)
-    output = coupling.output("0")
+    output = dependencies.output("0")
     assert output is not None
-    assert removed_units(model, coupling, masks)[output.vector].tolist() == [True, False, False]
+    assert removed_units(model, dependencies, masks)[output.vector].tolist() == [True, False, False]
 
 
 def test_masking_leaves_no_negative_zero_and_no_nan() -> None:

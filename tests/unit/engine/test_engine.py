@@ -18,7 +18,7 @@ from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidSpecError, UserCodeError
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject
 
 RECIPE = [
@@ -314,17 +314,17 @@ def test_a_compression_module_trains_with_its_own_trainers(task):
 
 def test_generators_go_back_to_where_they_were():
     """capture and restore cover Python, NumPy (with a pending gaussian) and torch; aside leaves no trace."""
-    seeding.seed_all(5)
+    rng.seed_all(5)
     np.random.randn()
     random.gauss(0, 1)
-    saved = seeding.capture()
+    saved = rng.capture()
 
     def draw():
         return random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), torch.rand(2).tolist()
 
     first = draw()
-    seeding.restore(saved)
-    with seeding.aside(9):
+    rng.restore(saved)
+    with rng.fork_rng(9):
         draw()
     assert draw() == first
-    assert seeding.derive(0, 1) != seeding.derive(1, 0)
+    assert rng.derive(0, 1) != rng.derive(1, 0)

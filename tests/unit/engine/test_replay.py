@@ -20,7 +20,7 @@ from modelpress.store import open_store
 from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject
 
 EPOCHS = 3
@@ -150,7 +150,7 @@ def script(loop):
     """The user's own script: the same loop, without modelpress."""
     model = made()
     log = Log()
-    with seeding.aside(seeding.derive(SEED, 0)):
+    with rng.fork_rng(rng.derive(SEED, 0)):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         loop(model, optimizer, step, lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5), None, EPOCHS, log)
     return model, log
@@ -165,7 +165,7 @@ def made():
 def tune(model, evaluator, stop=lambda: None, store=None, attempt=1, **options):
     stages = [Stage.model_validate({"finetune": {"epochs": EPOCHS}})]
     keeper = None if store is None else Checkpointer(store, "job", "same", attempt, **options)
-    with seeding.aside(attempt):
+    with rng.fork_rng(attempt):
         return run_stages(Subject(model, evaluator), stages, seed=SEED, checkpointer=keeper, stop=stop, scores=False)
 
 
@@ -338,7 +338,7 @@ def test_scores_inside_change_nothing(monkeypatch):
     ours, seen, events = made(), Log(), []
     evaluator = evaluator_for(ours, keeping, seen, evaluating_func=lambda model: float(torch.rand(())) + model(X).sum())
     stages = [Stage.model_validate({"finetune": {"epochs": EPOCHS}})]
-    with seeding.aside(1):
+    with rng.fork_rng(1):
         run_stages(Subject(ours, evaluator), stages, seed=SEED, report=events.append)
     assert same(model, ours)
     assert vars(log) == vars(seen)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import modelpress as mp
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import subject_of
 from modelpress_runner.testing.evaluators import EvaluatorContract
 
@@ -280,5 +280,5 @@ def test_the_contract_finds_a_faulty_evaluator(kind, test, arguments, request, t
         arguments = arguments | {"request": request}
     if "after" in arguments:
         arguments = arguments | {"tmp_path": tmp_path}
-    with seeding.aside(0), pytest.raises((AssertionError, pytest.fail.Exception, CompressionError)):
+    with rng.fork_rng(0), pytest.raises((AssertionError, pytest.fail.Exception, CompressionError)):
         getattr(EvaluatorContract(), test)(make=make, **arguments)

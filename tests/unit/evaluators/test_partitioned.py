@@ -59,7 +59,7 @@ class PartitionedEvaluator(mp.TorchEvaluator):
                     parameter.data = data
 
     @contextlib.contextmanager
-    def whole_parameters(self, modify=False):
+    def gathered_parameters(self, modify=False):
         with self._gathered(modify):
             yield
 
@@ -127,11 +127,11 @@ def test_parameters_are_empty_outside(task):
     evaluator = partitioned(task)
     evaluator.bind(task.model)
     assert task.model[0].weight.shape == (0,)
-    with evaluator.whole_parameters():
+    with evaluator.gathered_parameters():
         task.model[0].weight.data.zero_()
-    with evaluator.whole_parameters():
+    with evaluator.gathered_parameters():
         assert task.model[0].weight.abs().max() > 0
-    with evaluator.whole_parameters(modify=True):
+    with evaluator.gathered_parameters(modify=True):
         task.model[0].weight.data.zero_()
     evaluator.unbind()
     assert task.model[0].weight.abs().max() == 0

@@ -15,7 +15,7 @@ from modelpress_runner.engine.run import run_stages
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.subject.subject import Subject
-from modelpress_runner.training.frozen import training_passes
+from modelpress_runner.training.frozen import scoring_passes
 
 X = torch.tensor([[1.0, 2.0]])
 
@@ -93,7 +93,7 @@ def test_scores_are_collected_from_steps_that_are_made(task):
     )
     model = network()
     seen = []
-    training_passes(model, evaluator, 4, before_step=lambda: seen.append(evaluator.gradient(model[0].weight).tolist()))
+    scoring_passes(model, evaluator, 4, before_step=lambda: seen.append(evaluator.gradient(model[0].weight).tolist()))
     assert seen == [[[1.0, 2.0]]] * 4
     assert scaler.get_scale() == 1024.0
 
@@ -112,7 +112,7 @@ def test_a_pass_broken_off_inside_a_step_leaves_the_scaler_usable(task):
         raise Stopped
 
     with pytest.raises(Stopped):
-        training_passes(model, evaluator, 1, before_step=stop)
+        scoring_passes(model, evaluator, 1, before_step=stop)
     assert not scaler._per_optimizer_states
     evaluator.bind(model)
     evaluator.train(max_steps=2)
@@ -192,6 +192,6 @@ def test_a_step_with_a_closure_has_its_gradients(task, by_name):
         evaluator.unbind()
         twin = copy.deepcopy(model)
         seen = []
-        training_passes(twin, evaluator, 2, before_step=lambda: seen.append(evaluator.gradient(twin[0].weight)))  # noqa: B023
+        scoring_passes(twin, evaluator, 2, before_step=lambda: seen.append(evaluator.gradient(twin[0].weight)))  # noqa: B023
         assert torch.equal(seen[0], seen[1])
         assert torch.equal(twin[0].weight, model[0].weight)

@@ -265,8 +265,8 @@ def test_an_optimizer_factory_must_return_an_optimizer(task):
 def test_names_serve_a_later_model_with_other_parameters(task):
     """What came out of one compression can go into the next with the same evaluator."""
     evaluator = task.evaluator()
-    evaluator.resolve(task.model)
+    evaluator.record_parameter_names(task.model)
     later = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
-    evaluator.resolve(later)
+    evaluator.record_parameter_names(later)
     evaluator.bind(later)
     assert next(evaluator.optimizers()).param_groups[0]["params"][0] is later[0].weight

@@ -187,7 +187,7 @@ def test_parameter_groups_are_found_again_in_a_smaller_model(task):
         [{"params": task.model[0].parameters(), "lr": 0.5}, {"params": [task.model[3].bias], "lr": 0.25}], lr=0.1
     )
     evaluator = task.evaluator(optimizers=adam)
-    evaluator.resolve(task.model)
+    evaluator.record_parameter_names(task.model)
     small = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
     evaluator.bind(small)
     (optimizer,) = evaluator.optimizers()
@@ -321,7 +321,7 @@ def test_a_wrapped_model_is_taken_out(task):
     wrapped = nn.DataParallel(task.model)
     assert Subject(wrapped).model is task.model
     evaluator = task.evaluator()
-    evaluator.resolve(wrapped)
+    evaluator.record_parameter_names(wrapped)
     evaluator.bind(wrapped)
     assert evaluator.model is task.model
     evaluator.unbind()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from modelpress_runner.errors import CompressionError, InvalidModelError
-from modelpress_runner.evaluators.trace import Plan, call_of, trace
+from modelpress_runner.evaluators.trace import RebuildPlan, call_of, trace
 
 
 def net() -> nn.Sequential:
@@ -19,7 +19,7 @@ def net() -> nn.Sequential:
 
 
 def rebuilt(objects, model, other):
-    return Plan.of(objects, model).build(other)
+    return RebuildPlan.of(objects, model).build(other)
 
 
 def test_a_traced_optimizer_is_a_real_one():
@@ -108,7 +108,7 @@ def test_a_learning_rate_that_is_a_tensor_is_not_shared():
     rate = torch.tensor(1.0)
     optimizer = trace(torch.optim.SGD)(model.parameters(), lr=rate)
     rate.fill_(9.0)
-    plan = Plan.of([optimizer], model)
+    plan = RebuildPlan.of([optimizer], model)
     (first,) = plan.build(net())
     first.param_groups[0]["lr"].fill_(5.0)
     (second,) = plan.build(net())
@@ -134,17 +134,17 @@ def test_untraced_objects_are_refused():
     plain = torch.optim.Adam(model.parameters())
     assert call_of(plain) is None
     with pytest.raises(InvalidModelError, match=r"mp\.trace\(Adam\)"):
-        Plan.of([plain], model)
+        RebuildPlan.of([plain], model)
     scheduler = trace(lr_scheduler.ExponentialLR)(plain, gamma=0.1)
     with pytest.raises(InvalidModelError, match=r"ExponentialLR was made for a Adam that was not traced"):
-        Plan.of([scheduler], model)
+        RebuildPlan.of([scheduler], model)
 
 
 def test_parameters_of_another_model_are_refused():
     """An optimizer over a copy of the model is found out when its names are looked up."""
     optimizer = trace(torch.optim.SGD)(net().parameters(), lr=0.1)
     with pytest.raises(InvalidModelError, match="SGD holds 4 parameters that are not in the model"):
-        Plan.of([optimizer], net())
+        RebuildPlan.of([optimizer], net())
 
 
 def test_a_name_that_is_gone_is_an_error():

@@ -16,7 +16,7 @@ from tiny_models import bert, settings
 from modelpress_runner.errors import InvalidSpecError, StoreError
 from modelpress_runner.huggingface.source import load
 from modelpress_runner.inputs.hub import fetch
-from modelpress_runner.inputs.place import Place
+from modelpress_runner.inputs.uri_resolver import UriResolver
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -98,7 +98,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 def fetched(uri: str, tmp_path: Path, revision: str | None = None) -> Path:
     """The folder of a source."""
     spec = settings("feature-extraction", source={"uri": uri, "revision": revision})
-    return fetch(spec, Place(None, tmp_path / "fetched"))
+    return fetch(spec, UriResolver(None, tmp_path / "fetched"))
 
 
 def test_a_repository_is_fetched_without_pickles_and_code(hub: type[Hub], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerE
 from modelpress_runner.process.progress import silent
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs import trial
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 SENTENCES = [
     {"text": "the red cat sleeps", "label": "yes"},
@@ -65,7 +65,7 @@ def run(folder: Path, *stages: dict[str, Any], purpose: str = "trial", **spec: A
         spec=CompressionJobSpec.model_validate(given),
         base_path=str(folder),
     )
-    with seeding.aside():
+    with rng.fork_rng():
         return getattr(trial, {"trial": "run", "prepare": "prepare"}[purpose])(
             request, open_store(str(folder / "store")), silent, StopFlag()
         )

@@ -14,7 +14,7 @@ from tiny_models import bert, gpt2, rows, settings, subject, vit
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
 from modelpress_runner.huggingface.source import load
 from modelpress_runner.inputs.hub import fetch
-from modelpress_runner.inputs.place import Place
+from modelpress_runner.inputs.uri_resolver import UriResolver
 
 PAIR = {"text": "red cat", "positive": "cat"}
 
@@ -29,7 +29,7 @@ def changed(folder: Path, **keys: object) -> None:
 def opened(folder: Path, task: str) -> object:
     """The model in a folder, by the way that a run takes."""
     spec = settings(task, source={"uri": str(folder)})
-    return load(spec, fetch(spec, Place(None, folder.parent / "fetched")))
+    return load(spec, fetch(spec, UriResolver(None, folder.parent / "fetched")))
 
 
 def refused(folder: Path, task: str, error: type[RunnerError], path: str, message: str) -> None:
@@ -97,7 +97,7 @@ def test_encoder_decoders_are_refused(tmp_path):
 
 
 def test_weights_that_lack_something(tmp_path):
-    """A head that is missing would be made by lot; a missing pooler is of no use to embeddings."""
+    """A head that is missing would be made at random; a missing pooler is of no use to embeddings."""
     from safetensors.torch import load_file, save_file
 
     def without(folder: Path, beginning: str) -> Path:

@@ -13,7 +13,7 @@ import modelpress as mp
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.process.progress import Event, ProgressFile, Thinning
-from modelpress_runner.process.push import History
+from modelpress_runner.process.push import ScoreHistory
 
 
 def test_outside_a_run_it_only_checks():
@@ -108,7 +108,7 @@ def test_a_training_func_reports_in_the_midst_of_mp_compress():
 
 def test_scores_of_the_users_own_take_the_place_of_those_taken_while_it_trains():
     """Two counts of steps cannot be compared: from the first report on, the history has the user's alone."""
-    history = History()
+    history = ScoreHistory()
     history.add(Event("s", 1, 4, "", 0.1))
     history.add(Event("s", 2, 4, "", 0.2))
     assert history.points() == [(1, 0.1), (2, 0.2)]

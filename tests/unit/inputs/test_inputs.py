@@ -11,7 +11,7 @@ from modelpress.store import open_store
 from modelpress_runner.artifact.identity import dense_digest
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.inputs.gather import digest_of, gathered
-from modelpress_runner.inputs.place import Place
+from modelpress_runner.inputs.uri_resolver import UriResolver
 
 PRUNE = {"prune": {"configList": [{"opTypes": ["Linear"], "sparsity": 0.5}]}}
 
@@ -47,7 +47,7 @@ def test_a_folder_comes_whole_from_a_store(tmp_path):
     store.put_bytes("model/config.json", b"{}")
     store.put_bytes("model/sub/x.txt", b"x")
     store.put_bytes("models/other.txt", b"y")
-    found = Place(None, tmp_path).directory("memory://inputs/model/", "source", "spec.x")
+    found = UriResolver(None, tmp_path).directory("memory://inputs/model/", "source", "spec.x")
     assert sorted(path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()) == [
         "config.json",
         "sub/x.txt",

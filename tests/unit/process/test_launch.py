@@ -15,11 +15,11 @@ from modelpress.request import RunRequest
 from modelpress.result import ExitCode, RunResult
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.process import launch
-from modelpress_runner.process.launch import Group, Report, group_of, judge
+from modelpress_runner.process.launch import TrainingGroup, WorkerReport, group_of, judge
 from modelpress_runner.process.stopping import StopFlag
 
-TWO = Group(1, 2, 0, "127.0.0.1", 0, "torchrun")
-NODE_1 = Group(2, 1, 1, "a-0.a", 29500, "torchrun")
+TWO = TrainingGroup(1, 2, 0, "127.0.0.1", 0, "torchrun")
+NODE_1 = TrainingGroup(2, 1, 1, "a-0.a", 29500, "torchrun")
 POD = {
     "PET_NNODES": "2",
     "PET_NPROC_PER_NODE": "4",
@@ -29,14 +29,16 @@ POD = {
 }
 
 
-def report(rank: int, code: int, message: str = "", *, at: float = 0.0, gone: bool = False) -> Report:
+def report(rank: int, code: int, message: str = "", *, at: float = 0.0, gone: bool = False) -> WorkerReport:
     """How one worker ended."""
     phase = "Succeeded" if code == 0 else "Failed"
     reason = {0: "Succeeded", 1: "RunnerFailed", 2: "InvalidModel", 143: "RunnerTerminated"}[code]
-    return Report(rank, code, RunResult(phase=phase, reason=reason, message=message), at, gone)
+    return WorkerReport(rank, code, RunResult(phase=phase, reason=reason, message=message), at, gone)
 
 
-def told(*reports: Report, exits: dict[int, int] | None = None, group: Group = TWO, stopped: bool = False):
+def told(
+    *reports: WorkerReport, exits: dict[int, int] | None = None, group: TrainingGroup = TWO, stopped: bool = False
+):
     """Exit code, reason and message of a node's process."""
     result, code = judge({one.rank: one for one in reports}, exits or {}, group, stopped=stopped)
     return int(code), result and result.reason, result and result.message
@@ -46,27 +48,27 @@ def test_one_process_is_no_group():
     """Nothing is launched for it, unless the launcher is asked for by name."""
     assert group_of(None, {}) is None
     assert group_of(Runner(gpus=4), {}) is None
-    assert group_of(Runner(launcher="deepspeed"), {}) == Group(1, 1, 0, "127.0.0.1", 0, "deepspeed")
+    assert group_of(Runner(launcher="deepspeed"), {}) == TrainingGroup(1, 1, 0, "127.0.0.1", 0, "deepspeed")
 
 
 def test_nodes_run_side_by_side_on_one_machine():
     """Without a pod's environment all processes of all nodes are this machine's."""
     found = group_of(Runner(nodes=2, processes_per_node=3), {})
-    assert found == Group(1, 6, 0, "127.0.0.1", 0, "torchrun")
+    assert found == TrainingGroup(1, 6, 0, "127.0.0.1", 0, "torchrun")
     assert list(found.ranks) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_pod_is_one_node():
     """Its environment says which, and where the ranks meet."""
     found = group_of(Runner(nodes=2, processes_per_node=4), POD)
-    assert found == Group(2, 4, 1, "a-0.a", 29500, "torchrun")
+    assert found == TrainingGroup(2, 4, 1, "a-0.a", 29500, "torchrun")
     assert (found.size, list(found.ranks)) == (8, [4, 5, 6, 7])
 
 
 def test_deepspeed_is_told_every_node_and_the_devices_of_this_machine(monkeypatch: pytest.MonkeyPatch):
     """Its launcher sets the visible devices itself, so it must get those that this run may use."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
-    arguments = launch._deepspeed(Group(2, 2, 1, "a-0.a", 29500, "deepspeed"), 29500)
+    arguments = launch._deepspeed(TrainingGroup(2, 2, 1, "a-0.a", 29500, "deepspeed"), 29500)
     world = arguments[0].removeprefix("--world_info=")
     assert json.loads(base64.urlsafe_b64decode(world)) == {"node-0": [2, 3], "node-1": [2, 3]}
     assert {"--node_rank=1", "--master_addr=a-0.a", "--master_port=29500"} < set(arguments)
@@ -81,7 +83,7 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch):
     spec = {"model": {"entrypoint": "a:b"}, "stages": [{"finetune": {"epochs": 1}}], "store": {"uri": "memory://"}}
     where = {"namespace": "n", "name": "a", "uid": "u", "root": "r", "prefix": "r", "runUid": "run"}
     request = RunRequest.model_validate({"purpose": "trial", **where, "spec": spec})
-    environment = launch._environment(request, Group(2, 4, 1, "a-0.a", 29500, "torchrun"))
+    environment = launch._environment(request, TrainingGroup(2, 4, 1, "a-0.a", 29500, "torchrun"))
     assert (environment["OMP_NUM_THREADS"], environment["MKL_NUM_THREADS"]) == ("1", "1")
     assert environment["MODELPRESS_RUN_UID"] == "run"
     assert not [name for name in environment if name.startswith("PET_")]
@@ -150,7 +152,7 @@ def test_a_lost_node_is_a_disruption():
 def test_a_launcher_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The field's path, and what to install; nothing is started."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    group = Group(1, 1, 0, "127.0.0.1", 0, "deepspeed")
+    group = TrainingGroup(1, 1, 0, "127.0.0.1", 0, "deepspeed")
     with pytest.raises(InvalidSpecError, match=r"^spec\.runner\.launcher: deepspeed is not installed; add modelpress"):
         launch.run(RunRequest.model_construct(), group, tmp_path, StopFlag(), None)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from modelpress_runner.process import push
 from modelpress_runner.process.progress import Event, silent
-from modelpress_runner.process.push import History, ProgressPush
+from modelpress_runner.process.push import ProgressPush, ScoreHistory
 
 
 @dataclass
@@ -212,7 +212,7 @@ def test_a_push_needs_an_address_and_a_token(token: Path, tmp_path: Path) -> Non
 @given(st.lists(st.tuples(st.integers(-5, 10**6), st.one_of(st.none(), st.floats())), max_size=300))
 def test_histories_are_short_and_in_order(events: list[tuple[int, float | None]]) -> None:
     """At most 64 finite points, ascending, the first and the last among them; the message is below 64 KiB."""
-    history, last = History(), {}
+    history, last = ScoreHistory(), {}
     for step, value in events:
         history.add(event(step, value))
         if value is not None and step >= 0 and abs(value) < float("inf"):
@@ -229,7 +229,7 @@ def test_histories_are_short_and_in_order(events: list[tuple[int, float | None]]
 
 def test_long_runs_stay_small() -> None:
     """Of a hundred thousand scores a bounded number is kept, the first and the newest among them."""
-    history = History()
+    history = ScoreHistory()
     for step in range(100_000):
         history.add(event(step, 0.5))
     points = history.points()

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.runtime import rng as seeding
-from modelpress_runner.runtime import wire
+from modelpress_runner.runtime import rng, wire
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -76,9 +75,9 @@ def test_tensors_come_back_bit_for_bit(dtype: torch.dtype) -> None:
 
 def test_the_state_of_generators_travels() -> None:
     """What a checkpoint keeps of every rank draws the same numbers afterwards."""
-    state = wire.decode(*wire.encode(seeding.capture()))
+    state = wire.decode(*wire.encode(rng.capture()))
     wanted = (random.random(), torch.rand(3).tolist())
-    seeding.restore(state)
+    rng.restore(state)
     assert (random.random(), torch.rand(3).tolist()) == wanted
 
 

@@ -71,4 +71,4 @@ def test_schedulers_inside_a_traced_one_are_traced_too() -> None:
     scheduler = mp.trace(torch.optim.lr_scheduler.SequentialLR)(optimizer, parts, milestones=[1])
     evaluator = mp.TorchEvaluator(lambda *args: None, optimizer, lambda batch, model: None, scheduler)
     with pytest.raises(InvalidModelError, match=r"SequentialLR was made of a ConstantLR .*mp.trace\(ConstantLR\)"):
-        evaluator.resolve(model)
+        evaluator.record_parameter_names(model)

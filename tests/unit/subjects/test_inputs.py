@@ -12,7 +12,7 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import CompressionJobSpec
-from modelpress_runner.engine.run import Outcome
+from modelpress_runner.engine.run import RecipeOutcome
 from modelpress_runner.measure.counts import macs
 from modelpress_runner.measure.measuring import Measuring
 from modelpress_runner.subject.subject import Subject, subject_of
@@ -132,7 +132,7 @@ def test_what_no_call_shows_is_not_asked_for(tmp_path: Path) -> None:
         {"model": {"entrypoint": "a:b"}, "stages": [stage]}, context={"spelling": "python"}
     )
     measuring = Measuring(spec, Subject(_net()), timed=True)
-    outcome = Outcome(_net(), {}, [], [], [], 0, 0)
+    outcome = RecipeOutcome(_net(), {}, [], [], [], 0, 0)
     measured = measuring.compressed(outcome, _net(), measuring.dense(_net()), tmp_path)
     assert "latencyMs" not in measured.compressed
     [note] = outcome.notes

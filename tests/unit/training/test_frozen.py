@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import modelpress as mp
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
-from modelpress_runner.training.frozen import training_passes
+from modelpress_runner.training.frozen import scoring_passes
 
 
 class Busy(nn.Module):
@@ -58,7 +58,7 @@ def bits(model: nn.Module) -> dict[str, bytes]:
 def everything(model: nn.Module, evaluator: mp.TorchEvaluator) -> object:
     """All that must be as it was."""
     buffer = io.BytesIO()
-    torch.save([seeding.capture(), generators.save(evaluator.user_objects())], buffer)
+    torch.save([rng.capture(), generators.save(evaluator.rng_roots())], buffer)
     return (
         bits(model),
         [module.training for module in model.modules()],
@@ -108,11 +108,11 @@ def busy(task, **changes):
 def test_nothing_changes_and_the_model_stays_in_eval_mode(task):
     """No statistics, no dropout, no step, although the loop calls train(); gradients come; all is as before."""
     model, evaluator = busy(task)
-    evaluator.resolve(model)
+    evaluator.record_parameter_names(model)
     before = everything(model, evaluator)
     model.modes.clear()
     gradients, train = [], nn.Module.train
-    training_passes(model, evaluator, 6, before_step=lambda: gradients.append(model.body[0].weight.grad.clone()))
+    scoring_passes(model, evaluator, 6, before_step=lambda: gradients.append(model.body[0].weight.grad.clone()))
     assert everything(model, evaluator) == before
     assert model.modes == [(False, False)] * 6
     assert len(gradients) == 6
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_same_weights_in_every_step(task):
         optimizers=lambda params: torch.optim.SGD(params, lr=100.0, momentum=0.9),
     )
     gradients = []
-    training_passes(model, loop, 6, before_step=lambda: gradients.append(model.body[0].weight.grad.clone()))
+    scoring_passes(model, loop, 6, before_step=lambda: gradients.append(model.body[0].weight.grad.clone()))
     assert all(torch.equal(gradients[0], each) for each in gradients)
     assert gradients[0].abs().max() > 0
 
@@ -140,7 +140,7 @@ def test_gradients_are_those_of_the_same_weights_in_every_step(task):
 def test_all_is_as_before_after_an_exception(task, place):
     """Stopped in the loss or before a step, an error in the user's loop or in what is collected, a failing factory."""
     model, evaluator = busy(task)
-    evaluator.resolve(model)
+    evaluator.record_parameter_names(model)
     calls = []
 
     def at(number, error):
@@ -161,7 +161,7 @@ def test_all_is_as_before_after_an_exception(task, place):
     before = everything(model, evaluator)
     look = (lambda: at(2, CompressionError("no"))) if place == "hook" else lambda: None
     with pytest.raises((Stopped, UserCodeError, CompressionError)):
-        training_passes(model, evaluator, 6, before_step=look, stop=stop)
+        scoring_passes(model, evaluator, 6, before_step=look, stop=stop)
     assert everything(model, evaluator) == before
     with pytest.raises(RuntimeError, match="not bound"):
         _ = evaluator.model
@@ -189,7 +189,7 @@ def test_a_loss_of_another_optimizer_can_still_go_backward(task):
     )
     before = bits(model)
     steps = []
-    training_passes(model, evaluator, 3, before_step=lambda: steps.append(one.weight.grad.clone()))
+    scoring_passes(model, evaluator, 3, before_step=lambda: steps.append(one.weight.grad.clone()))
     assert bits(model) == before
     assert len(steps) == 3
     assert torch.equal(steps[0], steps[2])
@@ -211,7 +211,7 @@ def test_a_training_may_convert_or_move_the_model(task):
     before = bits(task.model)
     objects = [*map(id, task.model.parameters()), *map(id, task.model.buffers())]
     gradients = []
-    training_passes(task.model, evaluator, 3, before_step=lambda: gradients.append(task.model[0].weight.grad.clone()))
+    scoring_passes(task.model, evaluator, 3, before_step=lambda: gradients.append(task.model[0].weight.grad.clone()))
     assert kinds == [{torch.float64}] * 3
     assert torch.equal(gradients[0], gradients[2])
     assert bits(task.model) == before
@@ -232,7 +232,7 @@ def test_a_training_that_goes_on_is_ended(task):
 
     seen = []
     evaluator = task.evaluator(training_func=training_func)
-    training_passes(task.model, evaluator, 4, before_step=lambda: seen.append(None))
+    scoring_passes(task.model, evaluator, 4, before_step=lambda: seen.append(None))
     assert len(seen) == len(steps) == 4
 
 
@@ -245,7 +245,7 @@ def test_a_training_that_ends_early_is_called_again(task):
         task.training_func(model, optimizer, training_step, scheduler, min(max_steps, 4), None)
 
     seen = []
-    training_passes(task.model, task.evaluator(training_func=training_func), 9, before_step=lambda: seen.append(None))
+    scoring_passes(task.model, task.evaluator(training_func=training_func), 9, before_step=lambda: seen.append(None))
     assert asked == [9, 5, 1]
     assert len(seen) == 9
 
@@ -260,7 +260,7 @@ def test_a_mode_that_is_set_by_hand_is_an_error(task):
 
     before = bits(task.model)
     with pytest.raises(CompressionError, match=r"sets 1\.training = True itself; let it call train\(\)"):
-        training_passes(task.model, task.evaluator(training_func=training_func), 1, before_step=lambda: None)
+        scoring_passes(task.model, task.evaluator(training_func=training_func), 1, before_step=lambda: None)
     assert bits(task.model) == before
 
 
@@ -276,7 +276,7 @@ def test_other_models_train_as_ever_meanwhile(task):
         wrapped[0].training_modes = [module.training for module in wrapped[0].modules()]
         task.training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs)
 
-    training_passes(task.model, task.evaluator(training_func=training_func), 1, before_step=lambda: None)
+    scoring_passes(task.model, task.evaluator(training_func=training_func), 1, before_step=lambda: None)
     assert teacher[0].training
     assert wrapped[0].training_modes == [True, False, False, False, False, False, True, True]
 
@@ -285,7 +285,7 @@ def test_hooks_can_be_put_in_place_and_go(task):
     """`bound` is called with the evaluator bound: a forward hook sees every pass, and is gone afterwards."""
     hook = shapes_of_outputs()
     evaluator = task.evaluator()
-    training_passes(
+    scoring_passes(
         task.model,
         evaluator,
         3,
@@ -322,7 +322,7 @@ def test_any_optimizer_leaves_every_bit(task, kind, steps, stopped_at, rate):
             raise Stopped
 
     try:
-        training_passes(task.model, evaluator, steps, before_step=lambda: None, stop=stop)
+        scoring_passes(task.model, evaluator, steps, before_step=lambda: None, stop=stop)
     except Stopped:
         assert len(calls) == stopped_at
     assert bits(task.model) == before

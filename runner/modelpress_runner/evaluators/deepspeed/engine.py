@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.evaluators.deepspeed import group
-from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.framework_residue import FrameworkResidue
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.runtime import distributed as ranks
 
@@ -50,8 +50,8 @@ class EngineHandle:
         footprint: of the model before.
     """
 
-    def __init__(self, model: nn.Module, make: Callable[[], Any], footprint: Footprint) -> None:
-        self.model, self._footprint = model, footprint
+    def __init__(self, model: nn.Module, make: Callable[[], Any], residue: FrameworkResidue) -> None:
+        self.model, self._residue = model, residue
         self._before = [_Tensor(each, each.dtype) for each in (*model.parameters(), *model.buffers())]
         self._modules = [(module, module._parameters) for module in model.modules()]
         self._depth, self._modifying = 0, False
@@ -129,7 +129,7 @@ class EngineHandle:
         return gradient if gradient is None or scale == 1.0 else gradient / scale
 
     @contextlib.contextmanager
-    def whole_parameters(self, modify: bool = False) -> Iterator[None]:
+    def gathered_parameters(self, modify: bool = False) -> Iterator[None]:
         """As in the protocol: parameters are whole, and what changes goes into the weights that the optimizer keeps."""
         if self._depth and modify and not self._modifying:
             raise RuntimeError("whole_parameters(modify=True) within whole_parameters(): enter it with modify first")
@@ -186,7 +186,7 @@ class EngineHandle:
         from deepspeed.utils import safe_get_full_fp32_param
 
         values = []
-        with self.whole_parameters():
+        with self.gathered_parameters():
             for parameter in self.model.parameters():
                 master = None
                 if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -199,7 +199,7 @@ class EngineHandle:
         """Sets all parameters, whole, to what `exact_values` gave."""
         from deepspeed.utils import safe_set_full_fp32_param
 
-        with self.whole_parameters(modify=True):
+        with self.gathered_parameters(modify=True):
             for parameter, value in zip(self.model.parameters(), values, strict=True):
                 parameter.data.copy_(value)
         for parameter, value in zip(self.model.parameters(), values, strict=True):
@@ -306,13 +306,13 @@ class EngineHandle:
                 data = tensor.data if values is None or number >= len(values) else values[number]
                 tensor.data = data.to(before.dtype).clone()
                 tensor.grad = None
-        self._footprint.erase()
+        self._residue.remove()
         self.engine = None
 
 
 def _alone_in_trouble() -> bool:
     """Whether an exception is on its way, so that the other ranks, without whom no model is whole, may not come by."""
-    return sys.exc_info()[0] is not None and ranks.together()
+    return sys.exc_info()[0] is not None and ranks.is_distributed()
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -12,15 +12,15 @@ from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.lightning.package import Package, is_a, package_of
 from modelpress_runner.evaluators.lightning.trainer import described
 from modelpress_runner.evaluators.optimizer_state import plain
-from modelpress_runner.evaluators.trace import Call, Traced, call_of, parts_of
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.evaluators.trace import RecordedCall, Traced, call_of, parts_of
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 
 _GUARDED = ("prepare_data", "setup", "train_dataloader", "teardown", "on_exception")
 _SEED = 0  # a random split in setup() is the same in every fit, stage and attempt
 
 
-class DataSource:
+class DataModuleSource:
     """How a LightningDataModule comes about: a recorded constructor call, or a function () -> LightningDataModule.
 
     Raises:
@@ -29,7 +29,7 @@ class DataSource:
 
     def __init__(self, given: Any) -> None:
         self._given = given
-        self._call: Call | None = call_of(given)
+        self._call: RecordedCall | None = call_of(given)
         if is_a(given, "LightningDataModule"):
             if self._call is None:
                 kind = type(given).__name__
@@ -43,13 +43,13 @@ class DataSource:
                 "a LightningDataModule, or a function that returns one"
             )
 
-    def user_objects(self) -> dict[str, Any]:
+    def rng_roots(self) -> dict[str, Any]:
         """What random number generators may be behind."""
         return {"data": parts_of(self._given)}
 
     def make(self, package: Package) -> Any:
         """A new data module of the package that the model is of."""
-        with seeding.aside(_SEED):
+        with rng.fork_rng(_SEED):
             made = self._given() if self._call is None else self._call.factory(*self._call.args, **self._call.kwargs)
         if package_of(made, "LightningDataModule") != package:
             raise InvalidModelError(
@@ -67,7 +67,7 @@ class Data:
     reload_dataloaders_every_n_epochs says, so their shuffling goes on like in one long fit.
     """
 
-    def __init__(self, source: DataSource) -> None:
+    def __init__(self, source: DataModuleSource) -> None:
         self._source = source
         self._module: Any = None
         self._package: Package | None = None
@@ -96,7 +96,7 @@ class Data:
         for name in _GUARDED:
             vars(module).pop(name, None)
         vars(module).update(self._unguarded)
-        with seeding.aside(_SEED):
+        with rng.fork_rng(_SEED):
             for stage in stages:
                 module.teardown(stage)
 
@@ -108,7 +108,7 @@ class Data:
     def first_batch(self, package: Package) -> Any:
         """The first batch for training; no random numbers are used up."""
         module = self.module(package)
-        with seeding.aside(_SEED):
+        with rng.fork_rng(_SEED):
             module.prepare_data()
             module.setup("fit")
             loaders = module.train_dataloader()
@@ -169,7 +169,7 @@ class Data:
         def prepare_data() -> None:
             nonlocal prepared
             if not prepared:
-                with seeding.aside(_SEED):
+                with rng.fork_rng(_SEED):
                     prepare()
                 prepared = True
 
@@ -177,7 +177,7 @@ class Data:
         def set_up(stage: Any = None) -> None:
             name = str(getattr(stage, "value", stage))
             if name not in self._stages:
-                with seeding.aside(_SEED):
+                with rng.fork_rng(_SEED):
                     setup(name)
                 self._stages.append(name)
 
@@ -190,7 +190,7 @@ class Data:
                 self._loader.let_go()
                 self._loader, self._loaded_at = None, epoch
             if self._loader is None:
-                with seeding.aside(seeding.derive(_SEED, self._loaded_at)):
+                with rng.fork_rng(rng.derive(_SEED, self._loaded_at)):
                     given = loaders()
                 assert self._package is not None
                 self._loader = _lasting(self._package)(given)
@@ -251,10 +251,10 @@ def _lasting(package: Package) -> Any:
             super().reset()
 
         def _generators(self) -> dict[str, Any]:
-            return {"global": seeding.capture(), "own": plain(generators.save({"loader": self.flattened}))}
+            return {"global": rng.capture(), "own": plain(generators.save({"loader": self.flattened}))}
 
         def _restore(self, states: dict[str, Any]) -> None:
-            seeding.restore(states["global"])
+            rng.restore(states["global"])
             generators.restore({"loader": self.flattened}, states["own"])
 
     return LastingLoader

@@ -11,11 +11,11 @@ from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.lightning.data import Data, DataSource
+from modelpress_runner.evaluators.lightning.data import Data, DataModuleSource
 from modelpress_runner.evaluators.lightning.fit import Fit, LossPatch
 from modelpress_runner.evaluators.lightning.package import Package, lightning_code, package_of, quiet
 from modelpress_runner.evaluators.lightning.scoring import has, score, stand_in
-from modelpress_runner.evaluators.lightning.trainer import TrainerSource, described
+from modelpress_runner.evaluators.lightning.trainer import LightningTrainerSource, described
 from modelpress_runner.evaluators.optimizer_hooks import unscaled
 from modelpress_runner.usercode.calling import user_code
 
@@ -52,8 +52,8 @@ class LightningEvaluator(Evaluator):
     evaluate_needs = "test_step in the LightningModule"
 
     def __init__(self, trainer: Any, data: Any, dummy_input: Any = None, *, resumable: bool = True) -> None:
-        self._trainers = TrainerSource(trainer, resumable)
-        self._source = DataSource(data)
+        self._trainers = LightningTrainerSource(trainer, resumable)
+        self._source = DataModuleSource(data)
         self._data = Data(self._source)
         self._dummy_input = dummy_input
         self.resumable = resumable
@@ -87,18 +87,18 @@ class LightningEvaluator(Evaluator):
             self._dummy_input = _input_in(batch, self._known)
         return self._dummy_input
 
-    def introduce(self, model: nn.Module) -> None:
+    def attach_model(self, model: nn.Module) -> None:
         if package_of(model, "LightningModule") is not None:
             self._known = model
 
-    def resolve(self, model: nn.Module) -> None:
-        self.introduce(model)
+    def record_parameter_names(self, model: nn.Module) -> None:
+        self.attach_model(model)
 
-    def enter_training(self, max_steps: int | None, max_epochs: int | None) -> None:
+    def on_training_begin(self, max_steps: int | None, max_epochs: int | None) -> None:
         self._length = (max_steps, max_epochs)
 
-    def user_objects(self) -> dict[str, Any]:
-        return {**self._trainers.user_objects(), **self._source.user_objects()}
+    def rng_roots(self) -> dict[str, Any]:
+        return {**self._trainers.rng_roots(), **self._source.rng_roots()}
 
     def _package(self, model: Any) -> Package:
         package = package_of(model, "LightningModule")

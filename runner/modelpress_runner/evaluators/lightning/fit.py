@@ -13,13 +13,13 @@ from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators import optimizer_hooks as steps
-from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.framework_residue import FrameworkResidue
 from modelpress_runner.evaluators.lightning.data import Data
 from modelpress_runner.evaluators.lightning.package import Package, is_a, lightning_code, quiet
-from modelpress_runner.evaluators.lightning.trainer import TrainerSource, states_of
+from modelpress_runner.evaluators.lightning.trainer import LightningTrainerSource, states_of
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.preserve import flags_restored
 
 LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
@@ -49,7 +49,7 @@ class Fit:
         self,
         model: Any,
         package: Package,
-        source: TrainerSource,
+        source: LightningTrainerSource,
         data: Data,
         length: tuple[int | None, int | None],
     ) -> None:
@@ -115,7 +115,7 @@ class Fit:
             raise _Configured
 
         stop = type("Stop", (self._package.part("callbacks.Callback"),), {"on_fit_start": on_fit_start})()
-        with seeding.aside(), self._at_work("configure_optimizers", configure_optimizers=configure_optimizers):
+        with rng.fork_rng(), self._at_work("configure_optimizers", configure_optimizers=configure_optimizers):
             trainer = self._source.for_training(self._package, *self._length)
             trainer.callbacks.insert(0, stop)
             data = self._data.module(self._package)
@@ -143,7 +143,7 @@ class Fit:
         @functools.wraps(type(self.model).configure_optimizers)
         def configure_optimizers() -> Any:
             # Some strategies seed all generators when they are set up.
-            seeding.restore(generators)
+            rng.restore(generators)
             for callback in trainer().callbacks:
                 if callback.state_key in self._callbacks:
                     callback.load_state_dict(copy.deepcopy(self._callbacks[callback.state_key]))
@@ -196,7 +196,7 @@ class Fit:
         )
         made: list[Any] = []
         self._backwards = 0
-        answer = self._answer(lambda: made[0], seeding.capture())
+        answer = self._answer(lambda: made[0], rng.capture())
         patched = {"training_step": self._training_step(), "configure_optimizers": answer}
         if not self.model.automatic_optimization:
             patched["manual_backward"] = self._manual_backward()
@@ -246,7 +246,7 @@ class Fit:
         self._callbacks = states_of(trainer.callbacks)
         self._metrics = plain(dict(trainer.callback_metrics))
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
-        self._ended = ranks.anyone(bool(trainer.should_stop))
+        self._ended = ranks.any_rank(bool(trainer.should_stop))
 
     # Patches ----------------------------------------------------------------------------------------------------------
 
@@ -351,12 +351,12 @@ def replaced(target: Any, **attributes: Any) -> Iterator[None]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Whatever Lightning does inside, afterwards modes, devices, hooks and Trainers of `model` are as they were."""
     trainers = [(each, vars(each)["_trainer"]) for each in model.modules() if is_a(each, "LightningModule")]
-    footprint = Footprint(model)
+    residue = FrameworkResidue(model)
     try:
         with flags_restored(model):
             yield
     finally:
-        footprint.erase()
+        residue.remove()
         for module, trainer in trainers:
             vars(module)["_trainer"] = trainer
 

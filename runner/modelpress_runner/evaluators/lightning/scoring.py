@@ -16,10 +16,10 @@ from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.lightning.data import Data
 from modelpress_runner.evaluators.lightning.fit import untouched
 from modelpress_runner.evaluators.lightning.package import Package, lightning_code, quiet
-from modelpress_runner.evaluators.lightning.trainer import TrainerSource
+from modelpress_runner.evaluators.lightning.trainer import LightningTrainerSource
 from modelpress_runner.evaluators.score import numbers_in
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
 from modelpress_runner.runtime.preserve import flags_restored
@@ -27,7 +27,7 @@ from modelpress_runner.runtime.preserve import flags_restored
 _INSTEAD = "call self(...) there, or measure the model itself with spec.target.format: eager"
 
 
-def score(source: TrainerSource, data: Data, package: Package, module: Any) -> Score:
+def score(source: LightningTrainerSource, data: Data, package: Package, module: Any) -> Score:
     """What `module`'s test_step logs over the data module's test data, each number over the whole of them.
 
     Raises:
@@ -42,14 +42,14 @@ def score(source: TrainerSource, data: Data, package: Package, module: Any) -> S
         lightning_code(package, f"testing {kind}"),
         untouched(module),
         quiet(package),
-        seeding.aside(),
+        rng.fork_rng(),
         generators.aside({"data": data.module(package)}),
         torch.no_grad(),
     ):
         trainer = source.for_testing(package, on_cpu)
         trainer.test(module, datamodule=data.module(package), verbose=False)
     logged = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
-    return ranks.agreed(_score_in(logged, kind))
+    return ranks.broadcast_object(_score_in(logged, kind))
 
 
 def _score_in(logged: dict[str, torch.Tensor], kind: str) -> Score:
@@ -158,7 +158,7 @@ def _whole_forward(reference: Any, dummy_input: Callable[[], Any]) -> nn.Module 
     parts = [reference, *reference.children()]
     handles = [part.register_forward_hook(note, with_kwargs=True) for part in parts]
     try:
-        with flags_restored(reference), seeding.aside(), torch.no_grad():
+        with flags_restored(reference), rng.fork_rng(), torch.no_grad():
             reference.eval()
             call(reference, dummy_input())
     except Exception:

@@ -14,7 +14,7 @@ from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.lightning.package import Package, is_a, package_of
-from modelpress_runner.evaluators.trace import Call, Traced, call_of, parts_of
+from modelpress_runner.evaluators.trace import RecordedCall, Traced, call_of, parts_of
 from modelpress_runner.runtime import distributed as ranks
 
 Arguments = dict[str, Any]
@@ -30,7 +30,7 @@ _SHOWN = {"enable_checkpointing": "Checkpoint", "enable_progress_bar": "Progress
 _SHOWN |= {"enable_model_summary": "ModelSummary"}
 
 
-class TrainerSource:
+class LightningTrainerSource:
     """How a Trainer comes about: a recorded constructor call, or a function () -> Trainer.
 
     Args:
@@ -43,7 +43,7 @@ class TrainerSource:
 
     def __init__(self, given: Any, resumable: bool) -> None:
         self._given, self._resumable = given, resumable
-        self._call: Call | None = call_of(given)
+        self._call: RecordedCall | None = call_of(given)
         self.package: Package | None = package_of(given, "Trainer")
         if self.package is not None:
             if self._call is None:
@@ -62,7 +62,7 @@ class TrainerSource:
         if self._call is not None:
             self._check(self._call.kwargs)
 
-    def user_objects(self) -> dict[str, Any]:
+    def rng_roots(self) -> dict[str, Any]:
         """What random number generators may be behind."""
         return {"trainer": parts_of(self._given)}
 
@@ -134,7 +134,7 @@ class TrainerSource:
                 f"the Trainer's strategy {name!r} spreads parameters over processes, which cannot be pruned here; use "
                 "'auto' or 'ddp', or DeepSpeed with mp.DeepspeedTorchEvaluator"
             )
-        if not ranks.together():
+        if not ranks.is_distributed():
             wanted = {"devices": _count(given.get("devices")), "num_nodes": int(given.get("num_nodes") or 1)}
             for argument, count in wanted.items():
                 if count > 1:
@@ -201,15 +201,15 @@ def _placed(package: Package, given: Arguments, alone: bool = False) -> Argument
     plugins = [each for each in _listed(given.get("plugins")) if not isinstance(each, kind)]
     local = int(os.environ.get("LOCAL_RANK") or 0)
     out: Arguments = {"plugins": [*plugins, _environment(kind)], "num_nodes": 1, "devices": 1, "strategy": "auto"}
-    if ranks.together() and alone:
+    if ranks.is_distributed() and alone:
         if given.get("accelerator", "auto") != "cpu" and package.part("accelerators.CUDAAccelerator").is_available():
             out["devices"] = [local]
-    elif ranks.together():
+    elif ranks.is_distributed():
         beside = _beside()
         strategy = given.get("strategy", "auto")
         started = isinstance(strategy, str) and any(each in strategy for each in _STARTING)
         out["strategy"] = "ddp" if strategy in ("auto", None) or started else strategy
-        out |= {"devices": beside, "num_nodes": ranks.world() // beside}
+        out |= {"devices": beside, "num_nodes": ranks.world_size() // beside}
     else:
         devices, strategy = given.get("devices"), given.get("strategy")
         if isinstance(devices, list | tuple) or (isinstance(devices, str) and "," in devices):
@@ -224,7 +224,7 @@ def _beside() -> int:
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
-    return ranks.world()
+    return ranks.world_size()
 
 
 def _environment(kind: type) -> Any:
@@ -235,7 +235,7 @@ def _environment(kind: type) -> Any:
         "main_address": property(lambda self: os.environ.get("MASTER_ADDR", "127.0.0.1")),
         "main_port": property(lambda self: int(os.environ.get("MASTER_PORT") or 0)),
         "detect": staticmethod(lambda: False),
-        "world_size": lambda self: ranks.world(),
+        "world_size": lambda self: ranks.world_size(),
         "set_world_size": lambda self, size: None,
         "global_rank": lambda self: ranks.rank(),
         "set_global_rank": lambda self, rank: None,

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from modelpress_runner.evaluators.deepspeed import group
 from modelpress_runner.evaluators.deepspeed.engine import EngineHandle
-from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.framework_residue import FrameworkResidue
 from modelpress_runner.evaluators.transformers.chunks import ChunkedTrainer
 
 
@@ -25,8 +25,8 @@ class PartitionedTrainer:
 
     handle: EngineHandle
 
-    def __init__(self, trainer: Trainer, model: nn.Module, footprint: Footprint) -> None:
-        self._trainer, self._model, self._footprint = trainer, model, footprint
+    def __init__(self, trainer: Trainer, model: nn.Module, residue: FrameworkResidue) -> None:
+        self._trainer, self._model, self._residue = trainer, model, residue
         # The Trainer fills in what is "auto" for this model and this length of training; the next ones are others.
         self._config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config
         self._given = copy.deepcopy(self._config.config)
@@ -42,7 +42,7 @@ class PartitionedTrainer:
                 made.append(make())
             return made[0].wrapped
 
-        self.handle = EngineHandle(self._model, engine, self._footprint)
+        self.handle = EngineHandle(self._model, engine, self._residue)
         self._made = True
         return made[0]
 

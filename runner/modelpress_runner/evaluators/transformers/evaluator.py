@@ -12,11 +12,11 @@ from transformers import Trainer
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
-from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.framework_residue import FrameworkResidue
 from modelpress_runner.evaluators.transformers import scoring
 from modelpress_runner.evaluators.transformers.chunks import ChunkedTrainer, LossPatch
-from modelpress_runner.evaluators.transformers.trainer import TrainerSource
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.evaluators.transformers.trainer import TransformersTrainerSource
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.preserve import flags_restored
 from modelpress_runner.usercode.calling import user_code
 
@@ -54,7 +54,7 @@ class TransformersEvaluator(Evaluator):
         metric: str | None = None,
         resumable: bool = True,
     ) -> None:
-        self._source = TrainerSource(trainer, resumable)
+        self._source = TransformersTrainerSource(trainer, resumable)
         self.dummy_input = dummy_input
         self.resumable = resumable
         self._metric = metric
@@ -62,7 +62,7 @@ class TransformersEvaluator(Evaluator):
         self._reference: nn.Module | None = None  # the user's model, of the class that the Trainer was meant for
         self._scorer: Trainer | None = None  # evaluates models that are not bound
         self._chunks: ChunkedTrainer | None = None
-        self._bound: tuple[nn.Module, Footprint, Trainer] | None = None
+        self._bound: tuple[nn.Module, FrameworkResidue, Trainer] | None = None
         self._partitioned: PartitionedTrainer | None = None
         self._handles: list[Any] = []
 
@@ -81,13 +81,13 @@ class TransformersEvaluator(Evaluator):
             return True
         return getattr(trainer, data) is not None or getattr(type(trainer), loader) is not getattr(Trainer, loader)
 
-    def user_objects(self) -> dict[str, Any]:
-        return self._source.user_objects()
+    def rng_roots(self) -> dict[str, Any]:
+        return self._source.rng_roots()
 
-    def resolve(self, model: nn.Module) -> None:
+    def record_parameter_names(self, model: nn.Module) -> None:
         self._reference, self._scorer = model, None
 
-    def enter_training(self, max_steps: int | None, max_epochs: int | None) -> None:
+    def on_training_begin(self, max_steps: int | None, max_epochs: int | None) -> None:
         self._length = (max_steps, max_epochs)
 
     @property
@@ -114,26 +114,26 @@ class TransformersEvaluator(Evaluator):
     def bind(self, model: nn.Module) -> None:
         if self._bound is not None:
             raise RuntimeError("the evaluator is already bound; unbind it first")
-        footprint = Footprint(model, scoring.FOREIGN)
+        residue = FrameworkResidue(model, scoring.FOREIGN)
         try:
             trainer = self._source.make(model)
-            self._bound = (model, footprint, trainer)
+            self._bound = (model, residue, trainer)
             if self.can_train:
                 with user_code("preparing the Trainer"):
-                    self._prepare(trainer, model, footprint)
+                    self._prepare(trainer, model, residue)
         except BaseException:
             self.unbind()
-            footprint.erase()
+            residue.remove()
             raise
 
-    def _prepare(self, trainer: Trainer, model: nn.Module, footprint: Footprint) -> None:
+    def _prepare(self, trainer: Trainer, model: nn.Module, residue: FrameworkResidue) -> None:
         length = self._length
         if not trainer.is_deepspeed_enabled:
             self._chunks = ChunkedTrainer(trainer, *length)
             return
         from modelpress_runner.evaluators.transformers.deepspeed import PartitionedTrainer
 
-        self._partitioned = PartitionedTrainer(trainer, model, footprint)
+        self._partitioned = PartitionedTrainer(trainer, model, residue)
         self._chunks = self._partitioned.prepare(lambda: ChunkedTrainer(trainer, *length))
 
     def unbind(self) -> None:
@@ -148,9 +148,9 @@ class TransformersEvaluator(Evaluator):
                 self._partitioned.close()
         finally:
             if self._bound is not None:
-                model, footprint, _ = self._bound
+                model, residue, _ = self._bound
                 scoring.unwrap(model)
-                footprint.erase()
+                residue.remove()
             self._chunks = self._partitioned = self._bound = None
             self._length = (None, None)
 
@@ -179,18 +179,18 @@ class TransformersEvaluator(Evaluator):
                 reverted.enter_context(ProcessGroup())
             elif self._partitioned is not None:
                 reverted.enter_context(self._partitioned.quiet())
-            for context in (flags_restored(model), seeding.aside(), torch.no_grad(), user_code("Trainer.evaluate")):
+            for context in (flags_restored(model), rng.fork_rng(), torch.no_grad(), user_code("Trainer.evaluate")):
                 reverted.enter_context(context)
             metrics = scoring.evaluate(trainer, model, prepared=bound and self._chunks is not None)
         return scoring.score_from(metrics, self._metric)
 
     def _make_scorer(self, model: nn.Module) -> Trainer:
         reference = model if self._reference is None else self._reference
-        footprint = Footprint(reference, scoring.FOREIGN)
+        residue = FrameworkResidue(reference, scoring.FOREIGN)
         try:
             self._scorer = self._source.make(reference)
         finally:
-            footprint.erase()
+            residue.remove()
         return self._scorer
 
     def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
@@ -242,9 +242,9 @@ class TransformersEvaluator(Evaluator):
         return parameter.grad if self._partitioned is None else self._partitioned.handle.gradient(parameter)
 
     @contextlib.contextmanager
-    def whole_parameters(self, modify: bool = False) -> Iterator[None]:
+    def gathered_parameters(self, modify: bool = False) -> Iterator[None]:
         if self._partitioned is None:
             yield
             return
-        with self._partitioned.handle.whole_parameters(modify):
+        with self._partitioned.handle.gathered_parameters(modify):
             yield

@@ -17,7 +17,7 @@ from modelpress.api.v1alpha1 import DEFAULT_METRIC
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.deepspeed import engine as deepspeed_engine
-from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.framework_residue import FrameworkResidue
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.transformers.trainer import takes
 
@@ -99,7 +99,7 @@ def unwrap(model: nn.Module) -> None:
 def _instead(trainer: Trainer, model: nn.Module) -> Iterator[None]:
     """Inside, the trainer is one for `model`, prepared for evaluation only."""
     accelerator = trainer.accelerator
-    footprint = Footprint(model, FOREIGN)
+    residue = FrameworkResidue(model, FOREIGN)
     before = {name: getattr(trainer, name) for name in ("model", "model_wrapped", "is_deepspeed_enabled")}
     models, timed = accelerator._models, vars(trainer).pop("model_preparation_time", None)
     trainer.model = trainer.model_wrapped = model
@@ -112,7 +112,7 @@ def _instead(trainer: Trainer, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         unwrap(model)
-        footprint.erase()
+        residue.remove()
         accelerator._models = models
         for name, value in before.items():
             setattr(trainer, name, value)

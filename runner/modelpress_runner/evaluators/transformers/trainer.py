@@ -18,8 +18,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy
 
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.evaluators.trace import Call, Plan, call_of
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.evaluators.trace import RebuildPlan, RecordedCall, call_of
+from modelpress_runner.runtime import rng
 from modelpress_runner.usercode.calling import user_code
 
 _DEFAULT_SAVE_STEPS = 500
@@ -33,7 +33,7 @@ _BEHIND = (  # where a user's own random number generators may be
 )
 
 
-class TrainerSource:
+class TransformersTrainerSource:
     """How a Trainer comes about: a recorded constructor call, or a function (model) -> Trainer.
 
     Args:
@@ -46,7 +46,7 @@ class TrainerSource:
 
     def __init__(self, given: Any, resumable: bool) -> None:
         self._given, self._resumable = given, resumable
-        self._plan: Plan | None = None
+        self._plan: RebuildPlan | None = None
         if isinstance(given, Trainer):
             if call_of(given) is None:
                 kind = type(given).__name__
@@ -67,17 +67,17 @@ class TrainerSource:
         """The user's own Trainer, if he gave one."""
         return self._given if isinstance(self._given, Trainer) else None
 
-    def user_objects(self) -> dict[str, Any]:
+    def rng_roots(self) -> dict[str, Any]:
         """What random number generators may be behind."""
         if self.trainer is None:
             return {"trainer": self._given}
         own = {name: getattr(self.trainer, name, None) for name in _BEHIND}
         return {"trainer": type(self.trainer), **own, "callbacks": list(self.trainer.callback_handler.callbacks)}
 
-    def _recorded(self, trainer: Trainer) -> Plan:
+    def _recorded(self, trainer: Trainer) -> RebuildPlan:
         """The recorded call, with names in place of the parts of the Trainer's model."""
         _check_schedulers(call_of(trainer))
-        plan = Plan.of([trainer], trainer.model)
+        plan = RebuildPlan.of([trainer], trainer.model)
         [root] = plan.roots
         call, args, kwargs = plan.calls[root]
         plan.calls[root] = (dataclasses.replace(call, factory=_quietly(call.factory)), args, kwargs)
@@ -93,7 +93,7 @@ class TrainerSource:
         # accelerate refuses a second Trainer with a DeepSpeed configuration as long as it remembers the first one.
         if AcceleratorState._shared_state.get("deepspeed_plugins") is not None:
             AcceleratorState._reset_state()
-        with seeding.aside(), user_code("making the Trainer again"):
+        with rng.fork_rng(), user_code("making the Trainer again"):
             if self._plan is not None:
                 [trainer] = self._plan.build(model)
             else:
@@ -175,7 +175,7 @@ def _silence(trainer: Trainer) -> None:
         trainer.remove_callback(shown)
 
 
-def _check_schedulers(call: Call | None) -> None:
+def _check_schedulers(call: RecordedCall | None) -> None:
     for value in _values(() if call is None else (call.args, call.kwargs)):
         if isinstance(value, torch.optim.lr_scheduler.LRScheduler) and call_of(value) is None:
             kind = type(value).__name__

@@ -19,13 +19,13 @@ class PruneMethod:
 
     Attributes:
         name: of its row.
-        also: types besides the row's that an entry may name.
-        comparable: scores of different layers are of one kind; a global ranking takes them as they are.
+        extra_op_types: types besides the row's that an entry may name.
+        globally_comparable: scores of different layers are of one kind; a global ranking takes them as they are.
     """
 
     name: ClassVar[str]
-    also: ClassVar[tuple[str, ...]] = ()
-    comparable: ClassVar[bool] = False
+    extra_op_types: ClassVar[tuple[str, ...]] = ()
+    globally_comparable: ClassVar[bool] = False
 
     @property
     def facts(self) -> Algorithm:
@@ -54,13 +54,13 @@ class PruneMethod:
 class Collector(Protocol):
     """Gathers the scores of one module from training steps over the frozen model."""
 
-    def start(self) -> None:
+    def attach(self) -> None:
         """The evaluator is bound: hooks can be put in place; they go when it is unbound."""
 
-    def step(self) -> None:
+    def update(self) -> None:
         """A training step has run forward and backward; gradients are there, and parameters are whole."""
 
-    def total(self) -> torch.Tensor:
+    def compute(self) -> torch.Tensor:
         """This rank's scores of all steps together, as PruneMethod.score gives them.
 
         Raises:

@@ -26,43 +26,44 @@ def removed_count(size: int, sparsity: float) -> int:
 class Candidates:
     """What is ranked together inside one layer or dependency group.
 
-    Shapes: all (n,). `weights` says how many channels (or weights) go with each; `gone` those that earlier rounds
-    removed, which stay removed whatever their score.
+    Shapes: all (n,). `weights` says how many channels (or weights) go with each; `already_pruned` those that earlier
+    rounds removed, which stay removed whatever their score.
     """
 
     scores: torch.Tensor
     weights: torch.Tensor
-    gone: torch.Tensor
+    already_pruned: torch.Tensor
 
 
 def remove_local(one: Candidates, sparsity: float) -> torch.Tensor:
     """Bool (n,): the floor(n * sparsity) lowest scores; of equal ones those of lower index. At least one is left."""
-    order = _order(rounded(one.scores), one.gone)
-    removed = one.gone.clone()
+    order = _order(rounded(one.scores), one.already_pruned)
+    removed = one.already_pruned.clone()
     removed[order[: removed_count(len(order), sparsity)]] = True
     return removed
 
 
-def remove_global(many: Sequence[Candidates], sparsity: float, comparable: bool = False) -> list[torch.Tensor]:
+def remove_global(many: Sequence[Candidates], sparsity: float, globally_comparable: bool = False) -> list[torch.Tensor]:
     """As `remove_local`, in one ranking over all members; each of them keeps at least one.
 
     Removed is the longest run of lowest scores whose weights stay within floor(total weight * sparsity). To compare
     layers, a layer's scores are divided by their L2 norm: s_i / sqrt(sum_j s_j^2) (Molchanov et al. 2016, arXiv
-    1611.06440, eq. 7). A layer whose scores are all zero keeps them. `comparable` scores are taken as they are.
+    1611.06440, eq. 7). A layer whose scores are all zero keeps them. With `globally_comparable` they are
+    taken as they are.
     """
-    scores = torch.cat([rounded(one.scores if comparable else one.scores / _norm(one.scores)) for one in many])
+    scores = torch.cat([rounded(one.scores if globally_comparable else one.scores / _norm(one.scores)) for one in many])
     weights = torch.cat([one.weights for one in many])
-    gone = torch.cat([one.gone for one in many])
+    already_pruned = torch.cat([one.already_pruned for one in many])
     # The best of each member is out of the ranking: it is what the member keeps at least.
-    safe = torch.zeros_like(gone)
+    safe = torch.zeros_like(already_pruned)
     start = 0
     for one in many:
-        safe[start + int(_order(rounded(one.scores), one.gone)[-1])] = True
+        safe[start + int(_order(rounded(one.scores), one.already_pruned)[-1])] = True
         start += len(one.scores)
-    order = _order(scores, gone)
+    order = _order(scores, already_pruned)
     order = order[~safe[order]]
     limit = math.floor(float(weights.sum()) * sparsity + 1e-6)
-    removed = gone.clone()
+    removed = already_pruned.clone()
     removed[order[torch.cumsum(weights[order], 0) <= limit]] = True
     return list(torch.split(removed, [len(one.scores) for one in many]))
 
@@ -72,5 +73,5 @@ def _norm(scores: torch.Tensor) -> torch.Tensor:
     return norm if norm > 0 else torch.ones_like(norm)
 
 
-def _order(scores: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
-    return torch.sort(scores.masked_fill(gone, -math.inf), stable=True).indices
+def _order(scores: torch.Tensor, already_pruned: torch.Tensor) -> torch.Tensor:
+    return torch.sort(scores.masked_fill(already_pruned, -math.inf), stable=True).indices

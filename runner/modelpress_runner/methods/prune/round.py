@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.groups import Coupling, DependencyGroup
+from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.edits.axes import AxisView, axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidSpecError
@@ -52,7 +52,7 @@ class Round:
 
 
 @dataclass
-class Outcome:
+class RoundOutcome:
     """The masks of one round, new tensors; how much each selected module lost; what a user should know."""
 
     masks: Masks
@@ -72,35 +72,40 @@ class _Pool:
 
 
 def round_masks(
-    model: nn.Module, selection: Selection, coupling: Coupling | None, masks: Masks, round_: Round, path: str
-) -> Outcome:
+    model: nn.Module,
+    selection: Selection,
+    dependencies: ChannelDependencies | None,
+    masks: Masks,
+    round_: Round,
+    path: str,
+) -> RoundOutcome:
     """The masks after this round, on top of `masks`. `model` stays as it is.
 
-    Without a coupling each module is masked alone. With one, modules whose output channels hang together lose the same
-    channels, scored by the mean over the group's selected modules, at the smallest of their sparsities, and the masks
-    cover everything that a shrink would take: norms that follow and input channels of the next layers too.
+    Without dependencies each module is masked alone. With them, modules whose output channels depend on each other lose
+    the same channels, scored by the mean over the group's selected modules, at the smallest of their sparsities, and
+    the masks cover everything that a shrink would take: norms that follow and input channels of the next layers too.
 
     Raises:
         InvalidSpecError: a module that is selected by name cannot lose channels, modules of a group want different
             methods or scopes, or no selected module can be pruned.
     """
-    outcome = Outcome({name: dict(tensors) for name, tensors in masks.items()}, notes=list(selection.notes))
+    outcome = RoundOutcome({name: dict(tensors) for name, tensors in masks.items()}, notes=list(selection.notes))
     structured = {n: c for n, c in selection.choices.items() if method(c.algorithm).structured}
     pools = [
         _alone(model, choice, outcome, round_)
         for name, choice in selection.choices.items()
-        if coupling is None or name not in structured
+        if dependencies is None or name not in structured
     ]
-    units = torch.zeros(coupling.unit_count if coupling else 0, dtype=torch.bool)
-    if coupling is not None and structured:
-        groups = _groups(coupling, structured, selection.excluded, outcome, path)
-        pools += [_together(model, group, coupling, structured, units, outcome, round_, path) for group in groups]
+    units = torch.zeros(dependencies.unit_count if dependencies else 0, dtype=torch.bool)
+    if dependencies is not None and structured:
+        groups = _groups(dependencies, structured, selection.excluded, outcome, path)
+        pools += [_together(model, group, dependencies, structured, units, outcome, round_, path) for group in groups]
     outcome.notes += _decide(pools)
-    if coupling is not None and structured:
+    if dependencies is not None and structured:
         outcome.units = units
-        cover(outcome.masks, model, coupling, units)
+        cover(outcome.masks, model, dependencies, units)
         for name in structured:
-            axis = coupling.output(name)
+            axis = dependencies.output(name)
             if axis is not None:
                 outcome.removed[name] = (int(units[axis.vector].sum()), len(axis.units))
     return outcome
@@ -127,10 +132,10 @@ def removed_channels(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.
     return gone
 
 
-def removed_units(model: nn.Module, coupling: Coupling, masks: Masks) -> torch.Tensor:
+def removed_units(model: nn.Module, dependencies: ChannelDependencies, masks: Masks) -> torch.Tensor:
     """Bool, one for each unit: those that the masks cover wholly and that may be removed."""
-    covered = ~coupling.stays
-    for axis in coupling.axes:
+    covered = ~dependencies.stays
+    for axis in dependencies.axes:
         if not covered[axis.vector].any():
             continue  # perhaps of a kind that has no channels to cut
         view = axis_of(model, axis.module, axis.axis)
@@ -142,7 +147,7 @@ def removed_units(model: nn.Module, coupling: Coupling, masks: Masks) -> torch.T
 # One layer, or one group ----------------------------------------------------------------------------------------------
 
 
-def _alone(model: nn.Module, choice: Choice, outcome: Outcome, round_: Round) -> _Pool:
+def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round) -> _Pool:
     name, pruner = choice.module, method(choice.algorithm)
     module = model.get_submodule(name)
     scores = round_.scores(model, choice)
@@ -177,10 +182,10 @@ def _alone(model: nn.Module, choice: Choice, outcome: Outcome, round_: Round) ->
 def _together(
     model: nn.Module,
     group: DependencyGroup,
-    coupling: Coupling,
+    dependencies: ChannelDependencies,
     choices: dict[str, Choice],
     units: torch.Tensor,
-    outcome: Outcome,
+    outcome: RoundOutcome,
     round_: Round,
     path: str,
 ) -> _Pool:
@@ -190,7 +195,7 @@ def _together(
     count, gone = torch.zeros_like(total), torch.ones(len(group.units), dtype=torch.bool)
     away = gone.clone()
     for choice in members:
-        axis = coupling.output(choice.module)
+        axis = dependencies.output(choice.module)
         assert axis is not None  # a member of a group has one
         inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
         where, channels = (torch.tensor(column) for column in zip(*inside, strict=True))
@@ -226,11 +231,11 @@ def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
     every, left = pool.candidates, ~away
 
     def apply(removed: torch.Tensor) -> None:
-        whole = every.gone.clone()
+        whole = every.already_pruned.clone()
         whole[left] = removed
         pool.apply(whole)
 
-    some = Candidates(every.scores[left], every.weights[left], every.gone[left])
+    some = Candidates(every.scores[left], every.weights[left], every.already_pruned[left])
     return _Pool(some, pool.choice, pool.sparsity, apply)
 
 
@@ -250,7 +255,7 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
             if 0 < pool.sparsity == pool.choice.sparsity and not removed.any():
                 whole[pool.sparsity, len(removed)].append(pool.choice.module)
     for (algorithm, sparsity), members in shared.items():
-        parts = remove_global([m.candidates for m in members], sparsity, method(algorithm).comparable)
+        parts = remove_global([m.candidates for m in members], sparsity, method(algorithm).globally_comparable)
         for pool, gone in zip(members, parts, strict=True):
             pool.apply(gone)
         if 0 < sparsity == members[0].choice.sparsity and not any(gone.any() for gone in parts):
@@ -266,12 +271,16 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
 
 
 def _groups(
-    coupling: Coupling, choices: dict[str, Choice], excluded: frozenset[str], outcome: Outcome, path: str
+    dependencies: ChannelDependencies,
+    choices: dict[str, Choice],
+    excluded: frozenset[str],
+    outcome: RoundOutcome,
+    path: str,
 ) -> list[DependencyGroup]:
     """The groups whose producers are all selected and of which nothing is excluded; says why the others stay."""
     chosen: list[DependencyGroup] = []
     blocked: dict[str, str] = {}
-    for group in coupling.groups:
+    for group in dependencies.groups:
         selected = [name for name in (*group.producers, *group.followers) if name in choices]
         if not selected:
             continue
@@ -280,32 +289,32 @@ def _groups(
             chosen.append(group)
         else:
             blocked |= dict.fromkeys(selected, f"{_list(selected)} {reason}")
-    for reason in dict.fromkeys(coupling.refuted.values()):
-        axes = [coupling.output(name) for name in choices]
-        names = [a.module for a in axes if a and reason in {coupling.refuted.get(unit) for unit in a.units}]
+    for reason in dict.fromkeys(dependencies.refuted.values()):
+        axes = [dependencies.output(name) for name in choices]
+        names = [a.module for a in axes if a and reason in {dependencies.refuted.get(unit) for unit in a.units}]
         blocked |= dict.fromkeys(names, f"{_list(names)} cannot lose channels: {reason}")
     free = {name for group in chosen for name in (*group.producers, *group.followers)}
     for name, choice in choices.items():
         if name in free:
             continue
-        reason = blocked.get(name) or f"'{name}' cannot lose channels: {_frozen_reason(coupling, name)}"
+        reason = blocked.get(name) or f"'{name}' cannot lose channels: {_frozen_reason(dependencies, name)}"
         if choice.named:
             raise InvalidSpecError(reason, f"{path}.configList[{choice.entry}].opNames")
         note = f"Left as it was: {reason}"
         if note not in outcome.notes:
             outcome.notes.append(note)
-    if not chosen and not coupling.refuted:
+    if not chosen and not dependencies.refuted:
         why = "; ".join(note.removeprefix("Left as it was: ") for note in outcome.notes[:3])
         raise InvalidSpecError(f"no selected module can lose channels: {why}", f"{path}.configList")
     return chosen
 
 
-def prunable(coupling: Coupling, selection: Selection) -> list[tuple[DependencyGroup, list[Choice]]]:
+def prunable(dependencies: ChannelDependencies, selection: Selection) -> list[tuple[DependencyGroup, list[Choice]]]:
     """The dependency groups that lose channels, each with the choices of its selected modules."""
     choices = {name: c for name, c in selection.choices.items() if method(c.algorithm).structured}
     return [
         (group, [choices[name] for name in (*group.producers, *group.followers) if name in choices])
-        for group in coupling.groups
+        for group in dependencies.groups
         if any(name in choices for name in (*group.producers, *group.followers))
         and _obstacle(group, choices, selection.excluded) is None
     ]
@@ -321,11 +330,13 @@ def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: froz
     return None
 
 
-def _frozen_reason(coupling: Coupling, name: str) -> str:
-    axis = coupling.output(name)
+def _frozen_reason(dependencies: ChannelDependencies, name: str) -> str:
+    axis = dependencies.output(name)
     if axis is None:
         return "the dummy input does not reach it"
-    return next((coupling.frozen[unit] for unit in axis.units if unit in coupling.frozen), "nothing makes its channels")
+    return next(
+        (dependencies.frozen[unit] for unit in axis.units if unit in dependencies.frozen), "nothing makes its channels"
+    )
 
 
 def _list(names: list[str]) -> str:
@@ -352,9 +363,9 @@ def _cover(masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torc
         _multiply(masks, owner, view.owner, parameter, view.keep_mask(parameter, tensor, kept))
 
 
-def cover(masks: Masks, model: nn.Module, coupling: Coupling, units: torch.Tensor) -> None:
+def cover(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> None:
     """Masks everything that a shrink of the units, bool (units,), would take away of `model`."""
-    for axis, kept in coupling.kept(units):
+    for axis, kept in dependencies.kept(units):
         _cover(masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept)
 
 

@@ -40,7 +40,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class _Draft:
+class _ChoiceDraft:
     algorithm: str
     sparsity: float | None
     scope: str
@@ -67,7 +67,7 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
             it, or is named and has a computed weight.
     """
     modules = dict(model.named_modules())
-    drafts: dict[str, _Draft] = {}
+    drafts: dict[str, _ChoiceDraft] = {}
     excluded: set[str] = set()
     for number, entry in enumerate(prune.config_list):
         where = f"{path}.configList[{number}]"
@@ -76,7 +76,7 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
             excluded.update(names)
             continue
         for name in names:
-            before = drafts.get(name) or _Draft(
+            before = drafts.get(name) or _ChoiceDraft(
                 prune.algorithm, prune.sparsity, prune.scope, prune.schedule, number, False
             )
             given = {
@@ -109,7 +109,7 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
     return Selection(choices, frozenset(excluded), tuple(notes))
 
 
-def _choice(name: str, module: nn.Module, draft: _Draft, path: str) -> Choice:
+def _choice(name: str, module: nn.Module, draft: _ChoiceDraft, path: str) -> Choice:
     where = f"{path}.configList[{draft.entry}]"
     if draft.sparsity is None:
         raise InvalidSpecError(
@@ -124,7 +124,7 @@ def _choice(name: str, module: nn.Module, draft: _Draft, path: str) -> Choice:
             f"{where}.schedule.initialSparsity",
         )
     pruner = method(draft.algorithm)
-    if not _is_of(module, (*pruner.op_types, *pruner.also)):
+    if not _is_of(module, (*pruner.op_types, *pruner.extra_op_types)):
         raise InvalidSpecError(f"'{name}' is a {type(module).__name__}; {_prunes(pruner)}", f"{where}.opTypes")
     return Choice(name, draft.algorithm, draft.sparsity, draft.scope, schedule, draft.entry, draft.named)
 
@@ -226,7 +226,7 @@ def _is_of(module: nn.Module, types: tuple[str, ...]) -> bool:
 
 
 def _prunes(pruner: PruneMethod) -> str:
-    return f"{pruner.name} prunes {', '.join((*pruner.op_types, *pruner.also))}"
+    return f"{pruner.name} prunes {', '.join((*pruner.op_types, *pruner.extra_op_types))}"
 
 
 def _of_those(entry: ConfigEntry) -> str:

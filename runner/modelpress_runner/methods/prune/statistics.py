@@ -17,13 +17,13 @@ from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice, Selection
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
-from modelpress_runner.training.frozen import training_passes
+from modelpress_runner.runtime import rng
+from modelpress_runner.training.frozen import scoring_passes
 
 DEFAULT_STEPS = ScoreSettings().steps
 NO_DUMMY_INPUT = (
-    "shrinking needs a dummy_input to find out which channels hang together; give the evaluator one, or set speedup: "
-    "false"
+    "shrinking needs a dummy_input to find out which channels depend on each other; give the evaluator one, or set "
+    "speedup: false"
 )
 _COLLECTING = 2**30  # part of the seed: the streams of collecting are others than those of the recipe's steps
 
@@ -46,7 +46,7 @@ def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_inpu
             what = f"{pruner.name} scores by the {pruner.facts.data} of training steps"
             if evaluator is None:
                 raise InvalidSpecError(f"{what}, but there is no evaluator; give one that can train", where)
-            evaluator.enter_stage("prune", pruner.name)
+            evaluator.on_stage_begin("prune", pruner.name)
             if not evaluator.can_train:
                 raise InvalidSpecError(
                     f"{what}, but the evaluator cannot train; give it {evaluator.train_needs}, or take an algorithm "
@@ -105,19 +105,19 @@ def collect(context: StageContext, selection: Selection, steps: int, part: tuple
 
     def start() -> None:
         for each in collectors.values():
-            each.start()
+            each.attach()
 
     def step() -> None:
-        with evaluator.whole_parameters():
+        with evaluator.gathered_parameters():
             for each in collectors.values():
-                each.step()
+                each.update()
 
-    evaluator.enter_stage("prune", choices[0].algorithm)
+    evaluator.on_stage_begin("prune", choices[0].algorithm)
     stage, number = part
     try:
-        with seeding.aside(seeding.derive(seeding.derive(context.seed, _COLLECTING + stage), number)):
-            training_passes(context.model, evaluator, steps, before_step=step, bound=start, stop=context.stop)
-        scores = {name: ranks.mean(each.total()) for name, each in collectors.items()}
+        with rng.fork_rng(rng.derive(rng.derive(context.seed, _COLLECTING + stage), number)):
+            scoring_passes(context.model, evaluator, steps, before_step=step, bound=start, stop=context.stop)
+        scores = {name: ranks.all_reduce_mean(each.compute()) for name, each in collectors.items()}
     except CompressionError as error:
         raise error if error.path else CompressionError(str(error), f"{path}.algorithm") from error
     context.report(f"scored {len(scores)} modules by {steps} training steps")

@@ -36,16 +36,16 @@ def __getattr__(name: str) -> Any:
         def __init__(self, name: str, module: nn.Module, evaluator: Evaluator) -> None:
             self.name, self.evaluator, self.total_ = name, evaluator, torch.zeros(module.out_features).double()
 
-        def start(self) -> None:
+        def attach(self) -> None:
             self.hook = ForwardHook(lambda buffer, module, args, output: buffer.append(output.detach().double()))
             self.evaluator.register_forward_hook(self.name, self.hook)
 
-        def step(self) -> None:
+        def update(self) -> None:
             for output in self.hook.buffer:
                 self.total_ = self.total_ + output.flatten(0, -2).abs().mean(dim=0).cpu()
             self.hook.buffer.clear()
 
-        def total(self) -> torch.Tensor:
+        def compute(self) -> torch.Tensor:
             return self.total_
 
     class MeanActivation(DataDrivenMethod):

@@ -165,7 +165,7 @@ def test_low_precision_trains_full_precision_weights(new_task, stage):
     with training_session(task.model, evaluator, {"0": {"weight": mask}}) as session:
         session.train(max_epochs=1)
         values = evaluator._bound.exact_values()
-        with evaluator.whole_parameters():
+        with evaluator.gathered_parameters():
             assert task.model[0].weight.dtype == torch.bfloat16
             rounded = task.model[0].weight.detach().clone()
     weight = task.model[0].weight
@@ -186,14 +186,14 @@ def test_state_in_low_precision_keeps_what_the_model_cannot(new_task, stage):
         with training_session(task.model, evaluator, {}) as session:
             if resumed:
                 evaluator.load_state_dict(kept["trainer"])
-                with evaluator.whole_parameters(modify=True), torch.no_grad():
+                with evaluator.gathered_parameters(modify=True), torch.no_grad():
                     for parameter, value in zip(task.model.parameters(), kept["model"], strict=True):
                         parameter.data.copy_(value)
                 evaluator.load_state_dict(kept["trainer"])
             else:
                 torch.manual_seed(1)
                 session.train(max_epochs=1)
-                with evaluator.whole_parameters():
+                with evaluator.gathered_parameters():
                     kept["model"] = [parameter.detach().clone() for parameter in task.model.parameters()]
                 kept["trainer"] = evaluator.state_dict()
             torch.manual_seed(2)
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_deepspeeds_is_where_it_starts(new_task, tmp_path, stage
 
     fresh = new_task(stage)
     later = fresh.evaluator(optimizer=factory, resume_from_checkpoint_args={"load_dir": str(tmp_path), "tag": "first"})
-    later.resolve(fresh.model)
+    later.record_parameter_names(fresh.model)
     assert all(torch.equal(value, trained[name]) for name, value in fresh.model.state_dict().items())
     with torch.no_grad():
         fresh.model[0].weight.mul_(0.5)
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_deepspeeds_is_where_it_starts(new_task, tmp_path, stage
     later.unbind()
     missing = fresh.evaluator(resume_from_checkpoint_args={"load_dir": str(tmp_path / "elsewhere")})
     with pytest.raises(InvalidModelError, match=r"no checkpoint of DeepSpeed in .*elsewhere"):
-        missing.resolve(fresh.model)
+        missing.record_parameter_names(fresh.model)
     assert not distributed.is_initialized()
 
 

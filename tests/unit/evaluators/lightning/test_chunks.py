@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 import modelpress as mp
 from modelpress_runner.evaluators.lightning.package import Package, quiet
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Any:
-    with seeding.aside(0):
+    with rng.fork_rng(0):
         yield
 
 
@@ -27,7 +27,7 @@ def one_fit(model: pl.LightningModule, data: pl.LightningDataModule | None = Non
     arguments = {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0, **arguments}
     for name in ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"):
         arguments.setdefault(name, False)
-    with quiet(Package("lightning.pytorch")), seeding.aside(7):
+    with quiet(Package("lightning.pytorch")), rng.fork_rng(7):
         trainer = pl.Trainer(**arguments)
         trainer.fit(model, datamodule=data or Clouds())
     return trainer
@@ -45,23 +45,23 @@ def in_chunks(
 
     def begin() -> mp.LightningEvaluator:
         made = evaluator(data=data() if data else None, **arguments)
-        made.resolve(model)
-        made.enter_training(*((None, sum(chunks)) if unit == "epochs" else (sum(chunks), None)))
+        made.record_parameter_names(model)
+        made.on_training_begin(*((None, sum(chunks)) if unit == "epochs" else (sum(chunks), None)))
         made.bind(model)
         return made
 
-    with seeding.aside(7):
+    with rng.fork_rng(7):
         ours = begin()
         for number, size in enumerate(chunks):
             if number == resume_at:
                 buffer = io.BytesIO()
-                torch.save({"state": ours.state_dict(), "generators": seeding.capture()}, buffer)
+                torch.save({"state": ours.state_dict(), "generators": rng.capture()}, buffer)
                 ours.unbind()
-                seeding.seed_all(99)
+                rng.seed_all(99)
                 ours = begin()
                 saved = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
                 ours.load_state_dict(saved["state"])
-                seeding.restore(saved["generators"])
+                rng.restore(saved["generators"])
             ours.train(max_epochs=size) if unit == "epochs" else ours.train(max_steps=size)
             for parameter in model.parameters():
                 parameter.grad = None
@@ -152,7 +152,7 @@ def test_a_random_split_in_setup_is_the_same_every_time():
     model = net()
     ours = evaluator(data=lambda: Split())
     for seed in (1, 2):
-        with seeding.aside(seed):
+        with rng.fork_rng(seed):
             ours.bind(model)
             ours.train(max_epochs=1)
             ours.train(max_epochs=1)

@@ -13,13 +13,13 @@ from lightning_task import Net, evaluator, net
 
 from modelpress_runner.errors import UserCodeError
 from modelpress_runner.process.stopping import StopFlag, Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.training.run import training_session
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Any:
-    with seeding.aside(0):
+    with rng.fork_rng(0):
         yield
 
 

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.trace import call_of
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Any:
-    with seeding.aside(0):
+    with rng.fork_rng(0):
         yield
 
 
@@ -253,7 +253,7 @@ def test_a_whole_fit_may_have_callbacks_that_need_it():
     averaging = pl.callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1)
     ours, model = evaluator(resumable=False, callbacks=[averaging]), net()
     assert not ours.resumable
-    ours.enter_training(None, 3)
+    ours.on_training_begin(None, 3)
     ours.bind(model)
     ours.train(max_epochs=3)
     ours.unbind()

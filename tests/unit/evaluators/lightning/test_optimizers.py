@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from lightning_task import Clouds, Net, evaluator, net
 
 from modelpress_runner.errors import InvalidModelError, UserCodeError
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Any:
-    with seeding.aside(0):
+    with rng.fork_rng(0):
         yield
 
 
@@ -103,7 +103,7 @@ def test_configure_optimizers_is_asked_once_per_binding():
     ours.train(max_epochs=1)
     ours.train(max_epochs=1)
     ours.unbind()
-    ours.enter_training(None, 2)
+    ours.on_training_begin(None, 2)
     ours.bind(model)
     ours.unbind()
     assert asked == [(4, 24), (2, 12)]

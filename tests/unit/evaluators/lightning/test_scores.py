@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import modelpress as mp
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export.pt2.program import export_program, open_program
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 
 def expected(model: Any) -> float:
@@ -86,7 +86,7 @@ def test_a_model_without_test_step_cannot_be_scored():
 
     ours = evaluator()
     assert ours.can_evaluate
-    ours.introduce(Untested())
+    ours.attach_model(Untested())
     assert ours.can_train
     assert not ours.can_evaluate
     with pytest.raises(InvalidModelError, match="Untested has no test_step; define it"):
@@ -138,7 +138,7 @@ def test_a_program_is_scored_in_place_of_the_forward(tmp_path, through):
     wrong.through = through
     program = _program(right, tmp_path)
     ours = evaluator()
-    ours.introduce(wrong)
+    ours.attach_model(wrong)
     before = {name: value.clone() for name, value in wrong.state_dict().items()}
     assert ours.evaluate(program)["default"] == pytest.approx(expected(right))
     assert ours.evaluate(wrong)["default"] == pytest.approx(1 - expected(right))
@@ -160,7 +160,7 @@ def test_a_score_that_is_not_the_programs_is_refused(tmp_path, case):
     model = net(Parts)
     program = _program(model, tmp_path)
     ours = evaluator()
-    ours.introduce(model)
+    ours.attach_model(model)
     message = "test_step uses self.fc1 itself" if case == "part" else r"Parts.test_step does not call self\(...\)"
     with pytest.raises(InvalidModelError, match=rf"{message}.*spec.target.format: eager"):
         ours.evaluate(program)
@@ -248,7 +248,7 @@ def test_a_score_uses_up_no_numbers_of_the_users_generator():
     for scored in (False, True):
         model = net()
         ours = evaluator(data=mp.trace(Shuffled)(generator=torch.Generator().manual_seed(1)))
-        with seeding.aside(0):
+        with rng.fork_rng(0):
             ours.bind(model)
             ours.train(max_epochs=1)
             if scored:

@@ -20,7 +20,7 @@ def trained(evaluator, model, chunks, total, seed=1):
     """The state dict of a copy of `model` after these calls of train, and the learning rates of all steps."""
     model = copy.deepcopy(model)
     rates = []
-    evaluator.enter_training(*total)
+    evaluator.on_training_begin(*total)
     torch.manual_seed(seed)
     evaluator.bind(model)
     evaluator.after_optimizer_step(lambda: rates.append(next(evaluator.optimizers()).param_groups[0]["lr"]))
@@ -78,7 +78,7 @@ def test_a_resumed_chunk_equals_an_undisturbed_one(task):
     whole, _ = trained(task.evaluator(), task.model, [(3, None)] * 3, (9, None))
 
     first, model = task.evaluator(), copy.deepcopy(task.model)
-    first.enter_training(9, None)
+    first.on_training_begin(9, None)
     torch.manual_seed(1)
     first.bind(model)
     first.train(3)
@@ -90,7 +90,7 @@ def test_a_resumed_chunk_equals_an_undisturbed_one(task):
 
     second, model = task.evaluator(), copy.deepcopy(task.model)
     model.load_state_dict(saved["model"])
-    second.enter_training(9, None)
+    second.on_training_begin(9, None)
     torch.manual_seed(1)
     second.bind(model)
     second.load_state_dict(saved["trainer"])
@@ -207,7 +207,7 @@ def test_unbinding_leaves_no_trace(task):
     del model.config.use_cache
     config = copy.deepcopy(vars(model.config))
     before = {name: set(vars(module)) for name, module in model.named_modules()}
-    evaluator.resolve(model)
+    evaluator.record_parameter_names(model)
     evaluator.evaluate(model)
     evaluator.bind(model)
     evaluator.train(None, 1)
@@ -247,13 +247,13 @@ def test_any_model_is_scored_program_and_dense_alike(task):
             return self.model(x)["logits"]
 
     evaluator = task.evaluator()
-    evaluator.resolve(task.model)
+    evaluator.record_parameter_names(task.model)
     dense = evaluator.evaluate(task.model)
     program = evaluator.evaluate(Plain(task.model))
     assert set(dense) == {"default", "other", "loss"}
     assert program == {"default": dense["default"], "other": 3.0}
     smoothed = task.evaluator(arguments={"label_smoothing_factor": 0.1})
-    smoothed.resolve(task.model)
+    smoothed.record_parameter_names(task.model)
     assert smoothed.evaluate(task.model) == pytest.approx(smoothed.evaluate(Plain(task.model)))
 
 
@@ -328,10 +328,10 @@ def test_a_function_makes_the_trainer_for_each_model(task):
 def test_a_trainer_serves_a_later_model_with_other_parameters(task):
     """What came out of one compression can go into the next with the same evaluator and its traced optimizer."""
     evaluator = task.evaluator(optimizers=(mp.trace(torch.optim.SGD)(task.model.parameters(), lr=0.1), None))
-    evaluator.resolve(task.model)
+    evaluator.record_parameter_names(task.model)
     later = copy.deepcopy(task.model)
     later.fc1, later.fc2 = nn.Linear(4, 3), nn.Linear(3, 2)
-    evaluator.resolve(later)
+    evaluator.record_parameter_names(later)
     evaluator.bind(later)
     assert next(evaluator.optimizers()).param_groups[0]["params"][0] is later.fc1.weight
 
@@ -341,7 +341,7 @@ def test_early_stopping_ends_the_whole_stage(task):
     stopping = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=10.0)
     arguments = {"eval_strategy": "epoch", "metric_for_best_model": "loss", "load_best_model_at_end": False}
     evaluator = task.evaluator(arguments=arguments, callbacks=[stopping])
-    evaluator.enter_training(None, 6)
+    evaluator.on_training_begin(None, 6)
     evaluator.bind(task.model)
     for _ in range(4):
         evaluator.train(None, 1)
@@ -374,7 +374,7 @@ def test_early_stopping_within_a_chunk_of_steps(task):
             control.should_training_stop |= state.global_step == 7
 
     evaluator = task.evaluator(callbacks=[AtSeven()])
-    evaluator.enter_training(12, None)
+    evaluator.on_training_begin(12, None)
     evaluator.bind(task.model)
     steps = []
     for _ in range(4):
@@ -442,7 +442,7 @@ def test_data_without_length_trains_by_steps(task):
     chunked, _ = trained(evaluator, task.model, [(3, None), (4, None)], (7, None))
     at_once, _ = trained(evaluator, task.model, [(7, None)], (7, None))
     assert same(chunked, at_once)
-    evaluator.enter_training(None, 1)
+    evaluator.on_training_begin(None, 1)
     with pytest.raises(InvalidModelError, match="give maxSteps instead of epochs"):
         evaluator.bind(task.model)
 

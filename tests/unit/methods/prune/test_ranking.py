@@ -14,11 +14,13 @@ from modelpress_runner.methods.prune.ranking import Candidates, remove_global, r
 from modelpress_runner.methods.prune.schedule import sparsity_at
 
 
-def candidates(scores: list[float], weights: list[float] | None = None, gone: list[int] | None = None) -> Candidates:
+def candidates(
+    scores: list[float], weights: list[float] | None = None, already_pruned: list[int] | None = None
+) -> Candidates:
     """Ranked together."""
     vector = torch.tensor(scores, dtype=torch.float64)
     mask = torch.zeros(len(scores), dtype=torch.bool)
-    mask[gone or []] = True
+    mask[already_pruned or []] = True
     return Candidates(vector, torch.tensor(weights or [1.0] * len(scores), dtype=torch.float64), mask)
 
 
@@ -66,8 +68,8 @@ def test_rounding_is_small_relative_to_each_score(value: float) -> None:
 
 def test_what_is_gone_stays_and_counts() -> None:
     """The best channel was removed before: it stays removed and is one of the three."""
-    assert indices(remove_local(candidates([1, 2, 3, 4, 5, 9], gone=[5]), 0.5)) == [0, 1, 5]
-    assert indices(remove_local(candidates([1, 2, 3, 4], gone=[1, 2, 3]), 0.25)) == [1, 2, 3]
+    assert indices(remove_local(candidates([1, 2, 3, 4, 5, 9], already_pruned=[5]), 0.5)) == [0, 1, 5]
+    assert indices(remove_local(candidates([1, 2, 3, 4], already_pruned=[1, 2, 3]), 0.25)) == [1, 2, 3]
 
 
 def test_global_ranking_compares_layers_by_their_norm() -> None:

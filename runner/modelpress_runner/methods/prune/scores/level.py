@@ -17,7 +17,7 @@ class Level(PruneMethod):
     """
 
     name = "level"
-    also = ("Embedding", "EmbeddingBag", "Bilinear")
+    extra_op_types = ("Embedding", "EmbeddingBag", "Bilinear")
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""

@@ -1,4 +1,4 @@
-"""Output channels by lot: the baseline that a score must beat."""
+"""Output channels at random: the baseline that a score must beat."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Taylor(DataDrivenMethod):
     """
 
     name = "taylor"
-    comparable = True
+    globally_comparable = True
 
     def collector(self, name: str, module: nn.Module, evaluator: Evaluator) -> TaylorCollector:
         """As DataDrivenMethod.collector."""
@@ -47,12 +47,12 @@ class TaylorCollector:
                 "trained, or exclude the module"
             )
 
-    def start(self) -> None:
+    def attach(self) -> None:
         """Nothing: the gradients are there anyway."""
 
     @torch.no_grad()
-    def step(self) -> None:
-        """As Collector.step."""
+    def update(self) -> None:
+        """As Collector.update."""
         self._steps += 1
         weight = weight_of(self._module)
         gradient = self._evaluator.gradient(weight)
@@ -68,8 +68,8 @@ class TaylorCollector:
             )
         self._sum = scores if self._sum is None else self._sum + scores
 
-    def total(self) -> torch.Tensor:
-        """As Collector.total."""
+    def compute(self) -> torch.Tensor:
+        """As Collector.compute."""
         if self._sum is None:
             raise CompressionError(
                 f"no gradient reached '{self._name}' in {self._steps} training steps, so it has no score; let the loss "

@@ -20,7 +20,7 @@ _HOOKS = (
 _CONFIGS = ("config", "generation_config")
 
 
-class Footprint:
+class FrameworkResidue:
     """A model as it was, in everything that frameworks touch besides the values of its tensors.
 
     Remembered are hooks of modules and parameters, a `forward` set on an instance, attributes of parameters, devices,
@@ -44,7 +44,7 @@ class Footprint:
             if hasattr(config := getattr(model, name, None), "to_dict")
         ]
 
-    def erase(self) -> None:
+    def remove(self) -> None:
         """Makes the model what it was; the values of its tensors stay."""
         for module, hooks, known in self._modules:
             for name, before in hooks.items():

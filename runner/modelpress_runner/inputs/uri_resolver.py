@@ -15,7 +15,7 @@ log = logging.getLogger("modelpress")
 
 
 @dataclass(frozen=True)
-class Place:
+class UriResolver:
     """Where URIs are resolved: relative ones below `base`, remote ones fetched into `folder`."""
 
     base: str | None
