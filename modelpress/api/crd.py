@@ -6,6 +6,7 @@ What pydantic refuses, the API server must refuse too. So each validator of the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -276,8 +277,20 @@ class _Converter:
             out["required"] = schema["required"]
         out["properties"] = {key: self._convert(value) for key, value in schema["properties"].items()}
         model = self._models.get(schema.get("title", ""))
-        if model and model.cel_rules:
-            out["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in model.cel_rules]
+        if model is None:
+            return
+        rules = list(model.cel_rules)
+        for old, new in model.earlier_names.items():
+            # No default of the API server's: it would stand beside the other name.
+            default = out["properties"][new].pop("default", None)
+            said = "" if default is None else f" Default: {json.dumps(default)}."
+            described = out["properties"][new]["description"] + said
+            out["properties"][old] = {**out["properties"][new], "description": f"Earlier name of {new}."}
+            out["properties"][new]["description"] = described
+            message = f"{old} is the earlier name of {new}; give one of them"
+            rules.append(Cel(f"!(has(self.{old}) && has(self.{new}))", message))
+        if rules:
+            out["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in rules]
 
     def _resolve(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Inline a reference, and drop the branch for null; what stands beside a reference overrides it."""

@@ -182,7 +182,7 @@ def _fields_above(model: type[ApiModel], location: Location, key: str) -> str | 
     for length in range(len(location) - 2, -1, -1):
         _, owner, _ = _resolve(model, location[:length])
         if isinstance(owner, type) and issubclass(owner, ApiModel):
-            known = {field.alias or name for name, field in owner.model_fields.items()}
+            known = {field.alias or name for name, field in owner.model_fields.items()} | owner.earlier_names.keys()
             if to_camel(key) in known or key in known:
                 return format_location(location[:length]) or "the top of the document"
     return None

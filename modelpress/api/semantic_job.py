@@ -169,4 +169,4 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
     if in_loop and len(shrinking) > 1:
         message = f"stages[{shrinking[0][0]}] shrinks the model at the end of the loop, and that happens once"
-        yield Problem(shrinking[1][1], message, "write 'speedup: false', or put both into one stage")
+        yield Problem(shrinking[1][1], message, "write 'shrink: false', or put both into one stage")

@@ -46,8 +46,8 @@ class PruneRules(StageRules[Prune]):
 
     def shrinking(self, block: Prune) -> Iterator[str]:
         """The speed-up."""
-        if block.speedup:
-            yield ".speedup"
+        if block.shrink:
+            yield ".shrink"
 
     def sentence(self, block: Mapping[str, Any]) -> str:
         """By which algorithm, to which sparsities."""
@@ -78,10 +78,10 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         message = f"{listed} needs no data, so there are no scores to collect"
         others = in_words(row.name for row in known if row.data_driven)
         yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
-    if prune.speedup and not any(row.structured for row in known if row.name in used):
+    if prune.shrink and not any(row.structured for row in known if row.name in used):
         message = f"{listed} removes single weights, which leaves nothing to shrink"
         others = in_words(row.name for row in known if row.structured)
-        yield Problem(f"{path}.speedup", message, f"write 'speedup: false', or use {others}")
+        yield Problem(f"{path}.shrink", message, f"write 'shrink: false', or use {others}")
 
 
 def _schedule_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) -> Iterator[Problem]:

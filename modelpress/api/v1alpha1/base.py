@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 from pydantic_core import PydanticCustomError
 
 GROUP = "modelpress.dev"
@@ -56,6 +56,9 @@ class ApiModel(BaseModel):
     # Spellings of older tools, accepted under PYTHON_SPELLING: {"sparse_ratio": "sparsity"}.
     other_spellings: ClassVar[dict[str, str]] = {}
 
+    # Earlier names of keys, in camelCase, under every spelling: {"speedup": "shrink"}. What is written has the new one.
+    earlier_names: ClassVar[dict[str, str]] = {}
+
     # What other tools have and this object has not, under no spelling: key -> what to write instead.
     elsewhere: ClassVar[dict[str, str]] = {}
 
@@ -72,12 +75,25 @@ class ApiModel(BaseModel):
             return value
         if info.context and info.context.get("spelling") == "python":
             value = cls._to_camel_keys(value)
-        return {key: item for key, item in value.items() if item is not None}
+        given = {key: item for key, item in value.items() if item is not None}
+        return cls._renamed(given) if cls.earlier_names.keys() & given.keys() else given
+
+    @classmethod
+    def _renamed(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for old, new in cls.earlier_names.items():
+            if old in value and new in value:
+                raise PydanticCustomError(
+                    "two_spellings",
+                    "'{first}' is the earlier name of '{second}'; give one of them",
+                    {"first": old, "second": new},
+                )
+        return {cls.earlier_names.get(key, key): item for key, item in value.items()}
 
     @classmethod
     def _to_camel_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
         known = {name: field.alias or name for name, field in cls.model_fields.items()}
         known |= {old: known[name] for old, name in cls.other_spellings.items()}
+        known |= {to_snake(old): new for old, new in cls.earlier_names.items()} | cls.earlier_names
         out: dict[str, Any] = {}
         origin: dict[str, str] = {}
         for key, item in value.items():

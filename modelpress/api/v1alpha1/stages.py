@@ -214,11 +214,12 @@ class Prune(ApiModel):
     scores: Scores | None = Field(
         default=None, description="How algorithms that look at data collect their scores, before each round."
     )
-    speedup: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
-    speedup_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
+    shrink: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
+    shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
         default=300, description="Time limit for finding out which channels depend on each other."
     )
 
+    earlier_names: ClassVar[dict[str, str]] = {"speedup": "shrink", "speedupTimeoutSeconds": "shrinkTimeoutSeconds"}
     other_spellings: ClassVar[dict[str, str]] = {
         "pruning_type": "algorithm",
         "prune_type": "algorithm",

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .base import ApiModel, Cel, Name, Scalar, Time, cel_exactly_one, exactly_one
 from .job import Artifact, CompressionJobSpec, Phase
 from .meta import Condition, SweepMeta
 from .metrics import Constraint, MetricName, Objective
+from .stages import Prune
 
-JsonPointer = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^(/[^/~]*(~[01][^/~]*)*)+$")]
+
+def _present_name(pointer: str) -> str:
+    """The pointer with the present names of a prune stage's keys: a template's document has no others."""
+    block, _, key = pointer.rpartition("/")
+    if not (block.startswith("/stages/") and block.endswith("/prune")):
+        return pointer
+    return f"{block}/{Prune.earlier_names.get(key, key)}"
+
+
+JsonPointer = Annotated[
+    str,
+    Field(min_length=1, max_length=512, pattern=r"^(/[^/~]*(~[01][^/~]*)*)+$"),
+    AfterValidator(_present_name),
+]
 ParameterName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 WhenValues = Annotated[list[Scalar], Field(min_length=1, max_length=256)]

@@ -125,8 +125,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _too_slow(seconds: int) -> CompressionError:
     return CompressionError(
-        f"finding out which channels depend on each other took longer than speedupTimeoutSeconds ({seconds}); "
-        "exclude the layers that make it hard (attention, recurrent layers), or set speedup: false"
+        f"finding out which channels depend on each other took longer than shrinkTimeoutSeconds ({seconds}); "
+        "exclude the layers that make it hard (attention, recurrent layers), or set shrink: false"
     )
 
 
@@ -140,7 +140,7 @@ def _in_process(model: nn.Module, dummy_input: Any, seconds: int) -> ChannelDepe
     except Exception as error:
         raise CompressionError(
             f"the model can be neither pickled nor copied ({type(error).__name__}: {error}), so it cannot be shrunk; "
-            "set speedup: false"
+            "set shrink: false"
         ) from error
     try:
         with watchdog(seconds):

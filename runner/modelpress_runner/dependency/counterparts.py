@@ -65,7 +65,7 @@ class Counterparts:
         except Exception as error:
             raise UnprovableError(
                 f"the model cannot be copied, so a shrink cannot be proven: {type(error).__name__}: {error}; "
-                "set speedup: false"
+                "set shrink: false"
             ) from error
         self._pieces: dict[str, list[tuple[AxisView, str, torch.Tensor]]] = defaultdict(list)
         self._masks: dict[str, torch.Tensor] = {}

@@ -52,7 +52,7 @@ def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies
     except Exception as error:
         raise CompressionError(
             f"torch-pruning cannot follow this model: {type(error).__name__}: {error}; "
-            "set speedup: false, or prune the model without it"
+            "set shrink: false, or prune the model without it"
         ) from error
 
 

@@ -126,7 +126,7 @@ class PruneStage:
     def shrinks(self) -> bool:
         """Single weights leave nothing to shrink."""
         algorithms = {entry.algorithm or self.prune.algorithm for entry in self.prune.config_list if not entry.exclude}
-        return self.prune.speedup and any(method(name).structured for name in algorithms)
+        return self.prune.shrink and any(method(name).structured for name in algorithms)
 
     @property
     def scoring_steps(self) -> int:
@@ -235,7 +235,7 @@ class PruneStage:
         try:
             good, bad = without_culprits(list(range(len(groups))), proof)
         except RunnerError as error:
-            raise CompressionError(str(error), f"{self.path}.speedup") from error
+            raise CompressionError(str(error), f"{self.path}.shrink") from error
         return good, list(bad.items()), figures
 
     def _leave(self, context: StageContext, selection: Selection, group: DependencyGroup, reason: str) -> None:
@@ -246,7 +246,7 @@ class PruneStage:
             choice = selection.choices[name]
             if choice.named:
                 raise CompressionError(
-                    f"{listed}: {reason}; set speedup: false, or leave them out",
+                    f"{listed}: {reason}; set shrink: false, or leave them out",
                     f"{self.path}.configList[{choice.entry}].opNames",
                 )
         count = len(group.units)
@@ -281,7 +281,7 @@ class PruneStage:
         try:
             found = ranks.on_rank_zero(bad)
         except RunnerError as error:
-            raise CompressionError(str(error), f"{self.path}.speedup") from error
+            raise CompressionError(str(error), f"{self.path}.shrink") from error
         refuted = {unit: reason for index, reason in found for unit in groups[index].units}
         self.known, self._tried = replace(dependencies, refuted=refuted), True
         return self.known
@@ -289,10 +289,10 @@ class PruneStage:
     def _dependencies(self, context: StageContext) -> ChannelDependencies:
         if self.known is None:
             if context.dummy_input is None:
-                raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.speedup")
-            check_copies(context.model, f"{self.path}.speedup")  # a shrink is proven on copies
+                raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.shrink")
+            check_copies(context.model, f"{self.path}.shrink")  # a shrink is proven on copies
             try:
-                limit = self.prune.speedup_timeout_seconds
+                limit = self.prune.shrink_timeout_seconds
                 found = ranks.on_rank_zero(
                     lambda: find_coupling(
                         context.model, context.dummy_input, limit, lambda text: _note(context, text)
@@ -302,7 +302,7 @@ class PruneStage:
                 for text in self.known.notes:
                     _note(context, text)
             except CompressionError as error:
-                raise CompressionError(str(error), f"{self.path}.speedup") from error
+                raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known
 
 

@@ -81,7 +81,7 @@ def test_level_may_stand_beside_a_structured_algorithm() -> None:
     )
     assert job_problems(job(mixed)) == []
     only = prune({"sparsity": 0.5, "algorithm": "level"}, {"exclude": True, "opNames": ["a"]})
-    assert paths(job_problems(job(only))) == ["spec.stages[0].prune.speedup"]
+    assert paths(job_problems(job(only))) == ["spec.stages[0].prune.shrink"]
 
 
 def test_entries_with_fewer_rounds_are_fine() -> None:
@@ -346,7 +346,7 @@ def test_a_value_that_repairs_the_template_is_no_problem_of_the_template() -> No
     """A level template with speed-up is wrong by itself, but every trial sets a structured algorithm."""
     template = job(prune({"sparsity": 0.5}, algorithm="level"))
     space = {"name": "a", "paths": ["/stages/0/prune/algorithm"], "categorical": {"values": ["l1", "l2"]}}
-    assert paths(job_problems(template)) == ["spec.stages[0].prune.speedup"]
+    assert paths(job_problems(template)) == ["spec.stages[0].prune.shrink"]
     assert sweep_problems(sweep(space, template=template)) == []
 
 
@@ -378,7 +378,7 @@ def test_large_spaces_are_judged_with_bounded_effort() -> None:
     space = [
         {"name": name, "paths": [f"/model/args/{name}"], "categorical": {"values": list(range(256))}} for name in names
     ]
-    assert paths(sweep_problems(sweep(*space, template=template))) == ["spec.template.spec.stages[0].prune.speedup"]
+    assert paths(sweep_problems(sweep(*space, template=template))) == ["spec.template.spec.stages[0].prune.shrink"]
 
 
 @pytest.mark.parametrize("order", [1, -1])

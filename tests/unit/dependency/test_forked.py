@@ -81,7 +81,7 @@ def test_a_class_that_only_this_process_has_needs_no_fallback(children: list[int
 
 def test_a_model_that_hangs_runs_into_the_limit(children: list[int]) -> None:
     """A forward pass that never ends is stopped, named, and leaves no process."""
-    with pytest.raises(CompressionError, match=r"took longer than speedupTimeoutSeconds \(1\); exclude the layers"):
+    with pytest.raises(CompressionError, match=r"took longer than shrinkTimeoutSeconds \(1\); exclude the layers"):
         find_coupling(prune_zoo.Hanging(), torch.ones(prune_zoo.IMAGE), 1)
     assert [gone(pid) for pid in children] == [True]
 

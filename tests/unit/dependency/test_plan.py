@@ -68,7 +68,7 @@ def test_a_child_gives_what_this_process_would(children: list[subprocess.Popen[b
 
 def test_a_model_that_hangs_runs_into_the_limit(children: list[subprocess.Popen[bytes]]) -> None:
     """A forward pass that never ends is stopped, named, and leaves no process."""
-    with pytest.raises(CompressionError, match=r"took longer than speedupTimeoutSeconds \(1\); exclude the layers"):
+    with pytest.raises(CompressionError, match=r"took longer than shrinkTimeoutSeconds \(1\); exclude the layers"):
         find_coupling(prune_zoo.Hanging(), torch.ones(prune_zoo.IMAGE), 1)
     assert len(children) == 1
     assert gone(children[0])
@@ -154,7 +154,7 @@ class Endless(nn.Module):
 def test_the_watchdog_interrupts_the_main_thread() -> None:
     """In this process an endless model is interrupted, and alarms are as before."""
     before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(CompressionError, match=r"speedupTimeoutSeconds \(1\)"):
+    with pytest.raises(CompressionError, match=r"shrinkTimeoutSeconds \(1\)"):
         find_coupling(Endless(), torch.ones(2, 2), 1)
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -175,7 +175,7 @@ def test_the_watchdog_interrupts_any_other_thread() -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert [type(error) for error in raised] == [CompressionError]
-    assert "speedupTimeoutSeconds (1)" in str(raised[0])
+    assert "shrinkTimeoutSeconds (1)" in str(raised[0])
 
 
 def test_the_watchdog_keeps_somebody_elses_alarm() -> None:
@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
     """Neither pickled nor copied: the reason, and what to do."""
     model = nn.Sequential(nn.Linear(2, 2))
     model.lock = threading.Lock()
-    with pytest.raises(CompressionError, match=r"neither pickled nor copied .*set speedup: false"):
+    with pytest.raises(CompressionError, match=r"neither pickled nor copied .*set shrink: false"):
         find_coupling(model, torch.ones(2, 2), 60)
 
 

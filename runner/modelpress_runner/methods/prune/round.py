@@ -210,7 +210,7 @@ def _together(
         if (choice.algorithm, choice.scope) != (first.algorithm, first.scope):
             raise InvalidSpecError(
                 f"'{first.module}' ({first.algorithm}, {first.scope}) and '{choice.module}' ({choice.algorithm}, "
-                f"{choice.scope}) lose the same channels; give them one algorithm and one scope, or set speedup: false",
+                f"{choice.scope}) lose the same channels; give them one algorithm and one scope, or set shrink: false",
                 f"{path}.configList[{choice.entry}]",
             )
     now = {c.module: sparsity_at(c.schedule, c.sparsity, round_.number) for c in members}
@@ -326,7 +326,7 @@ def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: froz
     if barred:
         return f"can lose channels only together with {_list(barred)}, which is excluded"
     if missing:
-        return f"can lose channels only together with {_list(missing)}; select that too, or set speedup: false"
+        return f"can lose channels only together with {_list(missing)}; select that too, or set shrink: false"
     return None
 
 

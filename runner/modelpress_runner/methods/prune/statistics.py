@@ -23,7 +23,7 @@ from modelpress_runner.training.frozen import scoring_passes
 DEFAULT_STEPS = ScoreSettings().steps
 NO_DUMMY_INPUT = (
     "shrinking needs a dummy_input to find out which channels depend on each other; give the evaluator one, or set "
-    "speedup: false"
+    "shrink: false"
 )
 _COLLECTING = 2**30  # part of the seed: the streams of collecting are others than those of the recipe's steps
 
@@ -56,8 +56,8 @@ def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_inpu
         if "evaluate" in needs and (evaluator is None or not evaluator.can_evaluate):
             missing = "an evaluator" if evaluator is None else evaluator.evaluate_needs
             raise InvalidSpecError(f"{pruner.name} evaluates the model; give {missing}", where)
-        if prune.speedup and pruner.structured and dummy_input is None:
-            raise InvalidSpecError(NO_DUMMY_INPUT, f"{path}.speedup")
+        if prune.shrink and pruner.structured and dummy_input is None:
+            raise InvalidSpecError(NO_DUMMY_INPUT, f"{path}.shrink")
         if "dummy_input" in needs and dummy_input is None:
             raise InvalidSpecError(f"{pruner.name} runs the model; give the evaluator a dummy_input", where)
 

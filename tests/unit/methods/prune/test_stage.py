@@ -255,7 +255,7 @@ def test_an_excluded_norm_keeps_its_group_dense() -> None:
     [
         (
             [{"opNames": ["stem"], "sparsity": 0.5}],
-            "'stem' can lose channels only together with 'conv2'; select that too, or set speedup: false",
+            "'stem' can lose channels only together with 'conv2'; select that too, or set shrink: false",
             "configList[0].opNames",
         ),
         (
@@ -401,7 +401,7 @@ def test_less_than_one_channel_leaves_the_layer_with_a_note(speedup: bool) -> No
 def test_a_shrink_needs_a_dummy_input() -> None:
     """Without one the message offers both ways out."""
     model, _ = residual(8)
-    with pytest.raises(InvalidSpecError, match=r"spec.stages\[0\].prune.speedup: shrinking needs a dummy_input"):
+    with pytest.raises(InvalidSpecError, match=r"spec.stages\[0\].prune.shrink: shrinking needs a dummy_input"):
         run(model, None, configList=[{"sparsity": 0.5}])
     run(model, None, configList=[{"sparsity": 0.5}], speedup=False)
 
