@@ -52,7 +52,7 @@ def story(make_bench) -> Story:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt2", "shrink.json"])
-def test_the_artefact_is_the_same_bit_for_bit(story, name):
+def test_the_artifact_is_the_same_bit_for_bit(story, name):
     """Weights, program and cuts do not tell that the run was interrupted twice."""
     code, _, log = story.finished
     assert code == ExitCode.DONE, log

@@ -108,7 +108,7 @@ def test_every_file_is_there_and_says_what_it_should(tmp_path: Path) -> None:
     assert list(weights.load_masks(tmp_path / "masks.safetensors")[""]) == ["weight"]
 
 
-def test_the_same_artefact_has_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_artifact_has_the_same_bytes(tmp_path: Path) -> None:
     """Written twice, every file is equal."""
     first = artifact.write_files(tmp_path / "a", **files())
     second = artifact.write_files(tmp_path / "b", **files())

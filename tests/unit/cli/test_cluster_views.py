@@ -217,7 +217,7 @@ def artifact(tmp_path: Path) -> tuple[str, str]:
     return uri, manifest.commit(store, "", Manifest(attempt=1, files=[entry], spec_digest="d"))[1]
 
 
-def test_a_fetched_artefact_is_one_itself(artifact: tuple[str, str], tmp_path: Path) -> None:
+def test_a_fetched_artifact_is_one_itself(artifact: tuple[str, str], tmp_path: Path) -> None:
     """Files, manifest and digest are those of the store, so that the folder opens as the URI does."""
     uri, digest = artifact
     fetch(uri, digest, tmp_path / "model", endpoint=None, store={})

@@ -128,7 +128,7 @@ def test_views_and_layouts_are_stored(tmp_path: Path) -> None:
     }
 
 
-def test_types_of_the_artefact_hold(tmp_path: Path) -> None:
+def test_types_of_the_artifact_hold(tmp_path: Path) -> None:
     """A weight that was made bfloat16 is bfloat16 after loading into a float32 model."""
     weights.save(nn.Linear(3, 2).bfloat16(), tmp_path, [])
     model = nn.Linear(3, 2)

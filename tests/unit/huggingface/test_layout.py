@@ -144,7 +144,7 @@ def save(made: Subject, model: Any, uri: Path) -> artifact.Saved:
     )
 
 
-def test_the_artefact_holds_the_layout_or_says_why_not(tmp_path):
+def test_the_artifact_holds_the_layout_or_says_why_not(tmp_path):
     """The folder's files are in the manifest with their names; the card says how to load it; else there is a note."""
     made = found(tmp_path / "dense")
     saved = save(made, made.model, tmp_path / "good")

@@ -186,7 +186,7 @@ def alone(tmp_path_factory) -> Iterator[tuple[Desk, Any]]:
         yield desk, result
 
 
-def test_a_script_gets_its_recipe_from_the_job_and_leaves_an_artefact(alone):
+def test_a_script_gets_its_recipe_from_the_job_and_leaves_an_artifact(alone):
     """The stages are the job's; the artifact is measured, judged, reloads, and counts the steps."""
     desk, result = alone
     assert result.phase == "Succeeded"

@@ -45,7 +45,7 @@ def _compiled(model: nn.Module) -> nn.Module:
     ],
     ids=["compiled", "inside", "both", "averaged", "checkpointed"],
 )
-def test_an_artefact_of_a_wrapped_model_fits_its_class(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+def test_an_artifact_of_a_wrapped_model_fits_its_class(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     """opNames, shrink.json and weights have the class's names; the given model keeps its wrappers."""
     model = build()
     before = [name for name, _ in model.named_modules()]
