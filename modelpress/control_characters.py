@@ -1,4 +1,4 @@
-"""Text of strangers before it reaches a terminal, a log or a status: what would act there is shown, not sent.
+"""Control characters in untrusted text: escaped before it reaches a terminal, a log or a status.
 
 A pod's message, a server's answer, a model's class name may carry escape sequences, which set a terminal's title or
 plant a link, or marks that turn the direction of writing, so that one reads another thing than stands there.

@@ -85,7 +85,7 @@ class JobProcesses:
         return self.folder(record) / "runner.log"
 
     def progress(self, record: JobRecord) -> RunnerProgress | None:
-        """The runner's last word about how far it is; None while there is none."""
+        """The newest progress that the runner wrote; None while there is none."""
         for line in reversed(last_lines(self.folder(record) / "progress.jsonl", count=2, limit=4096)):
             with contextlib.suppress(ValueError, TypeError, AttributeError):
                 return _progress(json.loads(line))

@@ -26,7 +26,7 @@ AuxiliaryPurpose = Literal["prepare", "publish"]
 
 @dataclass(frozen=True)
 class AuxiliaryJob:
-    """How such a Job stands: done with a result, failed with an end, or neither: `verdict` then says what it waits for.
+    """State of such a Job: done with a result, failed with a termination, or neither: `verdict` says what it waits for.
 
     `attempts`: how many were decided on, with the one of `actions`.
     """
@@ -100,7 +100,7 @@ def _name(snapshot: SweepSnapshot, purpose: AuxiliaryPurpose, number: int) -> st
 
 
 def _counts(child: ObservedJob) -> bool:
-    """Whether it counts against backoffLimit: what was disrupted or only not heard does not."""
+    """Whether it counts against backoffLimit: disruptions and lost messages do not."""
     if not child.terminal:
         return False
     end = read_termination(child, started=True)

@@ -14,7 +14,7 @@ from modelpress.control_characters import escape_control_characters
 
 from .model import EmitEvent
 
-# Of what calls for a look though nothing has failed yet.
+# Reasons whose Event is a Warning though nothing has failed yet.
 _WORRYING = frozenset(
     {r.RETRYING, r.COLLECTING, r.PODS_REFUSED, r.UNSCHEDULABLE, r.IMAGE_UNAVAILABLE, r.POD_NOT_STARTED}
 )

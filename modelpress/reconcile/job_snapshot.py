@@ -62,7 +62,7 @@ def job_snapshot(observed: JobObserved, now: dt.datetime) -> JobSnapshot:
     uid = job.metadata.uid
     ours = tuple(child for child in observed.children if child.owner_uid is not None and child.owner_uid == uid)
     trials = {child.attempt: child for child in ours if child.purpose == "trial"}
-    # A status that knows less than the cluster was edited or restored; the children are the better witnesses.
+    # A status that knows less than the cluster was edited or restored; the children are believed instead.
     started = max([job.status.started, *trials])
     past = list(job.status.attempts)
     attempt = past.pop() if past and past[-1].number == started else None

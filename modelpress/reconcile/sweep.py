@@ -224,7 +224,7 @@ def _publish(draft: StatusDraft) -> Verdict | None:
 
 
 def _ended(draft: StatusDraft) -> Verdict:
-    """The sweep's last word."""
+    """The final verdict on the sweep."""
     snapshot, ending = draft.snapshot, end_of_search(draft)
     assert ending is not None, "a search without running trials either goes on or has ended"
     if ending.reason == r.TOO_MANY_FAILED_TRIALS:

@@ -134,7 +134,7 @@ def sweep_snapshot(observed: SweepObserved, now: dt.datetime) -> SweepSnapshot:
             succeeded.append(job)
             met = find(job.status.conditions, r.CONSTRAINTS_MET)
             tally["infeasible"] += met is not None and met.status == "False"
-    # A status that knows less than the cluster was edited or restored; the trials are the better witnesses.
+    # A status that knows less than the cluster was edited or restored; the trials are believed instead.
     created = max([status.created, *(number + 1 for number in trials)])
     awaited, wait = _awaited(status, trials, created, now)
     return SweepSnapshot(

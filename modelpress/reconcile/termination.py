@@ -18,9 +18,9 @@ _INVALID = frozenset({r.INVALID_MODEL, r.INVALID_SPEC, r.NOT_ON_CLUSTER, r.SPEC_
 
 @dataclass(frozen=True)
 class Termination:
-    """How a run ended, or how it must be taken if nothing more is heard of it.
+    """How a run ended, or is taken to have ended if no message of it arrives.
 
-    `certain`: False where the runner may have committed a manifest without being heard; then the store decides.
+    `certain`: False where the runner may have committed a manifest and its message is lost; then the store decides.
     """
 
     outcome: AttemptOutcome

@@ -39,7 +39,7 @@ class SearchStrategy:
         self._outcomes: dict[int, tuple[CompressionJob, TrialOutcome]] = {}
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
-        """See modelpress.trials.Strategy. Trials that the history names and that are gone teach nothing.
+        """See modelpress.trials.Strategy. Trials that the history names and that are gone are ignored.
 
         What the history calls running counts as running, whatever became of it since. No recipe is suggested twice, and
         none that a trial of the history has; when all of the space were tried, the space is exhausted.

@@ -86,7 +86,7 @@ class Cache:
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def put(self, resource: Resource, obj: RawObject, *, ours: bool = False, whole: bool = True) -> bool:
-        """Take in an object; False if it is no news.
+        """Store an object; False if this version or a newer one is known.
 
         Args:
             ours: it is the answer to our own write.
@@ -118,7 +118,7 @@ class Cache:
         return True
 
     def remove(self, resource: Resource, obj: RawObject, *, ours: bool = False) -> bool:
-        """Take in that an object is gone; False if that is no news."""
+        """Store that an object is gone; False if that is known."""
         meta = meta_of(obj)
         self._add_tombstone(meta.get("uid") or "")
         object_id = (resource, meta.get("namespace") or "", meta.get("name") or "")

@@ -1,9 +1,9 @@
-"""What of a plan can wait, because a little later it would be part of another write.
+"""Coalesces status writes: what of a plan can wait, because a little later it would be part of another write.
 
-A trial's first status says only that its Job waits for its runner. The core puts it before the Job, as a fence and so
-that what a child is for is on record first (docs/design/0003). A trial that the operator itself made a moment ago needs
-neither: its first Job's name is known, and whoever creates it twice finds the first. So that Job is created at once,
-and the status waits until there is more to say (docs/design/0014-first-status-later.md).
+A trial's first status says only that its Job waits for its runner. The core puts it before the Job, as a precondition
+and so that what a child is for is on record first (docs/design/0003). A trial that the operator itself made a moment
+ago needs neither: its first Job's name is known, and whoever creates it twice finds the first. So that Job is created
+at once, and the status waits until there is more to say (docs/design/0014-first-status-later.md).
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ from .resources import (
 from .snapshot import Problems, Snapshots
 
 log = logging.getLogger(__name__)
-START_LAG = 2.0  # seconds that news of a start waits: a short run is then written down once
+START_LAG = 2.0  # seconds that a start waits to be reconciled: a short run is then written down once
 END_LAG = 0.05  # seconds that a sweep waits for further trials to end: at one time, one write
 COUNT_LAG = 10.0  # seconds that a sweep's counters wait for something else that changes
 COUNT_INTERVAL = 30.0  # least seconds between two writes of counters alone
@@ -399,7 +399,7 @@ class Controller:
         return "not_understood"
 
     async def _stall(self, key: Key, raw: RawObject, reason: str, text: str) -> None:
-        """Write that a person must act. One that has finished keeps its last word."""
+        """Write the condition Stalled: a person must act. A finished object keeps its status."""
         old: dict[str, Any] = dict(raw.get("status") or {})
         if old.get("phase") in TERMINAL_PHASES:
             return

@@ -41,7 +41,7 @@ class FailedCreateEvents:
         self._one = asyncio.Lock()
 
     def why(self, uid: str) -> str | None:
-        """The last reason heard of for the Job of this uid."""
+        """The reason in the newest FailedCreate Event of the Job of this uid."""
         asked = self._asked.get(uid)
         return None if asked is None else asked.why
 

@@ -39,7 +39,7 @@ SELECTED = {JOBS: f"{MANAGED_BY}={MANAGER}", PODS: f"{MANAGED_BY}={MANAGER}"}
 
 
 class Sink(Protocol):
-    """Takes in what is heard, in the operator's event loop."""
+    """Receives watch events, in the operator's event loop."""
 
     def changed(self, resource: Resource, obj: RawObject) -> None:
         """An object as it is now, as compact.transform has it."""

@@ -1,4 +1,4 @@
-"""HTTP servers that strangers may reach: whatever they send or fail to send, the operator's loop goes on.
+"""HTTP servers open to untrusted clients: whatever these send or fail to send, the operator's loop goes on.
 
 No body is decompressed, headers and connections have limits in size, number and time, and a refusal ends the
 connection without waiting for the rest of what was being sent. Where too many connections are open, the one that has

@@ -1,4 +1,4 @@
-"""An API server in memory: the twin of AioClient for tests, held to the same contract suite.
+"""An API server in memory: the counterpart of AioClient for tests, held to the same contract suite.
 
 It knows versions, uids, generations of specs, the status subresource, optimistic locking and foreground deletion;
 schemas, defaults and permissions it does not.

@@ -146,7 +146,7 @@ def _group(action: CreateJob, runner: Runner) -> pod.RankGroup | None:
 
 
 def _labels(action: CreateJob, owner: RawObject) -> dict[str, str]:
-    """Whose Job it is, for selectors: of people, of the operator's watches, of NetworkPolicies."""
+    """Labels of owner and purpose, for selectors of people, of the operator's watches, of NetworkPolicies."""
     meta = owner["metadata"]
     given = meta.get("labels") or {}
     labels = {MANAGED_BY: MANAGER}

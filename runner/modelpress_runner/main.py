@@ -120,13 +120,13 @@ def _serve(
 
 
 def _reporting(request: RunRequest, file: EventCallback) -> contextlib.AbstractContextManager[EventCallback]:
-    """Who is told of the progress of a run."""
+    """The callback for events of a run."""
     pushing = push.reporting(file) if request.purpose == "trial" else None
     return pushing or contextlib.nullcontext(file)
 
 
 def _worker(options: argparse.Namespace, stop: StopFlag) -> int:
-    """One of several processes that train together; leaves its word for the process that started them."""
+    """One of several processes that train together; writes its result for the process that started them."""
     rank, gone = int(os.environ["RANK"]), False
     if rank > 0:  # what all of them would say, rank 0 says
         log.setLevel(logging.WARNING)
@@ -279,7 +279,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--result", type=Path, required=True, help="where the RunResult goes, at most 1 KiB of JSON")
     parser.add_argument("--progress", type=Path, help="JSON lines are appended here while the run goes on")
     parser.add_argument("--parent-pid", type=int, help="end when this process ends")
-    parser.add_argument("--worker", type=Path, help="one of several processes; where it leaves its word")
+    parser.add_argument("--worker", type=Path, help="one of several processes; where it writes its result")
     return parser.parse_args(argv)
 
 

@@ -36,7 +36,7 @@ class TpeSampler:
     """Multivariate TPE (Falkner et al. 2018), for one objective or several (Ozaki et al. 2022), with hard constraints.
 
     Parameters are random until 10 trials are complete, infeasible ones included. Infeasible trials rank behind all
-    feasible ones, by their total violation. Running trials repel (constant liar); failed ones teach nothing;
+    feasible ones, by their total violation. Running trials repel (constant liar); failed ones are ignored;
     stopped ones rank behind the complete, by how far they came, then by their last score (without one they teach
     nothing). The study is rebuilt for every suggestion from the observations alone, with a seed derived from the
     sweep's seed and the trial's number. Values on a grid and categories are searched by their number, so they come

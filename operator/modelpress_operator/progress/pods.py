@@ -1,4 +1,4 @@
-"""Whose a pod is: from the pod over its Job to the CompressionJob, by owner and uid.
+"""Owners of a pod: from the pod over its Job to the CompressionJob, by owner reference and uid.
 
 Labels are only looked at once that chain holds: whoever may create pods may label them as they like.
 """

@@ -34,7 +34,7 @@ class Pods(Protocol):
 
 
 class Leader(Protocol):
-    """Who leads (lease.Leadership)."""
+    """The leader's address (lease.Leadership)."""
 
     @property
     def held(self) -> bool: ...

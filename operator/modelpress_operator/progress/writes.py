@@ -93,7 +93,7 @@ class StatusWrites:
         return taken
 
     def give_back(self, key: Key, taken: Taken) -> None:
-        """It was not written after all; a newer message takes its place."""
+        """Put back a message whose write failed, unless a newer one waits by now."""
         self._waiting.setdefault(key, (taken.message, taken.said))
         self._not_before[key] = taken.not_before
         self._news.set()
@@ -164,7 +164,7 @@ class StatusWrites:
 
 
 def _news(status: dict[str, Any]) -> tuple[Any, ...]:
-    """What is worth a write: not the time alone."""
+    """The part of a status whose change is written: all but the time."""
     progress = status.get("progress") or {}
     return progress.get("stage"), progress.get("step"), progress.get("total"), status.get("intermediate") or []
 

@@ -92,7 +92,7 @@ class TaskEvaluator(TorchEvaluator):
     def _shuffled(self, examples: Sequence[Any]) -> Iterator[tuple[Batch, float]]:
         """This rank's part of each batch, and what share of it that is; the order is random.
 
-        The lot is torch's own generator, which checkpoints save. A rank that gets no row of a small last batch takes
+        The generator is torch's own, which checkpoints save. A rank that gets no row of a small last batch takes
         the first one, with a share of 0: all ranks step together.
         """
         order = ranks.broadcast_object(torch.randperm(len(examples)).tolist())

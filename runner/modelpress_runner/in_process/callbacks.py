@@ -20,7 +20,7 @@ _OURS = str(Path(__file__).resolve().parents[1])
 
 
 class Callbacks:
-    """What a loop calls, and when. A call out of order is an InvalidModelError that says which one is missing.
+    """Callbacks of a training loop. A call out of order is an InvalidModelError that says which one is missing.
 
     on_train_begin()
         on_epoch_begin(epoch)

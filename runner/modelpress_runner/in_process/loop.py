@@ -36,7 +36,7 @@ _NOTHING_MOVED = (
 
 
 class Loop:
-    """A recipe that goes along with somebody else's training.
+    """Runs a recipe inside a training loop of the user's own.
 
     Args:
         subject: the model and its example inputs; its evaluator trains nothing here.

@@ -39,7 +39,7 @@ log = logging.getLogger("modelpress")
 PARENT_VARIABLE = "MODELPRESS_LAUNCHER_PID"  # environment variable of workers: the launcher's process
 MEET_SECONDS = 1800  # until all nodes must be there: pods wait for nodes, and images for networks
 SHUTDOWN_SECONDS = 30  # between SIGTERM and SIGKILL for the workers that are left when one has ended
-LINGER_SECONDS = 15.0  # a worker that lost a peer leaves the first word to the one that failed
+LINGER_SECONDS = 15.0  # a worker that lost a peer lets the one that failed report first
 _LAUNCHER_FILE = "launcher.json"
 
 
@@ -210,7 +210,7 @@ class WorkerReport:
 
 
 def write_report(folder: Path, rank: int, result: RunResult, code: int, *, gone: bool) -> None:
-    """Leaves a worker's word for the node's process; the file is there as a whole or not at all."""
+    """Writes a worker's result for the node's process; the file is there as a whole or not at all."""
     value = {"rank": rank, "code": code, "result": result.to_dict(), "time": time.time(), "gone": gone}
     path = folder / f"rank-{rank}.json"
     path.with_suffix(".part").write_text(json.dumps(value))
@@ -218,7 +218,7 @@ def write_report(folder: Path, rank: int, result: RunResult, code: int, *, gone:
 
 
 def read_reports(folder: Path) -> dict[int, WorkerReport]:
-    """What workers have left, by rank."""
+    """The results that workers have written, by rank."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     reports = [WorkerReport(**{**value, "result": RunResult.model_validate(value["result"])}) for value in found]
     return {report.rank: report for report in reports}

@@ -51,7 +51,7 @@ class Inside:
 
 
 class Keeper(Protocol):
-    """Who keeps checkpoints and scores of a training."""
+    """Keeps checkpoints and scores of a training."""
 
     @property
     def every(self) -> int | None:

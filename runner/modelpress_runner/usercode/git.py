@@ -86,7 +86,7 @@ class _Access:
 
 
 class _GitError(Exception):
-    """git failed; the text is its last word."""
+    """git failed; the text is the last line of its error output."""
 
 
 class _Git:

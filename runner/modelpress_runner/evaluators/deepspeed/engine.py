@@ -1,4 +1,4 @@
-"""A DeepSpeed engine around a model: its whole parameters and gradients, step hooks, state, and the way back."""
+"""A DeepSpeed engine around a model: gathered parameters and gradients, step hooks, state, and how it ends."""
 
 from __future__ import annotations
 

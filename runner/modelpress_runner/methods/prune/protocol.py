@@ -1,4 +1,4 @@
-"""What every pruning method is."""
+"""Interface of pruning methods and of their collectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output channels by the L2 norm of their weights."""
+"""Output channels by the L2 norm of their weights (as Li et al. 2016, arXiv 1608.08710, with the other norm)."""
 
 from __future__ import annotations
 
