@@ -100,7 +100,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         self.count += 1
         if self.count > MAX_NODES:
-            raise _TooMuchError(f"more than {MAX_NODES} values", self.peek_event().start_mark.line + 1)
+            raise _TooMuchError(f"more than {MAX_NODES} values", self.line + 1)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
