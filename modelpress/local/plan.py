@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from modelpress.api.errors import Problem
 from modelpress.api.semantic import job_problems, sweep_problems
-from modelpress.api.semantic_places import control_problems
+from modelpress.api.semantic_locations import control_problems
 from modelpress.api.v1alpha1 import Budget, Code, CompressionJobSpec, CompressionSweep, Runner, Store
 from modelpress.api.v1alpha1.base import MAX_URI
 from modelpress.request import job_root, uid8

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 from .regular import open_regular
 
@@ -114,7 +114,7 @@ def last_lines(path: Path, count: int = 20, limit: int = 16_384) -> list[str]:
     except OSError:
         return []
     lines = (line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    plain = (shown(_ESCAPE.sub("", line)) for line in lines)
+    plain = (escape_control_characters(_ESCAPE.sub("", line)) for line in lines)
     return [line for line in plain if line][-count:]
 
 

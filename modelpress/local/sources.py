@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelpress.api import yamltext
+from modelpress.api import yaml_loader
 from modelpress.api.errors import Problem, SpecError
 from modelpress.api.load import MAX_FILE_BYTES, load_dict, load_file
 
@@ -28,7 +28,7 @@ class Document:
     obj: Root
     folder: Path
     file: str | None = None
-    text: yamltext.Document | None = None
+    text: yaml_loader.Document | None = None
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with the file, and the line of the field that each is about."""

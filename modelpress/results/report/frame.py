@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from modelpress.api import yamltext
+from modelpress.api import yaml_loader
 from modelpress.api.load import MAX_FILE_BYTES
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJobSpec, Constraint, Goal, Metric, Objective
 from modelpress.plainjson import json_of
@@ -158,7 +158,7 @@ def _spec_of(store: ArtifactStore, trials: list[Trial], best: int | None) -> Com
             continue
         try:
             text = store.get_bytes(layout.join(trial.prefix, entry.path), MAX_FILE_BYTES).decode()
-            documents, problems = yamltext.parse(text)
+            documents, problems = yaml_loader.parse(text)
             if problems:
                 raise ValueError(str(problems[0]))
             return CompressionJobSpec.model_validate(documents[0].data["spec"])

@@ -1,4 +1,4 @@
-"""Child Jobs as real processes: exit codes and signals become states and causes, whatever becomes of the shell."""
+"""Child Jobs as real processes: exit codes and signals become states and causes, whatever becomes of the controller."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ async def test_killing_everything_leaves_the_record_for_the_next_shell(journal: 
 
 
 async def test_a_result_left_by_a_dead_process_counts(journal: Journal) -> None:
-    """A run that was over when the shell died is not called disrupted."""
+    """A run that was over when the controller died is not called disrupted."""
     cluster = cluster_of(journal)
     job = record()
     write_request(journal, job)
@@ -268,7 +268,7 @@ async def test_a_stranger_that_the_folder_names_is_left_alone(journal: Journal) 
 
 @pytest.mark.parametrize("name", ["result.json", "progress.jsonl", "runner.log", "other"])
 async def test_pipes_and_links_in_a_run_end_it(journal: Journal, tmp_path: Path, name: str) -> None:
-    """Neither the shell nor the process waits on a pipe, and nothing is written through a link."""
+    """Neither the controller nor the process waits on a pipe, and nothing is written through a link."""
     (tmp_path / "outside").write_text("kept")
     for make in (
         os.mkfifo,

@@ -9,7 +9,7 @@ from modelpress.api.v1alpha1 import CompressionJobStatus, CompressionSweepStatus
 from .model import Action, EmitEvent, PatchStatus, Plan
 
 
-def fenced(
+def conditional_plan(
     seen: CompressionJobStatus | CompressionSweepStatus,
     status: CompressionJobStatus | CompressionSweepStatus,
     actions: Sequence[Action],

@@ -1,7 +1,7 @@
 """Why Jobs get no pods: a quota, a policy or a webhook refuses them, and only the Job controller's Events say so.
 
 Events are not watched. The API server keeps no cache of them, so a watch gets no bookmarks and lists all of them again
-every few minutes. They are listed when a Job should have a pod and has none (observe.starved), for all such Jobs of a
+every few minutes. They are listed when a Job should have a pod and has none (observe.missing_pods), for all such Jobs of a
 namespace together, and ever more rarely.
 """
 
@@ -30,7 +30,7 @@ class _Asked:
     why: str | None = None
 
 
-class Refusals:
+class FailedCreateEvents:
     """What was heard of Jobs that get no pods."""
 
     def __init__(self, client: ClusterClient, *, clock: Callable[[], float] = time.monotonic) -> None:

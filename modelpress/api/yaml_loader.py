@@ -17,7 +17,7 @@ import yaml
 
 from .depth import MAX_DEPTH
 from .errors import Location, Problem, format_location
-from .wording import cut, describe
+from .messages import cut, describe
 
 MAX_NODES = 20_000  # of a file, each time an alias is used counted anew
 MAX_INTEGER_BITS = 1023  # what is larger is infinite as a float, and the API server takes numbers so

@@ -1,4 +1,4 @@
-"""The local shell: watches the in-memory cluster, asks the reconcile core what to do, does it.
+"""The local controller: watches the in-memory cluster, asks the reconcile core what to do, does it.
 
     change -> work queue -> observed = snapshot(cluster, key) -> reconcile(observed, now) -> actions, in order
 
@@ -54,7 +54,7 @@ class Observer(Protocol):
         """The core has something to say about an object."""
 
 
-class LocalShell:
+class LocalController:
     """Runs one root object to its end. `strategy` is the search behind a sweep."""
 
     def __init__(
@@ -166,7 +166,7 @@ class LocalShell:
             return
         plan = self._plan(obj)
         try:
-            self._carry_out(obj, plan)
+            self._execute_plan(obj, plan)
         except ConflictError:
             self._queue.add(key)
         except AlreadyExistsError as error:
@@ -176,13 +176,13 @@ class LocalShell:
             if plan.requeue_after is not None:
                 self._queue.add_after(key, plan.requeue_after)
 
-    def _carry_out(self, obj: Root, plan: Plan) -> None:
+    def _execute_plan(self, obj: Root, plan: Plan) -> None:
         """In order, stopping at the first action that fails. A crash keeps all of it or none: no trial gets lost."""
         failed: Exception | None = None
         with self.cluster.together():
             try:
                 for action in plan.actions:
-                    self._execute(obj, action)
+                    self._execute_action(obj, action)
             except (ConflictError, AlreadyExistsError) as error:
                 failed = error
         if failed is not None:
@@ -212,7 +212,7 @@ class LocalShell:
             self._trial_problems[name] = tuple(str(problem) for problem in job_problems(job.spec))
         return self._trial_problems[name]
 
-    def _execute(self, obj: Root, action: Action) -> None:
+    def _execute_action(self, obj: Root, action: Action) -> None:
         cluster, meta = self.cluster, obj.metadata
         match action:
             case CreateJob():
