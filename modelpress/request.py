@@ -1,11 +1,11 @@
-"""What a runner is asked to do: the contract from controller to runner, versioned.
+"""RunRequest, what a runner is asked to do: the contract from controller to runner, versioned.
 
-A controller (the operator or the local runner) writes a RunRequest as JSON; on a cluster it is the pod annotation
+A controller (the operator or `modelpress run`) writes a RunRequest as JSON; on a cluster it is the pod annotation
 `modelpress.dev/spec`. It holds no secret and is at most 256 KiB.
 
-The runner may be of another version than the controller. Keys of the request that it does not know are ignored. Fields of
-the specification are written only where they differ from their default, so an older runner meets one that it does not
-know only where the user set it; it then refuses the run, for without it the recipe would be another.
+The runner may be of another version than the controller. Keys of the request that it does not know are ignored. Fields
+of the specification are written only where they differ from their default, so an older runner meets one that it does
+not know only where the user set it; it then refuses the run, for without it the recipe would be another.
 """
 
 from __future__ import annotations

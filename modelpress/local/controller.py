@@ -1,4 +1,4 @@
-"""The local controller: watches the in-memory cluster, asks the reconcile core what to do, does it.
+"""The local controller: watches the in-memory cluster, calls the reconcile core, executes its plans.
 
     change -> work queue -> observed = snapshot(cluster, key) -> reconcile(observed, now) -> actions, in order
 
@@ -45,13 +45,13 @@ CONFLICT_SECONDS = 1.0  # until a name that is taken is tried again
 
 
 class Observer(Protocol):
-    """Who wants to show what happens. Called in the event loop, so it must be quick."""
+    """Callbacks for displays of a run. Called in the event loop, so each must be quick."""
 
     def changed(self, change: Change) -> None:
         """An object or a child Job was created, has changed or is gone."""
 
     def event(self, key: Key, event: EmitEvent) -> None:
-        """The core has something to say about an object."""
+        """The core emitted an Event on an object."""
 
 
 class LocalController:

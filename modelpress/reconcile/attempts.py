@@ -1,4 +1,4 @@
-"""What became of the latest attempt: an ordered chain of policies over one child Job; the first that applies decides.
+"""State of the latest attempt: an ordered chain of policies over one child Job; the first that applies decides.
 
 An attempt is open until its Job is gone or has ended for good. While it is open no other one starts, so that a job
 never has two live runners. An attempt whose runner was never seen to run is not given up when its Job is missing but
@@ -29,9 +29,10 @@ COLLECT_ROUNDS = 3  # collect Jobs that may fail before the next attempt starts,
 
 @dataclass(frozen=True)
 class AttemptResolution:
-    """What a policy says of the latest attempt.
+    """State of the latest attempt, as a policy resolved it.
 
-    Open: `verdict` and `actions` say how it goes on. Over: `end` is set. Vacant: its Job is not there and may be made.
+    Open: `verdict` and `actions` say how it goes on. Over: `end` is set. `unstarted`: it has no Job, and may get
+    one.
     """
 
     attempt: Attempt
@@ -49,7 +50,7 @@ Policy = Callable[[JobSnapshot, Attempt], AttemptResolution | None]
 
 
 def resolve_attempt(snapshot: JobSnapshot) -> AttemptResolution | None:
-    """The first policy's word on the latest attempt; None if there is no attempt yet."""
+    """The latest attempt as the first policy that applies resolves it; None if there is no attempt yet."""
     if snapshot.attempt is None:
         return None
     for policy in CHAIN:
@@ -182,7 +183,7 @@ CHAIN: tuple[Policy, ...] = (
 )
 
 
-# Steps ---------------------------------------------------------------------------------------------------------------
+# Resolutions ---------------------------------------------------------------------------------------------------------
 
 
 def ordered(attempt: Attempt) -> bool:

@@ -26,8 +26,8 @@ _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 class Verdict:
     """What the first policy that applied decided: the phase, a documented reason, a sentence for people.
 
-    `reconciling`: on the way from one state to the next. `stalled`: a person must act. Both only where the phase does not
-    say so itself: a failed object is always stalled.
+    `reconciling`: on the way from one state to the next. `stalled`: a person must act. Both only where the phase does
+    not say so itself: a failed object is always stalled.
     """
 
     phase: Phase

@@ -1,8 +1,8 @@
-"""Reconcile a CompressionJob: settle the latest attempt, then let an ordered chain of policies say what comes next.
+"""Reconcile a CompressionJob: resolve the latest attempt, then let an ordered chain of policies say what comes next.
 
 Every plan that does anything begins with PatchStatus, also when the status stays the same: the patch is refused when
-the object changed since it was observed, and the controller then drops the rest. So nothing is done on an old view of the
-object, and what a child is for is written down before it exists.
+the object changed since it was observed, and the controller then drops the rest. So nothing is done on an old view of
+the object, and what a child is for is written down before it exists.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def reconcile_job(observed: JobObserved, now: dt.datetime) -> Plan:
 
 @dataclass(frozen=True)
 class Accounting:
-    """The job's account after its latest attempt was settled."""
+    """Counters and latest attempt of a job, after that attempt was resolved; input of the policies."""
 
     snapshot: JobSnapshot
     resolution: AttemptResolution | None
@@ -59,7 +59,7 @@ class Accounting:
 
     @property
     def number(self) -> int:
-        """The number that the next Job of the job gets: a vacant attempt's own, else a new one."""
+        """The number that the next Job of the job gets: an unstarted attempt's own, else a new one."""
         return self.snapshot.started if self.resolution and self.resolution.unstarted else self.snapshot.started + 1
 
     @property
@@ -71,7 +71,7 @@ class Accounting:
 Policy = Callable[[Accounting], Verdict | None]
 
 
-# Ends: the first that applies is the job's last word -----------------------------------------------------------------
+# Final policies: the first that applies ends the job ------------------------------------------------------------------
 
 
 def _succeeded(accounting: Accounting) -> Verdict | None:
@@ -104,7 +104,8 @@ def _past_deadline(accounting: Accounting) -> Verdict | None:
     ordered = accounting.attempt is not None and accounting.attempt.reason == r.DEADLINE_EXCEEDED
     if limit is None or (accounting.active_seconds < limit and not ordered):
         return None
-    text = f"The runners ran {accounting.active_seconds:.0f} s, spec.activeDeadlineSeconds is {limit}; raise it in a new job."
+    ran = f"The runners ran {accounting.active_seconds:.0f} s"
+    text = f"{ran}, spec.activeDeadlineSeconds is {limit}; raise it in a new job."
     return Verdict("Failed", r.DEADLINE_EXCEEDED, text)
 
 
@@ -130,7 +131,7 @@ def _past_disruptions(accounting: Accounting) -> Verdict | None:
 FINAL_POLICIES: tuple[Policy, ...] = (_succeeded, _invalid, _stopped, _past_deadline, _past_backoff, _past_disruptions)
 
 
-# Holds: the first that applies keeps the next attempt from starting --------------------------------------------------
+# Hold policies: the first that applies keeps the next attempt from starting -------------------------------------------
 
 
 def _forged(accounting: Accounting) -> Verdict | None:
@@ -304,7 +305,7 @@ def _tidy(snapshot: JobSnapshot) -> Plan:
 
 
 def _orphaned(snapshot: JobSnapshot, resolution: AttemptResolution | None) -> tuple[ObservedJob, ...]:
-    """Live children that have no place: of a closed or another attempt, or looking for what was found."""
+    """Live children of no open attempt: of a closed or another one, or collect Jobs whose answer is known."""
     live = [child for child in snapshot.ours if not child.terminal]
     if resolution is None or resolution.end is not None:
         return tuple(live)

@@ -1,4 +1,4 @@
-"""What the core sees and what it answers: plain frozen data."""
+"""Input and output of the reconcile core: observed state and plans of actions, as plain frozen data."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class JobObserved:
 
 @dataclass(frozen=True)
 class SweepObserved:
-    """A CompressionSweep, its trials that exist, and its prepare and publish Jobs; namesakes as for a job."""
+    """A CompressionSweep, its trials that exist, and its prepare and publish Jobs; `children` as for a job."""
 
     sweep: CompressionSweep
     trials: tuple[CompressionJob, ...] = ()
@@ -141,8 +141,8 @@ class StopTrial:
 class PatchStatus:
     """Replace the status of the reconciled object; refused if its resourceVersion is no longer the observed one.
 
-    It is the first action of every plan that has any, and fences the rest: a controller sends it with the resourceVersion
-    also when the status is what it was, and drops the plan when it is refused.
+    It is the first action of every plan that has any, and the precondition of the rest: a controller sends it with the
+    resourceVersion also when the status is what it was, and drops the plan when it is refused.
     """
 
     status: CompressionJobStatus | CompressionSweepStatus

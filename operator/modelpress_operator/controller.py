@@ -1,7 +1,7 @@
 """The operator's loop: changes of the cache -> work queue -> snapshot -> reconcile core -> actions.
 
-The same loop as the local controller's, around the same core. News that needs no answer, such as a runner's start or one
-more running trial in a sweep's counters, waits a moment, so that several become one write.
+The same loop as the local controller's, around the same core. Changes that need no answer, such as a runner's start or
+one more running trial in a sweep's counters, wait a moment, so that several become one write.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_an_early_ctrl_c_ends_quietly() -> None:
         _, said = program.communicate(timeout=60)
         assert "Traceback" not in said, said
         assert "KeyboardInterrupt" not in said, said
-        # It may have ended before; while Python takes itself down the signal is the system's again, and a shell says 130.
+        # It may have ended before; while Python takes itself down the signal is the system's again: a shell says 130.
         assert program.returncode in (130, -signal.SIGINT, 0, 2, 1), program.returncode
         ended.append(program.returncode)
         if program.returncode == 130:
