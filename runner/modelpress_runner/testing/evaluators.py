@@ -402,7 +402,7 @@ class EvaluatorContract:
         assert not any(module.training for module in model.modules())
 
     def test_weights_can_be_changed_from_a_hook(self, make: Make) -> None:
-        """What is set within whole_parameters(modify=True) after a step is what the next step begins with."""
+        """What is set within gathered_parameters(modify=True) after a step is what the next step begins with."""
         evaluator, model = make()
         _, weight = _first_weight(model)
         evaluator.bind(model)

@@ -18,7 +18,7 @@ from modelpress_runner.training.run import training_session
 
 
 class PartitionedEvaluator(mp.TorchEvaluator):
-    """Parameters of the bound model are empty but in forward, backward and step, and within whole_parameters.
+    """Parameters of the bound model are empty but in forward, backward and step, and within gathered_parameters.
 
     As in the third stage of ZeRO: what is written into them elsewhere, or without `modify`, is lost.
     """

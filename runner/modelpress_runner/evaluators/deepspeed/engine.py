@@ -132,7 +132,9 @@ class EngineHandle:
     def gathered_parameters(self, modify: bool = False) -> Iterator[None]:
         """As in the protocol: parameters are whole, and what changes goes into the weights that the optimizer keeps."""
         if self._depth and modify and not self._modifying:
-            raise RuntimeError("whole_parameters(modify=True) within whole_parameters(): enter it with modify first")
+            raise RuntimeError(
+                "gathered_parameters(modify=True) within gathered_parameters(): enter it with modify first"
+            )
         outermost = not self._depth
         self._depth += 1
         try:
