@@ -63,10 +63,14 @@ def _follow(added: ParameterGroup, first: ParameterGroup) -> None:
 
 
 def _within(scheduler: Any, optimizer: Any) -> Iterator[Any]:
-    """A scheduler and those within it, if they are the optimizer's."""
-    if getattr(scheduler, "optimizer", None) is optimizer:
+    """A scheduler and those within it, if they are the optimizer's; accelerate's and DeepSpeed's wrap one."""
+    held = getattr(scheduler, "optimizer", None)
+    while held is not None and held is not optimizer:
+        held = getattr(held, "optimizer", None)
+    if held is not None:
         yield scheduler
-    for each in getattr(scheduler, "_schedulers", ()):
+    inner = getattr(scheduler, "scheduler", None)
+    for each in (*getattr(scheduler, "_schedulers", ()), *(() if inner is None else (inner,))):
         yield from _within(each, optimizer)
 
 
