@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from . import plugins
 from .depth import MAX_DEPTH, too_deep
 from .errors import Location, Problem, SpecError, format_location, located_problems, near
+from .messages import describe, in_words
 from .v1alpha1 import API_VERSION, PYTHON_SPELLING, CompressionJob, CompressionSweep
-from .wording import describe, in_words
-from .yamltext import Document, parse, to_json_numbers
+from .yaml_loader import Document, parse, to_json_numbers
 
 MAX_FILE_BYTES = 1024 * 1024  # an API server takes no larger object
 

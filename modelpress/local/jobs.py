@@ -3,7 +3,7 @@
     python -m modelpress_runner.main --request FILE --result FILE --progress FILE --parent-pid PID
 
 Each process leads its own process group and writes to one log file. It is held at a gate until its pid is journaled, so
-there is never a running process that a restarted shell does not know of.
+there is never a running process that a restarted controller does not know of.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .process import is_alive, last_lines, oom_kills, signal_group, start_mark, 
 RUNNER = (sys.executable, "-m", "modelpress_runner.main")
 GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL, as in a pod
 MAX_DETAIL = 1000
-# Reads one line, then becomes the runner, with the same pid. At end of file (the shell died) it runs nothing.
+# Reads one line, then becomes the runner, with the same pid. At end of file (the controller died) it runs nothing.
 GATE = ("/bin/sh", "-c", 'read -r go && [ "$go" = go ] && exec "$@" </dev/null; exit 143', "modelpress-gate")
 
 
@@ -72,9 +72,9 @@ class JobProcesses:
         return len(self._tasks)
 
     def start_all(self) -> None:
-        """Take up what the journal holds: start what never started, judge what died with an earlier shell."""
+        """Take up what the journal holds: start what never started, judge what died with an earlier controller."""
         for record in list(self.cluster.jobs):
-            self._take_up(record)
+            self._adopt(record)
 
     def folder(self, record: JobRecord) -> Path:
         """Where the process's files are."""
@@ -92,7 +92,7 @@ class JobProcesses:
         return None
 
     def kill_all(self) -> None:
-        """SIGKILL every process now. Its Job stays recorded as running, so the next shell calls it disrupted."""
+        """SIGKILL every process now. Its Job stays recorded as running, so the next controller calls it disrupted."""
         self._abandoned = True
         for pid in self._pids.values():
             signal_group(pid, signal.SIGKILL)
@@ -127,13 +127,13 @@ class JobProcesses:
             if record.deleting and not (isinstance(change.before, JobRecord) and change.before.deleting):
                 self._delete(record)
             elif change.before is None:
-                self._take_up(record)
+                self._adopt(record)
 
-    def _take_up(self, record: JobRecord) -> None:
+    def _adopt(self, record: JobRecord) -> None:
         if record.uid in self._tasks:
             return
         if record.pid is not None and not record.terminal:
-            self._spawn(record.uid, self._bury(record))
+            self._spawn(record.uid, self._reap(record))
         elif record.deleting:
             self._spawn(record.uid, self._forget(record))
         elif record.state == "pending":
@@ -164,8 +164,8 @@ class JobProcesses:
     async def _forget(self, record: JobRecord) -> None:
         self.cluster.remove_job(record.name, record.uid)
 
-    async def _bury(self, record: JobRecord) -> None:
-        """End a process that outlived its shell, then judge it by the result it left."""
+    async def _reap(self, record: JobRecord) -> None:
+        """End a process that outlived its controller, then judge it by the result it left."""
         assert record.pid is not None
         if is_alive(record.pid, record.mark):
             signal_group(record.pid, signal.SIGTERM)

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")  # ECMA-48: colours and cursor moves
 # What Python prints between the tracebacks of one exception and its cause.
@@ -99,7 +99,7 @@ def last_lines(path: Path, count: int = 20, limit: int = 16_384) -> list[str]:
     except OSError:
         return []
     lines = (line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    plain = (shown(_ESCAPE.sub("", line)) for line in lines)
+    plain = (escape_control_characters(_ESCAPE.sub("", line)) for line in lines)
     return [line for line in plain if line][-count:]
 
 

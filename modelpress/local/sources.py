@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelpress.api import yamltext
+from modelpress.api import yaml_loader
 from modelpress.api.errors import Problem, SpecError
 from modelpress.api.load import load_dict, load_file
 
@@ -28,7 +28,7 @@ class Document:
     obj: Root
     folder: Path
     file: str | None = None
-    text: yamltext.Document | None = None
+    text: yaml_loader.Document | None = None
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with the file, and the line of the field that each is about."""
@@ -68,6 +68,6 @@ def _load_stdin() -> list[Document]:
 
 def _load(file: Path, folder: Path, name: str) -> list[Document]:
     loaded = load_file(file)
-    texts, _ = yamltext.parse(file.read_text(encoding="utf-8-sig"))
+    texts, _ = yaml_loader.parse(file.read_text(encoding="utf-8-sig"))
     by_line = {text.line: text for text in texts}
     return [Document(item.obj, folder, name, by_line.get(item.line)) for item in loaded]

@@ -1,4 +1,4 @@
-"""Tells the shell how a run ended when its own report was lost: from the manifest, which is the commit point.
+"""Tells the controller how a run ended when its own report was lost: from the manifest, which is the commit point.
 
 Nothing here loads torch.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger("modelpress")
 def collect(request: RunRequest, store: ArtifactStore) -> RunResult:
     """The result of the run whose manifest stands under `request.prefix`; phase NotFound if none does.
 
-    The record beside the artefacts is taken where it belongs to this manifest. If the run died between the two, the
+    The record beside the artifacts is taken where it belongs to this manifest. If the run died between the two, the
     constraints are judged again from the manifest's metrics, and the record is written.
 
     Raises:
@@ -90,7 +90,7 @@ def _judged(request: RunRequest, store: ArtifactStore, standing: manifest.Manife
 
 
 def _detail(request: RunRequest, store: ArtifactStore, standing: manifest.Manifest) -> dict[str, Any]:
-    """metrics.json, verified; {} if the artefact has none."""
+    """metrics.json, verified; {} if the artifact has none."""
     if standing.find(layout.METRICS) is None:
         return {}
     with tempfile.TemporaryDirectory() as folder:

@@ -102,7 +102,7 @@ def age(obj: Raw, now: dt.datetime) -> str:
     return f"{seconds}s"
 
 
-def verdict(obj: Raw) -> int:
+def exit_code_of(obj: Raw) -> int:
     """What `modelpress run` would exit with for an object in this final state."""
     if phase(obj) != "Succeeded":
         failed = condition(obj, reasons.FAILED)

@@ -1,4 +1,4 @@
-"""Child Jobs as real processes: exit codes and signals become states and causes, whatever becomes of the shell."""
+"""Child Jobs as real processes: exit codes and signals become states and causes, whatever becomes of the controller."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ async def test_killing_everything_leaves_the_record_for_the_next_shell(journal: 
 
 
 async def test_a_result_left_by_a_dead_process_counts(journal: Journal) -> None:
-    """A run that was over when the shell died is not called disrupted."""
+    """A run that was over when the controller died is not called disrupted."""
     cluster = cluster_of(journal)
     job = record()
     write_request(journal, job)

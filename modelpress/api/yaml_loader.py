@@ -17,7 +17,7 @@ import yaml
 
 from .depth import MAX_DEPTH
 from .errors import Location, Problem, format_location
-from .wording import describe
+from .messages import describe
 
 MAX_NODES = 200_000
 

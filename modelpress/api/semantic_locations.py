@@ -20,7 +20,7 @@ _TAKEN = (
 )
 
 
-def place_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+def location_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     """Problems of `code` and `store`, wherever the job runs."""
     if spec.code is not None:
         yield from _code_problems(spec.code)
