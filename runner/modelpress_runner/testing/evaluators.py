@@ -658,7 +658,8 @@ class _Triple(Participant):
 
 
 def _prunable(model: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if type(module).__name__ in CHANNEL_TYPES)
+    found = (str(name) for name, module in model.named_modules() if type(module).__name__ in CHANNEL_TYPES)
+    return next(found)
 
 
 def _level(name: str, sparsity: float) -> dict[str, Any]:
