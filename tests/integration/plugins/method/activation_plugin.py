@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
 
     class Means(Collector):
         def __init__(self, name: str, module: nn.Module, data: Pass) -> None:
-            self.name, self.data, self.total_ = name, evaluator, torch.zeros(module.out_features).double()
+            self.name, self.data, self.total_ = name, data, torch.zeros(module.out_features).double()
 
         def start(self) -> None:
             self.hook = ForwardHook(lambda buffer, module, args, output: buffer.append(output.detach().double()))
