@@ -9,7 +9,14 @@ Importing this package loads no storage library; opening a store does.
 from __future__ import annotations
 
 from .base import ArtifactStore, ObjectInfo
-from .errors import ObjectMissingError, StoreError, StoreRefusedError, StoreUnavailableError, StoreUriError
+from .errors import (
+    ObjectMissingError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    StoreUriError,
+    TooLargeError,
+)
 from .uri import DEFAULT_TIMEOUT, SCHEMES, open_store
 
 __all__ = [
@@ -22,5 +29,6 @@ __all__ = [
     "StoreRefusedError",
     "StoreUnavailableError",
     "StoreUriError",
+    "TooLargeError",
     "open_store",
 ]

@@ -26,9 +26,11 @@ import kopf
 from kubernetes.aio.client import Configuration
 from yarl import URL
 
+from modelpress.deepjson import decode
+
 from .aio import CONNECT_SECONDS, PAGE, REQUEST_SECONDS, load_configuration
 from .compact import transform
-from .decode import Listing, decode
+from .decode import Listing
 from .metrics import Metrics
 from .resources import JOBS, MANAGED_BY, MANAGER, PODS, WATCHED, RawObject, Resource
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelpress.deepjson import MAX_LEVELS, DecodeError, decode
 from modelpress_operator.compact import MAX_SPEC_BYTES, UNREAD, transform
-from modelpress_operator.decode import MAX_LEVELS, DecodeError, Listing, decode
+from modelpress_operator.decode import Listing
 from modelpress_operator.resources import COMPRESSION_JOBS, COMPRESSION_SWEEPS, JOBS, RawObject
 
 values = st.recursive(
