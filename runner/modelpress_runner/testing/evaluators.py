@@ -33,7 +33,7 @@ from modelpress.store import open_store
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import Outcome, run_stages
+from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.errors import InvalidModelError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
@@ -228,7 +228,7 @@ class EvaluatorContract:
         stages = [Stage.model_validate({"finetune": {"epochs": 3} if unit == "epochs" else {"maxSteps": 5}})]
         self._resumed(make, stages, after, tmp_path)
 
-    def _resumed(self, make: Make, stages: list[Stage], after: int, folder: Path) -> Outcome:
+    def _resumed(self, make: Make, stages: list[Stage], after: int, folder: Path) -> RecipeOutcome:
         """What a run gives that was interrupted after some steps, compared with one that was not."""
         evaluator, model = make()
         whole = run_stages(Subject(model, evaluator), stages, seed=5, scores=False)

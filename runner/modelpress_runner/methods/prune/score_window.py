@@ -49,7 +49,7 @@ class ScoreWindow:
         if self._collectors is None:
             self._collectors = self._made()
             for collector in self._collectors.values():
-                collector.start()
+                collector.attach()
 
     def step(self) -> None:
         """The gradients of one more step are there. A step with one that is not finite does not count: scalers of mixed
@@ -59,7 +59,7 @@ class ScoreWindow:
         with self._evaluator.gathered_parameters():
             if all(self._is_finite(choice) for choice in self._choices):
                 for collector in self._collectors.values():
-                    collector.step()
+                    collector.update()
 
     def scores(self) -> Scores:
         """What was collected, the same on every rank; afterwards the window is empty again.
@@ -69,7 +69,7 @@ class ScoreWindow:
         """
         collectors = self._made() if self._collectors is None else self._collectors
         try:
-            return {name: ranks.all_reduce_mean(each.total()) for name, each in collectors.items()}
+            return {name: ranks.all_reduce_mean(each.compute()) for name, each in collectors.items()}
         finally:
             self.close()
 
