@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils.flop_counter import flop_registry
+
+from modelpress_runner.runtime.flops import flops
 
 CACHE_BYTES = 256 << 20  # of weights in the wide precision that are kept for their next use
 
@@ -174,8 +175,7 @@ class _Widening(TorchDispatchMode):
         if constant is not None:
             return constant
         out = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self._seen.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        self._seen.flops += flops(func, args, kwargs, out)
         return out if aliases else _mapped(out, self._widen)
 
     def _hand(self, value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError
+from modelpress_runner.training.fingerprint import fingerprint
 
 
 class Participant:
@@ -91,7 +92,7 @@ class MaskKeeper(Participant):
 
 
 class MovementCheck(Participant):
-    """Finds out whether a training moves any weight at all; the weights it began with are kept until one has moved.
+    """Finds out whether a training moves any weight at all, by fingerprints of the weights that it began with.
 
     What counts is that a step moved one: weights that are put back in the end, the best ones say, are a result.
 
@@ -110,7 +111,7 @@ class MovementCheck(Participant):
     def attach(self, model: nn.Module) -> None:
         self._model = model
         named = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self._before = {name: value.detach().clone() for name, value in named.items()}
+        self._before = {name: fingerprint(value) for name, value in named.items()}
         self.trainable = bool(named)
 
     def detach(self) -> None:
@@ -148,8 +149,10 @@ class MovementCheck(Participant):
         assert self._model is not None
         assert self._before is not None
         now = dict(self._model.named_parameters())
-        if any(not torch.equal(now[name].detach(), value.to(now[name].device)) for name, value in self._before.items()):
-            self._before = None
+        for name, value in self._before.items():
+            if int(fingerprint(now[name])) != int(value):
+                self._before = None
+                return
 
 
 class FiniteCheck(Participant):
