@@ -2,8 +2,8 @@
 
 Both sides start with torch imported, remove half of the channels of every convolution by L1 norm and train the same
 number of steps: one as a bare torch-pruning script, the other through mp.compress with its defaults. Each run is a
-fresh process, so imports count; sides alternate. Of all runs of a side the fastest counts, in seconds of the clock and in
-seconds of the processor: a busy machine only adds. "work" is pruning and training of the bare script.
+fresh process, so imports count; sides alternate. Of all runs of a side the fastest counts, in seconds of the clock and
+in seconds of the processor: a busy machine only adds. The work itself is what the bare script takes.
 
 Usage: python benchmarks/compress_overhead.py [--runs 5] [--steps 20]
 """
