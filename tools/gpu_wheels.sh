@@ -45,7 +45,8 @@ grep -v '^deepspeed==' "$out/requirements.txt" >"$one"
   --dest "$out/wheels" --require-hashes --requirement "$one"
 grep '^deepspeed==' "$out/requirements.txt" >"$one"
 DS_BUILD_OPS=0 "${pip[@]}" wheel --no-deps --no-build-isolation --wheel-dir "$out/wheels" --require-hashes --requirement "$one"
-"${pip[@]}" wheel --no-deps --no-build-isolation --no-index --wheel-dir "$out/wheels" .
+.venv/bin/uv build --quiet --wheel --build-constraints requirements/build.txt --require-hashes --out-dir "$out/wheels" .
+rm -f "$out/wheels/.gitignore"
 cp -r tools/gpu_check "$out/gpu_check"
 find "$out/gpu_check" -name __pycache__ -prune -exec rm -r {} +
 cat >"$out/run.sh" <<'SCRIPT'

@@ -30,11 +30,11 @@ def flops(func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> int:
     name = func._schema.name.rpartition("::")[2]
     if name in _PRODUCTS and not kwargs.get("out_dtype"):
         first, second = args[_PRODUCTS[name]].shape, args[_PRODUCTS[name] + 1].shape
-        return 2 * math.prod(first) * int(second[-1])
+        return int(2 * math.prod(first) * second[-1])
     if name in _CONVOLUTIONS and len(args) > 6:
         inputs, weight, transposed = args[0].shape, args[1].shape, args[6]
         places = inputs[2:] if transposed else out.shape[2:]
-        return 2 * int(inputs[0]) * math.prod(places) * math.prod(weight)
+        return int(2 * inputs[0] * math.prod(places) * math.prod(weight))
     if any(part in name for part in _RARER) or name in _PRODUCTS or name in _CONVOLUTIONS:
         from torch.utils.flop_counter import flop_registry
 
