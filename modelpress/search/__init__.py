@@ -8,7 +8,7 @@ from modelpress.trials import Strategy
 from .constraints import ConstraintError, Violation, goal_of, judge
 from .space import SpaceError
 from .strategy import SearchStrategy, replay
-from .uncertain import Spread, Verdict, verdict
+from .uncertain import Rejection, Spread, verdict
 
 __all__ = [
     "ConstraintError",

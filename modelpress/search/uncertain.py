@@ -65,7 +65,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Rejection:
     """What metrics say of constraints: which are missed, and a sentence for each that is open."""
 
     missed: tuple[Violation, ...]
@@ -83,7 +83,7 @@ def verdict(
     baseline: Mapping[str, float],
     compressed: Mapping[str, float],
     spread: Spread | None,
-) -> Verdict:
+) -> Rejection:
     """As `judge`, where a constraint on a latency is missed, or met, only if it is so for all of its spread.
 
     Raises:
@@ -103,7 +103,7 @@ def verdict(
             missed += found
         else:
             uncertain.append(_sentence(constraint, low, high, spread.calls))
-    return Verdict(tuple(missed), tuple(uncertain))
+    return Rejection(tuple(missed), tuple(uncertain))
 
 
 def _sentence(constraint: Constraint, low: float, high: float, calls: int) -> str:
