@@ -8,13 +8,13 @@ from modelpress.trials import Strategy
 from .constraints import ConstraintError, Violation, goal_of, judge
 from .space import SpaceError
 from .strategy import SearchStrategy, replay
-from .uncertain import Rejection, Spread, verdict
+from .uncertain import Judgement, Spread, verdict
 
 __all__ = [
     "ConstraintError",
+    "Judgement",
     "SpaceError",
     "Spread",
-    "Verdict",
     "Violation",
     "goal_of",
     "judge",

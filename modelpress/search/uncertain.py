@@ -65,7 +65,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Rejection:
+class Judgement:
     """What metrics say of constraints: which are missed, and a sentence for each that is open."""
 
     missed: tuple[Violation, ...]
@@ -83,7 +83,7 @@ def verdict(
     baseline: Mapping[str, float],
     compressed: Mapping[str, float],
     spread: Spread | None,
-) -> Rejection:
+) -> Judgement:
     """As `judge`, where a constraint on a latency is missed, or met, only if it is so for all of its spread.
 
     Raises:
@@ -103,7 +103,7 @@ def verdict(
             missed += found
         else:
             uncertain.append(_sentence(constraint, low, high, spread.calls))
-    return Rejection(tuple(missed), tuple(uncertain))
+    return Judgement(tuple(missed), tuple(uncertain))
 
 
 def _sentence(constraint: Constraint, low: float, high: float, calls: int) -> str:
@@ -119,4 +119,4 @@ def _camel(name: str) -> str:
     return head + "".join(part.capitalize() for part in tail)
 
 
-__all__ = ["OPEN", "TIMED", "ConstraintError", "Spread", "Verdict", "verdict"]
+__all__ = ["OPEN", "TIMED", "ConstraintError", "Judgement", "Spread", "verdict"]
