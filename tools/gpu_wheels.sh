@@ -51,20 +51,18 @@ cp -r tools/gpu_check "$out/gpu_check"
 find "$out/gpu_check" -name __pycache__ -prune -exec rm -r {} +
 cat >"$out/run.sh" <<'SCRIPT'
 #!/usr/bin/env bash
-# Installs what is in this folder beside the machine's own PyTorch, in an environment of its own, and runs the checks.
+# Puts what is in this folder beside the machine's own PyTorch, into a folder of its own, and runs the checks.
 # Arguments go to them: ./run.sh --only latency      PYTHON: the interpreter that has torch.
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
 "$python" -c 'import torch' || { echo "run.sh: $python has no torch; set PYTHON to one that has" >&2; exit 2; }
-if [ ! -x venv/bin/python ]; then
-  "$python" -m venv --system-site-packages venv 2>/dev/null || { rm -rf venv; "$python" -m venv --without-pip --system-site-packages venv; }
+if [ ! -e packages/.complete ]; then
+  for wheel in wheels/*.whl; do "$python" -m zipfile -e "$wheel" packages; done
+  touch packages/.complete
 fi
-if [ ! -e venv/.installed ]; then
-  venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps wheels/*.whl
-  touch venv/.installed
-fi
-exec venv/bin/python gpu_check "$@"
+export PYTHONPATH=$PWD/packages${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" gpu_check "$@"
 SCRIPT
 chmod +x "$out/run.sh"
 echo "$(find "$out/wheels" -name '*.whl' | wc -l) wheels, $(du -sh "$out" | cut -f1), in $out; there: ./run.sh"
