@@ -40,6 +40,11 @@ def load() -> Any:
     return deepspeed
 
 
+def folder() -> str:
+    """Where DeepSpeed's code is."""
+    return str(Path(load().__file__).parent)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside, DeepSpeed's calls of collectives that torch has renamed since give no warnings."""
