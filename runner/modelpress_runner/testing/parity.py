@@ -1,4 +1,4 @@
-"""Finetuning through modelpress is the user's own script, bit for bit, as tests that any evaluator can run (needs pytest).
+"""Finetuning through modelpress is the user's own script, bit for bit: tests for any evaluator (needs pytest).
 
     class TestMyEvaluator(TrainingParity):
         @pytest.fixture
@@ -88,7 +88,7 @@ class TrainingParity:
     def test_a_training_that_was_stopped_is_that_too(
         self, make: Make, unit: tuple[str, int], draw: int, tmp_path: Path
     ) -> None:
-        """Stopped at a random micro batch, and gone on with by new objects: what both attempts saw, one after another."""
+        """Stopped at a random micro batch, and gone on with by new objects: both attempts together saw what it saw."""
         script, weights = self.plain(make, unit)
         at = random.Random(f"{type(self).__name__} {unit} {draw}").randrange(1, 2 * len(script.trace) // 3)
         one, evaluator = make()
@@ -117,9 +117,7 @@ class TrainingParity:
         ours, evaluator = make()
         events: list[Any] = []
         checkpointer = Checkpointer(open_store(str(tmp_path)), "", "same", 1)
-        outcome = self.finetuned(
-            ours, evaluator, unit, scores=True, checkpointer=checkpointer, report=events.append
-        )
+        outcome = self.finetuned(ours, evaluator, unit, scores=True, checkpointer=checkpointer, report=events.append)
         steps = [event.step for event in events if ": step " in event.message]
         assert len(steps) >= 2
         assert steps == sorted(set(steps))

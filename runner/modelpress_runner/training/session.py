@@ -144,7 +144,7 @@ class Session:
             with evaluator.whole_parameters(modify=True):
                 undone.callback(self._participants.detach)
                 self._participants.attach(self._model)
-            evaluator.patch_loss(self._participants.loss)
+            evaluator.patch_loss(self._loss)
             evaluator.before_optimizer_step(self._before_step)
             evaluator.after_optimizer_step(self._after_step)
             evaluator.at_safe_points(self._safe_point, self._wants_one)
@@ -245,6 +245,11 @@ class Session:
         alone = not ranks.together()
         if (alone and not self._saves_now()) or time.monotonic() - self._asked_at > STOP_SECONDS:
             raise Stopped
+
+    def _loss(self, loss: torch.Tensor, batch: Any) -> torch.Tensor:
+        if self._tape is None:  # which asks by itself, before the loss is worked out
+            self._before_loss()
+        return self._participants.loss(loss, batch)
 
     def _before_step(self) -> None:
         if self._limit is not None and self.steps >= self._limit:

@@ -193,7 +193,7 @@ class Tape:
         return output
 
     def step(self, made: Callable[[], Any], note: Callable[[], Any], play: Callable[[Any], None]) -> Any:
-        """A step of the first optimizer, where a framework makes it: what `made` gives; nothing, where it is played back.
+        """A step of the first optimizer that a framework makes: what `made` gives; nothing, where it is played back.
 
         Args:
             made: makes it.
