@@ -1,11 +1,11 @@
-"""What a runner is asked to do: the contract from shell to runner, versioned.
+"""RunRequest, what a runner is asked to do: the contract from controller to runner, versioned.
 
-A shell (the operator or the local runner) writes a RunRequest as JSON; on a cluster it is the pod annotation
+A controller (the operator or `modelpress run`) writes a RunRequest as JSON; on a cluster it is the pod annotation
 `modelpress.dev/spec`. It holds no secret and is at most 256 KiB.
 
-The runner may be of another version than the shell. Keys of the request that it does not know are ignored. Fields of
-the specification are written only where they differ from their default, so an older runner meets one that it does not
-know only where the user set it; it then refuses the run, for without it the recipe would be another.
+The runner may be of another version than the controller. Keys of the request that it does not know are ignored. Fields
+of the specification are written only where they differ from their default, so an older runner meets one that it does
+not know only where the user set it; it then refuses the run, for without it the recipe would be another.
 """
 
 from __future__ import annotations
@@ -65,9 +65,11 @@ class RunRequest(ContractModel):
     )
     trial: TrialIdentity | None = None
     publish: PublishRequest | None = None
-    code_path: str | None = Field(default=None, description="Absolute folder of the code, resolved by a local shell.")
+    code_path: str | None = Field(
+        default=None, description="Absolute folder of the code, resolved by a local controller."
+    )
     base_path: str | None = Field(
-        default=None, description="Absolute folder that relative paths of the spec refer to, by a local shell."
+        default=None, description="Absolute folder that relative paths of the spec refer to, by a local controller."
     )
 
     def to_json(self) -> str:
@@ -78,7 +80,7 @@ class RunRequest(ContractModel):
 
 
 def uid8(uid: str) -> str:
-    """The first 8 characters of a uid without dashes, as artefact paths carry it."""
+    """The first 8 characters of a uid without dashes, as artifact paths carry it."""
     return uid.replace("-", "")[:8]
 
 

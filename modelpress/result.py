@@ -1,9 +1,9 @@
-"""What a runner reports: the contract from runner to shell, versioned.
+"""What a runner reports: the contract from runner to controller, versioned.
 
 On a cluster it is the container's termination message, so it is at most 1 KiB of JSON; in full detail it is
-`result.json` beside the artefacts. Exit codes say the same to whoever looks only at them.
+`result.json` beside the artifacts. Exit codes say the same to whoever looks only at them.
 
-The runner may be newer than the shell: keys that the shell does not know are ignored.
+The runner may be newer than the controller: keys that the controller does not know are ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RunResult(ContractModel):
     constraints_met: bool | None = Field(default=None, description="None: there are no constraints.")
     unmet: list[str] = Field(default_factory=list, description="One sentence for each missed constraint.")
     smaller: bool | None = Field(default=None, description="Something measured is smaller or faster than before.")
-    portable: bool | None = Field(default=None, description="The artefact holds a program.")
+    portable: bool | None = Field(default=None, description="The artifact holds a program.")
     portable_reason: str | None = None
 
     def to_message(self, keep: Sequence[str] = ()) -> str:
@@ -110,7 +110,7 @@ class RecordedTrial(ContractModel):
 
 
 class RunRecord(RunResult):
-    """`result.json` beside the artefacts: the whole result, and whose it is. Written when a run fails, too."""
+    """`result.json` beside the artifacts: the whole result, and whose it is. Written when a run fails, too."""
 
     name: str = Field(description="Name of the CompressionJob.")
     trial: RecordedTrial | None = Field(default=None, description="None: a standalone job.")

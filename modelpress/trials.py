@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, TrialResult
+from modelpress.plainjson import json_of
 
 # Annotations and labels that a trial carries from its creation on. Whoever may edit the object may edit them, so they
 # are for people and for looking up; what counts is status.trial.
@@ -92,8 +92,8 @@ def parameters_of(job: CompressionJob) -> dict[str, Any] | None:
 def annotated(job: CompressionJob) -> dict[str, Any] | None:
     """The parameters in a job's annotation, true or not; None if it has none."""
     try:
-        parameters = json.loads((job.metadata.annotations or {}).get(PARAMETERS_ANNOTATION, ""))
-    except (ValueError, RecursionError):
+        parameters = json_of((job.metadata.annotations or {}).get(PARAMETERS_ANNOTATION, ""))
+    except ValueError:
         return None
     return parameters if isinstance(parameters, dict) else None
 

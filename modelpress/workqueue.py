@@ -1,4 +1,4 @@
-"""A keyed, deduplicating work queue with delays, like client-go's. Both shells use it."""
+"""A keyed, deduplicating work queue with delays, like client-go's. Both controllers use it."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from .messages import DNS_LABEL, PATTERNS
 from .v1alpha1 import GROUP, VERSION, ApiModel, CompressionJob, CompressionSweep
 from .v1alpha1.base import Cel
-from .wording import DNS_LABEL, PATTERNS
 
 HEADER = "# Generated from modelpress/api/v1alpha1 by `modelpress crd`. Do not edit.\n"
 

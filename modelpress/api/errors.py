@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel, to_snake
 from pydantic_core import ErrorDetails
 
+from .messages import FIXES, describe, fix_pattern, in_words, keys_in_words, typed_fix, typed_message
 from .v1alpha1 import reasons
 from .v1alpha1.base import ApiModel
-from .wording import FIXES, describe, fix_pattern, in_words, keys_in_words, typed_fix, typed_message
 
 Location = tuple[str | int, ...]
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from . import plugins
 from .depth import MAX_DEPTH, too_deep
 from .errors import Location, Problem, SpecError, format_location, located_problems, near
+from .messages import describe, in_words
 from .v1alpha1 import API_VERSION, PYTHON_SPELLING, CompressionJob, CompressionSweep
-from .wording import describe, in_words
-from .yamltext import Document, parse, to_json_numbers
+from .yaml_loader import MAX_INTEGER_BITS, Document, parse, to_json_numbers
 
 MAX_FILE_BYTES = 1024 * 1024  # an API server takes no larger object
 
@@ -27,11 +27,12 @@ KINDS: dict[str, type[CompressionJob] | type[CompressionSweep]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """One object of a file, and the line it begins in."""
+    """One object of a file, the line it begins in, and the YAML it comes from."""
 
     obj: CompressionJob | CompressionSweep
     file: Path
     line: int
+    text: Document
 
 
 def load_file(path: str | Path) -> list[Loaded]:
@@ -50,7 +51,7 @@ def load_file(path: str | Path) -> list[Loaded]:
     loaded: list[Loaded] = []
     for document in documents:
         try:
-            loaded.append(Loaded(_load_document(document), file, document.line))
+            loaded.append(Loaded(_load_document(document), file, document.line, document))
         except SpecError as error:
             problems += error.problems
     problems += _same_name(loaded)
@@ -188,6 +189,8 @@ def _as_json(value: Any, location: Location) -> tuple[Any, list[Problem]]:
     if isinstance(value, list | tuple):
         pairs = [_as_json(item, (*location, index)) for index, item in enumerate(value)]
         return [item for item, _ in pairs], [problem for _, below in pairs for problem in below]
+    if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
+        return None, [Problem(path, f"must be a finite number, found {describe(value)}", "write a plain number")]
     if value is None or isinstance(value, str | bool | int):
         return value, []
     if isinstance(value, float):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .errors import Problem
-from .wording import describe, keys_in_words
+from .messages import describe, keys_in_words
 
 CONTAINER = "runner"
 OWN_PREFIX = "modelpress-"  # of volumes that modelpress mounts
@@ -105,7 +105,7 @@ def annotation_problem(key: str, value: str) -> tuple[str, str] | None:
     return None
 
 
-def place_of(path: Any) -> str:
+def normal_path(path: Any) -> str:
     """Where a mountPath is, as the kubelet takes it: absolute, without '.', '..' and doubled slashes."""
     return posixpath.normpath("/" + str(path).lstrip("/"))
 
@@ -188,7 +188,7 @@ def _container_problems(container: Mapping[str, Any], path: str, kind: str) -> I
         if own and name.startswith(OWN_ENVIRONMENT):
             yield Problem(f"{path}.env[{index}]", f"{name} cannot be given: {_OWN}", _REMOVE)
     for index, mount in enumerate(container.get("volumeMounts") or []):
-        where, place = f"{path}.volumeMounts[{index}]", place_of(mount["mountPath"])
+        where, place = f"{path}.volumeMounts[{index}]", normal_path(mount["mountPath"])
         if own and is_own_folder(place):
             yield Problem(where, f"{place} cannot be mounted: {_OWN}", "choose another path")
         elif str(mount.get("name", "")).startswith(OWN_PREFIX):

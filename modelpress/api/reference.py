@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import crd
+from .messages import PATTERNS
 from .v1alpha1 import MEASURED, algorithms, reasons
-from .wording import PATTERNS
 
 _BLOCK = re.compile(r"(<!-- generated: ([a-z.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CONSTANT = re.compile(r'^([A-Z_]+) = "(\w+)"  # (.+)$', re.MULTILINE)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from .errors import Problem
-from .semantic_places import uri_problems
+from .semantic_locations import uri_problems
 from .stages import rules
 from .v1alpha1 import Columns, CompressionJobSpec, Constraint, HuggingFace
 from .v1alpha1.data import SUFFIXES

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import Problem
 from .semantic_data import data_problems
-from .semantic_places import not_on_cluster, place_problems, uri_problems
+from .semantic_locations import location_problems, not_on_cluster, uri_problems
 from .semantic_runner import runner_problems
 from .stages import rules
 from .v1alpha1 import MEASURED, CompressionJobSpec, Constraint
@@ -37,7 +37,7 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
         *constraint_problems(spec.constraints or [], "constraints"),
         *result_problems([item.metric for item in spec.constraints or ()], "constraints"),
         *_target_problems(spec),
-        *place_problems(spec),
+        *location_problems(spec),
         *runner_problems(spec.runner),
     ]
     if cluster:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import pointer
+from . import json_pointer
 from .errors import Problem, near
-from .probing import Prober, can_take, path_of, same
+from .messages import describe, in_words, keys_in_words
+from .search_space_values import Prober, can_take, path_of, same
 from .semantic_data import lacks_goal, unsaid_goals
 from .semantic_job import constraint_problems, job_problems, result_problems
 from .v1alpha1 import MEASURED, CompressionSweepSpec, Parameter, reasons
 from .v1alpha1.base import Scalar
-from .wording import describe, in_words, keys_in_words
 
 # What a search may vary. Everything else is the same for all trials: they must be measured and judged alike (metrics,
 # constraints, target, benchmark, code), written to one place (store), and run under the same rules (backoffLimit, ...).
@@ -73,18 +73,18 @@ def _pointer_problems(space: Sequence[Parameter], document: dict[str, Any]) -> I
     for index, parameter in enumerate(space):
         for number, path in enumerate(parameter.paths):
             where = _at(index, f"paths[{number}]")
-            top = pointer.parse(path)[0]
+            top = json_pointer.parse(path)[0]
             if top in document and top not in SEARCHABLE:
                 message = f"/{top} must be the same for all trials"
                 yield Problem(where, message, f"search in {in_words('/' + name for name in SEARCHABLE)}")
                 continue
             try:
-                pointer.set(document, path, None)
-            except pointer.PointerError as error:
+                json_pointer.set(document, path, None)
+            except json_pointer.PointerError as error:
                 yield Problem(where, f"does not resolve in template.spec: {error}", _pointer_fix(error))
 
 
-def _pointer_fix(error: pointer.PointerError) -> str:
+def _pointer_fix(error: json_pointer.PointerError) -> str:
     nearest = near(error.token, error.known)
     if nearest and not error.token.isdigit():
         return f"did you mean {error.parent}/{nearest}?"
@@ -174,7 +174,7 @@ def _overlap_problems(space: Sequence[Parameter]) -> Iterator[Problem]:
     seen: list[tuple[list[str], int, int]] = []
     for index, parameter in enumerate(space):
         for number, path in enumerate(parameter.paths):
-            tokens = pointer.parse(path)
+            tokens = json_pointer.parse(path)
             for other_tokens, other_index, other_number in seen:
                 length = min(len(tokens), len(other_tokens))
                 if tokens[:length] != other_tokens[:length]:

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from modelpress.api.errors import SpecError
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 DEBUG = "MODELPRESS_DEBUG"
 
@@ -39,7 +39,7 @@ def report(error: BaseException) -> int:
         return Exit.INVALID
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
-    # Imported here: validating a file needs nothing of the local shell.
+    # Imported here: validating a file needs nothing of local runs.
     from modelpress.local.errors import LocalError
 
     if isinstance(error, LocalError):
@@ -53,7 +53,7 @@ def report(error: BaseException) -> int:
 
 
 def _say(text: str) -> None:
-    text = shown(text)
+    text = escape_control_characters(text)
     print(f"modelpress: {text}" if "\n" not in text else text, file=sys.stderr)
 
 

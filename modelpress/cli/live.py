@@ -11,12 +11,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from modelpress import figures
+from modelpress import formatting
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionSweep
 from modelpress.cli.markup import escape
 from modelpress.local.cluster import Change, JobRecord, Key
 from modelpress.local.lines import best_line, expected_trials, opening, stopping_line
-from modelpress.local.session import Running
+from modelpress.local.session import ActiveRun
 from modelpress.reconcile import EmitEvent
 from modelpress.trials import number_of, parameters_of
 
@@ -31,13 +31,13 @@ class LiveDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False)
         self._live: Live | None = None
-        self._run: Running | None = None
+        self._run: ActiveRun | None = None
         self._began = 0.0
         self._finished_before = 0
         self._finished = 0
         self._stopping = ""
 
-    def begin(self, run: Running) -> None:
+    def begin(self, run: ActiveRun) -> None:
         self._run = run
         self._began = time.monotonic()
         self._finished = self._finished_before = sum(t.status.phase in TERMINAL_PHASES for t in run.cluster.trials)
@@ -91,7 +91,9 @@ class LiveDisplay:
         elapsed = time.monotonic() - self._began
         line = Table.grid(padding=(0, 1))
         if not isinstance(root, CompressionSweep):
-            line.add_row(Text(f"{root.metadata.name}: {root.status.phase or 'Pending'}  {figures.duration(elapsed)}"))
+            line.add_row(
+                Text(f"{root.metadata.name}: {root.status.phase or 'Pending'}  {formatting.duration(elapsed)}")
+            )
             return line
         total = expected_trials(root)
         here = self._finished - self._finished_before
@@ -100,8 +102,8 @@ class LiveDisplay:
             Text(root.metadata.name, style="bold"),
             ProgressBar(total=max(1, total), completed=self._finished, width=30),
             Text(f"{self._finished}/{total} trials"),
-            Text(f"{figures.duration(elapsed)} elapsed"),
-            Text(f"{figures.duration(left)} left" if left is not None else ""),
+            Text(f"{formatting.duration(elapsed)} elapsed"),
+            Text(f"{formatting.duration(left)} left" if left is not None else ""),
         )
         return line
 
@@ -133,4 +135,4 @@ class LiveDisplay:
         trial = self._run.cluster.get(Key("CompressionJob", record.owner_name))
         if trial is None or isinstance(trial, CompressionSweep) or number_of(trial) is None:
             return Text(f"  attempt {record.attempt}")
-        return Text(f"  trial {number_of(trial)}  {figures.parameters(parameters_of(trial) or {})}")
+        return Text(f"  trial {number_of(trial)}  {formatting.parameters(parameters_of(trial) or {})}")

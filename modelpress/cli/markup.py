@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich import markup
 
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 
 def escape(text: str) -> str:
     """The text as it is to be read."""
-    return markup.escape(shown(text))
+    return markup.escape(escape_control_characters(text))

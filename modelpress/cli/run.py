@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from modelpress.local.controller import is_finished
 from modelpress.local.lines import LineDisplay
 from modelpress.local.session import (
     Display,
@@ -20,7 +21,6 @@ from modelpress.local.session import (
     result_of,
     run_plans,
 )
-from modelpress.local.shell import is_finished
 from modelpress.local.sources import load_documents
 
 

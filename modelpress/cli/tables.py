@@ -9,12 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from modelpress import figures
+from modelpress import formatting
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJob, CompressionSweep, reasons
 from modelpress.cli.markup import escape
+from modelpress.local.controller import is_finished
 from modelpress.local.lines import why_failed
 from modelpress.local.session import DONE, MISSED, Finished, condition, model_uri
-from modelpress.local.shell import is_finished
 from modelpress.trials import number_of, parameters_of
 
 MAX_ROWS = 50  # of more trials only the best and the Pareto front are listed
@@ -68,9 +68,9 @@ def _print_job(out: Console, job: CompressionJob) -> None:
         dense = pair.baseline.get(name)
         table.add_row(
             escape(name),
-            "" if dense is None else figures.number(name, dense),
-            figures.number(name, pair.compressed[name]),
-            figures.change(pair.compressed[name], dense),
+            "" if dense is None else formatting.number(name, dense),
+            formatting.number(name, pair.compressed[name]),
+            formatting.change(pair.compressed[name], dense),
         )
     out.print(table)
 
@@ -84,7 +84,7 @@ def _print_sweep(out: Console, run: Finished, sweep: CompressionSweep) -> None:
     table.add_column("state")
     table.add_column("parameters", overflow="fold")
     for name in columns:
-        table.add_column(escape(figures.HEADINGS.get(name, name)), justify="right")
+        table.add_column(escape(formatting.HEADINGS.get(name, name)), justify="right")
     table.add_column("")
     baseline = sweep.status.baseline or {}
     if baseline:
@@ -110,8 +110,8 @@ def _print_sweep(out: Console, run: Finished, sweep: CompressionSweep) -> None:
         table.add_row(
             str(number),
             trial.status.phase or "",
-            escape(figures.parameters(parameters_of(trial) or {})),
-            *(figures.with_change(name, values, dense) for name in columns),
+            escape(formatting.parameters(parameters_of(trial) or {})),
+            *(formatting.with_change(name, values, dense) for name in columns),
             marks,
             style="bold green" if is_best else None,
         )
@@ -128,7 +128,7 @@ def _columns(sweep: CompressionSweep) -> list[str]:
 
 
 def _plain(name: str, values: Mapping[str, float]) -> str:
-    return figures.number(name, values[name]) if name in values else ""
+    return formatting.number(name, values[name]) if name in values else ""
 
 
 def _missed(trial: CompressionJob) -> str:

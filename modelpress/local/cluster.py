@@ -10,12 +10,13 @@ import contextlib
 import datetime as dt
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from modelpress.api.v1alpha1 import (
     CompressionJob,
@@ -34,6 +35,8 @@ from .journal import Journal
 Root: TypeAlias = CompressionJob | CompressionSweep
 Kind = Literal["CompressionJob", "CompressionSweep"]
 JobState = Literal["pending", "running", "succeeded", "failed"]
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
+_UID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,22 @@ class JobRecord:
         Raises:
             TypeError, ValueError: the value is not a record.
         """
-        times = {
-            name: dt.datetime.fromisoformat(value[name]) if value.get(name) else None
-            for name in ("started_at", "finished_at")
-        }
-        return cls(**{**value, **times})
+        unknown = value.keys() - {item.name for item in fields(cls)}
+        if unknown:
+            raise TypeError(f"it has an unknown key {min(unknown)[:64]!r}")
+        try:
+            record = _RECORD.validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{first['loc'][0] if first['loc'] else 'it'}: {first['msg']}") from None
+        if not (_NAME.fullmatch(record.name) and _UID.fullmatch(record.uid)):
+            raise ValueError("it has no name and uid of a job")
+        if record.pid is not None and record.pid < 2:  # 0 and 1 stand for whole groups of processes
+            raise ValueError(f"no process of ours has the id {record.pid}")
+        return record
+
+
+_RECORD = TypeAdapter(JobRecord)
 
 
 @dataclass(frozen=True)

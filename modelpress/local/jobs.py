@@ -3,7 +3,7 @@
     python -m modelpress_runner.main --request FILE --result FILE --progress FILE --parent-pid PID
 
 Each process leads its own process group and writes to one log file. It is held at a gate until its pid is journaled, so
-there is never a running process that a restarted shell does not know of.
+there is never a running process that a restarted controller does not know of.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import json
 import os
 import signal
 import sys
@@ -21,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from modelpress.api.v1alpha1 import reasons
+from modelpress.plainjson import json_of
 from modelpress.reconcile.model import Cause
 from modelpress.result import ExitCode, RunResult
 
 from .cluster import Change, JobRecord, LocalCluster
 from .errors import StateError
-from .process import is_alive, last_lines, oom_kills, signal_group, start_mark, wait_gone
+from .process import is_alive, last_lines, oom_kills, signal_group, start_mark, wait_gone, was_given
+from .regular import open_regular, read_regular
 
 RUNNER = (sys.executable, "-m", "modelpress_runner.main")
 GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL, as in a pod
 MAX_DETAIL = 1000
-# Reads one line, then becomes the runner, with the same pid. At end of file (the shell died) it runs nothing.
+MAX_RESULT = 64 * 1024  # bytes of result.json; a result has at most one KiB
+# Reads one line, then becomes the runner, with the same pid. At end of file (the controller died) it runs nothing.
 GATE = ("/bin/sh", "-c", 'read -r go && [ "$go" = go ] && exec "$@" </dev/null; exit 143', "modelpress-gate")
 
 
@@ -72,9 +74,9 @@ class JobProcesses:
         return len(self._tasks)
 
     def start_all(self) -> None:
-        """Take up what the journal holds: start what never started, judge what died with an earlier shell."""
+        """Take up what the journal holds: start what never started, judge what died with an earlier controller."""
         for record in list(self.cluster.jobs):
-            self._take_up(record)
+            self._adopt(record)
 
     def folder(self, record: JobRecord) -> Path:
         """Where the process's files are."""
@@ -88,11 +90,11 @@ class JobProcesses:
         """The runner's last word about how far it is; None while there is none."""
         for line in reversed(last_lines(self.folder(record) / "progress.jsonl", count=2, limit=4096)):
             with contextlib.suppress(ValueError, TypeError, AttributeError):
-                return _progress(json.loads(line))
+                return _progress(json_of(line))
         return None
 
     def kill_all(self) -> None:
-        """SIGKILL every process now. Its Job stays recorded as running, so the next shell calls it disrupted."""
+        """SIGKILL every process now. Its Job stays recorded as running, so the next controller calls it disrupted."""
         self._abandoned = True
         for pid in self._pids.values():
             signal_group(pid, signal.SIGKILL)
@@ -127,13 +129,13 @@ class JobProcesses:
             if record.deleting and not (isinstance(change.before, JobRecord) and change.before.deleting):
                 self._delete(record)
             elif change.before is None:
-                self._take_up(record)
+                self._adopt(record)
 
-    def _take_up(self, record: JobRecord) -> None:
+    def _adopt(self, record: JobRecord) -> None:
         if record.uid in self._tasks:
             return
         if record.pid is not None and not record.terminal:
-            self._spawn(record.uid, self._bury(record))
+            self._spawn(record.uid, self._reap(record))
         elif record.deleting:
             self._spawn(record.uid, self._forget(record))
         elif record.state == "pending":
@@ -164,10 +166,12 @@ class JobProcesses:
     async def _forget(self, record: JobRecord) -> None:
         self.cluster.remove_job(record.name, record.uid)
 
-    async def _bury(self, record: JobRecord) -> None:
-        """End a process that outlived its shell, then judge it by the result it left."""
+    async def _reap(self, record: JobRecord) -> None:
+        """End a process that outlived its controller, then judge it by the result it left."""
         assert record.pid is not None
-        if is_alive(record.pid, record.mark):
+        # A folder that came from elsewhere may name any process; ours was started with a file of this folder.
+        ours = was_given(record.pid, str(self.folder(record) / "request.json"))
+        if ours and is_alive(record.pid, record.mark):
             signal_group(record.pid, signal.SIGTERM)
             if not await wait_gone(record.pid, record.mark, self.grace):
                 signal_group(record.pid, signal.SIGKILL)
@@ -212,8 +216,9 @@ class JobProcesses:
             *("--parent-pid", str(os.getpid())),
         ]
         kills = oom_kills()
+        self.cluster.journal.check_run(folder)
         try:
-            log = self.log_path(record).open("ab")
+            log = os.fdopen(open_regular(self.log_path(record), os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
         except OSError as error:
             raise StateError(f"cannot write the log {self.log_path(record)}: {error.strerror}") from error
         with log:
@@ -281,7 +286,7 @@ class JobProcesses:
 
     def _message(self, record: JobRecord) -> str | None:
         try:
-            return (self.folder(record) / "result.json").read_text(encoding="utf-8")
+            return read_regular(self.folder(record) / "result.json", MAX_RESULT).decode("utf-8")
         except (OSError, UnicodeDecodeError):
             return None
 

@@ -17,11 +17,11 @@ written to one file, commit.json; the next start carries out what a killed proce
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 from modelpress.plainjson import DEPTH, json_of
 
 from .errors import LockedError, StateError
+from .regular import irregular, open_regular, read_regular
 
 FORMAT = 1
 COMMIT = "commit.json"
@@ -45,7 +46,8 @@ def write_atomic(path: Path, text: str) -> None:
         OSError: the folder is not writable, or the disk is full.
     """
     draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
+    draft.unlink(missing_ok=True)  # of a killed process, or a link that was put there
+    with os.fdopen(open_regular(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -73,7 +75,7 @@ class Journal:
                 folder.mkdir(parents=True, exist_ok=True)
                 if folder != root and folder.is_symlink():
                     raise StateError(f"{folder} is a link; remove the folder {root} to start over")
-            lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = open_regular(root / "lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StateError(_cannot(root, error)) from error
         try:
@@ -150,6 +152,8 @@ class Journal:
             self._batch[relative] = text
             return
         path = self.root / relative
+        if path.parent.is_symlink():
+            raise self.damaged(str(path.parent.relative_to(self.root)), "it is a link")
         try:
             if text is None:
                 path.unlink(missing_ok=True)
@@ -181,14 +185,14 @@ class Journal:
         """
         path = self.root / relative
         try:
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise self.damaged(relative, "it is no regular file")
-            if path.stat().st_size > MAX_BYTES:
-                raise self.damaged(relative, f"it is larger than {MAX_BYTES} bytes")
-            value = json_of(path.read_text(encoding="utf-8"), 2 * DEPTH)
+            value = json_of(read_regular(path, MAX_BYTES), 2 * DEPTH)
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self.damaged(relative, "it is a link") from error
+            if error.errno in (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.EISDIR):
+                raise self.damaged(relative, str(error.strerror)) from error
             raise StateError(_cannot(self.root, error)) from error
         except ValueError as error:
             raise self.damaged(relative, str(error)) from error
@@ -210,7 +214,8 @@ class Journal:
     def append_event(self, event: dict[str, Any]) -> None:
         """Add a line to events.jsonl. It is for people: a line lost in a crash changes nothing."""
         try:
-            with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+            descriptor = open_regular(self.root / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
         except OSError as error:
             raise StateError(_cannot(self.root, error)) from error
@@ -218,6 +223,16 @@ class Journal:
     def run_folder(self, job: str, uid: str) -> Path:
         """Folder of one process's files."""
         return self.root / "runs" / f"{job}-{uid.replace('-', '')[:8]}"
+
+    def check_run(self, folder: Path) -> None:
+        """Whether a process may write into its folder.
+
+        Raises:
+            StateError: it is a link, or has in it what is neither a file nor a folder.
+        """
+        odd = irregular([folder])
+        if odd is not None:
+            raise self.damaged(str(odd.relative_to(self.root)), "it is neither a file nor a folder")
 
 
 def _cannot(root: Path, error: OSError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, TextIO
 
-from modelpress import figures
+from modelpress import formatting
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResult
 from modelpress.reconcile import EmitEvent
 from modelpress.trials import number_of, parameters_of
@@ -13,7 +13,7 @@ from modelpress.trials import number_of, parameters_of
 from .cluster import Change, JobRecord, Key, Root
 
 if TYPE_CHECKING:
-    from .session import Running
+    from .session import ActiveRun
 
 SHOWN = ("default", "macs", "sizeBytes", "latencyMs")
 FINISHED = frozenset({"Succeeded", "Failed", "Stopped"})
@@ -27,7 +27,7 @@ class LineDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._stages: dict[str, str] = {}  # by uid of the child Job
-        self._run: Running | None = None
+        self._run: ActiveRun | None = None
         self._finished = 0
         self._best: TrialResult | None = None
 
@@ -38,7 +38,7 @@ class LineDisplay:
 
     notice = say
 
-    def begin(self, run: Running) -> None:
+    def begin(self, run: ActiveRun) -> None:
         self._run = run
         root = run.root
         self._finished = sum(trial.status.phase in FINISHED for trial in run.cluster.trials)
@@ -89,12 +89,12 @@ class LineDisplay:
         root = self._run.root
         total = f"/{expected_trials(root)}" if isinstance(root, CompressionSweep) else ""
         parts = [f"trial {number_of(trial)} {trial.status.phase} ({self._finished}{total})"]
-        parts.append(figures.parameters(parameters_of(trial) or {}))
+        parts.append(formatting.parameters(parameters_of(trial) or {}))
         parts.append(metrics_line(trial) or why_failed(trial))
         return "  ".join(part for part in parts if part)
 
 
-def opening(run: Running) -> str:
+def opening(run: ActiveRun) -> str:
     """The first line about a run."""
     root = run.root
     name = f"{root.kind} {root.metadata.name}"
@@ -125,10 +125,10 @@ def metrics_line(obj: Root) -> str:
     if pair is None or not pair.compressed:
         return ""
     shown = [name for name in SHOWN if name in pair.compressed] or sorted(pair.compressed)[:4]
-    return "  ".join(f"{name} {figures.with_change(name, pair.compressed, pair.baseline)}" for name in shown)
+    return "  ".join(f"{name} {formatting.with_change(name, pair.compressed, pair.baseline)}" for name in shown)
 
 
-def best_line(sweep: CompressionSweep, run: Running) -> str:
+def best_line(sweep: CompressionSweep, run: ActiveRun) -> str:
     """The best trial with its numbers against the dense model's."""
     best = sweep.status.best
     if best is None:
@@ -138,8 +138,8 @@ def best_line(sweep: CompressionSweep, run: Running) -> str:
     baseline = (measured.baseline if measured else None) or sweep.status.baseline or {}
     wanted = [objective.metric for objective in sweep.spec.objectives]
     shown = [name for name in dict.fromkeys((*wanted, *SHOWN)) if name in best.metrics]
-    numbers = "  ".join(f"{name} {figures.with_change(name, best.metrics, baseline)}" for name in shown)
-    return f"trial {best.number}  {figures.parameters(best.parameters)}  {numbers}".rstrip()
+    numbers = "  ".join(f"{name} {formatting.with_change(name, best.metrics, baseline)}" for name in shown)
+    return f"trial {best.number}  {formatting.parameters(best.parameters)}  {numbers}".rstrip()
 
 
 def why_failed(obj: Root) -> str:

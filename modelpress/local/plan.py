@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -12,7 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from modelpress.api.errors import Problem
 from modelpress.api.semantic import job_problems, sweep_problems
+from modelpress.api.semantic_locations import control_problems
 from modelpress.api.v1alpha1 import Budget, Code, CompressionJobSpec, CompressionSweep, Runner, Store
+from modelpress.api.v1alpha1.base import MAX_URI
 from modelpress.request import job_root, uid8
 
 from .cluster import Root, derived_uid
@@ -95,6 +98,10 @@ def _settle_store(given: Store | None, override: str | None, cwd: Path, where: s
     uri, path = override or DEFAULT_STORE, "--store"
     if given is not None and not override:
         uri, path = given.path or given.uri, f"{where}.store.{'path' if given.path else 'uri'}"
+    if found := list(control_problems(uri, path)):
+        return Store(uri=DEFAULT_STORE), found if override else []  # of a file, job_problems says it
+    if len(uri) > MAX_URI:
+        return Store(uri=DEFAULT_STORE), [_too_long(path)]
     scheme, separator, rest = uri.partition("://")
     if separator and scheme == "memory":
         problem = Problem(
@@ -109,6 +116,8 @@ def _settle_store(given: Store | None, override: str | None, cwd: Path, where: s
             problem = Problem(path=path, message=f"{uri} names no file on this machine", fix="write file:///folder")
             return Store(uri=uri), [problem]
         rest = unquote(parts.path)
+        if "\0" in rest:
+            return Store(uri=DEFAULT_STORE), list(control_problems(rest, path)) if override else []
     elif not separator:
         rest = uri
     else:
@@ -116,6 +125,9 @@ def _settle_store(given: Store | None, override: str | None, cwd: Path, where: s
         return Store(uri=uri, endpoint=endpoint, region=region), []
     folder = Path(rest).expanduser()
     folder = (folder if folder.is_absolute() else cwd / folder).resolve()
+    # A file system has no longer names than these, and what a run writes lies below.
+    if len(str(folder)) > MAX_URI or any(len(os.fsencode(part)) > 255 for part in folder.parts):
+        return Store(uri=DEFAULT_STORE), [_too_long(path)]
     for ancestor in (folder, *folder.parents):
         if ancestor.exists():
             if not ancestor.is_dir():
@@ -125,11 +137,18 @@ def _settle_store(given: Store | None, override: str | None, cwd: Path, where: s
     return Store(uri=str(folder)), []
 
 
+def _too_long(path: str) -> Problem:
+    message = f"the folder's path, or a name in it, is too long: at most {MAX_URI} characters, and 255 bytes a name"
+    return Problem(path=path, message=message, fix="give a folder with a shorter path")
+
+
 def _settle_code(recipe: CompressionJobSpec, folder: Path, where: str) -> tuple[str | None, list[Problem]]:
     if recipe.code is None:
         return None, []
     if recipe.code.path is None:
         return None, _config_map_problems(recipe.code, where)
+    if any(control_problems(recipe.code.path, "")):
+        return None, []  # job_problems says it
     path = Path(recipe.code.path).expanduser()
     path = (path if path.is_absolute() else folder / path).resolve()
     if not path.is_dir():

@@ -11,7 +11,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
+
+from .regular import open_regular
 
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")  # ECMA-48: colours and cursor moves
 # What Python prints between the tracebacks of one exception and its cause.
@@ -38,6 +40,19 @@ def start_mark(pid: int) -> str | None:
 def is_alive(pid: int, mark: str | None) -> bool:
     """Whether the process that `mark` was taken from still runs."""
     return mark is not None and start_mark(pid) == mark
+
+
+def was_given(pid: int, argument: str) -> bool:
+    """Whether this very text is among the arguments that a process was started with."""
+    try:
+        return os.fsencode(argument) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        if Path("/proc/self/cmdline").exists():
+            return False
+    except OSError:
+        return False
+    done = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return argument in done.stdout
 
 
 async def wait_gone(pid: int, mark: str | None, seconds: float) -> bool:
@@ -92,14 +107,14 @@ def cores() -> int:
 def last_lines(path: Path, count: int = 20, limit: int = 16_384) -> list[str]:
     """The last non-blank lines of a log, read from its end; lines that a progress bar rewrote count once."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - limit))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
     lines = (line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    plain = (shown(_ESCAPE.sub("", line)) for line in lines)
+    plain = (escape_control_characters(_ESCAPE.sub("", line)) for line in lines)
     return [line for line in plain if line][-count:]
 
 

@@ -20,13 +20,13 @@ from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResul
 from modelpress.reconcile import EmitEvent
 
 from .cluster import Change, JobRecord, Key, LocalCluster, Root
+from .controller import LocalController, is_finished
 from .devices import environments, visible_devices
 from .errors import UsageError
 from .jobs import RUNNER, JobProcesses
 from .lines import LineDisplay
 from .plan import RunPlan, artifact_root, open_state, plan_run
 from .process import cores, last_lines, without_tracebacks
-from .shell import LocalShell, is_finished
 from .sources import Document, load_documents
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -38,7 +38,7 @@ class Display(Protocol):
 
     interval: float | None  # seconds between two calls of refresh; None: it wants none
 
-    def begin(self, run: Running) -> None:
+    def begin(self, run: ActiveRun) -> None:
         """A run starts, or goes on."""
 
     def notice(self, text: str) -> None:
@@ -59,7 +59,7 @@ class Display(Protocol):
 
 
 @dataclass(frozen=True)
-class Running:
+class ActiveRun:
     """A run in progress, for displays."""
 
     plan: RunPlan
@@ -98,7 +98,7 @@ class Finished:
         """0 done, 1 failed, 2 invalid, 3 the result misses a constraint; 128 + signal where one stopped it."""
         if self.interrupted is not None and not is_finished(self.root):
             return 128 + self.interrupted
-        return verdict(self.root)
+        return exit_code_of(self.root)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class LocalResult:
         objects: the file's jobs and sweeps as they ended, with their status.
         trials: all trials of its sweeps.
         best: the best feasible trial of the last sweep that has one.
-        uri: where the model is: the last object's artefact (a sweep's `best/`); for mp.load. None if there is none.
+        uri: where the model is: the last object's artifact (a sweep's `best/`); for mp.load. None if there is none.
         exit_code: as `modelpress run` would exit.
     """
 
@@ -203,7 +203,7 @@ class _Work:
         self.finished: list[Finished] = []
         self.error: BaseException | None = None
         self.signal: int | None = None
-        self._shell: LocalShell | None = None
+        self._controller: LocalController | None = None
         self._jobs: JobProcesses | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -237,15 +237,15 @@ class _Work:
     def _on_signal(self, number: int) -> None:
         if self.signal is None:
             self.signal = int(number)
-            if self._shell is not None and self._jobs is not None:
+            if self._controller is not None and self._jobs is not None:
                 self._stop_cleanly()
-        elif self._shell is not None:
-            self._shell.kill()
+        elif self._controller is not None:
+            self._controller.kill()
 
     def _stop_cleanly(self) -> None:
-        assert self._shell is not None
+        assert self._controller is not None
         assert self._jobs is not None
-        self._shell.stop()
+        self._controller.stop()
         if self.display is not None:
             self.display.stopping(self._jobs.live)
 
@@ -265,7 +265,7 @@ class _Work:
                 child_environment(plan.parallelism),
                 slots=environments(visible_devices(), plan.parallelism, plan.runner),
             )
-            shell = LocalShell(
+            controller = LocalController(
                 cluster,
                 jobs,
                 code_path=plan.code_path,
@@ -274,11 +274,11 @@ class _Work:
                 problems=tuple(str(problem) for problem in plan.problems),
                 observer=display,
             )
-            self._shell, self._jobs = shell, jobs
+            self._controller, self._jobs = controller, jobs
             if self.signal is not None:
-                shell.stop()
-            async with _shown(display, Running(plan, cluster, jobs, resumed)):
-                await shell.run()
+                controller.stop()
+            async with _shown(display, ActiveRun(plan, cluster, jobs, resumed)):
+                await controller.run()
             return Finished(
                 root=cluster.root,
                 trials=cluster.trials,
@@ -289,7 +289,7 @@ class _Work:
                 failure=_failure(cluster, jobs),
             )
         finally:
-            self._shell = self._jobs = None
+            self._controller = self._jobs = None
             journal.close()
 
 
@@ -311,7 +311,7 @@ def _handlers(handler: Callable[[int, Any], Any]) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _shown(display: Display | None, running: Running) -> AsyncIterator[None]:
+async def _shown(display: Display | None, running: ActiveRun) -> AsyncIterator[None]:
     if display is None:
         yield
         return
@@ -360,7 +360,7 @@ def condition(obj: Root, type_: str) -> tuple[str, str, str] | None:
     return None
 
 
-def verdict(root: Root) -> int:
+def exit_code_of(root: Root) -> int:
     """Exit code of an object that has come to its end."""
     status, failed = root.status, condition(root, reasons.FAILED)
     if status.phase != "Succeeded":

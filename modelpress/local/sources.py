@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelpress.api import yamltext
+from modelpress.api import yaml_loader
 from modelpress.api.errors import Problem, SpecError
-from modelpress.api.load import load_dict, load_file
+from modelpress.api.load import MAX_FILE_BYTES, load_dict, load_file
 
 from .cluster import Root
 
@@ -28,7 +28,7 @@ class Document:
     obj: Root
     folder: Path
     file: str | None = None
-    text: yamltext.Document | None = None
+    text: yaml_loader.Document | None = None
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with the file, and the line of the field that each is about."""
@@ -59,7 +59,7 @@ def load_documents(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[D
 def _load_stdin() -> list[Document]:
     with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         file = Path(folder) / "stdin.yaml"
-        file.write_bytes(sys.stdin.buffer.read())
+        file.write_bytes(sys.stdin.buffer.read(MAX_FILE_BYTES + 1))
         try:
             return _load(file, Path.cwd(), "<stdin>")
         except SpecError as error:
@@ -67,7 +67,4 @@ def _load_stdin() -> list[Document]:
 
 
 def _load(file: Path, folder: Path, name: str) -> list[Document]:
-    loaded = load_file(file)
-    texts, _ = yamltext.parse(file.read_text(encoding="utf-8-sig"))
-    by_line = {text.line: text for text in texts}
-    return [Document(item.obj, folder, name, by_line.get(item.line)) for item in loaded]
+    return [Document(item.obj, folder, name, item.text) for item in load_file(file)]

@@ -1,6 +1,6 @@
 """The reconcile core: (observed, now) -> actions and a requeue time. Pure: no I/O, no clock, no framework.
 
-Both shells, the operator and `modelpress run`, drive these functions. A behaviour of one shell only is a bug.
+Both controllers, the operator and `modelpress run`, drive these functions. A behaviour of one controller only is a bug.
 """
 
 from .admission import keeps_records

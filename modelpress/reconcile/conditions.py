@@ -10,7 +10,7 @@ from typing import Literal
 
 from modelpress.api.v1alpha1 import Condition, Phase
 from modelpress.api.v1alpha1 import reasons as r
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 from .model import EmitEvent
 
@@ -26,19 +26,19 @@ _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 class Verdict:
     """What the first policy that applied decided: the phase, a documented reason, a sentence for people.
 
-    `between`: on the way from one state to the next. `stalled`: a person must act. Both only where the phase does not
-    say so itself: a failed object is always stalled.
+    `reconciling`: on the way from one state to the next. `stalled`: a person must act. Both only where the phase does
+    not say so itself: a failed object is always stalled.
     """
 
     phase: Phase
     reason: str
     message: str
-    between: bool = False
+    reconciling: bool = False
     stalled: bool = False
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ConditionUpdate:
     """A condition without its times."""
 
     type: str
@@ -47,7 +47,7 @@ class Wanted:
     message: str = ""
 
 
-def summary(verdict: Verdict, suspended: Verdict | None, previous: Sequence[Condition]) -> list[Wanted]:
+def summary(verdict: Verdict, suspended: Verdict | None, previous: Sequence[Condition]) -> list[ConditionUpdate]:
     """The six conditions that both kinds always have. `suspended` says why, where suspension is in effect."""
     phase, reason, message = verdict.phase, verdict.reason, verdict.message
     complete, failed = phase in ("Succeeded", "Stopped"), phase == "Failed"
@@ -56,19 +56,19 @@ def summary(verdict: Verdict, suspended: Verdict | None, previous: Sequence[Cond
     before = find(previous, r.SUSPENDED)
     resumed = before is not None and (before.status == "True" or before.reason == r.RESUMED)
     return [
-        Wanted(r.READY, _is(ready), reason, message),
-        Wanted(r.RECONCILING, _is(verdict.between), reason, message if verdict.between else ""),
-        Wanted(r.STALLED, _is(stalled), reason, message if stalled else ""),
-        Wanted(r.SUSPENDED, "True", suspended.reason, suspended.message)
+        ConditionUpdate(r.READY, _is(ready), reason, message),
+        ConditionUpdate(r.RECONCILING, _is(verdict.reconciling), reason, message if verdict.reconciling else ""),
+        ConditionUpdate(r.STALLED, _is(stalled), reason, message if stalled else ""),
+        ConditionUpdate(r.SUSPENDED, "True", suspended.reason, suspended.message)
         if suspended
-        else Wanted(r.SUSPENDED, "False", r.RESUMED if resumed else reason),
-        Wanted(r.COMPLETE, _is(complete), reason, message if complete else ""),
-        Wanted(r.FAILED, _is(failed), reason, message if failed else ""),
+        else ConditionUpdate(r.SUSPENDED, "False", r.RESUMED if resumed else reason),
+        ConditionUpdate(r.COMPLETE, _is(complete), reason, message if complete else ""),
+        ConditionUpdate(r.FAILED, _is(failed), reason, message if failed else ""),
     ]
 
 
 def merge(
-    previous: Sequence[Condition], wanted: Iterable[Wanted], now: dt.datetime, generation: int
+    previous: Sequence[Condition], wanted: Iterable[ConditionUpdate], now: dt.datetime, generation: int
 ) -> list[Condition]:
     """The wanted conditions; the time of a transition is kept where the status is what it was."""
     known = {condition.type: condition for condition in previous}
@@ -115,7 +115,7 @@ def reason_of(text: str | None, otherwise: str = r.RUNNER_FAILED) -> str:
 
 def cut(text: str, length: int = MAX_MESSAGE) -> str:
     """`text` of at most `length` characters, none of which acts on a terminal."""
-    text = shown(text)
+    text = escape_control_characters(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""What the core sees and what it answers: plain frozen data."""
+"""Input and output of the reconcile core: observed state and plans of actions, as plain frozen data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from modelpress.api.v1alpha1 import reasons as r
 from modelpress.request import Purpose, RunRequest
 
 # Why a child Job failed. error: exit code 1 and all that is named nowhere else. invalid: exit code 2. terminated: 143.
-# disrupted: eviction, preemption, a lost node, a killed local shell. oom: killed for memory.
+# disrupted: eviction, preemption, a lost node, a killed `modelpress run`. oom: killed for memory.
 Cause = Literal["error", "invalid", "terminated", "disrupted", "oom"]
 
 
 @dataclass(frozen=True)
 class ObservedJob:
-    """One child Job: a batch/v1 Job of the cluster, or a subprocess of the local shell."""
+    """One child Job: a batch/v1 Job of the cluster, or a subprocess of the local controller."""
 
     name: str
     uid: str
@@ -39,7 +39,7 @@ class ObservedJob:
     started_at: dt.datetime | None = None  # the runner started
     finished_at: dt.datetime | None = None
     deleting: bool = False
-    deserted: bool = False  # failed, for one of several processes is lost; the others may still run and must be ended
+    abandoned: bool = False  # failed, for one of several processes is lost; the others may still run and must be ended
 
     @property
     def terminal(self) -> bool:
@@ -68,14 +68,14 @@ class JobObserved:
     job: CompressionJob
     owner: OwnerState | None = None
     children: tuple[ObservedJob, ...] = ()
-    # Semantic errors of the spec, as `path: what is wrong; what to do`, found by the shell (api.semantic).
+    # Semantic errors of the spec, as `path: what is wrong; what to do`, found by the controller (api.semantic).
     problems: tuple[str, ...] = ()
     problems_reason: str = r.INVALID_SPEC  # what they are: this, NotOnCluster or SpecTooLarge
 
 
 @dataclass(frozen=True)
 class SweepObserved:
-    """A CompressionSweep, its trials that exist, and its prepare and publish Jobs; namesakes as for a job."""
+    """A CompressionSweep, its trials that exist, and its prepare and publish Jobs; `children` as for a job."""
 
     sweep: CompressionSweep
     trials: tuple[CompressionJob, ...] = ()
@@ -113,7 +113,7 @@ class CreateTrial:
     """Create a CompressionJob owned by the reconciled sweep, with these labels, annotations and `status.trial`.
 
     Where it is there already under the sweep's uid, that is success. An API server takes no status with a creation: a
-    shell then remembers the record of the uid that it was answered with, and shows it until a status holds it.
+    controller then remembers the record of the uid that it was answered with, and shows it until a status holds it.
     """
 
     job: CompressionJob
@@ -141,8 +141,8 @@ class StopTrial:
 class PatchStatus:
     """Replace the status of the reconciled object; refused if its resourceVersion is no longer the observed one.
 
-    It is the first action of every plan that has any, and fences the rest: a shell sends it with the resourceVersion
-    also when the status is what it was, and drops the plan when it is refused.
+    It is the first action of every plan that has any, and the precondition of the rest: a controller sends it with the
+    resourceVersion also when the status is what it was, and drops the plan when it is refused.
     """
 
     status: CompressionJobStatus | CompressionSweepStatus

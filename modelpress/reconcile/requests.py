@@ -26,11 +26,11 @@ from .model import OwnerState
 
 DEFAULT_STORE = Store(uri="./modelpress-runs")  # of a laptop; on a cluster a spec without a store is refused before
 _MAX_URI = 2048
-_ROOM_FOR_UID = 128  # bytes that the shell adds when it fills in the run's uid
+_RUN_UID_BYTES = 128  # bytes that the controller adds when it fills in the run's uid
 
 
 @dataclass(frozen=True)
-class Place:
+class StoreLocation:
     """Where a job writes below its store, and which trial it is."""
 
     root: str
@@ -38,7 +38,7 @@ class Place:
     trial: TrialIdentity | None = None
 
 
-def place(job: CompressionJob) -> Place:
+def store_location(job: CompressionJob) -> StoreLocation:
     """A trial writes below its sweep's folder, any other job into its own."""
     meta, record = job.metadata, job.status.trial
     number = number_of(job)
@@ -50,9 +50,9 @@ def place(job: CompressionJob) -> Place:
         sweep = (owner.name, owner.uid) if owner is not None else None
     if sweep is None or number is None:
         root = job_root(meta.namespace, meta.name, meta.uid or "")
-        return Place(root, root)
+        return StoreLocation(root, root)
     root = job_root(meta.namespace, *sweep)
-    return Place(root, trial_prefix(root, number), _identity(number, parameters_of(job) or {}))
+    return StoreLocation(root, trial_prefix(root, number), _identity(number, parameters_of(job) or {}))
 
 
 def sweep_root(sweep: CompressionSweep) -> str:
@@ -62,7 +62,7 @@ def sweep_root(sweep: CompressionSweep) -> str:
 
 def run_request(job: CompressionJob, purpose: Purpose, attempt: int, owner: OwnerState | None = None) -> RunRequest:
     """What attempt `attempt` of a job, or the collect Job of that attempt, is asked to do."""
-    where = place(job)
+    where = store_location(job)
     return RunRequest(
         purpose=purpose,
         namespace=job.metadata.namespace,
@@ -110,11 +110,11 @@ def artifact_uri(spec: CompressionJobSpec, path: str) -> str:
     return f"{(spec.store or DEFAULT_STORE).uri.rstrip('/')}/{path}"
 
 
-def unfit(request: RunRequest) -> tuple[str, str] | None:
+def request_problem(request: RunRequest) -> tuple[str, str] | None:
     """Why no runner can be given the request, as (reason, sentence); None if it fits."""
     if len(artifact_uri(request.spec, request.prefix)) > _MAX_URI:
-        return r.INVALID_SPEC, f"spec.store.uri: the artefact's URI has more than {_MAX_URI} characters; shorten it."
-    size = len(request.to_json().encode()) + _ROOM_FOR_UID
+        return r.INVALID_SPEC, f"spec.store.uri: the artifact's URI has more than {_MAX_URI} characters; shorten it."
+    size = len(request.to_json().encode()) + _RUN_UID_BYTES
     if size <= MAX_REQUEST_BYTES:
         return None
     sentence = f"spec: {size} bytes as JSON, more than the {MAX_REQUEST_BYTES} that a runner can be given; shorten it."

@@ -39,13 +39,13 @@ from modelpress.trials import (
 
 from . import naming
 from .admission import MAX_REPLAYED, keeps_records, replayed, unproven
-from .census import SweepFacts, code_digest, sweep_facts
-from .conditions import Verdict, Wanted, cut, find, merge, seconds, soonest, summary, transition
-from .facts import WATCH_LAG
-from .fence import fenced
+from .auxiliary_jobs import AuxiliaryJob, run_auxiliary_job
+from .conditions import ConditionUpdate, Verdict, cut, find, merge, seconds, soonest, summary, transition
+from .job_snapshot import WATCH_LAG
 from .model import Action, AdmitTrial, CreateTrial, DeleteJob, EmitEvent, Plan, StopTrial, SweepObserved
-from .once import Once, run_once
+from .precondition import conditional_plan
 from .requests import artifact_uri, resolved, sweep_root
+from .sweep_snapshot import SweepSnapshot, code_digest, sweep_snapshot
 
 MAX_FRONT = 500  # numbers of the front in status; the publish Job gets all
 MAX_REFUSED = 8192  # characters of the refused trials' numbers in status
@@ -60,27 +60,29 @@ def reconcile_sweep(observed: SweepObserved, now: dt.datetime, strategy: Strateg
     """
     if observed.sweep.metadata.deletion_timestamp is not None:
         return Plan()  # its children go with it
-    facts = sweep_facts(observed, now)
-    if facts.status.phase in TERMINAL_PHASES and not _continues(facts):
-        return _tidy(facts)
-    if admitted := _admitted(facts, strategy):
+    snapshot = sweep_snapshot(observed, now)
+    if snapshot.status.phase in TERMINAL_PHASES and not _continues(snapshot):
+        return _tidy(snapshot)
+    if admitted := _admitted(snapshot, strategy):
         trials = [_recorded(job, admitted.get(job.metadata.name)) for job in observed.trials]
-        facts = sweep_facts(replace(observed, trials=tuple(trials)), now)
-    if facts.status.phase in TERMINAL_PHASES:
-        facts = _continued(facts)
-    return _advance(facts, strategy, list(admitted.values()))
+        snapshot = sweep_snapshot(replace(observed, trials=tuple(trials)), now)
+    if snapshot.status.phase in TERMINAL_PHASES:
+        snapshot = _continued(snapshot)
+    return _advance(snapshot, strategy, list(admitted.values()))
 
 
-def _admitted(facts: SweepFacts, strategy: Strategy) -> dict[str, AdmitTrial]:
+def _admitted(snapshot: SweepSnapshot, strategy: Strategy) -> dict[str, AdmitTrial]:
     """The jobs without a record that are trials all the same, by name."""
-    if facts.problems or not keeps_records(facts.status):
+    if snapshot.problems or not keeps_records(snapshot.status):
         return {}
-    jobs = {number: job for job in facts.foreign_trials.values() if (number := unproven(job, facts.sweep)) is not None}
-    last = facts.created + facts.sweep.spec.parallelism
-    trials, admitted = dict(facts.trials), dict[str, AdmitTrial]()
+    jobs = {
+        number: job for job in snapshot.foreign_trials.values() if (number := unproven(job, snapshot.sweep)) is not None
+    }
+    last = snapshot.created + snapshot.sweep.spec.parallelism
+    trials, admitted = dict(snapshot.trials), dict[str, AdmitTrial]()
     for number in [number for number in sorted(jobs) if number < last and number not in trials][:MAX_REPLAYED]:
         job = jobs[number]
-        record = replayed(job, number, facts.sweep, strategy, trials)
+        record = replayed(job, number, snapshot.sweep, strategy, trials)
         if record is not None:
             admitted[job.metadata.name] = AdmitTrial(job.metadata.name, job.metadata.uid or "", record)
             trials[number] = _recorded(job, admitted[job.metadata.name])
@@ -95,10 +97,10 @@ def _recorded(job: CompressionJob, admitted: AdmitTrial | None) -> CompressionJo
 
 
 @dataclass
-class Draft:
+class StatusDraft:
     """The next status in the making, and what goes with it."""
 
-    facts: SweepFacts
+    snapshot: SweepSnapshot
     strategy: Strategy
     best: TrialResult | None
     front: list[int]
@@ -109,7 +111,7 @@ class Draft:
     update: dict[str, object] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
     events: list[EmitEvent] = field(default_factory=list)
-    conditions: list[Wanted] = field(default_factory=list)
+    conditions: list[ConditionUpdate] = field(default_factory=list)
     wait: float | None = None
 
     @property
@@ -117,111 +119,117 @@ class Draft:
         """The best trial that meets the constraints."""
         return self.best if self.best is not None and self.best.feasible else None
 
-    def once(self, once: Once, field_: str) -> None:
+    def take_over(self, auxiliary: AuxiliaryJob, field_: str) -> None:
         """Take over where a prepare or publish Job stands."""
-        self.update[field_] = once.attempts
-        if once.actions:
+        self.update[field_] = auxiliary.attempts
+        if auxiliary.actions:
             # No trial is awaited at this point: the time is this Job's now.
-            self.update |= {"last_create_time": self.facts.now, "confirmed": self.created}
-        self.actions += once.actions
-        self.wait = soonest(self.wait, once.wait)
+            self.update |= {"last_create_time": self.snapshot.now, "confirmed": self.created}
+        self.actions += auxiliary.actions
+        self.wait = soonest(self.wait, auxiliary.wait)
 
 
-Policy = Callable[[Draft], Verdict | None]
+Policy = Callable[[StatusDraft], Verdict | None]
 
 
 # The chain: the first that applies says where the sweep stands -------------------------------------------------------
 
 
-def _invalid_spec(draft: Draft) -> Verdict | None:
-    problems = draft.facts.problems
+def _invalid_spec(draft: StatusDraft) -> Verdict | None:
+    problems = draft.snapshot.problems
     if not problems:
         return None
     more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-    return Verdict("Pending", draft.facts.problems_reason, cut("; ".join(problems[:8]) + more), stalled=True)
+    return Verdict("Pending", draft.snapshot.problems_reason, cut("; ".join(problems[:8]) + more), stalled=True)
 
 
-def _suspended(draft: Draft) -> Verdict | None:
+def _suspended(draft: StatusDraft) -> Verdict | None:
     """Trials see the sweep's suspension themselves; its own Jobs go, and come again on resumption."""
-    if not draft.facts.sweep.spec.suspend:
+    if not draft.snapshot.sweep.spec.suspend:
         return None
     draft.actions += [
-        DeleteJob(child.name, child.uid) for child in draft.facts.ours if not child.terminal and not child.deleting
+        DeleteJob(child.name, child.uid) for child in draft.snapshot.ours if not child.terminal and not child.deleting
     ]
     return suspension()
 
 
-def _prepare(draft: Draft) -> Verdict | None:
+def _prepare(draft: StatusDraft) -> Verdict | None:
     """One dense model and one baseline for all trials, unless the search changes the model itself."""
-    facts = draft.facts
-    if facts.created > 0 or not needs_prepare(facts):
+    snapshot = draft.snapshot
+    if snapshot.created > 0 or not needs_prepare(snapshot):
         return None
-    once = run_once(facts, "prepare", facts.status.prepare_attempts)
-    draft.once(once, "prepare_attempts")
-    if once.failed is not None:
-        invalid = once.failed.outcome == "Invalid"
-        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PREPARE_FAILED))
+    auxiliary = run_auxiliary_job(snapshot, "prepare", snapshot.status.prepare_attempts)
+    draft.take_over(auxiliary, "prepare_attempts")
+    if auxiliary.failed is not None:
+        invalid = auxiliary.failed.outcome == "Invalid"
+        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.PREPARE_FAILED))
         return Verdict(
             "Failed",
-            once.failed.reason if invalid else r.PREPARE_FAILED,
-            once.failed.message if invalid else cut(f"The dense model could not be made: {once.failed.message}"),
+            auxiliary.failed.reason if invalid else r.PREPARE_FAILED,
+            auxiliary.failed.message
+            if invalid
+            else cut(f"The dense model could not be made: {auxiliary.failed.message}"),
         )
-    if once.result is not None and once.result.baseline:
-        draft.update["baseline"] = dict(list(once.result.baseline.items())[:64])
-    return once.verdict
+    if auxiliary.result is not None and auxiliary.result.baseline:
+        draft.update["baseline"] = dict(list(auxiliary.result.baseline.items())[:64])
+    return auxiliary.verdict
 
 
-def _trials(draft: Draft) -> Verdict | None:
+def _trials(draft: StatusDraft) -> Verdict | None:
     """Trials run or start; None when the last one is over."""
-    facts = draft.facts
+    snapshot = draft.snapshot
     ending = end_of_search(draft)
-    if ending is None and facts.awaited == 0 and (conflict := _fill(draft)):
+    if ending is None and snapshot.awaited == 0 and (conflict := _fill(draft)):
         return conflict
     ending = ending or end_of_search(draft)
-    limit = facts.sweep.spec.max_trials
-    going = Verdict("Running", r.RUNNING, f"{len(facts.finished)} trials finished of {limit}.")
-    budget = facts.budget_left(facts.now)
+    limit = snapshot.sweep.spec.max_trials
+    going = Verdict("Running", r.RUNNING, f"{len(snapshot.finished)} trials finished of {limit}.")
+    budget = snapshot.budget_left(snapshot.now)
     left = budget[0] if budget is not None else None
     if ending is not None and ending.reason in (r.BUDGET_EXHAUSTED, r.TOO_MANY_FAILED_TRIALS):
         draft.actions += [
             StopTrial(trial.metadata.name, trial.metadata.uid or "", ending.reason)
-            for trial in (facts.trials[number] for number in facts.live)
+            for trial in (snapshot.trials[number] for number in snapshot.live)
             if trial.status.stop is None
         ]
-        going = Verdict("Running", ending.reason, f"{ending.message} Running trials are being stopped.", between=True)
+        going = Verdict(
+            "Running", ending.reason, f"{ending.message} Running trials are being stopped.", reconciling=True
+        )
         left = None
-    draft.wait = soonest(draft.wait, facts.awaited_wait, left)
-    return going if facts.live or facts.awaited or draft.new else None
+    draft.wait = soonest(draft.wait, snapshot.awaited_wait, left)
+    return going if snapshot.live or snapshot.awaited or draft.new else None
 
 
-def _publish(draft: Draft) -> Verdict | None:
+def _publish(draft: StatusDraft) -> Verdict | None:
     """The report and the best model, once, after the last trial. A failure is told and changes nothing else."""
-    facts = draft.facts
+    snapshot = draft.snapshot
     ending = end_of_search(draft)
     failed = ending is not None and ending.reason == r.TOO_MANY_FAILED_TRIALS
-    if not facts.succeeded or (failed and draft.winner is None):
-        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.NO_RESULT))
+    if not snapshot.succeeded or (failed and draft.winner is None):
+        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.NO_RESULT))
         return None
     request = PublishRequest(
-        objectives=facts.sweep.spec.objectives,
+        objectives=snapshot.sweep.spec.objectives,
         best=draft.winner.number if draft.winner else None,
         front=_front(draft),
     )
-    once = run_once(facts, "publish", facts.status.publish_attempts, facts.status.publish_base, request)
-    draft.once(once, "publish_attempts")
-    if once.verdict is not None:
-        return once.verdict
-    _published(draft, once)
+    auxiliary = run_auxiliary_job(
+        snapshot, "publish", snapshot.status.publish_attempts, snapshot.status.publish_base, request
+    )
+    draft.take_over(auxiliary, "publish_attempts")
+    if auxiliary.verdict is not None:
+        return auxiliary.verdict
+    _published(draft, auxiliary)
     return None
 
 
-def _ended(draft: Draft) -> Verdict:
+def _ended(draft: StatusDraft) -> Verdict:
     """The sweep's last word."""
-    facts, ending = draft.facts, end_of_search(draft)
+    snapshot, ending = draft.snapshot, end_of_search(draft)
     assert ending is not None, "a search without running trials either goes on or has ended"
     if ending.reason == r.TOO_MANY_FAILED_TRIALS:
         return ending
-    if not facts.succeeded:
+    if not snapshot.succeeded:
         return Verdict("Failed", r.NO_RESULT, f"No trial succeeded. {ending.message}")
     draft.conditions += _judged(draft)
     return ending
@@ -230,17 +238,17 @@ def _ended(draft: Draft) -> Verdict:
 CHAIN: tuple[Policy, ...] = (_invalid_spec, _suspended, _prepare, _trials, _publish, _ended)
 
 
-def end_of_search(draft: Draft) -> Verdict | None:
+def end_of_search(draft: StatusDraft) -> Verdict | None:
     """Why no further trial starts, as the sweep will say when it is over; None while there may be more."""
-    facts, spec = draft.facts, draft.facts.sweep.spec
-    failed = facts.seen.failed + draft.refused
+    snapshot, spec = draft.snapshot, draft.snapshot.sweep.spec
+    failed = snapshot.seen.failed + draft.refused
     if failed > spec.max_failed_trials:
         refused = f" ({draft.refused} refused)" if draft.refused else ""
         text = f"{failed} trials failed{refused}, spec.maxFailedTrials is {spec.max_failed_trials}."
         return Verdict("Failed", r.TOO_MANY_FAILED_TRIALS, text)
     over = draft.created >= spec.max_trials or draft.exhausted
-    budget = facts.budget_left(facts.now)
-    if budget and budget[0] <= 0 and (not over or facts.live or facts.awaited or facts.seen.stopped):
+    budget = snapshot.budget_left(snapshot.now)
+    if budget and budget[0] <= 0 and (not over or snapshot.live or snapshot.awaited or snapshot.seen.stopped):
         return Verdict("Succeeded", r.BUDGET_EXHAUSTED, f"spec.budget.{budget[1]} is used up.")
     if draft.created >= spec.max_trials:
         return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.")
@@ -251,35 +259,35 @@ def end_of_search(draft: Draft) -> Verdict | None:
     return None
 
 
-def needs_prepare(facts: SweepFacts) -> bool:
+def needs_prepare(snapshot: SweepSnapshot) -> bool:
     """Whether all trials start from one dense model."""
-    paths = (path for parameter in facts.sweep.spec.search_space for path in parameter.paths)
+    paths = (path for parameter in snapshot.sweep.spec.search_space for path in parameter.paths)
     return not any(path == "/model" or path.startswith("/model/") for path in paths)
 
 
 # Trials --------------------------------------------------------------------------------------------------------------
 
 
-def _fill(draft: Draft) -> Verdict | None:
+def _fill(draft: StatusDraft) -> Verdict | None:
     """Decide on as many trials as there are free places; a verdict if a name is taken."""
-    facts, spec = draft.facts, draft.facts.sweep.spec
-    free = spec.parallelism - len(facts.live)
+    snapshot, spec = draft.snapshot, draft.snapshot.sweep.spec
+    free = spec.parallelism - len(snapshot.live)
     if free <= 0:
         return None
-    trials = dict(facts.trials)
-    running = list(facts.live)
-    finished = History(facts.finished).encode()  # encoded once: it is the same for the whole batch
+    trials = dict(snapshot.trials)
+    running = list(snapshot.live)
+    finished = History(snapshot.finished).encode()  # encoded once: it is the same for the whole batch
     refused: list[int] = []
-    message = facts.status.refused_message
+    message = snapshot.status.refused_message
     first = draft.created
     conflict: Verdict | None = None
     while draft.new < free and end_of_search(draft) is None:
         number = draft.created
-        name = naming.trial_name(facts.sweep.metadata.name, number)
-        if (conflict := _conflict(facts, name)) is not None:
+        name = naming.trial_name(snapshot.sweep.metadata.name, number)
+        if (conflict := _conflict(snapshot, name)) is not None:
             draft.wait = soonest(draft.wait, WATCH_LAG)
             break
-        suggestion = draft.strategy.suggest(number, History(facts.finished, tuple(running)), trials)
+        suggestion = draft.strategy.suggest(number, History(snapshot.finished, tuple(running)), trials)
         if suggestion.exhausted:
             draft.exhausted = True
             break
@@ -289,23 +297,23 @@ def _fill(draft: Draft) -> Verdict | None:
             draft.refused += 1
             message = cut(f"Trial {number}: {suggestion.problem or 'its parameters give no valid recipe'}")
             continue
-        trial = _trial(facts, name, number, suggestion, finished + encode_ranges(running))
+        trial = _trial(snapshot, name, number, suggestion, finished + encode_ranges(running))
         draft.actions.append(CreateTrial(trial))
         draft.new += 1
         trials[number] = trial
         running.append(number)
     if draft.created > first:
-        draft.update |= {"confirmed": first, "last_create_time": facts.now}
+        draft.update |= {"confirmed": first, "last_create_time": snapshot.now}
         draft.wait = soonest(draft.wait, WATCH_LAG)
     if refused:
-        numbers = [*decode_ranges(facts.status.refused), *refused]
+        numbers = [*decode_ranges(snapshot.status.refused), *refused]
         draft.update |= {"refused": _bounded(encode_ranges(numbers)), "refused_message": message}
         draft.events.append(EmitEvent("Warning", r.TRIAL_REFUSED, message or ""))
-    return conflict if not draft.new and not facts.live else None
+    return conflict if not draft.new and not snapshot.live else None
 
 
-def _trial(facts: SweepFacts, name: str, number: int, suggestion: Suggestion, history: str) -> CompressionJob:
-    meta = facts.sweep.metadata
+def _trial(snapshot: SweepSnapshot, name: str, number: int, suggestion: Suggestion, history: str) -> CompressionJob:
+    meta = snapshot.sweep.metadata
     assert suggestion.spec is not None
     return CompressionJob(
         metadata=JobMeta(
@@ -333,13 +341,13 @@ def _trial(facts: SweepFacts, name: str, number: int, suggestion: Suggestion, hi
     )
 
 
-def _conflict(facts: SweepFacts, name: str) -> Verdict | None:
-    other = facts.foreign_trials.get(name)
+def _conflict(snapshot: SweepSnapshot, name: str) -> Verdict | None:
+    other = snapshot.foreign_trials.get(name)
     if other is None:
         return None
     if other.metadata.deletion_timestamp is not None:
         text = f"The CompressionJob {name} of a former owner is being deleted."
-        return Verdict("Pending", r.PENDING, text, between=True)
+        return Verdict("Pending", r.PENDING, text, reconciling=True)
     text = f"The CompressionJob {name} belongs to somebody else; delete it, or give this sweep another name."
     return Verdict("Pending", r.NAME_CONFLICT, text, stalled=True)
 
@@ -355,52 +363,56 @@ def _bounded(ranges: str) -> str:
 # Results -------------------------------------------------------------------------------------------------------------
 
 
-def _front(draft: Draft) -> list[int]:
+def _front(draft: StatusDraft) -> list[int]:
     return sorted(set(draft.front))
 
 
-def _published(draft: Draft, once: Once) -> None:
-    facts = draft.facts
-    if once.result is not None and once.result.manifest_digest is not None and draft.winner is not None:
-        uri = artifact_uri(resolved(facts.sweep.spec.template.spec), f"{sweep_root(facts.sweep)}/best")
-        draft.update["artifact"] = Artifact(uri=uri, manifest_digest=once.result.manifest_digest)
-        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "True", r.PUBLISHED, f"The best model is at {uri}."))
+def _published(draft: StatusDraft, auxiliary: AuxiliaryJob) -> None:
+    snapshot = draft.snapshot
+    if auxiliary.result is not None and auxiliary.result.manifest_digest is not None and draft.winner is not None:
+        uri = artifact_uri(resolved(snapshot.sweep.spec.template.spec), f"{sweep_root(snapshot.sweep)}/best")
+        draft.update["artifact"] = Artifact(uri=uri, manifest_digest=auxiliary.result.manifest_digest)
+        draft.conditions.append(
+            ConditionUpdate(r.ARTIFACT_AVAILABLE, "True", r.PUBLISHED, f"The best model is at {uri}.")
+        )
         return
     draft.update["artifact"] = None
-    if once.failed is not None:
-        text = f"The best model could not be published: {once.failed.message}"
-        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
+    if auxiliary.failed is not None:
+        text = f"The best model could not be published: {auxiliary.failed.message}"
+        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
     elif draft.best is None:
-        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.OBJECTIVE_MISSING, _unreported(facts)))
+        draft.conditions.append(
+            ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.OBJECTIVE_MISSING, _unreported(snapshot))
+        )
     elif draft.winner is None:
         text = "No trial met the constraints; the report is written."
-        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.CONSTRAINT_MISSED, text))
+        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.CONSTRAINT_MISSED, text))
     else:
         text = "The publish Job reported no manifest."
-        draft.conditions.append(Wanted(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
+        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
 
 
-def _unreported(facts: SweepFacts) -> str:
-    listed = ", ".join(objective.metric for objective in facts.sweep.spec.objectives)
-    return f"None of {len(facts.succeeded)} trials that succeeded reports every objective ({listed})."
+def _unreported(snapshot: SweepSnapshot) -> str:
+    listed = ", ".join(objective.metric for objective in snapshot.sweep.spec.objectives)
+    return f"None of {len(snapshot.succeeded)} trials that succeeded reports every objective ({listed})."
 
 
-def _judged(draft: Draft) -> list[Wanted]:
+def _judged(draft: StatusDraft) -> list[ConditionUpdate]:
     """What a finished sweep says of its best trial."""
-    facts, best = draft.facts, draft.winner
-    spec = facts.sweep.spec
+    snapshot, best = draft.snapshot, draft.winner
+    spec = snapshot.sweep.spec
     if draft.best is None:
-        return [Wanted(r.CONSTRAINTS_MET, "False", r.OBJECTIVE_MISSING, _unreported(facts))]
+        return [ConditionUpdate(r.CONSTRAINTS_MET, "False", r.OBJECTIVE_MISSING, _unreported(snapshot))]
     if best is None:
-        text = f"None of {len(facts.succeeded)} trials that succeeded met the constraints."
-        return [Wanted(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, text)]
+        text = f"None of {len(snapshot.succeeded)} trials that succeeded met the constraints."
+        return [ConditionUpdate(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, text)]
     constrained = bool(spec.constraints or spec.template.spec.constraints)
-    out = [Wanted(r.CONSTRAINTS_MET, "True", r.CONSTRAINTS_SATISFIED if constrained else r.NO_CONSTRAINTS)]
-    trial = facts.trials.get(best.number)
+    out = [ConditionUpdate(r.CONSTRAINTS_MET, "True", r.CONSTRAINTS_SATISFIED if constrained else r.NO_CONSTRAINTS)]
+    trial = snapshot.trials.get(best.number)
     for type_ in (r.COMPRESSED, r.PORTABLE):
         condition = find(trial.status.conditions, type_) if trial else None
         if condition is not None:
-            out.append(Wanted(type_, condition.status, condition.reason, condition.message))
+            out.append(ConditionUpdate(type_, condition.status, condition.reason, condition.message))
     return out
 
 
@@ -412,90 +424,90 @@ def suspension() -> Verdict:
     return Verdict("Suspended", r.SUSPENDED_BY_USER, "spec.suspend is true; set it to false to go on.")
 
 
-def _advance(facts: SweepFacts, strategy: Strategy, admitted: list[AdmitTrial]) -> Plan:
-    status = facts.status
-    if facts.problems:  # a spec that was accepted before, by an operator that asked for less: what was found stands
+def _advance(snapshot: SweepSnapshot, strategy: Strategy, admitted: list[AdmitTrial]) -> Plan:
+    status = snapshot.status
+    if snapshot.problems:  # a spec that was accepted before, by an operator that asked for less: what was found stands
         best, front = status.best, list(status.front)
     else:
-        best, front = strategy.ranking(facts.succeeded) if facts.succeeded else (None, [])
-    draft = Draft(facts, strategy, best, front, facts.created, status.trials.refused, status.exhausted)
+        best, front = strategy.ranking(snapshot.succeeded) if snapshot.succeeded else (None, [])
+    draft = StatusDraft(snapshot, strategy, best, front, snapshot.created, status.trials.refused, status.exhausted)
     draft.actions += admitted
     if keeps_records(status):
         draft.update["trial_records"] = True
-    if status.start_time is None and not facts.problems and not facts.sweep.spec.suspend:
-        draft.update["start_time"] = facts.now
+    if status.start_time is None and not snapshot.problems and not snapshot.sweep.spec.suspend:
+        draft.update["start_time"] = snapshot.now
     verdict = next(verdict for policy in CHAIN if (verdict := policy(draft)) is not None)
     return _plan(draft, verdict)
 
 
-def _plan(draft: Draft, verdict: Verdict) -> Plan:
-    facts, old = draft.facts, draft.facts.status
+def _plan(draft: StatusDraft, verdict: Verdict) -> Plan:
+    snapshot, old = draft.snapshot, draft.snapshot.status
     terminal = verdict.phase in TERMINAL_PHASES
-    suspended = suspension() if facts.sweep.spec.suspend and not terminal else None
-    digest, code = code_digest(facts)
-    counts = facts.counts(draft.created, draft.refused, draft.new)
+    suspended = suspension() if snapshot.sweep.spec.suspend and not terminal else None
+    digest, code = code_digest(snapshot)
+    counts = snapshot.counts(draft.created, draft.refused, draft.new)
     wanted = [*summary(verdict, suspended, old.conditions), *code, *draft.conditions]
     if not terminal and old.artifact is not None and (kept := find(old.conditions, r.ARTIFACT_AVAILABLE)):
-        wanted.append(Wanted(kept.type, kept.status, kept.reason, kept.message))
+        wanted.append(ConditionUpdate(kept.type, kept.status, kept.reason, kept.message))
     update: dict[str, object] = {
-        "observed_generation": facts.generation,
+        "observed_generation": snapshot.generation,
         "phase": verdict.phase,
-        "conditions": merge(old.conditions, wanted, facts.now, facts.generation),
+        "conditions": merge(old.conditions, wanted, snapshot.now, snapshot.generation),
         "created": draft.created,
         "active": counts.pending + counts.running,
-        "selector": f"{SWEEP_LABEL}={facts.sweep.metadata.name}",
+        "selector": f"{SWEEP_LABEL}={snapshot.sweep.metadata.name}",
         "trials": counts,
         "exhausted": draft.exhausted,
         "best": draft.best,
         "front": _front(draft)[:MAX_FRONT],
         "code_digest": digest,
-        "baseline": old.baseline or _baseline(facts),
-        "gpu_seconds": facts.gpu_seconds,
-        "suspended_seconds": old.suspended_seconds if facts.sweep.spec.suspend else facts.suspended_seconds,
+        "baseline": old.baseline or _baseline(snapshot),
+        "gpu_seconds": snapshot.gpu_seconds,
+        "suspended_seconds": old.suspended_seconds if snapshot.sweep.spec.suspend else snapshot.suspended_seconds,
         **draft.update,
     }
     wait = draft.wait
     if terminal:
-        update["completion_time"] = facts.now
-        ttl = facts.sweep.spec.template.spec.ttl_seconds_after_finished
-        wait = float(ttl) if ttl and facts.ours else None
+        update["completion_time"] = snapshot.now
+        ttl = snapshot.sweep.spec.template.spec.ttl_seconds_after_finished
+        wait = float(ttl) if ttl and snapshot.ours else None
         draft.actions += [
             DeleteJob(child.name, child.uid)
-            for child in facts.ours
+            for child in snapshot.ours
             if not child.deleting and (not child.terminal or ttl == 0)
         ]
-    events = [*draft.events, *transition(old.conditions, facts.observed_status.phase, verdict)]
-    return fenced(facts.observed_status, old.model_copy(update=update), draft.actions, events, wait)
+    events = [*draft.events, *transition(old.conditions, snapshot.observed_status.phase, verdict)]
+    return conditional_plan(snapshot.observed_status, old.model_copy(update=update), draft.actions, events, wait)
 
 
-def _baseline(facts: SweepFacts) -> dict[str, float] | None:
-    for job in facts.succeeded:
+def _baseline(snapshot: SweepSnapshot) -> dict[str, float] | None:
+    for job in snapshot.succeeded:
         if job.status.metrics is not None and job.status.metrics.baseline:
             return dict(job.status.metrics.baseline)
     return None
 
 
-def _continues(facts: SweepFacts) -> bool:
+def _continues(snapshot: SweepSnapshot) -> bool:
     """Whether maxTrials or the budget were raised on a finished sweep, so that there is more to do."""
-    status, spec = facts.status, facts.sweep.spec
+    status, spec = snapshot.status, snapshot.sweep.spec
     ready = find(status.conditions, r.READY)
-    if spec.suspend or facts.problems or ready is None or ready.reason not in _CONTINUABLE:
+    if spec.suspend or snapshot.problems or ready is None or ready.reason not in _CONTINUABLE:
         return False
-    budget = facts.budget_left(status.completion_time or facts.now)
+    budget = snapshot.budget_left(status.completion_time or snapshot.now)
     return (
-        facts.created < spec.max_trials
+        snapshot.created < spec.max_trials
         and not status.exhausted
-        and facts.seen.failed + status.trials.refused <= spec.max_failed_trials
+        and snapshot.seen.failed + status.trials.refused <= spec.max_failed_trials
         and (budget is None or budget[0] > 0)
     )
 
 
-def _continued(facts: SweepFacts) -> SweepFacts:
+def _continued(snapshot: SweepSnapshot) -> SweepSnapshot:
     """The sweep as if it had been suspended since it finished; what it published before is published anew."""
-    status = facts.status
-    idle = seconds(status.completion_time, facts.now) if status.completion_time else 0.0
+    status = snapshot.status
+    idle = seconds(status.completion_time, snapshot.now) if status.completion_time else 0.0
     return replace(
-        facts,
+        snapshot,
         status=status.model_copy(
             update={
                 "completion_time": None,
@@ -506,18 +518,22 @@ def _continued(facts: SweepFacts) -> SweepFacts:
     )
 
 
-def _tidy(facts: SweepFacts) -> Plan:
+def _tidy(snapshot: SweepSnapshot) -> Plan:
     """A finished sweep: nothing of it may run on, and its finished Jobs go after ttlSecondsAfterFinished."""
-    status = facts.status
-    ttl = facts.sweep.spec.template.spec.ttl_seconds_after_finished
-    left = None if ttl is None else ttl - seconds(status.completion_time or facts.now, facts.now)
+    status = snapshot.status
+    ttl = snapshot.sweep.spec.template.spec.ttl_seconds_after_finished
+    left = None if ttl is None else ttl - seconds(status.completion_time or snapshot.now, snapshot.now)
     due = [
-        child for child in facts.ours if not child.deleting and (not child.terminal or (left is not None and left <= 0))
+        child
+        for child in snapshot.ours
+        if not child.deleting and (not child.terminal or (left is not None and left <= 0))
     ]
-    kept = [child for child in facts.ours if not child.deleting and child not in due]
-    if status.observed_generation != facts.generation:
-        seen = {"observed_generation": facts.generation}
+    kept = [child for child in snapshot.ours if not child.deleting and child not in due]
+    if status.observed_generation != snapshot.generation:
+        seen = {"observed_generation": snapshot.generation}
         conditions = [condition.model_copy(update=seen) for condition in status.conditions]
         status = status.model_copy(update={**seen, "conditions": conditions})
     actions: list[Action] = [DeleteJob(child.name, child.uid) for child in due]
-    return fenced(facts.observed_status, status, actions, [], left if kept and left is not None and left > 0 else None)
+    return conditional_plan(
+        snapshot.observed_status, status, actions, [], left if kept and left is not None and left > 0 else None
+    )

@@ -1,11 +1,10 @@
-"""Tells the shell how a run ended when its own report was lost: from the manifest, which is the commit point.
+"""Tells the controller how a run ended when its own report was lost: from the manifest, which is the commit point.
 
 Nothing here loads torch.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -15,18 +14,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelpress.api.v1alpha1 import reasons
+from modelpress.plainjson import json_of
 from modelpress.request import RunRequest
 from modelpress.result import RunRecord, RunResult
 from modelpress.search import ConstraintError, judge
-from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, layout, manifest
+from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, TooLargeError, layout, manifest
 
 log = logging.getLogger("modelpress")
+MAX_RECORD = 1024 * 1024  # bytes of result.json
 
 
 def collect(request: RunRequest, store: ArtifactStore) -> RunResult:
     """The result of the run whose manifest stands under `request.prefix`; phase NotFound if none does.
 
-    The record beside the artefacts is taken where it belongs to this manifest. If the run died between the two, the
+    The record beside the artifacts is taken where it belongs to this manifest. If the run died between the two, the
     constraints are judged again from the manifest's metrics, and the record is written.
 
     Raises:
@@ -55,8 +56,11 @@ def collect(request: RunRequest, store: ArtifactStore) -> RunResult:
 def read_record(store: ArtifactStore, path: str) -> RunRecord | None:
     """The record of a run; None if there is none or it cannot be read (it is a convenience: the manifest counts)."""
     try:
-        return RunRecord.model_validate_json(store.get_bytes(path))
+        return RunRecord.model_validate_json(store.get_bytes(path, MAX_RECORD))
     except ObjectMissingError:
+        return None
+    except TooLargeError as error:
+        log.warning("%s; it is left out", error)
         return None
     except ValidationError as error:
         log.warning("%s/%s is not the record of a run (%s); it is left out", store.uri, path, error.errors()[0]["msg"])
@@ -90,12 +94,16 @@ def _judged(request: RunRequest, store: ArtifactStore, standing: manifest.Manife
 
 
 def _detail(request: RunRequest, store: ArtifactStore, standing: manifest.Manifest) -> dict[str, Any]:
-    """metrics.json, verified; {} if the artefact has none."""
+    """metrics.json, verified; {} if the artifact has none."""
     if standing.find(layout.METRICS) is None:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         files = manifest.fetch(store, request.prefix, standing, Path(folder), {layout.METRICS})
-        value = json.loads(files[layout.METRICS].read_bytes())
+        try:
+            value = json_of(files[layout.METRICS].read_bytes())
+        except ValueError as error:
+            where = f"{store.uri}/{layout.join(request.prefix, layout.METRICS)}"
+            raise manifest.ManifestError(f"{where}: it is no JSON ({error}); run the job again") from None
     return value if isinstance(value, dict) else {}
 
 

@@ -34,7 +34,9 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
         StoreError: the store refused or failed.
     """
     if request.publish is None:
-        raise InvalidRequestError("a run that publishes needs to know what; the shell that writes the request sets it")
+        raise InvalidRequestError(
+            "a run that publishes needs to know what; the controller that writes the request sets it"
+        )
     trials = read_trials(store, request.root)
     best, digest = None, None
     if request.publish.best is None:

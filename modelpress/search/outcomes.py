@@ -38,7 +38,7 @@ class Objectives:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """A trial as the search sees it. `values` is None unless it succeeded with a value for every objective."""
 
     number: int
@@ -56,12 +56,12 @@ class Outcome:
         return math.fsum(self.violations)
 
 
-def read(job: CompressionJob, number: int, objectives: Objectives, names: Container[str]) -> Outcome:
+def read_outcome(job: CompressionJob, number: int, objectives: Objectives, names: Container[str]) -> TrialOutcome:
     """The outcome of a trial. Of its parameters those called `names` are read, where they are scalars."""
     status = job.status
     pair = status.metrics or MetricsPair()
     succeeded = status.phase == "Succeeded"
-    return Outcome(
+    return TrialOutcome(
         number=number,
         name=job.metadata.name,
         parameters={

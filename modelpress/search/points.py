@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from modelpress.api.probing import same
+from modelpress.api.search_space_values import same
 from modelpress.api.v1alpha1.base import Scalar
 
 from .space import Dimension, Space

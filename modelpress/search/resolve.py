@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from modelpress.api import pointer
+from modelpress.api import json_pointer
 from modelpress.api.errors import problems_of
 from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec
@@ -56,8 +56,8 @@ def document_of(
             continue
         for index, path in enumerate(parameter.paths):
             try:
-                doc = pointer.set(doc, path, parameters[parameter.name])
-            except pointer.PointerError as error:
+                doc = json_pointer.set(doc, path, parameters[parameter.name])
+            except json_pointer.PointerError as error:
                 known = f"; known there: {', '.join(error.known[:20])}" if error.known else ""
                 raise RefusedError(f"spec.searchSpace[{position}].paths[{index}]: {error}{known}") from error
     return doc

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from modelpress.api.probing import same
+from modelpress.api.search_space_values import same
 from modelpress.api.v1alpha1 import Categorical, FloatRange, IntRange, Parameter
 from modelpress.api.v1alpha1.base import Scalar
 

@@ -10,7 +10,7 @@ from modelpress.api.v1alpha1.base import Scalar
 from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion, annotated, number_of
 
 from . import pareto, samplers
-from .outcomes import Objectives, Outcome, read
+from .outcomes import Objectives, TrialOutcome, read_outcome
 from .resolve import RefusedError, resolve
 from .samplers import Observation
 from .space import Space
@@ -36,7 +36,7 @@ class SearchStrategy:
         self._names = frozenset(dimension.name for dimension in space.dimensions)
         sampler = samplers.create(spec.algorithm.name, space, self._objectives.goals, spec.algorithm.seed)
         self._untried = Untried(spec, space, sampler, self._is_valid)
-        self._outcomes: dict[int, tuple[CompressionJob, Outcome]] = {}
+        self._outcomes: dict[int, tuple[CompressionJob, TrialOutcome]] = {}
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
         """See modelpress.trials.Strategy. Trials that the history names and that are gone teach nothing.
@@ -95,7 +95,7 @@ class SearchStrategy:
             return False
         return True
 
-    def _numbered(self, trials: Sequence[CompressionJob]) -> list[Outcome]:
+    def _numbered(self, trials: Sequence[CompressionJob]) -> list[TrialOutcome]:
         return [self._outcome(job, number) for job in trials if (number := number_of(job)) is not None]
 
     def _observe(self, job: CompressionJob, number: int, running: bool) -> Observation:
@@ -108,10 +108,10 @@ class SearchStrategy:
             return Observation(number, outcome.parameters, "failed")
         return Observation(number, outcome.parameters, "complete", outcome.values, outcome.violations)
 
-    def _outcome(self, job: CompressionJob, number: int) -> Outcome:
+    def _outcome(self, job: CompressionJob, number: int) -> TrialOutcome:
         cached = self._outcomes.get(number)
         if cached is None or cached[0] is not job:  # jobs are immutable
-            cached = self._outcomes[number] = job, read(job, number, self._objectives, self._names)
+            cached = self._outcomes[number] = job, read_outcome(job, number, self._objectives, self._names)
         return cached[1]
 
 

@@ -1,4 +1,4 @@
-"""What an artefact store is: one protocol, and which paths it takes."""
+"""What an artifact store is: one protocol, and which paths it takes."""
 
 from __future__ import annotations
 

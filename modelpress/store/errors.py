@@ -1,4 +1,4 @@
-"""Errors of the artefact store, and how a failure of the storage library becomes one of them.
+"""Errors of the artifact store, and how a failure of the storage library becomes one of them.
 
 The library's own texts carry signatures, and with Azure's SAS tokens credentials: only a status, an error code and a
 cleaned sentence of them reach a message, and they are not chained.
@@ -11,7 +11,7 @@ import html
 import os
 import re
 
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 
 class StoreError(Exception):
@@ -175,7 +175,7 @@ def scrub(text: str) -> str:
         if secret:
             text = text.replace(secret, "***")
     text = re.sub(r"://[^/\s@]*@", "://***@", text)
-    return shown(re.sub(r"\?[^\s\"'<>]+", "?***", text)[:300])
+    return escape_control_characters(re.sub(r"\?[^\s\"'<>]+", "?***", text)[:300])
 
 
 def _group(pattern: str, text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Names in an artefact folder, in one place.
+"""Names in an artifact folder, in one place.
 
 <namespace>/<job or sweep>-<uid8>/                  a root (request.job_root)
     trials/<00007>/                                 a sweep's trial; a standalone job has what follows in its root

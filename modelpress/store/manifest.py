@@ -85,7 +85,7 @@ class Manifest(_Readable):
         return tops.pop() if len(tops) == 1 else ""
 
     def name_of(self, entry: FileEntry) -> str:
-        """A file's name within the artefact, without the attempt's folder: `model.pt2`."""
+        """A file's name within the artifact, without the attempt's folder: `model.pt2`."""
         return entry.path[len(self.folder) + 1 :] if self.folder else entry.path
 
     def find(self, name: str) -> FileEntry | None:
@@ -206,7 +206,7 @@ def fetch(
     for item in wanted:
         problem = path_problem(item.path)
         if problem:
-            raise ManifestError(f"{where}: the path {item.path!r} {problem}; do not use this artefact")
+            raise ManifestError(f"{where}: the path {item.path!r} {problem}; do not use this artifact")
     fetched: dict[str, Path] = {}
     for item in wanted:
         name = manifest.name_of(item)

@@ -1,4 +1,4 @@
-"""The artefact store over obstore, the Python binding of Apache's object_store."""
+"""The artifact store over obstore, the Python binding of Apache's object_store."""
 
 from __future__ import annotations
 

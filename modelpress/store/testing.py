@@ -1,4 +1,4 @@
-"""The contract of an artefact store, as tests that any implementation can run (needs pytest).
+"""The contract of an artifact store, as tests that any implementation can run (needs pytest).
 
     class TestMyStore(ArtifactStoreContract):
         @pytest.fixture

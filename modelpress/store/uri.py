@@ -124,7 +124,7 @@ def parse_uri(uri: str) -> StoreUri:
         early = uri.partition(":")[0].lower()
         if ":" in uri and early in (*SCHEMES, *_OTHER_NAMES):
             raise StoreUriError(f"{scrub(uri)!r} is no store URI: // is missing after {early}:; give {EXAMPLES}")
-        folder = Path(os.path.abspath(Path(uri).expanduser()))
+        folder = Path(_folder(os.path.expanduser(uri)))
         return StoreUri("file", "", str(folder), str(folder))
     scheme = scheme.lower()
     if scheme not in SCHEMES:
@@ -163,8 +163,14 @@ def _file_uri(rest: str) -> StoreUri:
         )
     if "?" in path or "#" in path:
         raise StoreUriError(f"file:///{path}: write ? as %3F and # as %23, or give the plain path")
-    folder = os.path.abspath("/" + unquote(path))
+    folder = _folder("/" + unquote(path))
     return StoreUri("file", "", folder, Path(folder).as_uri())
+
+
+def _folder(path: str) -> str:
+    if "\0" in path:
+        raise StoreUriError(f"the folder {path!r} has a zero byte in its name, which no file system takes; correct it")
+    return os.path.abspath(path)
 
 
 def _keys(scheme: str) -> str:

@@ -15,8 +15,9 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 from kubernetes.aio.config.config_exception import ConfigException
 
+from modelpress.deepjson import DecodeError, decode
+
 from .client import FIELD_MANAGER, ClusterError, ServerError, TooManyRequestsError, error_of
-from .decode import DecodeError, decode
 from .metrics import Metrics
 from .resources import RawObject, Resource
 

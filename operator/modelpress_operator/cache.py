@@ -11,7 +11,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
-from .compact import kept
+from .compact import transform
 from .resources import (
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
@@ -25,7 +25,7 @@ from .resources import (
 MAX_TOMBSTONES = 50_000  # uids of deleted objects that are remembered
 _NUMBERED = re.compile(r"(.+)-(\d{5})")
 
-Place = tuple[Resource, str, str]  # resource, namespace, name
+ObjectId = tuple[Resource, str, str]  # resource, namespace, name
 # (resource, before, after, whether we wrote it ourselves); before or after is None where it was created or is gone.
 Listener = Callable[[Resource, RawObject | None, RawObject | None, bool], None]
 
@@ -35,11 +35,11 @@ class Cache:
 
     def __init__(self) -> None:
         self._objects: dict[Resource, dict[tuple[str, str], RawObject]] = {}
-        self._by_owner: dict[str, dict[Place, None]] = {}
+        self._by_owner: dict[str, dict[ObjectId, None]] = {}
         self._numbered: dict[tuple[str, str], dict[str, None]] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         self._listed: set[tuple[Resource, str | None]] = set()
-        self._namesakes: dict[Place, RawObject] = {}
+        self._name_conflicts: dict[ObjectId, RawObject] = {}
         self.listener: Listener | None = None
 
     # Reading ---------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ class Cache:
     def owned(self, uid: str, resource: Resource) -> list[RawObject]:
         """The objects of a kind that the object of this uid controls."""
         places = self._by_owner.get(uid, {})
-        return [self._objects[place[0]][place[1:]] for place in places if place[0] is resource]
+        return [self._objects[object_id[0]][object_id[1:]] for object_id in places if object_id[0] is resource]
 
     def numbered(self, namespace: str, stem: str) -> list[RawObject]:
         """CompressionJobs called <stem>-00000 and so on, whosever they are."""
@@ -63,13 +63,13 @@ class Cache:
         jobs = self._objects[COMPRESSION_JOBS] if names else {}
         return [jobs[(namespace, name)] for name in names]
 
-    def namesake(self, resource: Resource, namespace: str, name: str) -> RawObject | None:
+    def name_conflict(self, resource: Resource, namespace: str, name: str) -> RawObject | None:
         """An object that is not ours but has a name that we wanted to give, as it was when we ran into it."""
-        return self._namesakes.get((resource, namespace, name))
+        return self._name_conflicts.get((resource, namespace, name))
 
     @property
-    def namesakes(self) -> list[Place]:
-        return list(self._namesakes)
+    def name_conflicts(self) -> list[ObjectId]:
+        return list(self._name_conflicts)
 
     def listed(self, resource: Resource, namespace: str | None) -> bool:
         """Whether all objects of a kind in a namespace (None: everywhere) were seen once."""
@@ -90,49 +90,49 @@ class Cache:
 
         Args:
             ours: it is the answer to our own write.
-            whole: as the API server gave it, and not as compact.kept does.
+            whole: as the API server gave it, and not as compact.transform does.
         """
         meta = meta_of(obj)
         uid = meta.get("uid") or ""
-        place = (resource, meta.get("namespace") or "", meta.get("name") or "")
+        object_id = (resource, meta.get("namespace") or "", meta.get("name") or "")
         if uid in self._tombstones:
             return False
-        before = self.get(*place)
+        before = self.get(*object_id)
         if before is not None and version_of(obj) <= version_of(before):
             return False
-        after = kept(resource, obj) if whole else obj
+        after = transform(resource, obj) if whole else obj
         if before is not None:
-            self._forget(place, before)
+            self._forget(object_id, before)
             if meta_of(before).get("uid") != uid:
-                self._bury(meta_of(before).get("uid") or "")
+                self._add_tombstone(meta_of(before).get("uid") or "")
                 self._tell(resource, before, None, ours)
                 before = None
-        self._objects.setdefault(resource, {})[place[1:]] = after
+        self._objects.setdefault(resource, {})[object_id[1:]] = after
         owner = controller_uid(after)
         if owner is not None:
-            self._by_owner.setdefault(owner, {})[place] = None
-        if resource is COMPRESSION_JOBS and (match := _NUMBERED.fullmatch(place[2])):
-            self._numbered.setdefault((place[1], match[1]), {})[place[2]] = None
-        self._namesakes.pop(place, None)
+            self._by_owner.setdefault(owner, {})[object_id] = None
+        if resource is COMPRESSION_JOBS and (match := _NUMBERED.fullmatch(object_id[2])):
+            self._numbered.setdefault((object_id[1], match[1]), {})[object_id[2]] = None
+        self._name_conflicts.pop(object_id, None)
         self._tell(resource, before, after, ours)
         return True
 
     def remove(self, resource: Resource, obj: RawObject, *, ours: bool = False) -> bool:
         """Take in that an object is gone; False if that is no news."""
         meta = meta_of(obj)
-        self._bury(meta.get("uid") or "")
-        place = (resource, meta.get("namespace") or "", meta.get("name") or "")
-        before = self.get(*place)
+        self._add_tombstone(meta.get("uid") or "")
+        object_id = (resource, meta.get("namespace") or "", meta.get("name") or "")
+        before = self.get(*object_id)
         if before is None or meta_of(before).get("uid") != meta.get("uid"):
             return False
-        self._forget(place, before)
+        self._forget(object_id, before)
         self._tell(resource, before, None, ours)
         return True
 
     def replace(self, resource: Resource, namespace: str | None, objects: Iterable[RawObject], version: int) -> None:
         """Take in a complete listing made at `version`: what is older and not in it was deleted meanwhile.
 
-        The objects are as compact.kept gives them.
+        The objects are as compact.transform gives them.
         """
         uids = set()
         for obj in objects:
@@ -149,32 +149,32 @@ class Cache:
             self.remove(resource, obj)
         self._listed.add((resource, namespace))
 
-    def note_namesake(self, resource: Resource, namespace: str, name: str, obj: RawObject | None) -> None:
+    def note_name_conflict(self, resource: Resource, namespace: str, name: str, obj: RawObject | None) -> None:
         """Remember somebody else's object of a name that we wanted to give; None: it is gone."""
-        place = (resource, namespace, name)
+        object_id = (resource, namespace, name)
         if obj is None:
-            self._namesakes.pop(place, None)
-        elif self.get(*place) is None:
-            self._namesakes[place] = kept(resource, obj)
+            self._name_conflicts.pop(object_id, None)
+        elif self.get(*object_id) is None:
+            self._name_conflicts[object_id] = transform(resource, obj)
 
-    def _bury(self, uid: str) -> None:
+    def _add_tombstone(self, uid: str) -> None:
         self._tombstones[uid] = None
         self._tombstones.move_to_end(uid)
         while len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    def _forget(self, place: Place, obj: RawObject) -> None:
-        del self._objects[place[0]][place[1:]]
+    def _forget(self, object_id: ObjectId, obj: RawObject) -> None:
+        del self._objects[object_id[0]][object_id[1:]]
         owner = controller_uid(obj)
-        if owner is not None and place in (owned := self._by_owner.get(owner, {})):
-            del owned[place]
+        if owner is not None and object_id in (owned := self._by_owner.get(owner, {})):
+            del owned[object_id]
             if not owned:
                 del self._by_owner[owner]
-        if place[0] is COMPRESSION_JOBS and (match := _NUMBERED.fullmatch(place[2])):
-            names = self._numbered[(place[1], match[1])]
-            del names[place[2]]
+        if object_id[0] is COMPRESSION_JOBS and (match := _NUMBERED.fullmatch(object_id[2])):
+            names = self._numbered[(object_id[1], match[1])]
+            del names[object_id[2]]
             if not names:
-                del self._numbered[(place[1], match[1])]
+                del self._numbered[(object_id[1], match[1])]
 
     def _tell(self, resource: Resource, before: RawObject | None, after: RawObject | None, ours: bool) -> None:
         if self.listener is not None:

@@ -44,12 +44,15 @@ POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "
 CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 
 
-def kept(resource: Resource, obj: RawObject) -> RawObject:
+def transform(resource: Resource, obj: RawObject) -> RawObject:
     """The object as the cache keeps it: whole, or a stub that says why it is not."""
     try:
         stub = _unread(resource, obj)
         obj = obj if stub is None else {**obj, "spec": {}}
-        shared = {key: _shared(value) if key == "spec" else _words(value) for key, value in slim(resource, obj).items()}
+        shared = {
+            key: _shared(value) if key == "spec" else _words(value)
+            for key, value in strip_unread(resource, obj).items()
+        }
     except Exception as error:  # whatever is in it: no other object may suffer
         meta = _pick(obj.get("metadata"), ("namespace", "name"))
         log.exception("%s %s/%s cannot be read", resource.kind, meta.get("namespace"), meta.get("name"))
@@ -82,7 +85,7 @@ def _unread(resource: Resource, obj: RawObject) -> dict[str, str] | None:
     return {"reason": r.SPEC_TOO_LARGE, "message": text}
 
 
-def slim(resource: Resource, obj: RawObject) -> RawObject:
+def strip_unread(resource: Resource, obj: RawObject) -> RawObject:
     """The object without what nobody reads; a Job's template and a pod's spec may be 256 KiB each."""
     meta = _meta(resource, obj.get("metadata"))
     out = {**obj, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": meta}

@@ -1,7 +1,7 @@
 """The operator's loop: changes of the cache -> work queue -> snapshot -> reconcile core -> actions.
 
-The same loop as the local shell's, around the same core. News that needs no answer, such as a runner's start or one
-more running trial in a sweep's counters, waits a moment, so that several become one write.
+The same loop as the local controller's, around the same core. Changes that need no answer, such as a runner's start or
+one more running trial in a sweep's counters, wait a moment, so that several become one write.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from modelpress.workqueue import WorkQueue
 
 from .cache import Cache
 from .client import ClusterClient, ClusterError, ConflictError, NotFoundError, merge_patch
+from .coalesce import defer_first_status
 from .compact import UNREAD
-from .execute import Executor, NameTakenError, UnfitError
+from .execute import Executor, InvalidChildError, NameTakenError
+from .failed_create import FailedCreateEvents
 from .lease import LeaseLostError
 from .logs import about
 from .metrics import Metrics
 from .observe import LOST_SECONDS
-from .patience import patient
-from .refusals import Refusals
 from .resources import (
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
@@ -95,8 +95,8 @@ class Controller:
         self._executor = executor
         self._metrics = metrics
         self._clock = clock or (lambda: dt.datetime.now(dt.UTC))
-        self._refusals = Refusals(client)
-        self._snapshots = Snapshots(cache, self._refusals, lost_after, executor.made)
+        self._failed_creates = FailedCreateEvents(client)
+        self._snapshots = Snapshots(cache, self._failed_creates, lost_after, executor.made)
         self._memories: dict[str, _Memory] = {}
         self._failures: dict[Key, int] = {}
         self._crashes: dict[Key, int] = {}  # in a row
@@ -140,7 +140,7 @@ class Controller:
             self._busy.add(me)
             self._metrics.queue_seconds.observe(waited)
             try:
-                await self._attend(key)
+                await self._process(key)
             finally:
                 self._busy.discard(me)
                 self._queue.done(key)
@@ -153,7 +153,7 @@ class Controller:
         if after is None and resource in (COMPRESSION_JOBS, COMPRESSION_SWEEPS):
             self._forget(resource, obj)
         if after is None and resource is JOBS:
-            self._refusals.forget(meta_of(obj).get("uid") or "")
+            self._failed_creates.forget(meta_of(obj).get("uid") or "")
         if not self._active:
             return
         if resource is COMPRESSION_SWEEPS:
@@ -241,7 +241,7 @@ class Controller:
 
     # One object ------------------------------------------------------------------------------------------------------
 
-    async def _attend(self, key: Key) -> None:
+    async def _process(self, key: Key) -> None:
         raw = self._cache.get(*key)
         if raw is None or is_deleting(raw):
             return
@@ -271,13 +271,13 @@ class Controller:
             plan = await self._plan(key, raw)
             if plan is None:
                 return "skipped"
-            await self._executor.carry_out(key, raw, plan)
+            await self._executor.execute(key, raw, plan)
         except LeaseLostError:
             raise
         except SpecError as error:
             text = f"This version of the operator does not understand the object: {error}".replace("\n", "; ")
             return await self._not_understood(key, raw, text, r.INVALID_SPEC)
-        except UnfitError as error:
+        except InvalidChildError as error:
             log.warning("%s", error)
             memory = self._memories[meta_of(raw)["uid"]]
             memory.problems = memory.problems.also(str(error), error.reason)
@@ -303,7 +303,7 @@ class Controller:
         for seconds in (plan.requeue_after, self._snapshots.recheck_after(raw, self._clock()), look):
             if seconds is not None:
                 self._queue.add_after(key, seconds)
-        await self._look_at_namesakes(key, raw)
+        await self._recheck_name_conflicts(key, raw)
         return "acted" if plan.actions else "unchanged"
 
     async def _plan(self, key: Key, raw: RawObject) -> Plan | None:
@@ -316,7 +316,7 @@ class Controller:
             observed = self._snapshots.observe_job(raw, memory.problems, now)
             if observed is None:
                 return None
-            return patient(raw, reconcile_job(observed, now), time.monotonic() - memory.since)
+            return defer_first_status(raw, reconcile_job(observed, now), time.monotonic() - memory.since)
         sweep = self._snapshots.sweep(raw)
         memory = self._memory(raw)
         loop = asyncio.get_running_loop()
@@ -333,7 +333,7 @@ class Controller:
 
     async def _ask_why(self, raw: RawObject) -> float | None:
         """Ask why Jobs of this object have no pods, before anything is decided; seconds until the next look."""
-        waits = [await self._refusals.look(job) for job in self._snapshots.starving(raw)]
+        waits = [await self._failed_creates.look(job) for job in self._snapshots.jobs_missing_pods(raw)]
         return min(waits, default=None)
 
     def _memory(self, raw: RawObject) -> _Memory | None:
@@ -353,15 +353,15 @@ class Controller:
         self._queue.add_after(key, wait)
         return wait
 
-    async def _look_at_namesakes(self, key: Key, raw: RawObject) -> None:
+    async def _recheck_name_conflicts(self, key: Key, raw: RawObject) -> None:
         """Whether somebody else's object still has a name that this one wants; nothing else would tell."""
-        for resource, namespace, name in self._cache.namesakes:
+        for resource, namespace, name in self._cache.name_conflicts:
             if namespace != key.namespace or not name.startswith(f"{key.name}-"):
                 continue
             try:
                 other = await self._client.get(resource, namespace, name)
             except NotFoundError:
-                self._cache.note_namesake(resource, namespace, name, None)
+                self._cache.note_name_conflict(resource, namespace, name, None)
                 self._queue.add(key)
                 return
             except ClusterError as error:

@@ -7,69 +7,15 @@ is wrong with one concerns no other.
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
+
+from modelpress.deepjson import FAST_RUN, DecodeError, decode
 
 from .resources import RawObject
 
-# Deeper than anything that is understood (modelpress.api.depth), and far from where decoders give up.
-MAX_LEVELS = 128
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-# All up to the next bracket. With flat objects and lists in it a typical object takes a few dozen steps.
-_PLAIN = rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+"
-_RUN = re.compile(_PLAIN, re.DOTALL)
-_FAST_RUN = re.compile(
-    rb'(?:[^"{}\[\]]++|' + _STRING + rb"|\{" + _PLAIN + rb"\}|\[" + _PLAIN + rb"\])*+",
-    re.DOTALL,
-)
 _ITEMS = re.compile(rb'"items"\s*+:\s*+(\[|null)')
 _SPACE = b" \t\r\n,"
 _OPEN, _CLOSE = b"{[", b"}]"
-
-
-class DecodeError(ValueError):
-    """This is no JSON."""
-
-
-def decode(text: bytes) -> Any:
-    """The value in a JSON text; what lies deeper than MAX_LEVELS is null where decoding all of it fails.
-
-    Raises:
-        DecodeError: it is none.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        pass
-    except ValueError as error:
-        raise DecodeError(str(error)) from None
-    try:
-        return json.loads(_shallow(text))
-    except ValueError as error:
-        raise DecodeError(str(error)) from None
-
-
-def _shallow(text: bytes) -> bytes:
-    """The text with null for every object and list that lies deeper than MAX_LEVELS."""
-    kept: list[bytes] = []
-    position = start = level = 0
-    while (position := _RUN.match(text, position).end()) < len(text):  # type: ignore[union-attr]
-        mark = text[position]
-        if mark in _OPEN:
-            level += 1
-            if level == MAX_LEVELS + 1:
-                kept += [text[start:position], b"null"]
-        elif mark in _CLOSE:
-            if level == MAX_LEVELS + 1:
-                start = position + 1
-            level -= 1
-        else:
-            raise DecodeError("a text does not end")
-        position += 1
-    if level > 0:
-        raise DecodeError("it does not end")
-    return b"".join([*kept, text[start:]])
 
 
 class Listing:
@@ -138,7 +84,7 @@ class Listing:
             if buffer[self._start] != b"{"[0]:
                 raise DecodeError("an item of the listing is no object")
             self._level, self._at = 1, self._at + 1
-        while (at := _FAST_RUN.match(buffer, self._at).end()) < len(buffer):  # type: ignore[union-attr]
+        while (at := FAST_RUN.match(buffer, self._at).end()) < len(buffer):  # type: ignore[union-attr]
             self._at = at
             if buffer[at] in _OPEN:
                 self._level += 1

@@ -23,7 +23,7 @@ from modelpress.api.v1alpha1 import (
     TrialRecord,
 )
 from modelpress.api.v1alpha1 import reasons as r
-from modelpress.api.yamltext import to_json_numbers
+from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import (
     Action,
     AdmitTrial,
@@ -85,7 +85,7 @@ class NameTakenError(Exception):
         self.foreign = foreign
 
 
-class UnfitError(Exception):
+class InvalidChildError(Exception):
     """The API server, or the renderer, will never take what the specification asks for; the text says why."""
 
     def __init__(self, message: str, reason: str = r.INVALID_SPEC) -> None:
@@ -126,7 +126,7 @@ class Executor:
         """
         self._leadership.check()
 
-    async def carry_out(self, key: Key, observed: RawObject, plan: Plan) -> None:
+    async def execute(self, key: Key, observed: RawObject, plan: Plan) -> None:
         """All actions of a plan that was made for this version of the object.
 
         Raises:
@@ -137,16 +137,16 @@ class Executor:
         lonely = all(isinstance(action, EmitEvent) for action in plan.actions[1:])
         actions = list(plan.actions)
         if moved := _trials_first(observed, actions):
-            observed = await self._fence(key, observed)
+            observed = await self._check_precondition(key, observed)
             actions = moved
         for action in actions:
             if isinstance(action, EmitEvent):
                 self._events.emit(observed, action)
                 continue
             self._leadership.check()
-            await self._execute(key, observed, action, lonely)
+            await self._execute_action(key, observed, action, lonely)
 
-    async def _execute(self, key: Key, observed: RawObject, action: Action, lonely: bool) -> None:
+    async def _execute_action(self, key: Key, observed: RawObject, action: Action, lonely: bool) -> None:
         match action:
             case PatchStatus(status=status):
                 await self._patch_status(key, observed, status, lonely)
@@ -162,7 +162,7 @@ class Executor:
                 stop = Stop(reason=reason, time=stamp(self._clock())).to_dict()
                 await self._order(key.namespace, name, uid, "stop", stop)
 
-    async def _fence(self, key: Key, observed: RawObject) -> RawObject:
+    async def _check_precondition(self, key: Key, observed: RawObject) -> RawObject:
         """Make sure that what was observed still stands; what we wrote last does, as nobody else writes a status.
 
         Returns:
@@ -210,9 +210,9 @@ class Executor:
         try:
             rendered = await asyncio.to_thread(self._render, action, owner)
         except SpecTooLargeError as error:
-            raise UnfitError(str(error), r.SPEC_TOO_LARGE) from error
+            raise InvalidChildError(str(error), r.SPEC_TOO_LARGE) from error
         except RenderError as error:
-            raise UnfitError(str(error)) from error
+            raise InvalidChildError(str(error)) from error
         for body in rendered:
             await self._create(BY_KIND[body["kind"]], meta_of(owner)["namespace"], body, meta_of(owner)["uid"])
         self._metrics.attempts.labels(action.purpose).inc()
@@ -238,9 +238,9 @@ class Executor:
     async def _create(self, resource: Resource, namespace: str, body: RawObject, owner_uid: str) -> RawObject:
         name = meta_of(body)["name"]
         try:
-            answer = await self._insist(resource, namespace, body)
+            answer = await self._create_with_retry(resource, namespace, body)
         except InvalidError as error:
-            raise UnfitError(f"{resource.kind} {name}: {error}") from error
+            raise InvalidChildError(f"{resource.kind} {name}: {error}") from error
         except AlreadyExistsError:
             try:
                 answer = await self._client.get(resource, namespace, name)
@@ -249,8 +249,8 @@ class Executor:
             if controller_uid(answer) != owner_uid:
                 if resource not in (JOBS, COMPRESSION_JOBS):
                     text = f"the {resource.kind} {name} belongs to somebody else; delete it, or rename this object"
-                    raise UnfitError(text) from None
-                self._cache.note_namesake(resource, namespace, name, answer)
+                    raise InvalidChildError(text) from None
+                self._cache.note_name_conflict(resource, namespace, name, answer)
                 text = f"{resource.kind} {name} belongs to somebody else"
                 raise NameTakenError(text, foreign=True) from None
             if is_deleting(answer):
@@ -259,7 +259,7 @@ class Executor:
         self._cache.put(resource, answer, ours=True)
         return answer
 
-    async def _insist(self, resource: Resource, namespace: str, body: RawObject) -> RawObject:
+    async def _create_with_retry(self, resource: Resource, namespace: str, body: RawObject) -> RawObject:
         """Create an object, again at once where the API server failed: its status says already that it is there."""
         for wait in CREATE_WAITS:
             with contextlib.suppress(ServerError):

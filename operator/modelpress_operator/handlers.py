@@ -26,9 +26,11 @@ import kopf
 from kubernetes.aio.client import Configuration
 from yarl import URL
 
+from modelpress.deepjson import decode
+
 from .aio import CONNECT_SECONDS, PAGE, REQUEST_SECONDS, load_configuration
-from .compact import kept
-from .decode import Listing, decode
+from .compact import transform
+from .decode import Listing
 from .metrics import Metrics
 from .resources import JOBS, MANAGED_BY, MANAGER, PODS, WATCHED, RawObject, Resource
 
@@ -42,13 +44,13 @@ class Sink(Protocol):
     """Takes in what is heard, in the operator's event loop."""
 
     def changed(self, resource: Resource, obj: RawObject) -> None:
-        """An object as it is now, as compact.kept has it."""
+        """An object as it is now, as compact.transform has it."""
 
     def deleted(self, resource: Resource, obj: RawObject) -> None:
-        """An object is gone, which was as compact.kept has it."""
+        """An object is gone, which was as compact.transform has it."""
 
     def listed(self, resource: Resource, namespace: str | None, objects: list[RawObject], version: int) -> None:
-        """All objects of a kind in a namespace (None: everywhere) at this version, as compact.kept has them."""
+        """All objects of a kind in a namespace (None: everywhere) at this version, as compact.transform has them."""
 
     def heard(self, resource: Resource) -> None:
         """A watch is alive."""
@@ -178,7 +180,7 @@ class Watcher:
         # Here, in a thread of its own: 10,000 at once would keep the operator's loop from renewing its Lease.
         listing, page = Listing(), list[RawObject]()
         async for data in content.iter_any():
-            page += [kept(found[0], decode(item)) for item in listing.feed(data)]
+            page += [transform(found[0], decode(item)) for item in listing.feed(data)]
         answer = listing.rest()
         meta = answer.get("metadata") or {}
         objects = [*(self._pages.pop(found, []) if "continue" in url.query else ()), *page]
@@ -199,7 +201,7 @@ class Watcher:
         event = decode(line)
         if found is None or event["type"] not in ("ADDED", "MODIFIED", "DELETED"):
             return line
-        obj = kept(found[0], event["object"])
+        obj = transform(found[0], event["object"])
         self._tell(self._sink.deleted if event["type"] == "DELETED" else self._sink.changed, found[0], obj)
         reached = {"resourceVersion": (obj.get("metadata") or {}).get("resourceVersion")}
         bookmark = {"apiVersion": found[0].api_version, "kind": found[0].kind, "metadata": reached}

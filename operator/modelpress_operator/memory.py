@@ -22,7 +22,7 @@ from .client import (
 )
 from .resources import RawObject, Resource, labels_of, meta_of
 
-Place = tuple[Resource, str, str]
+ObjectId = tuple[Resource, str, str]
 Fault = Callable[[str, Resource, str], ClusterError | None]  # verb, resource, name -> what goes wrong instead
 
 
@@ -30,7 +30,7 @@ class MemoryClient:
     """ClusterClient without a cluster. `fault` may make any request fail before it does anything."""
 
     def __init__(self) -> None:
-        self._objects: dict[Place, RawObject] = {}
+        self._objects: dict[ObjectId, RawObject] = {}
         self._version = 0
         self.fault: Fault = lambda verb, resource, name: None
         self.requests: list[tuple[str, str, str]] = []  # verb, plural, name
@@ -55,9 +55,9 @@ class MemoryClient:
         self._ask("list", resource, "")
         return [
             copy.deepcopy(obj)
-            for place, obj in sorted(self._objects.items(), key=lambda item: item[0][1:])
-            if place[0] is resource
-            and namespace in (None, place[1])
+            for object_id, obj in sorted(self._objects.items(), key=lambda item: item[0][1:])
+            if object_id[0] is resource
+            and namespace in (None, object_id[1])
             and (labels or {}).items() <= labels_of(obj).items()
             and all(_at(obj, path) == value for path, value in (fields or {}).items())
         ]
@@ -68,8 +68,8 @@ class MemoryClient:
         self._ask("create", resource, name or "")
         if not name:
             raise InvalidError("metadata.name: Required value", status=422)
-        place = (resource, namespace, name)
-        if place in self._objects:
+        object_id = (resource, namespace, name)
+        if object_id in self._objects:
             raise AlreadyExistsError(f'{resource.plural} "{name}" already exists', status=409)
         meta |= {
             "namespace": namespace,
@@ -78,7 +78,7 @@ class MemoryClient:
             "creationTimestamp": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         kept = {key: value for key, value in copy.deepcopy(obj).items() if key != "status"}
-        return self._store(place, {**kept, "metadata": meta})
+        return self._store(object_id, {**kept, "metadata": meta})
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, patch: RawObject, resource_version: str
@@ -98,12 +98,12 @@ class MemoryClient:
         there = self._there(resource, namespace, name)
         if meta_of(there)["uid"] != uid:
             raise ConflictError(f'{resource.plural} "{name}" has another uid', status=409)
-        place = (resource, namespace, name)
+        object_id = (resource, namespace, name)
         if any(ref.get("uid") == uid for obj in self._objects.values() for ref in _owners(obj)):
             now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
             meta = {**meta_of(there), "deletionTimestamp": now}
-            return self._store(place, {**there, "metadata": meta})
-        del self._objects[place]
+            return self._store(object_id, {**there, "metadata": meta})
+        del self._objects[object_id]
         return None
 
     async def close(self) -> None:
@@ -123,10 +123,10 @@ class MemoryClient:
             changed = apply_merge_patch(changed, {"metadata": {"generation": meta_of(there)["generation"] + 1}})
         return self._store((resource, namespace, name), copy.deepcopy(changed))
 
-    def _store(self, place: Place, obj: RawObject) -> RawObject:
+    def _store(self, object_id: ObjectId, obj: RawObject) -> RawObject:
         self._version += 1
         obj = {**obj, "metadata": {**meta_of(obj), "resourceVersion": str(self._version)}}
-        self._objects[place] = obj
+        self._objects[object_id] = obj
         return copy.deepcopy(obj)
 
     def _there(self, resource: Resource, namespace: str, name: str) -> RawObject:

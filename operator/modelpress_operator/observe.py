@@ -127,7 +127,7 @@ def observed_job(
     elif lost:
         state, cause, reason = "failed", "disrupted", "NodeLost"
         detail = "Its node has not been heard from since the runner was told to end."
-    elif refused is not None and starved(job, pods):  # also a gang that waits for its last pod
+    elif refused is not None and missing_pods(job, pods):  # also a gang that waits for its last pod
         reason, detail = "FailedCreate", refused
     elif _begun(seen, gang):
         state = "running"
@@ -148,11 +148,11 @@ def observed_job(
         started_at=min((pod.started_at for pod in seen if pod.started_at), default=None),
         finished_at=_finished(status, failed or complete, seen) if state in ("succeeded", "failed") else None,
         deleting=is_deleting(job),
-        deserted=gang and lost and state == "failed" and failed is None,
+        abandoned=gang and lost and state == "failed" and failed is None,
     )
 
 
-def starved(job: RawObject, pods: list[RawObject]) -> bool:
+def missing_pods(job: RawObject, pods: list[RawObject]) -> bool:
     """Whether the Job controller has taken the Job up, and yet there are too few pods: it wants more and is refused.
 
     A start time without active pods is written only then; where pods are merely slow both are written at once.
@@ -161,8 +161,8 @@ def starved(job: RawObject, pods: list[RawObject]) -> bool:
     over = any(_condition(status, type_) for type_ in ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"))
     counted = sum(int(status.get(key) or 0) for key in ("active", "succeeded", "failed", "terminating"))
     wanted = int((job.get("spec") or {}).get("parallelism") or 1)
-    hungry = max(counted, len(pods)) < wanted
-    return hungry and bool(status.get("startTime")) and not (over or is_deleting(job) or _suspended(job))
+    missing = max(counted, len(pods)) < wanted
+    return missing and bool(status.get("startTime")) and not (over or is_deleting(job) or _suspended(job))
 
 
 def _lost(pods: list[_Pod], now: dt.datetime, after: float, gang: bool) -> bool:

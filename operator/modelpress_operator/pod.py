@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelpress.api.podtemplate import CONTAINER, OWN_PREFIX
-from modelpress.api.semantic_places import mount_path
+from modelpress.api.semantic_locations import mount_path
 from modelpress.api.v1alpha1 import GPU, ConfigMapCode, GitCode, Runner
 from modelpress.request import CODE_FOLDER, GIT_SECRET_FOLDER, RUN_UID_VARIABLE, RunRequest
 

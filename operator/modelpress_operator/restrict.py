@@ -20,7 +20,7 @@ from modelpress.api.podtemplate import (
     allowed,
     calls_of,
     is_own_folder,
-    place_of,
+    normal_path,
 )
 
 
@@ -65,10 +65,10 @@ def _runner(merged: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     if rest := [*sources, *(item for item in merged.get("envFrom") or () if item not in sources)]:
         out["envFrom"] = rest
     mounts = [item for item in own["volumeMounts"] if item["name"].startswith(OWN_PREFIX)]
-    taken = {place_of(mount["mountPath"]) for mount in mounts}
+    taken = {normal_path(mount["mountPath"]) for mount in mounts}
     out["volumeMounts"] = [
         *mounts,
-        *(item for item in out.get("volumeMounts") or () if not _collides(place_of(item["mountPath"]), taken)),
+        *(item for item in out.get("volumeMounts") or () if not _collides(normal_path(item["mountPath"]), taken)),
     ]
     return out
 

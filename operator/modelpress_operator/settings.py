@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from modelpress.api.errors import problems_of
 from modelpress.api.podtemplate import template_problems
 from modelpress.api.v1alpha1 import PodTemplate
-from modelpress.api.yamltext import parse
+from modelpress.api.yaml_loader import parse
 
 from .allowed import Allowed
 

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from modelpress.api.errors import Problem, SpecError, located_problems
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep, TrialRecord
 from modelpress.api.v1alpha1 import reasons as r
-from modelpress.api.yamltext import to_json_numbers
+from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
 
 from .cache import Cache
 from .compact import UNREAD
+from .failed_create import FailedCreateEvents
 from .finished import finished_trial, unread_trial
-from .observe import LOST_SECONDS, observed_job, recheck_after, starved
-from .refusals import Refusals
+from .observe import LOST_SECONDS, missing_pods, observed_job, recheck_after
 from .resources import (
     COMPRESSION_JOBS,
     COMPRESSION_SWEEPS,
@@ -62,14 +62,14 @@ class Snapshots:
     def __init__(
         self,
         cache: Cache,
-        refusals: Refusals,
+        failed_creates: FailedCreateEvents,
         lost_after: float = LOST_SECONDS,
         made: Mapping[str, TrialRecord] | None = None,
     ) -> None:
         self._cache = cache
         self._made = made if made is not None else {}
         self._lost_after = lost_after
-        self._refusals = refusals
+        self._failed_creates = failed_creates
         self._jobs: dict[str, tuple[str, CompressionJob]] = {}
         self._sweeps: dict[str, tuple[str, CompressionSweep]] = {}
 
@@ -161,21 +161,21 @@ class Snapshots:
         pods = [pod for job in self._cache.owned(meta_of(raw)["uid"], JOBS) for pod in self._pods(job)]
         return recheck_after(pods, now, self._lost_after)
 
-    def starving(self, raw: RawObject) -> list[RawObject]:
+    def jobs_missing_pods(self, raw: RawObject) -> list[RawObject]:
         """The Jobs of an object that should have pods and have none."""
-        return [job for job in self._cache.owned(meta_of(raw)["uid"], JOBS) if starved(job, self._pods(job))]
+        return [job for job in self._cache.owned(meta_of(raw)["uid"], JOBS) if missing_pods(job, self._pods(job))]
 
     def _children(self, owner: RawObject, names: list[str], now: dt.datetime) -> tuple[ObservedJob, ...]:
         namespace = meta_of(owner)["namespace"]
         found = {meta_of(job)["name"]: job for job in self._cache.owned(meta_of(owner)["uid"], JOBS)}
         for name in names:
-            other = self._cache.get(JOBS, namespace, name) or self._cache.namesake(JOBS, namespace, name)
+            other = self._cache.get(JOBS, namespace, name) or self._cache.name_conflict(JOBS, namespace, name)
             if other is not None:
                 found.setdefault(name, other)
         return tuple(self._observed(job, now) for _, job in sorted(found.items()))
 
     def _observed(self, job: RawObject, now: dt.datetime) -> ObservedJob:
-        refused = self._refusals.why(meta_of(job).get("uid") or "")
+        refused = self._failed_creates.why(meta_of(job).get("uid") or "")
         return observed_job(job, self._pods(job), now, refused=refused, lost_after=self._lost_after)
 
     def _pods(self, job: RawObject) -> list[RawObject]:

@@ -1,1 +1,1 @@
-"""The runner: loads a model, compresses it, proves and measures the result, writes the artefacts. torch lives here."""
+"""The runner: loads a model, compresses it, proves and measures the result, writes the artifacts. torch lives here."""

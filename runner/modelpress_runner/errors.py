@@ -35,7 +35,7 @@ class CompressionError(RunnerError):
 
 
 class ArtifactError(RunnerError):
-    """An artefact is damaged, tampered with, or not one of ours."""
+    """An artifact is damaged, tampered with, or not one of ours."""
 
 
 class StoreError(RunnerError):

@@ -222,12 +222,12 @@ def _read_request(path: Path) -> RunRequest:
             ) from None
         raise InvalidSpecError(f"the request {path} is no RunRequest: {where}: {first['msg']}") from None
     if request.spec.store is None:
-        raise InvalidSpecError("the request has no store; the shell that writes it must set one", "spec.store.uri")
+        raise InvalidSpecError("the request has no store; the controller that writes it must set one", "spec.store.uri")
     return request
 
 
 def _kept(request: RunRequest | None) -> list[str]:
-    """Metrics that no result may lack; an older shell names none, but its constraints are known."""
+    """Metrics that no result may lack; an older controller names none, but its constraints are known."""
     if request is None:
         return []
     constrained = [constraint.metric for constraint in request.spec.constraints or ()]

@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DIGITS = EXAMPLES / "digits"
 PRUNE: dict[str, Any] = {"prune": {"configList": [{"opTypes": ["Conv2d"], "sparsity": 0.5}]}}
 
-# In a clean process: the artefact by its address alone, then the held-back images of the example, which it never saw.
+# In a clean process: the artifact by its address alone, then the held-back images of the example, which it never saw.
 SCORE = """
 import sys
 import modelpress as mp

@@ -1,4 +1,4 @@
-"""A local shell without processes and without waiting: simulated Jobs in an event loop whose time is virtual.
+"""A local controller without processes and without waiting: simulated Jobs in an event loop whose time is virtual.
 
 Everything else is real: the reconcile core, the search, the cluster, the journal on disk.
 """
@@ -20,8 +20,8 @@ from typing import Any
 from modelpress.api.load import load_dict
 from modelpress.api.v1alpha1 import CompressionSweep
 from modelpress.local.cluster import Change, JobRecord, LocalCluster, Root
+from modelpress.local.controller import LocalController
 from modelpress.local.plan import open_state, plan_run
-from modelpress.local.shell import LocalShell
 from modelpress.local.sources import Document
 from modelpress.result import RunResult
 from modelpress.search import strategy_for
@@ -61,7 +61,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 @dataclass
 class World:
-    """What outlives a shell: the clock, and the store with its manifests."""
+    """What outlives a controller: the clock, and the store with its manifests."""
 
     folder: Path
     now: float = 0.0
@@ -103,10 +103,10 @@ class SimulatedJobs:
         return len(self._running)
 
     def start_all(self) -> None:
-        """Judge what an earlier shell left, as JobProcesses does."""
+        """Judge what an earlier controller left, as JobProcesses does."""
         for record in list(self.cluster.jobs):
             if record.state == "running":
-                self._bury(record)
+                self._reap(record)
             elif record.deleting:
                 self.cluster.remove_job(record.name, record.uid)
             elif record.state == "pending":
@@ -144,7 +144,7 @@ class SimulatedJobs:
         self.cluster.remove_job(record.name, record.uid)
         self.changed.set()
 
-    def _bury(self, record: JobRecord) -> None:
+    def _reap(self, record: JobRecord) -> None:
         if record.deleting:
             self.cluster.remove_job(record.name, record.uid)
             return
@@ -258,9 +258,9 @@ def run_once(
     document: dict[str, Any],
     *,
     exits: dict[str, list[int]] | None = None,
-    meanwhile: Callable[[LocalShell], Any] | None = None,
+    meanwhile: Callable[[LocalController], Any] | None = None,
 ) -> LocalCluster:
-    """One shell from start to end, or to a crash: what `modelpress run` does, over simulated Jobs."""
+    """One controller from start to end, or to a crash: what `modelpress run` does, over simulated Jobs."""
     plan = plan_run(Document(load_dict(document), world.folder), cwd=world.folder)
     assert [problem for problem in plan.problems if problem.path != "spec.suspend"] == []
     obj, journal = open_state(plan, lambda text: None)
@@ -270,10 +270,10 @@ def run_once(
         cluster.load(obj)
         jobs = SimulatedJobs(world, cluster, exits)
         strategy = strategy_for(cluster.root.spec) if isinstance(cluster.root, CompressionSweep) else None
-        shell = LocalShell(cluster, jobs, strategy=strategy)  # type: ignore[arg-type]
+        controller = LocalController(cluster, jobs, strategy=strategy)  # type: ignore[arg-type]
         if meanwhile is not None:
-            meanwhile(shell)
-        await shell.run()
+            meanwhile(controller)
+        await controller.run()
 
     try:
         world.run(work)

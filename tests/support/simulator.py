@@ -42,7 +42,7 @@ Object = CompressionJob | CompressionSweep
 
 # Ends of a runner. The first group is told in a message or by the cause alone, the second leaves the store to ask.
 TOLD = ("done", "error", "oom", "terminated", "invalid")
-SILENT = ("silent", "silent-empty", "error-silent", "evicted", "evicted-committed", "deserted")
+SILENT = ("silent", "silent-empty", "error-silent", "evicted", "evicted-committed", "abandoned")
 
 
 @dataclass
@@ -171,7 +171,7 @@ class Cluster:
             self.excused.add(job.request.prefix)
         if how in ("error", "oom", "error-silent", "silent-empty") and not ordered:
             self.counted[f"{owner}/failed"] += 1
-        if how in ("terminated", "evicted", "evicted-committed", "deserted"):
+        if how in ("terminated", "evicted", "evicted-committed", "abandoned"):
             self.counted[f"{owner}/disrupted"] += 1
         match how:
             case "done":
@@ -191,9 +191,9 @@ class Cluster:
                 self._finish(name, "failed", "terminated", None)
             case "evicted" | "evicted-committed":
                 self._finish(name, "failed", "disrupted", None)
-            case "deserted":  # one of its ranks is gone, and nobody tells the others
+            case "abandoned":  # one of its ranks is gone, and nobody tells the others
                 self._finish(name, "failed", "disrupted", None)
-                self.update_job(name, deserted=True)
+                self.update_job(name, abandoned=True)
             case _:
                 raise AssertionError(how)
 
@@ -208,7 +208,7 @@ class Cluster:
         elif how == "invalid" and job.seen.purpose != "collect":
             self._finish(name, "failed", "invalid", failure("InvalidModel"))
         else:
-            lost = dict.fromkeys(("evicted", "evicted-committed", "deserted"), "disrupted")
+            lost = dict.fromkeys(("evicted", "evicted-committed", "abandoned"), "disrupted")
             cause = {"terminated": "terminated", **lost}.get(how)
             self._finish(name, "failed", cause or "error", None)
 
@@ -271,7 +271,7 @@ class Cluster:
         return reconcile_job(JobObserved(obj, owner, children), self.now)
 
     def execute(self, obj: Object, action: object) -> bool:
-        """Carry out one action as a shell does; False if the rest must be dropped."""
+        """Carry out one action as a controller does; False if the rest must be dropped."""
         key = (obj.kind, obj.metadata.name)
         match action:
             case PatchStatus(status=status):

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelpress.api.errors import Problem
+from modelpress.api.messages import in_words
 from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune, algorithms
-from modelpress.api.wording import in_words
 
 from .base import StageRules
 

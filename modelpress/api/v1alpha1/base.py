@@ -150,7 +150,8 @@ Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, r
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")]
 Text = Annotated[str, Field(max_length=1024)]
 Scalar = bool | int | float | Annotated[str, Field(max_length=256)]  # a parameter's value
-Uri = Annotated[str, Field(min_length=1, max_length=2048)]
+MAX_URI = 2048
+Uri = Annotated[str, Field(min_length=1, max_length=MAX_URI)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=512)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -49,7 +49,8 @@ class CompressionJobSpec(ApiModel):
         default=2, description="Further attempts after one that failed on its own account."
     )
     max_disruptions: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=20, description="Attempts lost to eviction, preemption or a killed shell before the job fails."
+        default=20,
+        description="Attempts lost to eviction, preemption or a killed `modelpress run` before the job fails.",
     )
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
         default=None, description="Suspended and queued time does not count."
@@ -148,7 +149,7 @@ class CompressionJobStatus(ApiModel):
 
 
 class CompressionJob(ApiModel):
-    """One recipe, run once on one model: measured before and after, with an artefact that reloads anywhere."""
+    """One recipe, run once on one model: measured before and after, with an artifact that reloads anywhere."""
 
     api_version: Literal["modelpress.dev/v1alpha1"] = "modelpress.dev/v1alpha1"
     kind: Literal["CompressionJob"] = "CompressionJob"

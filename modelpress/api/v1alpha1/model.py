@@ -1,4 +1,4 @@
-"""Which model a job compresses, where its code is, and where its artefacts go."""
+"""Which model a job compresses, where its code is, and where its artifacts go."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from modelpress import figures
+from modelpress import formatting
 from modelpress.cli.exits import Exit
 from modelpress.cli.markup import escape
 from modelpress.cli.tables import console
@@ -61,7 +61,7 @@ def _result(cluster: Cluster, kind: Kind, obj: Raw) -> dict[str, Any]:
         trial = _trial(cluster, str(winner.get("name")))
         if trial is not None:
             baseline, compressed = views.metrics(trial)
-            # Until the sweep publishes, the trial's own artefact is what there is.
+            # Until the sweep publishes, the trial's own artifact is what there is.
             artifact = artifact or views.status(trial).get("artifact") or {}
         baseline = baseline or status.get("baseline") or {}
     return {
@@ -83,11 +83,11 @@ def _trial(cluster: Cluster, name: str) -> Raw | None:
 
 
 def fetch(uri: str, digest: str | None, folder: Path, *, endpoint: str | None, store: dict[str, Any]) -> None:
-    """Copy an artefact into a local folder, every file checked by its sha256, the manifest by the cluster's digest.
+    """Copy an artifact into a local folder, every file checked by its sha256, the manifest by the cluster's digest.
 
     Raises:
-        RequestError: the folder holds another artefact, or cannot be written.
-        ClusterError: the store refused or failed, or has another artefact than the cluster knows of.
+        RequestError: the folder holds another artifact, or cannot be written.
+        ClusterError: the store refused or failed, or has another artifact than the cluster knows of.
     """
     _check_folder(folder)
     if "://" not in uri or uri.startswith("file:"):
@@ -99,7 +99,7 @@ def fetch(uri: str, digest: str | None, folder: Path, *, endpoint: str | None, s
         remote = open_store(uri, endpoint=endpoint or store.get("endpoint"), region=store.get("region"))
         found = manifest.read(remote, "")
         if found is None:
-            raise ClusterError(f"there is no {uri}/{layout.MANIFEST}; the artefact was deleted from the store")
+            raise ClusterError(f"there is no {uri}/{layout.MANIFEST}; the artifact was deleted from the store")
         standing, there = found
         if digest is not None and there != digest:
             raise ClusterError(
@@ -129,7 +129,7 @@ def _check_folder(folder: Path) -> None:
 
 def _print(out: Console, found: dict[str, Any]) -> None:
     whose = f"{found['name']}, trial {found['trial']}" if found["trial"] is not None else found["name"]
-    out.print(escape(f"{whose}  {figures.parameters(found['parameters'])}".rstrip()), style="bold", soft_wrap=True)
+    out.print(escape(f"{whose}  {formatting.parameters(found['parameters'])}".rstrip()), style="bold", soft_wrap=True)
     if not found["feasible"]:
         out.print("It misses a constraint; nothing that meets all of them was found.", style="yellow")
     pair = found["metrics"]

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NS", help="Namespace; default: the context's.")
@@ -96,7 +96,7 @@ def logs(
 
     def write(piece: bytes) -> None:
         if terminal:
-            piece = shown(re.sub("\r\n?", "\n", decode(piece))).encode()
+            piece = escape_control_characters(re.sub("\r\n?", "\n", decode(piece))).encode()
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 from modelpress.api.errors import near
 from modelpress.api.v1alpha1.base import GROUP, VERSION
+from modelpress.deepjson import DecodeError, decode
 
 from .errors import ClusterError, ExistsError, MissingError, RequestError, UnreachableError
 
@@ -304,8 +304,8 @@ def _client(configuration: Any) -> Any:
 
 def _decoded(data: bytes) -> Raw | None:
     try:
-        value = json.loads(data)
-    except ValueError:
+        value = decode(data)
+    except DecodeError:
         return None
     return value if isinstance(value, dict) else None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from modelpress.api.podtemplate import CONTAINER
 from modelpress.api.v1alpha1.base import GROUP
 from modelpress.cli.exits import Exit
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 from . import views
 from .connection import JOB, PODS, Cluster, Kind, Raw
@@ -53,7 +53,7 @@ def logs(
         if views.is_finished(obj):
             return Exit.DONE
         if not seen and not told:
-            print(f"waiting: {shown(_nothing(obj, pod))}", file=sys.stderr)
+            print(f"waiting: {escape_control_characters(_nothing(obj, pod))}", file=sys.stderr)
             told = True
         time.sleep(POLL_SECONDS)
 

@@ -58,7 +58,7 @@ def submit(cluster: Cluster, source: str, *, namespace: str | None, wait: bool, 
     elif wait:
         for kind, obj in created:
             _show(cluster, kind, obj)
-    return _worst([views.verdict(obj) for _, obj in created]) if wait else Exit.DONE
+    return _worst([views.exit_code_of(obj) for _, obj in created]) if wait else Exit.DONE
 
 
 def _problems(document: Document) -> list[Any]:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from modelpress import figures
+from modelpress import formatting
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, reasons
 from modelpress.cli.markup import escape
 from modelpress.cli.tables import MAX_ROWS, MEASURED
@@ -75,7 +75,7 @@ def best(obj: Raw) -> str:
 
 def _numbers(values: dict[str, float], baseline: dict[str, float]) -> str:
     shown = [name for name in (DEFAULT_METRIC, *MEASURED) if name in values][:3]
-    return "  ".join(f"{name} {figures.with_change(name, values, baseline)}" for name in shown)
+    return "  ".join(f"{name} {formatting.with_change(name, values, baseline)}" for name in shown)
 
 
 def print_object(out: Console, obj: Raw, trials: Sequence[Raw], now: dt.datetime) -> None:
@@ -113,9 +113,9 @@ def metrics_table(baseline: dict[str, float], compressed: dict[str, float]) -> T
         dense = baseline.get(name)
         table.add_row(
             escape(name),
-            "" if dense is None else figures.number(name, dense),
-            figures.number(name, compressed[name]),
-            figures.change(compressed[name], dense),
+            "" if dense is None else formatting.number(name, dense),
+            formatting.number(name, compressed[name]),
+            formatting.change(compressed[name], dense),
         )
     return table
 
@@ -131,7 +131,7 @@ def trials_table(sweep: Raw, trials: Sequence[Raw]) -> Table:
     table.add_column("phase")
     table.add_column("parameters", overflow="fold")
     for name in columns:
-        table.add_column(escape(figures.HEADINGS.get(name, name)), justify="right")
+        table.add_column(escape(formatting.HEADINGS.get(name, name)), justify="right")
     table.add_column("")
     winner, front = (status.get("best") or {}).get("number"), set(status.get("front") or ())
     for trial in _listed(sweep, trials):
@@ -146,8 +146,8 @@ def trials_table(sweep: Raw, trials: Sequence[Raw]) -> Table:
         table.add_row(
             str(number),
             escape(views.phase(trial)),
-            escape(figures.parameters(views.parameters(trial))),
-            *(figures.with_change(name, compressed, dense) for name in columns),
+            escape(formatting.parameters(views.parameters(trial))),
+            *(formatting.with_change(name, compressed, dense) for name in columns),
             escape(" ".join(marks)),
             style="bold green" if number == winner else None,
         )

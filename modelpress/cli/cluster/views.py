@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from typing import Any
 
 from modelpress import trials
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, reasons
 from modelpress.cli.exits import Exit
+from modelpress.plainjson import json_of
 from modelpress.trials import PARAMETERS_ANNOTATION
 
 from .connection import SWEEP, Raw
@@ -83,8 +83,8 @@ def parameters(obj: Raw) -> dict[str, Any]:
     if record is not None:
         return dict(record["parameters"])
     try:
-        value = json.loads((meta(obj).get("annotations") or {}).get(PARAMETERS_ANNOTATION) or "{}")
-    except (ValueError, RecursionError):
+        value = json_of((meta(obj).get("annotations") or {}).get(PARAMETERS_ANNOTATION) or "{}")
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -102,7 +102,7 @@ def age(obj: Raw, now: dt.datetime) -> str:
     return f"{seconds}s"
 
 
-def verdict(obj: Raw) -> int:
+def exit_code_of(obj: Raw) -> int:
     """What `modelpress run` would exit with for an object in this final state."""
     if phase(obj) != "Succeeded":
         failed = condition(obj, reasons.FAILED)

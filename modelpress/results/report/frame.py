@@ -12,22 +12,21 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
+from modelpress.api import yaml_loader
+from modelpress.api.load import MAX_FILE_BYTES
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJobSpec, Constraint, Goal, Metric, Objective
+from modelpress.plainjson import json_of
 from modelpress.request import PublishRequest
 from modelpress.results.errors import ResultsError
 from modelpress.results.trials import Trial
 from modelpress.search import ConstraintError, goal_of, judge, pareto
-from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, layout
+from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, TooLargeError, layout
 
 log = logging.getLogger("modelpress")
 # What a sweep is most likely about where nothing says it: the first of these that the trials changed.
 _COSTS = ("latencyMs", "macs", "sizeBytes", "parameters")
-_DATA = re.compile(r'<script type="application/json" id="sweep">(.*?)</script>', re.DOTALL)
+_DATA = '<script type="application/json" id="sweep">'
 
 
 class ReportError(ResultsError):
@@ -158,9 +157,12 @@ def _spec_of(store: ArtifactStore, trials: list[Trial], best: int | None) -> Com
         if entry is None:
             continue
         try:
-            document: Any = yaml.safe_load(store.get_bytes(layout.join(trial.prefix, entry.path)))
-            return CompressionJobSpec.model_validate(document["spec"])
-        except (ObjectMissingError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+            text = store.get_bytes(layout.join(trial.prefix, entry.path), MAX_FILE_BYTES).decode()
+            documents, problems = yaml_loader.parse(text)
+            if problems:
+                raise ValueError(str(problems[0]))
+            return CompressionJobSpec.model_validate(documents[0].data["spec"])
+        except (ObjectMissingError, TooLargeError, ValueError, IndexError, KeyError, TypeError) as error:
             log.warning("the recipe of trial %d cannot be read: %s", trial.number, type(error).__name__)
     return None
 
@@ -168,11 +170,12 @@ def _spec_of(store: ArtifactStore, trials: list[Trial], best: int | None) -> Com
 def _standing_objectives(store: ArtifactStore, root: str) -> list[Objective]:
     try:
         page = store.get_bytes(layout.join(root, layout.REPORT)).decode("utf-8", "replace")
-    except ObjectMissingError:
+    except (ObjectMissingError, TooLargeError):
         return []
-    found = _DATA.search(page)
+    _, opened, rest = page.partition(_DATA)
+    text, closed, _ = rest.partition("</script>")
     try:
-        data = json.loads(found[1]) if found else {}
+        data = json_of(text) if opened and closed else {}
         return [Objective.model_validate(item) for item in data.get("objectives") or ()]
     except (ValueError, AttributeError, TypeError):
         return []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from modelpress import figures
+from modelpress import formatting
 from modelpress.results.trials import Trial
 
 from .frame import Frame
@@ -97,8 +97,8 @@ def _summary(frame: Frame, trials: Sequence[Trial]) -> str:
     best = next((trial for trial in trials if trial.number == frame.best), None)
     if best is not None:
         numbers = [metric for metric in _metrics(frame, [best])[:5] if metric in best.compressed]
-        said = ", ".join(f"{name} {figures.with_change(name, best.compressed, best.baseline)}" for name in numbers)
-        chosen = figures.parameters(best.parameters)
+        said = ", ".join(f"{name} {formatting.with_change(name, best.compressed, best.baseline)}" for name in numbers)
+        chosen = formatting.parameters(best.parameters)
         lines.append(
             f'<p><a class="best" href="#t{best.number}">Best: trial {best.number}</a> '
             f"<code>{escape(chosen)}</code> {escape(said)}</p>"
@@ -122,7 +122,7 @@ def _table(frame: Frame, trials: Sequence[Trial], parameters: Sequence[str], met
         _head("trial", "number"),
         _head("state"),
         *(_head(name) for name in parameters),
-        *(_head(figures.HEADINGS.get(name, name), "number", name) for name in metrics),
+        *(_head(formatting.HEADINGS.get(name, name), "number", name) for name in metrics),
     ]
     rows = [_row(frame, trial, parameters, metrics) for trial in trials]
     return f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>"
@@ -175,6 +175,6 @@ def _metric(name: str, trial: Trial) -> str:
     dense = trial.baseline.get(name)
     before = ""
     if dense is not None:
-        change = figures.change(value, dense)
-        before = f"<small>from {figures.number(name, dense)}{f', {change}' if change else ''}</small>"
-    return f'<td class="number" data-v="{value!r}">{escape(figures.number(name, value))}{before}</td>'
+        change = formatting.change(value, dense)
+        before = f"<small>from {formatting.number(name, dense)}{f', {change}' if change else ''}</small>"
+    return f'<td class="number" data-v="{value!r}">{escape(formatting.number(name, value))}{before}</td>'

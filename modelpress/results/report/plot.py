@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from modelpress import figures
+from modelpress import formatting
 from modelpress.api.v1alpha1 import Constraint
 from modelpress.results.trials import Trial
 from modelpress.search.constraints import limit
@@ -89,7 +89,7 @@ def _axis(frame: Frame, metric: str) -> str:
     if metric == TRIAL:
         return "trial"
     better = "more is better" if frame.goal(metric) == "maximize" else "less is better"
-    name = figures.HEADINGS.get(metric, metric)
+    name = formatting.HEADINGS.get(metric, metric)
     return f"{name} ({better})" if name == metric else f"{name} [{metric}] ({better})"
 
 
@@ -167,13 +167,13 @@ def _grid(x: Scale, y: Scale, x_metric: str, y_metric: str) -> list[str]:
     parts = []
     for tick in x.ticks(7):
         at = f"{x.at(tick):.1f}"
-        text = escape(f"{tick:.0f}" if x_metric == TRIAL else figures.number(x_metric, tick))
+        text = escape(f"{tick:.0f}" if x_metric == TRIAL else formatting.number(x_metric, tick))
         if x_metric != TRIAL or tick.is_integer():
             parts.append(f'<path class="grid" d="M{at} {top}V{bottom}"/>')
             parts.append(f'<text x="{at}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     for tick in y.ticks(6):
         height = y.at(tick)
-        text = escape(figures.number(y_metric, tick))
+        text = escape(formatting.number(y_metric, tick))
         parts.append(f'<path class="grid" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{text}</text>')
     return parts

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from modelpress.api.v1alpha1 import ApiModel
 from modelpress.api.v1alpha1.base import Text
 from modelpress.api.v1alpha1.job import Point
-from modelpress.shown import shown
+from modelpress.control_characters import escape_control_characters
 
 MAX_BODY = 64 * 1024
 MAX_POINTS = 64
@@ -33,7 +33,12 @@ class Message(ApiModel):
 
     def status(self, time: str) -> dict[str, Any]:
         """The part of a CompressionJob's status that this message is, said at `time` (RFC 3339)."""
-        progress = {"stage": shown(self.stage)[:MAX_STAGE], "step": self.step, "total": self.total, "time": time}
+        progress = {
+            "stage": escape_control_characters(self.stage)[:MAX_STAGE],
+            "step": self.step,
+            "total": self.total,
+            "time": time,
+        }
         points = {point.step: point.to_dict() for point in self.points}
         return {"progress": progress, "intermediate": [points[step] for step in sorted(points)]}
 

@@ -1,4 +1,4 @@
-"""README.md of an artefact: the model card that a person reads first."""
+"""README.md of an artifact: the model card that a person reads first."""
 
 from __future__ import annotations
 

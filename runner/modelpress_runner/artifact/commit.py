@@ -1,4 +1,4 @@
-"""From a finished run to its committed artefact."""
+"""From a finished run to its committed artifact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modelpress_runner.subject.subject import Subject
 def write(
     folder: Path, request: RunRequest, outcome: Outcome, measured: Measured, subject: Subject, notes: list[str]
 ) -> Written:
-    """Writes all files of the artefact into `folder`."""
+    """Writes all files of the artifact into `folder`."""
     written = artifact.write_files(
         folder,
         model=outcome.model,

@@ -1,4 +1,4 @@
-"""The artefact of a run: every file of it, written the same way each time, and committed by its manifest."""
+"""The artifact of a run: every file of it, written the same way each time, and committed by its manifest."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Written:
     notes: list[str] = field(default_factory=list)
 
     def name_of(self, path: Path) -> str:
-        """The name of one of its files within the artefact: `model.pt2`, `transformers/config.json`."""
+        """The name of one of its files within the artifact: `model.pt2`, `transformers/config.json`."""
         return path.relative_to(self.folder).as_posix()
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed artefact: its manifest, the sha256 of that, and what was written."""
+    """A committed artifact: its manifest, the sha256 of that, and what was written."""
 
     uri: str
     manifest: manifest.Manifest
@@ -77,7 +77,7 @@ def write_files(
     versions: Mapping[str, str] | None = None,
     layout: Layout | None = None,
 ) -> Written:
-    """Writes all files of an artefact but the manifest; equal arguments give equal bytes.
+    """Writes all files of an artifact but the manifest; equal arguments give equal bytes.
 
     model.pt2 (where the model is portable), model.safetensors, shrink.json, masks.safetensors (where there are masks),
     metrics.json, job.yaml and README.md.
@@ -150,7 +150,7 @@ def save(
     region: str | None = None,
     **files: Any,
 ) -> Saved:
-    """Writes an artefact to `<uri>/<attempt>-<id>/` and commits `<uri>/manifest.json`.
+    """Writes an artifact to `<uri>/<attempt>-<id>/` and commits `<uri>/manifest.json`.
 
     Args:
         uri: a folder, or s3://, gs://, az://.
@@ -162,7 +162,7 @@ def save(
         files: the arguments of `write_files`, without `out`.
 
     Raises:
-        ArtifactError: there is an artefact at `uri` already.
+        ArtifactError: there is an artifact at `uri` already.
         StoreError: the store refused or failed.
     """
     versions = dict(files.pop("versions", None) or module_versions())
@@ -205,7 +205,7 @@ def spec_digest(spec: CompressionJobSpec | Mapping[str, Any]) -> str:
 
 
 def module_versions() -> dict[str, str]:
-    """Versions of Python, modelpress and the packages that decide what an artefact is like."""
+    """Versions of Python, modelpress and the packages that decide what an artifact is like."""
     found = {"python": platform.python_version(), "modelpress": __version__, "torch": torch.__version__}
     for package in ("torch-pruning", "safetensors"):
         try:
@@ -256,4 +256,4 @@ def _text(path: Path, text: str) -> Path:
 
 
 def _taken(uri: str) -> ArtifactError:
-    return ArtifactError(f"{uri} holds an artefact already, and artefacts are never overwritten; give another URI")
+    return ArtifactError(f"{uri} holds an artifact already, and artifacts are never overwritten; give another URI")

@@ -1,4 +1,4 @@
-"""mp.load: from an artefact back to a model."""
+"""mp.load: from an artifact back to a model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(
     what it computes, and how long, is its maker's choice. `into` is the safe form: there only numbers are read.
 
     Without `into` the program is opened: it needs no code of the model, is in eval mode, takes any batch size, and can
-    be run, switched with train() and eval(), and finetuned. With `into`, the dense model, the artefact's cuts are
+    be run, switched with train() and eval(), and finetuned. With `into`, the dense model, the artifact's cuts are
     replayed on it, in place, and its weights loaded: a module of your own classes, fit for anything. If that fails,
     the dense model is as it was.
 
@@ -66,7 +66,7 @@ def load(
         listed = found[0]
         if digest is not None and found[1] != digest.lower():
             raise ArtifactError(
-                f"{text}: its manifest has the sha256 {found[1]}, not {digest}; do not use this artefact"
+                f"{text}: its manifest has the sha256 {found[1]}, not {digest}; do not use this artifact"
             )
         if into is None:
             _check_program(listed, text)

@@ -1,4 +1,4 @@
-"""Another library's own layout of a model, beside the two forms that every artefact has."""
+"""Another library's own layout of a model, beside the two forms that every artifact has."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class LayoutError(Exception):
 
 
 class Layout(Protocol):
-    """Another library's own layout of a model, which an artefact has beside its own two forms."""
+    """Another library's own layout of a model, which an artifact has beside its own two forms."""
 
-    name: str  # of its folder in the artefact
+    name: str  # of its folder in the artifact
 
     def write(self, model: nn.Module, dummy_input: Any, folder: Path) -> None:
         """Writes `model` into `folder`, which it makes, and proves that it can be read back.

@@ -109,9 +109,9 @@ def read_edits(path: Path) -> list[Edit]:
             raise ArtifactError(f"{path.name} is larger than {MAX_SHRINK_BYTES} bytes; it is not one of ours")
         return read(json_of(path.read_text()))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path.name} is missing from the artefact; fetch the whole folder again") from error
+        raise ArtifactError(f"{path.name} is missing from the artifact; fetch the whole folder again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path.name} is damaged ({error}); fetch the artefact again") from error
+        raise ArtifactError(f"{path.name} is damaged ({error}); fetch the artifact again") from error
 
 
 def _replay(model: nn.Module, edits: Sequence[Edit]) -> None:
@@ -130,23 +130,23 @@ def _check(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     state = _tensor_state(model)
     groups = {name: group for group in _tied(state) for name in group}
     problems = [
-        f"{name} is {_shape(weights[name])} in the artefact and {_shape(state[name])} in the model"
+        f"{name} is {_shape(weights[name])} in the artifact and {_shape(state[name])} in the model"
         for name in sorted(state.keys() & weights.keys())
         if weights[name].shape != state[name].shape
     ]
     problems += [
-        f"{name} is of {weights[name].dtype} in the artefact and of {state[name].dtype} in the model"
+        f"{name} is of {weights[name].dtype} in the artifact and of {state[name].dtype} in the model"
         for name in sorted(state.keys() & weights.keys())
         if not _of_a_kind(weights[name].dtype, state[name].dtype)
     ]
     problems += [
-        f"{name} is not in the artefact" for name in sorted(state) if not any(n in weights for n in groups[name])
+        f"{name} is not in the artifact" for name in sorted(state) if not any(n in weights for n in groups[name])
     ]
     problems += [f"{name} is not in the model" for name in sorted(weights.keys() - state.keys())]
     for group in _tied(state):
         given = [name for name in group if name in weights]
         if len(given) > 1 and any(not torch.equal(weights[given[0]], weights[name]) for name in given[1:]):
-            problems.append(f"{' and '.join(given)} are tied in the model and differ in the artefact")
+            problems.append(f"{' and '.join(given)} are tied in the model and differ in the artifact")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ArtifactError(
@@ -170,7 +170,7 @@ def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
             if target.dtype == tensor.dtype:
                 target.copy_(tensor)
                 continue
-            # A stage may have changed the type of a tensor (bfloat16, for one): the artefact's holds.
+            # A stage may have changed the type of a tensor (bfloat16, for one): the artifact's holds.
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
             moved = tensor.to(target.device)
@@ -215,9 +215,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         loaded: dict[str, torch.Tensor] = load_file(path)
         return loaded
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path.name} is missing from the artefact; fetch the whole folder again") from error
+        raise ArtifactError(f"{path.name} is missing from the artifact; fetch the whole folder again") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path.name} is damaged ({error}); fetch the artefact again") from error
+        raise ArtifactError(f"{path.name} is damaged ({error}); fetch the artifact again") from error
 
 
 def _shape(tensor: torch.Tensor) -> str:

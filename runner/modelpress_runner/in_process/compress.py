@@ -57,7 +57,7 @@ class CompressionResult:
     _dummy_input: Any = field(default=None, repr=False)
 
     def save(self, uri: str | Path) -> str:
-        """Writes the artefact: weights, shrink.json, program where it exports, card, manifest.json last.
+        """Writes the artifact: weights, shrink.json, program where it exports, card, manifest.json last.
 
         Args:
             uri: a folder or an object store's folder; mp.load opens it again.
@@ -66,7 +66,7 @@ class CompressionResult:
             The URI.
 
         Raises:
-            ArtifactError: another artefact is there already.
+            ArtifactError: another artifact is there already.
             CompressionError: the model was trained further, and pruned weights are not zero any more.
             StoreError: the store refused or failed.
         """

@@ -67,7 +67,7 @@ def prepare_compression(
         compression.result.save("small")
 
     In a script that a job runs (`model.script`), the recipe, the seed and what is measured are the job's: there stages,
-    seed, target, benchmark and report are left out, and the artefact is written when the script is over.
+    seed, target, benchmark and report are left out, and the artifact is written when the script is over.
 
     Args:
         model: the dense model, before it is wrapped in DistributedDataParallel or the like. It is changed in place:

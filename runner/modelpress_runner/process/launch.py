@@ -1,7 +1,7 @@
 """Starts the processes of one node that train a model together, and makes one result of what they report.
 
-Three layers: the process that the shell or the pod started (here called the node's process; it never imports torch), a
-launcher below it (torchrun's or DeepSpeed's, in a process of its own), and below that the workers, each with its rank:
+Three layers: the process that the pod or a local run started (here called the node's process; it never imports torch),
+a launcher below it (torchrun's or DeepSpeed's, in its own process), and below that the workers, each with its rank:
 
     main.py  ->  python -m modelpress_runner.process.launch  ->  main.py --worker FOLDER, once per process of the node
 

@@ -1,4 +1,4 @@
-"""Progress of a run: one event per score, training or stage, for people and, as JSON lines, for the shell."""
+"""Progress of a run: one event per score, training or stage, for people and, as JSON lines, for the controller."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def silent(event: Event) -> None:
 
 
 class ProgressFile:
-    """Appends events to a file that the shell reads while it grows; each line is written at once.
+    """Appends events to a file that the controller reads while it grows; each line is written at once.
 
     A line: {"t": unix seconds, "stage": str, "step": int, "total": int, "value": number or null, "message": str}; of
     what the user's code reported also {"at": his step, "metrics": {name: number}}. Of many such reports fewer and fewer

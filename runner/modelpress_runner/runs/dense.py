@@ -11,7 +11,6 @@ all; rank 0 alone writes, and all go on with what stands in the store.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
+from modelpress.plainjson import json_of
 from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
@@ -32,6 +32,7 @@ from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.entrypoint import ModelSource, load_weights
 from modelpress_runner.subject.subject import Subject
 
+MAX_RECORD = 1024 * 1024  # bytes of weights.json and baseline.json
 _CONTENT_NAME = re.compile(r"model-[0-9a-f]{64}\.safetensors")
 
 
@@ -109,12 +110,12 @@ class DenseCache:
     def _standing(self) -> str | None:
         """Path of the weights that stand; None: there are none."""
         try:
-            data = self._store.get_bytes(self._pointer)
+            data = self._store.get_bytes(self._pointer, MAX_RECORD)
         except ObjectMissingError:
             old = f"{self._folder}/{layout.WEIGHTS}"  # where earlier versions put them
             return old if self._store.exists(old) else None
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            name = json.loads(data)["file"]
+            name = json_of(data)["file"]
             if _CONTENT_NAME.fullmatch(name):
                 return f"{self._folder}/{name}"
         where = f"{self._store.uri}/{self._pointer}"
@@ -157,11 +158,11 @@ class DenseCache:
     def _read_baseline(self, digest: str) -> Metrics | None:
         where = f"{self._store.uri}/{self._baseline}"
         try:
-            data = self._store.get_bytes(self._baseline)
+            data = self._store.get_bytes(self._baseline, MAX_RECORD)
         except ObjectMissingError:
             return None
         try:
-            value = json.loads(data)
+            value = json_of(data)
             metrics = {str(name): float(number) for name, number in value["metrics"].items()}
             state = value["stateDigest"]
         except (ValueError, KeyError, TypeError, AttributeError):

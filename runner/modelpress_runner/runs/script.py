@@ -2,7 +2,7 @@
 
 The script runs in this process as `__main__`, with `model.args` as its command line. It hands its model over with
 mp.prepare_compression(model), which gives it the dense weights of the run, and calls the callbacks; when it is over,
-the artefact is written.
+the artifact is written.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prepare(request: RunRequest, store: ArtifactStore, stop: StopFlag) -> RunRes
 
 
 def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
-    """Runs the script to its end, writes the artefact and commits it.
+    """Runs the script to its end, writes the artifact and commits it.
 
     In a process group every rank runs it, and what is left after it is rank 0's.
 
@@ -94,7 +94,7 @@ def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopF
         main = ranks.is_main()
         ranks.leave()
         if not main:
-            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artefact")
+            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artifact")
         made = Made(outcome, measured, compression.subject, [*dense.notes, *outcome.notes], run_.code_digest)
         with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             return finish(request, store, made, run_.checkpointer(dense), Path(folder))

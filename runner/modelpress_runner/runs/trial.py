@@ -1,4 +1,4 @@
-"""A trial and the preparation of a sweep, from request to committed artefact."""
+"""A trial and the preparation of a sweep, from request to committed artifact."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def prepare(request: RunRequest, store: ArtifactStore, progress: Report, stop: S
 
 
 def run(request: RunRequest, store: ArtifactStore, progress: Report, stop: StopFlag) -> RunResult:
-    """Compresses, measures, writes the artefact and commits it.
+    """Compresses, measures, writes the artifact and commits it.
 
     In a process group all ranks do so in step, until the numbers are there; what is left is rank 0's, and its result
     counts.
@@ -101,14 +101,14 @@ def _run(request: RunRequest, inputs: Inputs, store: ArtifactStore, progress: Re
         measured = measuring.compressed(outcome, original, dense.baseline, Path(folder))
         ranks.leave()
         if not main:
-            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artefact")
+            return RunResult(phase="Succeeded", reason=reasons.SUCCEEDED, message="rank 0 writes the artifact")
         made = Made(outcome, measured, subject, [*dense.notes, *outcome.notes], code_digest)
         return finish(request, store, made, checkpointer, Path(folder))
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a run made, with everything that its artefact needs."""
+    """What a run made, with everything that its artifact needs."""
 
     outcome: Outcome
     measured: Measured
@@ -120,19 +120,19 @@ class Made:
 def finish(
     request: RunRequest, store: ArtifactStore, made: Made, checkpointer: Checkpointer, folder: Path
 ) -> RunResult:
-    """Judges the constraints, writes the artefact and commits it.
+    """Judges the constraints, writes the artifact and commits it.
 
     Args:
         request: the run.
-        store: where the artefact goes.
+        store: where the artifact goes.
         made: what it is of.
         checkpointer: its checkpoints are deleted behind the commit.
         folder: for the files before they are uploaded.
     """
     spec, measured = request.spec, made.measured
     violations = judge(spec.constraints or [], spec.metrics or {}, measured.baseline, measured.compressed)
-    log.info("writing the artefact")
-    written = upload.write(folder / "artefact", request, made.outcome, measured, made.subject, made.notes)
+    log.info("writing the artifact")
+    written = upload.write(folder / "artifact", request, made.outcome, measured, made.subject, made.notes)
     digest, ours = upload.commit(store, request, written, measured, made.outcome, made.code_digest)
     checkpointer.delete()
     if not ours:

@@ -35,7 +35,7 @@ class Subject:
         evaluator: an Evaluator, a function model -> number (or dict with the key 'default'), or None.
         example_inputs: as the model takes them: a tensor, or a tuple, list or dict; else the evaluator's dummy_input.
         calibration_data: batches for methods that need to see data.
-        layout: another library's layout, to be written into the artefact too.
+        layout: another library's layout, to be written into the artifact too.
 
     Raises:
         InvalidModelError: the model is no torch.nn.Module, or the evaluator neither an Evaluator nor a function.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import logging
+import os
 import shutil
 import tarfile
 import zlib
@@ -14,11 +17,14 @@ from modelpress.request import CODE_FOLDER, GIT_SECRET_FOLDER, RunRequest
 from modelpress.store import ObjectMissingError, open_store
 from modelpress_runner.errors import CodeUnavailableError, InvalidSpecError, first_line
 from modelpress_runner.usercode import git as gitclone
+from modelpress_runner.usercode.bounded import BoundedTar, TooLargeError
 
 log = logging.getLogger("modelpress")
 
-MAX_FILES = 100_000
+MAX_FILES = 100_000  # of an archive, folders included
 MAX_BYTES = 2 * 1024**3  # of an archive's files together
+MAX_RATIO, MAX_SMALL = 100, 32 * 1024**2  # unpacked: so many times the archive, and what any may take, in bytes
+MAX_DEPTH = 64
 
 
 def with_code(
@@ -115,42 +121,74 @@ def _download(place: ArchiveCode, folder: Path, store: Store | None) -> Path:
 def unpack(archive: Path, target: Path, name: str) -> None:
     """Writes the files of a .tar or .tar.gz below `target`; owners and permissions are not kept.
 
+    How much may come out is bounded by the archive's own size S: 100 S bytes (32 MiB if that is more), and 1,000 files
+    and folders, with one more for each 512 bytes of S.
+
     Raises:
         InvalidSpecError: damaged, too large, or with a member that is a link, a device, or outside of the folder.
     """
     path = "spec.code.source.uri"
-    total = 0
     try:
         with archive.open("rb") as raw:
+            size = os.fstat(raw.fileno()).st_size
             packed = raw.read(2) == b"\x1f\x8b"  # gzip's first bytes (RFC 1952)
-        with tarfile.open(archive, "r:gz" if packed else "r:") as file:
-            for count, member in enumerate(file, 1):
-                total += member.size
-                if count > MAX_FILES or total > MAX_BYTES:
-                    limit = f"{MAX_FILES} files or {MAX_BYTES >> 20} MiB"
-                    raise InvalidSpecError(f"{name} has more than {limit} unpacked; pack the code alone", path)
-                _write_member(file, member, target, name)
+            raw.seek(0)
+            limit = min(MAX_BYTES + MAX_FILES * 1024, max(MAX_SMALL, MAX_RATIO * size))
+            with gzip.GzipFile(fileobj=raw) if packed else contextlib.nullcontext(raw) as stream:
+                file = BoundedTar(stream, limit, 1024**2 + 2 * size)  # type: ignore[arg-type]
+                _Unpacking(file, target, name, min(MAX_FILES, 1000 + size // 512), min(MAX_BYTES, limit)).run()
+    except TooLargeError as error:
+        raise InvalidSpecError(f"{name} has {error}; pack the code alone", path) from None
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
         message = f"{name} cannot be unpacked ({first_line(error)}); pack it anew with tar czf code.tar.gz -C FOLDER ."
         raise InvalidSpecError(message, path) from error
 
 
-def _write_member(file: tarfile.TarFile, member: tarfile.TarInfo, target: Path, name: str) -> None:
-    relative = PurePosixPath(member.name)
-    where = target / relative
-    what = None
-    if relative.is_absolute() or ".." in relative.parts:
-        what = "lies outside of the folder"
-    elif not (member.isreg() or member.isdir()):
-        what = "is a link or a device"
-    if what is not None:
-        message = f"{member.name!r} in {name} {what}; pack plain files and folders, for example with tar --dereference"
-        raise InvalidSpecError(message, "spec.code.source.uri")
-    if member.isdir():
-        where.mkdir(parents=True, exist_ok=True)
-        return
-    content = file.extractfile(member)
-    assert content is not None  # a regular file has content
-    where.parent.mkdir(parents=True, exist_ok=True)
-    with content, where.open("wb") as out:
-        shutil.copyfileobj(content, out)
+class _Unpacking:
+    """One archive on its way into a folder."""
+
+    def __init__(self, file: BoundedTar, target: Path, name: str, files: int, limit: int) -> None:
+        self._file, self._target, self._name = file, target, name
+        self._most, self._limit = files, limit
+        self._entries = self._bytes = 0
+        self._folders = {target}
+
+    def run(self) -> None:
+        while (member := self._file.next()) is not None:
+            self._count(bytes=member.size)
+            self._write(member)
+
+    def _count(self, bytes: int = 0) -> None:
+        self._entries, self._bytes = self._entries + 1, self._bytes + bytes
+        if self._entries > self._most or self._bytes > self._limit:
+            raise TooLargeError(f"more than {self._most} files or {self._limit >> 20} MiB unpacked")
+
+    def _write(self, member: tarfile.TarInfo) -> None:
+        relative = PurePosixPath(member.name)
+        what = None
+        if relative.is_absolute() or ".." in relative.parts:
+            what = "lies outside of the folder"
+        elif not (member.isreg() or member.isdir()):
+            what = "is a link or a device"
+        elif member.issparse():
+            what = "is a file with holes"
+        elif len(relative.parts) > MAX_DEPTH:
+            what = f"lies deeper than {MAX_DEPTH} folders"
+        if what is not None:
+            message = f"{member.name[:200]!r} in {self._name} {what}; pack plain files and folders, for example with "
+            raise InvalidSpecError(f"{message}tar --dereference", "spec.code.source.uri")
+        where = self._target / relative
+        if member.isdir():
+            self._make(where)
+            return
+        self._make(where.parent)
+        with self._file.open(member) as content, where.open("wb") as out:
+            shutil.copyfileobj(content, out)
+
+    def _make(self, folder: Path) -> None:
+        if folder in self._folders:
+            return
+        self._make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        self._folders.add(folder)
+        self._count()

@@ -45,7 +45,7 @@ class Fate:
     waiting: str | None = None  # reason for which the container does not start, until the gate is set
     unschedulable: bool = False  # no node takes the pod, until the gate is set
     deaf: bool = False  # does not end when it is deleted, like a pod on a node that is gone
-    commits: bool = True  # whether the artefact reaches the store
+    commits: bool = True  # whether the artifact reaches the store
     gate: threading.Event | None = None  # runs at least until it is set
 
 
@@ -265,7 +265,7 @@ class FakeKubelet:
         return json.dumps(answer[request["purpose"]](request, fate))
 
     def commit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Put the trial's artefact into the store, unless one is there; what stands there."""
+        """Put the trial's artifact into the store, unless one is there; what stands there."""
         return self.store.setdefault(request["prefix"], trial_result(request))
 
     def _trial(self, request: dict[str, Any], fate: Fate) -> dict[str, Any]:

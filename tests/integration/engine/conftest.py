@@ -176,7 +176,7 @@ class Workbench:
         finally:
             os.close(reader)
 
-    def artefact(self) -> dict[str, Path]:
+    def artifact(self) -> dict[str, Path]:
         """The committed files by name."""
         manifest = json.loads((self.store / self.root / "manifest.json").read_text())
         paths = [self.store / self.root / entry["path"] for entry in manifest["files"]]

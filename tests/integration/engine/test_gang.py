@@ -162,14 +162,14 @@ class Gang:
         process.communicate(timeout=60)
         return process.returncode, json.loads((self.bench.folder / "result.json").read_text())
 
-    def artefact(self, name: str) -> Path:
+    def artifact(self, name: str) -> Path:
         """A committed file."""
-        path: Path = self.bench.artefact()[name]
+        path: Path = self.bench.artifact()[name]
         return path
 
     def metrics(self) -> dict[str, Any]:
         """metrics.json."""
-        value: dict[str, Any] = json.loads(self.artefact("metrics.json").read_text())
+        value: dict[str, Any] = json.loads(self.artifact("metrics.json").read_text())
         return value
 
 
@@ -199,7 +199,7 @@ def story(make_bench) -> Story:
 
 def test_two_processes_cut_what_one_does(story):
     """The same criterion from halves of the batches gives the same channels, and the model trains to the same score."""
-    cuts = [json.loads(bench.artefact("shrink.json").read_text()) for bench in (story.alone, story.gang)]
+    cuts = [json.loads(bench.artifact("shrink.json").read_text()) for bench in (story.alone, story.gang)]
     assert cuts[0] == cuts[1]
     assert cuts[0]["edits"]
     alone, gang = story.alone.metrics(), story.gang.metrics()
@@ -208,7 +208,7 @@ def test_two_processes_cut_what_one_does(story):
         assert gang["compressed"][name] == alone["compressed"][name]
     assert gang["compressed"]["default"] == pytest.approx(alone["compressed"]["default"], abs=1 / 64)
     assert gang["compressed"]["default"] > 0.9
-    weights = [load_file(bench.artefact("model.safetensors")) for bench in (story.alone, story.gang)]
+    weights = [load_file(bench.artifact("model.safetensors")) for bench in (story.alone, story.gang)]
     apart = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
     assert apart < 1e-3
     print("largest difference of a weight:", apart)
@@ -240,11 +240,11 @@ def test_the_next_attempt_goes_on_from_the_checkpoint(story):
         assert (metrics["training"]["steps"], metrics["training"]["repeated"]) == (12, 0)
         assert not any("anew" in note for note in metrics["notes"])
     for name in ("model.safetensors", "shrink.json"):
-        assert story.gang.artefact(name).read_bytes() == story.disturbed.artefact(name).read_bytes()
+        assert story.gang.artifact(name).read_bytes() == story.disturbed.artifact(name).read_bytes()
 
 
 def test_one_rank_reports_and_writes(story):
-    """One artefact, one record, one line of progress per event; the result is rank 0's."""
+    """One artifact, one record, one line of progress per event; the result is rank 0's."""
     folder = story.gang.bench.store / story.gang.bench.root
     assert [path.name for path in folder.glob("1-*")] == ["1-1aaaaaaa"]
     message = json.loads((story.gang.bench.folder / "result.json").read_text())
@@ -351,7 +351,7 @@ def test_two_nodes_are_one_gang(make_bench, tmp_path, disturbed):
         assert pods.result(1) is None
         result = RunResult.model_validate(pods.result(0))
         assert (result.phase, result.smaller) == ("Succeeded", True)
-        assert gang.artefact("shrink.json").parent.name == "1-0bbbbbbb"
+        assert gang.artifact("shrink.json").parent.name == "1-0bbbbbbb"
 
 
 def siblings(pid: int) -> list[int]:

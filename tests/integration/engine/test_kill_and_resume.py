@@ -56,14 +56,14 @@ def test_the_artefact_is_the_same_bit_for_bit(story, name):
     """Weights, program and cuts do not tell that the run was interrupted twice."""
     code, _, log = story.finished
     assert code == ExitCode.DONE, log
-    assert story.alone.artefact()[name].read_bytes() == story.disturbed.artefact()[name].read_bytes()
+    assert story.alone.artifact()[name].read_bytes() == story.disturbed.artifact()[name].read_bytes()
 
 
 def test_metrics_are_the_same_but_for_the_clock(story):
     """Baseline, result and the records of all stages agree."""
 
     def metrics(bench):
-        value = json.loads(bench.artefact()["metrics.json"].read_text())
+        value = json.loads(bench.artifact()["metrics.json"].read_text())
         for side in ("baseline", "compressed"):
             for name in ("latencyMs", "throughput", "speedup"):
                 value[side].pop(name, None)
@@ -76,13 +76,13 @@ def test_metrics_are_the_same_but_for_the_clock(story):
 
 def test_steps_are_counted(story):
     """The result has 20 optimizer steps behind it; attempts noted no more than these, and the last wrote its own."""
-    alone = json.loads(story.alone.artefact()["metrics.json"].read_text())["training"]
-    disturbed = json.loads(story.disturbed.artefact()["metrics.json"].read_text())["training"]
+    alone = json.loads(story.alone.artifact()["metrics.json"].read_text())["training"]
+    disturbed = json.loads(story.disturbed.artifact()["metrics.json"].read_text())["training"]
     assert (alone["steps"], alone["executed"], alone["repeated"]) == (20, 20, 0)
     assert (disturbed["steps"], disturbed["executed"], disturbed["repeated"]) == (20, 20, 0)
     assert disturbed["checkpoints"] >= 2
     assert not any(
-        "anew" in note for note in json.loads(story.disturbed.artefact()["metrics.json"].read_text())["notes"]
+        "anew" in note for note in json.loads(story.disturbed.artifact()["metrics.json"].read_text())["notes"]
     )
 
 

@@ -98,7 +98,7 @@ def test_sigterm_in_the_middle_of_training(make_bench):
     assert code == ExitCode.DONE, log
 
     for name in ("model.safetensors", "model.pt2", "shrink.json"):
-        assert alone.artefact()[name].read_bytes() == disturbed.artefact()[name].read_bytes(), name
-    training = json.loads(disturbed.artefact()["metrics.json"].read_text())["training"]
+        assert alone.artifact()[name].read_bytes() == disturbed.artifact()[name].read_bytes(), name
+    training = json.loads(disturbed.artifact()["metrics.json"].read_text())["training"]
     assert training["executed"] == training["steps"] > 0
     assert "GPU available" not in log

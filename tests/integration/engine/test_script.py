@@ -53,7 +53,7 @@ class Net(nn.Sequential):
 
 
 def test_a_script_is_stopped_and_goes_on(bench):
-    """SIGTERM in the second epoch is exit code 143; the next attempt trains what is left, and its artefact is whole."""
+    """SIGTERM in the second epoch is exit code 143; the next attempt trains what is left, and its artifact is whole."""
     (bench.code / "train").mkdir()
     (bench.code / "train" / "loop.py").write_text(SCRIPT)
     (bench.code / "shapes.py").write_text(SHAPES)
@@ -71,7 +71,7 @@ def test_a_script_is_stopped_and_goes_on(bench):
     code, message, log = bench.run(bench.request(2, spec=spec))
     assert code == ExitCode.DONE, log
     assert (message["baseline"]["parameters"], message["compressed"]["parameters"]) == (58, 30)
-    metrics = json.loads(bench.artefact()["metrics.json"].read_text())
+    metrics = json.loads(bench.artifact()["metrics.json"].read_text())
     assert metrics["training"] == {"steps": 6, "executed": 6, "repeated": 0, "checkpoints": 2}
     lines = [json.loads(line) for line in (bench.folder / "progress.jsonl").read_text().splitlines()]
     assert [(line["at"], line["value"], line["metrics"]) for line in lines if "at" in line] == [
@@ -135,7 +135,7 @@ callbacks.on_train_end()
 
 
 def test_processes_that_train_together_run_the_script_in_step(bench):
-    """Two ranks score by their averaged gradients, cut the same channels, and leave one artefact."""
+    """Two ranks score by their averaged gradients, cut the same channels, and leave one artifact."""
     (bench.code / "train.py").write_text(PARALLEL)
     (bench.code / "shapes.py").write_text(SHAPES)
     prune = {
@@ -151,7 +151,7 @@ def test_processes_that_train_together_run_the_script_in_step(bench):
     code, message, log = bench.run(bench.request(spec=spec), OMP_NUM_THREADS="1")
     assert code == ExitCode.DONE, log
     assert (message["baseline"]["parameters"], message["compressed"]["parameters"]) == (58, 30)
-    metrics = json.loads(bench.artefact()["metrics.json"].read_text())
+    metrics = json.loads(bench.artifact()["metrics.json"].read_text())
     assert metrics["training"]["repeated"] == 0
     assert metrics["compressed"]["default"] == message["compressed"]["default"]
     lines = [json.loads(line) for line in (bench.folder / "progress.jsonl").read_text().splitlines()]

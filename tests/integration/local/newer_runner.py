@@ -1,4 +1,4 @@
-"""A runner one release ahead of this shell: its results have keys that the shell does not know, and 20 more metrics."""
+"""A runner one release ahead of its controller: its results have keys that nobody here knows, and 20 more metrics."""
 
 import json
 import sys

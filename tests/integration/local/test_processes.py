@@ -1,4 +1,4 @@
-"""Child Jobs as real processes: exit codes and signals become states and causes, whatever becomes of the shell."""
+"""Child Jobs as real processes: exit codes and signals become states and causes, whatever becomes of the controller."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from modelpress.local.cluster import Change, JobRecord, LocalCluster
+from modelpress.local.errors import StateError
 from modelpress.local.jobs import JobProcesses, judge_exit
 from modelpress.local.journal import Journal
 from modelpress.local.process import is_alive, last_lines, start_mark, wait_gone, without_tracebacks
@@ -206,7 +207,7 @@ async def test_killing_everything_leaves_the_record_for_the_next_shell(journal: 
 
 
 async def test_a_result_left_by_a_dead_process_counts(journal: Journal) -> None:
-    """A run that was over when the shell died is not called disrupted."""
+    """A run that was over when the controller died is not called disrupted."""
     cluster = cluster_of(journal)
     job = record()
     write_request(journal, job)
@@ -224,12 +225,13 @@ async def test_a_result_left_by_a_dead_process_counts(journal: Journal) -> None:
 
 async def test_a_process_that_outlived_its_shell_is_ended_first(journal: Journal, tmp_path: Path) -> None:
     """Nobody starts the next attempt while the last one still runs."""
-    orphan = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import signal; signal.pause()", process_group=0
-    )
     cluster = cluster_of(journal)
     job = record()
     write_request(journal, job)
+    request = journal.run_folder(job.name, job.uid) / "request.json"
+    orphan = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "import signal; signal.pause()", "--request", str(request)), process_group=0
+    )
     cluster.create_job(job)
     mark = start_mark(orphan.pid)
     cluster.update_job("one-1", job.uid, state="running", pid=orphan.pid, mark=mark, started_at=cluster.clock())
@@ -241,6 +243,55 @@ async def test_a_process_that_outlived_its_shell_is_ended_first(journal: Journal
     assert not is_alive(orphan.pid, mark)
     assert await orphan.wait() == -signal.SIGTERM
     await jobs.close()
+
+
+async def test_a_stranger_that_the_folder_names_is_left_alone(journal: Journal) -> None:
+    """A folder from elsewhere may record any process with its right start: it was not started for this folder."""
+    stranger = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "input()"), stdin=asyncio.subprocess.PIPE, process_group=0
+    )
+    cluster = cluster_of(journal)
+    job = record()
+    write_request(journal, job)
+    cluster.create_job(job)
+    mark = start_mark(stranger.pid)
+    cluster.update_job("one-1", job.uid, state="running", pid=stranger.pid, mark=mark, started_at=cluster.clock())
+    after = cluster_of(journal)
+    jobs, watch = JobProcesses(after, FAKE), Watch(after)
+    jobs.start_all()
+    assert (await watch.until("failed")).cause == "disrupted"
+    await jobs.close()
+    assert is_alive(stranger.pid, mark)
+    stranger.stdin.write(b"\n")
+    assert await stranger.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["result.json", "progress.jsonl", "runner.log", "other"])
+async def test_pipes_and_links_in_a_run_end_it(journal: Journal, tmp_path: Path, name: str) -> None:
+    """Neither the controller nor the process waits on a pipe, and nothing is written through a link."""
+    (tmp_path / "outside").write_text("kept")
+    for make in (
+        os.mkfifo,
+        lambda path: path.symlink_to(tmp_path / "outside"),
+        lambda path: path.symlink_to("/dev/zero"),
+    ):
+        cluster = cluster_of(journal)
+        job = record(uid=f"{name[0]}1111111-aaaa")
+        write_request(journal, job)
+        odd = journal.run_folder(job.name, job.uid) / name
+        make(odd)
+        jobs = JobProcesses(cluster, FAKE)
+        cluster.create_job(job)
+        await asyncio.wait_for(jobs.changed.wait(), 60)
+        assert isinstance(jobs.failure, StateError)
+        assert "is damaged (it is neither a file nor a folder); remove the folder" in str(jobs.failure)
+        await jobs.close()
+        assert jobs.progress(job) is None
+        assert last_lines(jobs.log_path(job)) == []
+        assert jobs._message(job) is None
+        odd.unlink()
+        cluster.remove_job(job.name, job.uid)
+    assert (tmp_path / "outside").read_text() == "kept"
 
 
 async def test_a_pid_used_again_is_left_alone(journal: Journal) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import modelpress as mp
 from modelpress.api.errors import SpecError
-from modelpress.local.session import verdict
+from modelpress.local.session import exit_code_of
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_failure_is_a_result_not_an_exception(here: Path) -> None:
     failing = job(backoff_limit=0)
     failing["spec"]["model"]["args"] = {"exits": {"trial": [1]}}
     result = mp.run(failing)
-    assert result.exit_code == verdict(result.objects[0]) == 1
+    assert result.exit_code == exit_code_of(result.objects[0]) == 1
     assert result.uri is None
 
 

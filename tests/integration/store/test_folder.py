@@ -1,4 +1,4 @@
-"""The artefact store in a folder when things go wrong: killed writers, full disks, folders of others."""
+"""The artifact store in a folder when things go wrong: killed writers, full disks, folders of others."""
 
 from __future__ import annotations
 

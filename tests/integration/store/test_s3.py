@@ -1,4 +1,4 @@
-"""The artefact store on a real S3 server: its contract, its errors, and a server that goes away."""
+"""The artifact store on a real S3 server: its contract, its errors, and a server that goes away."""
 
 from __future__ import annotations
 

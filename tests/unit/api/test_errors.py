@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from modelpress.api import crd
 from modelpress.api.errors import Problem, SpecError, join, near, problems_of
+from modelpress.api.messages import PATTERNS, describe, fix_pattern, in_words
 from modelpress.api.v1alpha1 import PYTHON_SPELLING, ApiModel, CompressionJob, CompressionSweep, Prune, Stage
-from modelpress.api.wording import PATTERNS, describe, fix_pattern, in_words
 
 
 def told(model: type[ApiModel], data: Any, **options: Any) -> list[str]:

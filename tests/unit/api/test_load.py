@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from modelpress.api.errors import SpecError
 from modelpress.api.load import MAX_FILE_BYTES, load_dict, load_file
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep
-from modelpress.api.yamltext import parse
+from modelpress.api.yaml_loader import parse
 
 JOB = """apiVersion: modelpress.dev/v1alpha1
 kind: CompressionJob

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.api.errors import Problem
-from modelpress.api.probing import can_take, last, probes
+from modelpress.api.search_space_values import can_take, last, probes
 from modelpress.api.semantic import job_problems, sweep_problems
-from modelpress.api.semantic_places import mount_path
+from modelpress.api.semantic_locations import mount_path
 from modelpress.api.semantic_runner import quantity
 from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweepSpec, FloatRange, IntRange, Parameter, Store
 

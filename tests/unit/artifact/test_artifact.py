@@ -1,4 +1,4 @@
-"""All files of an artefact, its model card, and its commit."""
+"""All files of an artifact, its model card, and its commit."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_saving_commits_a_manifest(tmp_path: Path) -> None:
     assert "model.pt2" in names
     assert len(names) == 7
     manifest.fetch(store, "", saved.manifest, tmp_path / "copy", None)
-    with pytest.raises(ArtifactError, match="holds an artefact already, and artefacts are never overwritten"):
+    with pytest.raises(ArtifactError, match="holds an artifact already, and artifacts are never overwritten"):
         artifact.save(str(tmp_path / "out"), **files())
 
 

@@ -1,4 +1,4 @@
-"""mp.load: artefacts back to models, by the manifest, without the training script."""
+"""mp.load: artifacts back to models, by the manifest, without the training script."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small(residual: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def saved(small: nn.Module, tmp_path: Path) -> Path:
-    """An artefact of a shrunk Residual."""
+    """An artifact of a shrunk Residual."""
     save(tmp_path / "out", small, cuts=CUTS)
     return tmp_path / "out"
 
@@ -64,13 +64,13 @@ def test_into_a_dense_model(saved: Path, small: nn.Module, models: Any, images: 
 
 
 def test_memory_stores_work(small: nn.Module) -> None:
-    """An artefact may lie in any store."""
+    """An artifact may lie in any store."""
     save("memory://load-test/a", small)
     assert isinstance(mp.load("memory://load-test/a"), nn.Module)
 
 
 def test_a_folder_without_manifest_is_named(tmp_path: Path) -> None:
-    """A folder that is no artefact says what to give."""
+    """A folder that is no artifact says what to give."""
     with pytest.raises(ArtifactError, match=r"has no manifest.json; give the folder of a finished job or trial"):
         mp.load(tmp_path)
 
@@ -97,7 +97,7 @@ def test_a_missing_file_is_named(saved: Path) -> None:
 
 
 def test_a_damaged_manifest_is_named(saved: Path) -> None:
-    """A manifest that is not JSON, or foreign, is an error of the artefact."""
+    """A manifest that is not JSON, or foreign, is an error of the artifact."""
     (saved / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"this is not JSON"):
         mp.load(saved)

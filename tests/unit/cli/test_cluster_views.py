@@ -18,7 +18,7 @@ from modelpress.cli.cluster.connection import connect
 from modelpress.cli.cluster.errors import ClusterError, RequestError
 from modelpress.cli.cluster.logs import newest
 from modelpress.cli.cluster.submit import _differences, _worst
-from modelpress.local.session import verdict
+from modelpress.local.session import exit_code_of
 from modelpress.store import manifest, open_store
 from modelpress.store.manifest import Manifest
 
@@ -92,7 +92,7 @@ BEST = {"number": 3, "name": "s-00003", "parameters": {}, "metrics": {"default":
 def test_exit_codes_are_those_of_a_local_run(obj: dict[str, Any]) -> None:
     """The same state ends `submit --wait` and `run` with the same code."""
     model = CompressionSweep if views.is_sweep(obj) else CompressionJob
-    assert views.verdict(obj) == verdict(model.model_validate(obj))
+    assert views.exit_code_of(obj) == exit_code_of(model.model_validate(obj))
 
 
 def test_of_several_results_the_worst_counts() -> None:
@@ -206,8 +206,8 @@ def test_the_newest_pod_is_chosen() -> None:
 
 
 @pytest.fixture
-def artefact(tmp_path: Path) -> tuple[str, str]:
-    """URI and manifest digest of an artefact in a store."""
+def artifact(tmp_path: Path) -> tuple[str, str]:
+    """URI and manifest digest of an artifact in a store."""
     uri = f"memory://{tmp_path.name}"
     store = open_store(uri)
     local = tmp_path / "model.pt2"
@@ -217,9 +217,9 @@ def artefact(tmp_path: Path) -> tuple[str, str]:
     return uri, manifest.commit(store, "", Manifest(attempt=1, files=[entry], spec_digest="d"))[1]
 
 
-def test_a_fetched_artefact_is_one_itself(artefact: tuple[str, str], tmp_path: Path) -> None:
+def test_a_fetched_artefact_is_one_itself(artifact: tuple[str, str], tmp_path: Path) -> None:
     """Files, manifest and digest are those of the store, so that the folder opens as the URI does."""
-    uri, digest = artefact
+    uri, digest = artifact
     fetch(uri, digest, tmp_path / "model", endpoint=None, store={})
     found = manifest.read(open_store(str(tmp_path / "model")), "")
     assert found is not None
@@ -227,9 +227,9 @@ def test_a_fetched_artefact_is_one_itself(artefact: tuple[str, str], tmp_path: P
     assert (tmp_path / "model/1-aaaaaaaa/model.pt2").read_bytes() == b"program"
 
 
-def test_what_cannot_be_fetched(artefact: tuple[str, str], tmp_path: Path) -> None:
+def test_what_cannot_be_fetched(artifact: tuple[str, str], tmp_path: Path) -> None:
     """Another digest, a damaged file, a folder in use, a volume of the cluster: a sentence, and no manifest is left."""
-    uri, digest = artefact
+    uri, digest = artifact
     with pytest.raises(ClusterError, match="is not the one that the cluster knows of"):
         fetch(uri, "0" * 64, tmp_path / "a", endpoint=None, store={})
     with pytest.raises(RequestError, match="is not empty"):

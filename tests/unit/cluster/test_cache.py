@@ -117,11 +117,11 @@ def test_numbered_jobs_are_found_by_their_stem() -> None:
 def test_namesakes_are_remembered_until_ours_is_there() -> None:
     """Somebody else's object is kept apart from what is watched."""
     cache = Cache()
-    cache.note_namesake(JOBS, "n", "a", thing("a", 1, uid="foreign"))
+    cache.note_name_conflict(JOBS, "n", "a", thing("a", 1, uid="foreign"))
     assert cache.get(JOBS, "n", "a") is None
-    assert cache.namesake(JOBS, "n", "a") is not None
+    assert cache.name_conflict(JOBS, "n", "a") is not None
     cache.put(JOBS, thing("a", 2))
-    assert cache.namesake(JOBS, "n", "a") is None
+    assert cache.name_conflict(JOBS, "n", "a") is None
 
 
 MOVES = st.lists(

@@ -13,7 +13,7 @@ import pytest
 
 from modelpress_operator.cache import Cache
 from modelpress_operator.client import ClusterError, ConflictError, InvalidError, ServerError
-from modelpress_operator.compact import kept
+from modelpress_operator.compact import transform
 from modelpress_operator.controller import Controller
 from modelpress_operator.events import EventWriter
 from modelpress_operator.execute import Executor
@@ -78,7 +78,7 @@ class Operator:
     async def watch(self) -> None:
         """What the watch would bring by now."""
         for resource in (COMPRESSION_SWEEPS, COMPRESSION_JOBS, JOBS, PODS):
-            found = [kept(resource, obj) for obj in await self.client.list(resource, None)]
+            found = [transform(resource, obj) for obj in await self.client.list(resource, None)]
             self.cache.replace(resource, None, found, self.client.version)
 
     async def create(self, resource: Resource, name: str, spec: dict[str, Any]) -> RawObject:
@@ -303,7 +303,7 @@ async def test_a_short_trial_is_three_writes(operator: Operator) -> None:
 
 async def test_a_trial_that_waits_is_told_after_a_while(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing happens to its Job: then its status says that it waits."""
-    monkeypatch.setattr("modelpress_operator.patience.FIRST_STATUS_SECONDS", 0.2)
+    monkeypatch.setattr("modelpress_operator.coalesce.FIRST_STATUS_SECONDS", 0.2)
     await operator.create(COMPRESSION_SWEEPS, "s", search(1, 1))
     await until(lambda: ("create", "jobs", "s-00000-1") in operator.client.requests)
     assert "phase" not in (await operator.get(COMPRESSION_JOBS, "s-00000")).get("status", {})

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpress_operator.compact import MAX_SPEC_BYTES, UNREAD, kept
-from modelpress_operator.decode import MAX_LEVELS, DecodeError, Listing, decode
+from modelpress.deepjson import MAX_LEVELS, DecodeError, decode
+from modelpress_operator.compact import MAX_SPEC_BYTES, UNREAD, transform
+from modelpress_operator.decode import Listing
 from modelpress_operator.resources import COMPRESSION_JOBS, COMPRESSION_SWEEPS, JOBS, RawObject
 
 values = st.recursive(
@@ -124,25 +125,25 @@ def deep(depth: int, inner: Any = 1) -> Any:
 
 def test_the_depth_that_is_read_is_that_of_files() -> None:
     """64 keys and indices from the root; one more is the sentence that api.load has, with its path."""
-    assert UNREAD not in kept(COMPRESSION_JOBS, job({"a": deep(60)}))
-    stub = kept(COMPRESSION_JOBS, job({"a": deep(61)}))
+    assert UNREAD not in transform(COMPRESSION_JOBS, job({"a": deep(60)}))
+    stub = transform(COMPRESSION_JOBS, job({"a": deep(61)}))
     assert stub[UNREAD]["reason"] == "InvalidSpec"
     path = "spec.model.args.a" + "[0]" * 61
     assert stub[UNREAD]["message"] == f"{path}: nested deeper than 64 levels, or containing itself; write it flatter"
     assert (stub["metadata"]["name"], stub["spec"], stub["status"]) == ("j", {}, {"phase": "Running"})
-    assert UNREAD in kept(COMPRESSION_SWEEPS, job({"a": deep(5000)}))
+    assert UNREAD in transform(COMPRESSION_SWEEPS, job({"a": deep(5000)}))
 
 
 def test_a_large_spec_costs_a_sentence() -> None:
     """Its size and digest are kept instead; one that a runner can be given is kept whole."""
     limit = MAX_SPEC_BYTES[COMPRESSION_JOBS]
     envelope = len(json.dumps({"model": {"args": {"a": ""}}}, separators=(",", ":")))
-    assert UNREAD not in kept(COMPRESSION_JOBS, job({"a": "x" * (limit - envelope)}))
-    stub = kept(COMPRESSION_JOBS, job({"a": "x" * (limit - envelope + 1)}))
+    assert UNREAD not in transform(COMPRESSION_JOBS, job({"a": "x" * (limit - envelope)}))
+    stub = transform(COMPRESSION_JOBS, job({"a": "x" * (limit - envelope + 1)}))
     assert stub[UNREAD]["reason"] == "SpecTooLarge"
     assert f"spec: {limit + 1} bytes as JSON, more than the {limit} that are read" in stub[UNREAD]["message"]
     assert len(json.dumps(stub)) < 600
-    wide = kept(COMPRESSION_JOBS, job({"a": ["ü" * 10] * 20_000}))
+    wide = transform(COMPRESSION_JOBS, job({"a": ["ü" * 10] * 20_000}))
     assert wide[UNREAD]["reason"] == "SpecTooLarge"
 
 
@@ -152,16 +153,18 @@ def test_what_others_write_into_metadata_is_not_kept() -> None:
     owners = [{"kind": "A", "name": "a", "uid": "1"}, {"kind": "B", "name": "b", "uid": "2", "controller": True}]
     more = {"annotations": notes, "labels": {"example.org/l": "1", "modelpress.dev/trial": "3"}}
     raw = job({}, **more, ownerReferences=owners, finalizers=["f"] * 1000)
-    meta = kept(COMPRESSION_JOBS, raw)["metadata"]
+    meta = transform(COMPRESSION_JOBS, raw)["metadata"]
     assert meta["annotations"] == {"modelpress.dev/history": "h"}
     assert meta["labels"] == {"modelpress.dev/trial": "3"}
     assert meta["ownerReferences"] == [owners[1]]
     assert "finalizers" not in meta
-    assert "annotations" not in kept(JOBS, raw)["metadata"]
+    assert "annotations" not in transform(JOBS, raw)["metadata"]
 
 
 def test_what_cannot_be_read_keeps_its_metadata() -> None:
     """Shapes that no API server gives are a stub with the error's type, and nobody else's trouble."""
-    stub = kept(COMPRESSION_JOBS, {"metadata": {"name": "j", "namespace": "n", "uid": "u"}, "spec": {"a": object()}})
+    stub = transform(
+        COMPRESSION_JOBS, {"metadata": {"name": "j", "namespace": "n", "uid": "u"}, "spec": {"a": object()}}
+    )
     assert stub["metadata"] == {"name": "j", "namespace": "n", "uid": "u"}
     assert stub[UNREAD] == {"reason": "InvalidSpec", "message": "This operator cannot read the object: TypeError."}

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from modelpress.api.v1alpha1 import CompressionJob
-from modelpress.api.yamltext import to_json_numbers
+from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import PatchStatus, Plan, SweepObserved, reconcile_sweep
 from modelpress.search import strategy_for
 from modelpress_operator.cache import Cache
-from modelpress_operator.compact import kept
+from modelpress_operator.compact import transform
+from modelpress_operator.failed_create import FailedCreateEvents
 from modelpress_operator.memory import MemoryClient
-from modelpress_operator.refusals import Refusals
 from modelpress_operator.resources import COMPRESSION_JOBS, COMPRESSION_SWEEPS, JOBS, PODS, RawObject
 from modelpress_operator.snapshot import Problems, Snapshots
 
@@ -73,8 +73,8 @@ def children(number: int) -> tuple[RawObject, RawObject]:
 def test_a_finished_trial_takes_little_memory() -> None:
     """Measured for 500 that differ as real ones do: in names, times, scores, digests and messages."""
     cache = Cache()
-    snapshots = Snapshots(cache, Refusals(MemoryClient()))
-    sweep = kept(COMPRESSION_SWEEPS, fleet()["sweep"])
+    snapshots = Snapshots(cache, FailedCreateEvents(MemoryClient()))
+    sweep = transform(COMPRESSION_SWEEPS, fleet()["sweep"])
     count = 500
     tracemalloc.start()
     try:
@@ -94,7 +94,7 @@ def test_a_finished_trial_takes_little_memory() -> None:
 
 def test_parts_that_objects_share_are_there_once() -> None:
     """What is equal in two specs is one object; what differs is each one's own, and all is what it was."""
-    first, second = (kept(COMPRESSION_JOBS, trial(number)) for number in (1, 2))
+    first, second = (transform(COMPRESSION_JOBS, trial(number)) for number in (1, 2))
     for key in ("benchmark", "model", "store", "target"):
         assert first["spec"][key] is second["spec"][key]
     for number, found in ((1, first), (2, second)):
@@ -106,7 +106,7 @@ def test_parts_that_objects_share_are_there_once() -> None:
 def test_a_long_spec_is_kept_whole() -> None:
     """Parts that are too long to be looked up are kept as they are, with what is in them."""
     raw = trial(1, model={"entrypoint": "a:b", "args": {"text": "x" * 5000, "list": [1, None, 2.5, "ü"]}})
-    assert kept(COMPRESSION_JOBS, raw)["spec"] == raw["spec"]
+    assert transform(COMPRESSION_JOBS, raw)["spec"] == raw["spec"]
 
 
 CONSTRAINED = [{"metric": "default", "max": 0.4}]
@@ -130,12 +130,12 @@ def test_a_sweep_decides_the_same_on_what_is_kept(trials: list[RawObject], more:
     body = fleet()["sweep"]
     body["spec"] |= {key: value for key, value in more.items() if key != "status"}
     body["status"] = more.get("status", body["status"])
-    raw = kept(COMPRESSION_SWEEPS, body)
+    raw = transform(COMPRESSION_SWEEPS, body)
     cache = Cache()
     cache.put(COMPRESSION_SWEEPS, raw)
     for one in trials:
         cache.put(COMPRESSION_JOBS, one)
-    snapshots = Snapshots(cache, Refusals(MemoryClient()))
+    snapshots = Snapshots(cache, FailedCreateEvents(MemoryClient()))
     seen = snapshots.observe_sweep(raw, Problems(), NOW)
     whole = tuple(CompressionJob.model_validate(to_json_numbers(one)) for one in trials)
     assert decided(seen) == decided(SweepObserved(seen.sweep, whole, seen.children))
@@ -152,9 +152,9 @@ def decided(observed: SweepObserved) -> Plan:
 
 def test_a_view_is_the_same_object_until_the_trial_changes() -> None:
     """The search recognises trials by identity; a job that has finished is still read whole when it is looked at."""
-    cache, raw = Cache(), kept(COMPRESSION_SWEEPS, fleet()["sweep"])
+    cache, raw = Cache(), transform(COMPRESSION_SWEEPS, fleet()["sweep"])
     cache.put(COMPRESSION_JOBS, trial(0))
-    snapshots = Snapshots(cache, Refusals(MemoryClient()))
+    snapshots = Snapshots(cache, FailedCreateEvents(MemoryClient()))
     there = cache.get(COMPRESSION_JOBS, "bench", "search-00000")
     assert there is not None
     view = snapshots.trial(there, raw)

@@ -257,7 +257,7 @@ def test_a_gang_that_lost_a_node_is_deserted() -> None:
     lost = deleted(pod(rank=1, state=RUNNING, phase="Running"), due.isoformat().replace("+00:00", "Z"))
     pods = [pod(state=RUNNING, phase="Running"), lost]
     before = observed_job(gang(), pods, NOW - dt.timedelta(seconds=1))
-    assert (before.state, before.deserted) == ("running", False)
+    assert (before.state, before.abandoned) == ("running", False)
     seen = observed_job(gang(), pods, NOW)
-    assert (seen.state, seen.cause, seen.reason, seen.deserted) == ("failed", "disrupted", "NodeLost", True)
-    assert observed_job(gang(holds("Failed")), pods, NOW).deserted is False
+    assert (seen.state, seen.cause, seen.reason, seen.abandoned) == ("failed", "disrupted", "NodeLost", True)
+    assert observed_job(gang(holds("Failed")), pods, NOW).abandoned is False

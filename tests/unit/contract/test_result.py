@@ -1,4 +1,4 @@
-"""The contract between runner and shell: what a result never leaves out, and what another version makes of it."""
+"""The contract between runner and controller: what a result never leaves out, and what another version makes of it."""
 
 from __future__ import annotations
 

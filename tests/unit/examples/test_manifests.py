@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from modelpress.api.semantic import job_problems
-from modelpress.api.semantic_places import not_on_cluster
+from modelpress.api.semantic_locations import not_on_cluster
 from modelpress.api.v1alpha1 import CompressionSweep
 from modelpress.local.plan import plan_run
 from modelpress.local.sources import load_documents

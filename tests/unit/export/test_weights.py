@@ -158,10 +158,10 @@ def more() -> nn.Module:
     [
         (
             wider(),
-            r"4.bias is 3 in the artefact and 5 in the model; 4.weight is 3x2 in the artefact and 5x2 in the model",
+            r"4.bias is 3 in the artifact and 5 in the model; 4.weight is 3x2 in the artifact and 5x2 in the model",
         ),
         (missing(), r"shrink.json does not fit the model given as into="),
-        (more(), r"5.bias is not in the artefact; 5.weight is not in the artefact; give the dense model"),
+        (more(), r"5.bias is not in the artifact; 5.weight is not in the artifact; give the dense model"),
         (shrunk(), r"shrink.json does not fit .*2 out channels"),
     ],
 )
@@ -224,6 +224,6 @@ def test_numbers_of_another_kind_are_refused_untouched(dtype: torch.dtype, tmp_p
     save_file(held | {"weight": held["weight"].to(dtype)}, tmp_path / "model.safetensors")
     dense = nn.Linear(3, 2)
     before = {name: value.clone() for name, value in dense.state_dict().items()}
-    with pytest.raises(ArtifactError, match=f"weight is of {dtype} in the artefact and of torch.float32 in the model"):
+    with pytest.raises(ArtifactError, match=f"weight is of {dtype} in the artifact and of torch.float32 in the model"):
         weights.load_into(dense, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())

@@ -1,4 +1,4 @@
-"""The layout of transformers in an artefact: what a configuration can say is written, and proven; the rest is not."""
+"""The layout of transformers in an artifact: what a configuration can say is written, and proven; the rest is not."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_model_of_another_class_is_not_written(tmp_path):
 
 
 def save(made: Subject, model: Any, uri: Path) -> artifact.Saved:
-    """An artefact of this model."""
+    """An artifact of this model."""
     return artifact.save(
         str(uri),
         model=model,

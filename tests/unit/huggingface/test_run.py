@@ -1,4 +1,4 @@
-"""A whole run on a tiny pretrained model, from request to artefact, in this process."""
+"""A whole run on a tiny pretrained model, from request to artifact, in this process."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_prune_finetune_and_load_again(folder: Path) -> None:
-    """The score of the dense model, of the compressed one, and of what transformers reads from the artefact."""
+    """The score of the dense model, of the compressed one, and of what transformers reads from the artifact."""
     result = run(folder, prune(0.5), {"finetune": {"epochs": 20}}, target={"format": "transformers"})
     assert result.compressed["default"] == 1.0
     assert result.compressed["parameters"] == result.baseline["parameters"] - 2 * 16 * (16 + 1 + 16)

@@ -187,7 +187,7 @@ def alone(tmp_path_factory) -> Iterator[tuple[Desk, Any]]:
 
 
 def test_a_script_gets_its_recipe_from_the_job_and_leaves_an_artefact(alone):
-    """The stages are the job's; the artefact is measured, judged, reloads, and counts the steps."""
+    """The stages are the job's; the artifact is measured, judged, reloads, and counts the steps."""
     desk, result = alone
     assert result.phase == "Succeeded"
     # 4*8+8 + 8*2+2 = 58 parameters, 30 with half of the 8 channels
@@ -241,7 +241,7 @@ def test_a_script_that_was_stopped_goes_on_behind_its_last_epoch(desk, alone, wh
 
 
 def test_a_loop_that_does_not_give_its_optimizers_begins_anew_and_says_so(desk):
-    """Without optimizers there is no checkpoint; the artefact's notes tell how to get one."""
+    """Without optimizers there is no checkpoint; the artifact's notes tell how to get one."""
     desk.edit("pretrain=pretrain, optimizers=optimizer, lr_schedulers=[scheduler]", "pretrain=pretrain")
     desk.at(1, desk.stop.ask)
     with pytest.raises(Stopped):

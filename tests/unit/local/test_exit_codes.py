@@ -56,7 +56,7 @@ def test_the_worst_of_a_row_counts(tmp_path: Path) -> None:
 
 
 def test_the_model_of_a_sweep_is_its_published_best(tmp_path: Path) -> None:
-    """A job's model is its artefact, a sweep's the copy in best/; a failed job has none."""
+    """A job's model is its artifact, a sweep's the copy in best/; a failed job has none."""
     job = finished(tmp_path / "a", job_dict())
     assert model_uri(job) == job.root.status.artifact.uri
     assert model_uri(finished(tmp_path / "b", sweep_dict(trials=2))) == "/store/root/best"

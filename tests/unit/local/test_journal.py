@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from modelpress.local.cluster import JobRecord
 from modelpress.local.errors import LockedError, StateError
 from modelpress.local.journal import Journal, write_atomic
 
@@ -141,3 +144,58 @@ def test_pipes_and_links_are_damage(tmp_path: Path) -> None:
     (tmp_path / "state" / "trials").symlink_to(tmp_path)
     with pytest.raises(StateError, match="is a link"):
         Journal.open(tmp_path / "state")
+
+
+@pytest.mark.parametrize("name", ["lock", "events.jsonl", ".object.json.tmp", "runs/one-1"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    """Whatever file of the folder is a link to another place, what lies there stays as it is."""
+    Journal.open(tmp_path / "state").close()
+    outside = tmp_path / "outside"
+    if name.startswith("runs"):
+        outside.mkdir()
+        (outside / "request.json").write_text("kept")
+    else:
+        outside.write_text("kept")
+    link = tmp_path / "state" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+
+    def work() -> None:
+        with contextlib.closing(Journal.open(tmp_path / "state")) as journal:
+            journal.write("object.json", {"object": {}})
+            journal.append_event({"reason": "Running"})
+            journal.write_text("runs/one-1/request.json", "{}")
+
+    if name == ".object.json.tmp":
+        work()  # what a killed process left there is written anew
+    else:
+        with pytest.raises(StateError):
+            work()
+    kept = outside / "request.json" if name.startswith("runs") else outside
+    assert kept.read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["lock", "events.jsonl", "commit.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_no_file_of_the_folder_is_waited_on(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    """Pipes and endless devices end in a sentence."""
+    Journal.open(tmp_path / "state").close()
+    (tmp_path / "state" / name).unlink(missing_ok=True)
+    make(tmp_path / "state" / name)
+    with pytest.raises(StateError), contextlib.closing(Journal.open(tmp_path / "state")) as journal:
+        journal.append_event({})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pid": 1}, {"pid": 0}, {"pid": -7}, {"pid": "self"}, {"pid": True}, {"name": "../../x"}, {"uid": "../../../x"},
+        {"state": "unknown"}, {"more": 1}, {"attempt": "1"}, {"mark": 3}, {"started_at": 5},
+    ],
+)  # fmt: skip
+def test_records_that_we_never_write(change: dict[str, object]) -> None:
+    """A process id that stands for a group, a name that leads elsewhere, and other types are no record."""
+    record = JobRecord("one-1", "11111111-aaaa", "CompressionJob", "one", "owner", "trial", 1, pid=4711, mark="boot:1")
+    assert JobRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    with pytest.raises((TypeError, ValueError)):
+        JobRecord.from_dict(record.to_dict() | change)

@@ -21,7 +21,7 @@ from modelpress.reconcile import (
     reconcile_job,
     reconcile_sweep,
 )
-from modelpress.reconcile.requests import place
+from modelpress.reconcile.requests import store_location
 from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, TRIAL_LABEL, number_of, parameters_of
 
 OWNER = {"apiVersion": "modelpress.dev/v1alpha1", "kind": "CompressionSweep", "name": "search", "controller": True}
@@ -158,7 +158,7 @@ def test_labels_and_annotations_change_nothing() -> None:
         meta = job.metadata.model_copy(update={"annotations": notes, "labels": {TRIAL_LABEL: "7"}})
         edited = job.model_copy(update={"metadata": meta})
         assert (number_of(edited), parameters_of(edited)) == (0, parameters_of(job))
-        assert place(edited) == place(job)
+        assert store_location(edited) == store_location(job)
         assert status_of(sweep_plan(running(0), 101, edited)).trials.pending == 2
 
 

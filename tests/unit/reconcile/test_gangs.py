@@ -19,8 +19,8 @@ from modelpress.reconcile import (
     naming,
     reconcile_job,
 )
-from modelpress.reconcile.census import sweep_facts
 from modelpress.reconcile.model import SweepObserved
+from modelpress.reconcile.sweep_snapshot import sweep_snapshot
 
 GANG = {"runner": {"nodes": 2, "processesPerNode": 4, "gpus": 4}}
 
@@ -71,10 +71,10 @@ def test_a_lost_rank_starts_the_whole_gang_again(
 def test_what_is_left_of_a_deserted_gang_is_deleted_once() -> None:
     """The ranks that wait for one on a lost node would wait on; the next attempt need not wait for them to be gone."""
     job = running()
-    deserted = child(state="failed", cause="disrupted", reason="NodeLost", deserted=True)
-    job, plan = step(job, 20, deserted)
+    abandoned = child(state="failed", cause="disrupted", reason="NodeLost", abandoned=True)
+    job, plan = step(job, 20, abandoned)
     assert DeleteJob("digits-1", "uid-digits-1") in plan.actions
-    ending = child(state="failed", cause="disrupted", reason="NodeLost", deserted=True, deleting=True)
+    ending = child(state="failed", cause="disrupted", reason="NodeLost", abandoned=True, deleting=True)
     job, plan = step(job, 30, ending, child("digits-1-collect", "succeeded", purpose="collect", message=not_found()))
     assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-2"]
     assert not [action for action in plan.actions if isinstance(action, DeleteJob)]
@@ -82,20 +82,20 @@ def test_what_is_left_of_a_deserted_gang_is_deleted_once() -> None:
 
 
 def test_a_finished_job_leaves_no_deserted_gang() -> None:
-    """What was deserted in the last attempt of all goes, too."""
+    """What was abandoned in the last attempt of all goes, too."""
     job, _ = step(make_job(**GANG, maxDisruptions=0), 0)
     job, _ = step(job, 2, child())
-    deserted = child(state="failed", cause="disrupted", deserted=True)
+    abandoned = child(state="failed", cause="disrupted", abandoned=True)
     collect = child("digits-1-collect", "succeeded", purpose="collect", message=not_found())
-    job, _ = step(job, 20, deserted, collect)
+    job, _ = step(job, 20, abandoned, collect)
     assert job.status.phase == "Failed"
-    assert step(job, 30, deserted, collect)[1].actions[-1] == DeleteJob("digits-1", "uid-digits-1")
+    assert step(job, 30, abandoned, collect)[1].actions[-1] == DeleteJob("digits-1", "uid-digits-1")
 
 
 def test_gpu_seconds_count_every_node() -> None:
     """GPUs of each pod x pods."""
-    assert sweep_facts(SweepObserved(make_sweep(template=GANG)), at(0)).gpus == 8
-    assert sweep_facts(SweepObserved(make_sweep(template={"runner": {"gpus": 4}})), at(0)).gpus == 4
+    assert sweep_snapshot(SweepObserved(make_sweep(template=GANG)), at(0)).gpus == 8
+    assert sweep_snapshot(SweepObserved(make_sweep(template={"runner": {"gpus": 4}})), at(0)).gpus == 4
 
 
 def test_names_leave_room_for_the_last_index() -> None:

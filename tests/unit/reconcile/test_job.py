@@ -190,7 +190,7 @@ def test_transition_times_change_with_the_status_only() -> None:
 
 
 def test_success() -> None:
-    """A valid message completes the job: metrics, artefact, digest, conditions."""
+    """A valid message completes the job: metrics, artifact, digest, conditions."""
     job = ran()
     message = success(constraintsMet=True)
     plan = reconcile_job(observe(job, child(state="succeeded", message=message)), at(11))
@@ -526,7 +526,7 @@ def stopped(job: CompressionJob) -> CompressionJob:
 
 
 def test_stop() -> None:
-    """The runner is deleted; when it is gone the trial is Stopped: complete, not failed, without an artefact."""
+    """The runner is deleted; when it is gone the trial is Stopped: complete, not failed, without an artifact."""
     job = stopped(ran())
     plan = reconcile_job(observe(job, child()), at(20))
     assert kinds(plan) == ["PatchStatus", "DeleteJob"]
@@ -643,7 +643,7 @@ def test_spec_too_large() -> None:
 
 
 def test_a_store_uri_that_leaves_no_room_stalls() -> None:
-    """An artefact's URI longer than the API allows is refused before anything runs."""
+    """An artifact's URI longer than the API allows is refused before anything runs."""
     plan = reconcile_job(observe(make_job(store={"uri": "s3://" + "b" * 2040})), at(0))
     assert conditions(status_of(plan).conditions)["Stalled"] == ("True", r.INVALID_SPEC)
 

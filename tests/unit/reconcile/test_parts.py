@@ -13,7 +13,7 @@ from simulator import Cluster
 from modelpress.api.v1alpha1 import Condition
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.reconcile import naming
-from modelpress.reconcile.conditions import Wanted, cut, merge, reason_of, seconds, soonest, stamp
+from modelpress.reconcile.conditions import ConditionUpdate, cut, merge, reason_of, seconds, soonest, stamp
 from modelpress.search import strategy_for
 
 
@@ -49,9 +49,9 @@ def test_cut_names_differ(first: int, second: int, round_: int) -> None:
 def test_merge_keeps_the_time_of_a_transition() -> None:
     """Reason, message and generation may change without a transition."""
     old = [Condition(type="Ready", status="False", reason="A", message="a", last_transition_time=NOW)]
-    kept = merge(old, [Wanted("Ready", "False", "B", "b")], at(9), 4)[0]
+    kept = merge(old, [ConditionUpdate("Ready", "False", "B", "b")], at(9), 4)[0]
     assert (kept.last_transition_time, kept.reason, kept.message, kept.observed_generation) == (NOW, "B", "b", 4)
-    assert merge(old, [Wanted("Ready", "True", "B")], at(9), 4)[0].last_transition_time == at(9)
+    assert merge(old, [ConditionUpdate("Ready", "True", "B")], at(9), 4)[0].last_transition_time == at(9)
 
 
 @pytest.mark.parametrize(

@@ -403,7 +403,7 @@ def test_complete_after_publish() -> None:
 
 
 def test_failed_publish_is_still_complete() -> None:
-    """A publish Job that fails for good costs the artefact, not the result."""
+    """A publish Job that fails for good costs the artifact, not the result."""
     sweep, trials, _ = over(template={"backoffLimit": 0})
     failed = publish("failed", cause="error", message=failure(message="bucket is gone"))
     status = status_of(plan_of(sweep, 201, trials=trials, children=(failed,)))

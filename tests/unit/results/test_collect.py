@@ -166,7 +166,7 @@ def test_whether_it_became_smaller(store: ArtifactStore, compressed: dict[str, f
 
 
 def test_why_it_is_not_portable(store: ArtifactStore) -> None:
-    """An artefact without a program tells the reason that metrics.json holds."""
+    """An artifact without a program tells the reason that metrics.json holds."""
     committed(store, files={"model.safetensors": b"w", "metrics.json": b'{"portableReason": "data-dependent loop"}'})
     found = collect(request_for(), store)
     assert found.portable is False

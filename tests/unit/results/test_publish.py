@@ -48,7 +48,7 @@ def to_publish(best: int | None, front: list[int] | None = None) -> RunRequest:
 def record(
     store: ArtifactStore, number: int, folder: str, result: RunResult, parameters: dict[str, Any] | None = None
 ) -> None:
-    """What the runner leaves beside the artefacts."""
+    """What the runner leaves beside the artifacts."""
     text = RunRecord.of(result, f"sweep-{number}", number, parameters or {"sparsity": number / 10}).model_dump_json()
     store.put_bytes(f"{trial_prefix(ROOT, number)}/{folder}/result.json", text.encode())
 
@@ -165,7 +165,7 @@ def test_texts_that_csv_must_quote(store: ArtifactStore) -> None:
 
 
 def test_the_best_trial_is_copied(store: ArtifactStore, tmp_path: Path) -> None:
-    """best/ is an artefact of its own with the best trial's files, and best.json says whose they are."""
+    """best/ is an artifact of its own with the best trial's files, and best.json says whose they are."""
     succeeded(store, 0)
     contents = {"model.pt2": b"best", "extra/a.txt": b"", "README.md": b"#"}
     succeeded(store, 1, folder="2-bbbbbbbb", score=0.96, files=contents)

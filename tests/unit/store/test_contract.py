@@ -1,4 +1,4 @@
-"""The artefact store's contract on a folder and in memory."""
+"""The artifact store's contract on a folder and in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names in an artefact folder."""
+"""Names in an artifact folder."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_digests_that_name_no_folder(digest: str) -> None:
 
 
 def test_joining() -> None:
-    """Empty parts vanish, so that an artefact can lie at the root of a store."""
+    """Empty parts vanish, so that an artifact can lie at the root of a store."""
     assert layout.join("", "manifest.json") == "manifest.json"
     assert layout.join("a/", "", "/b", "c") == "a/b/c"
     assert layout.join("") == ""

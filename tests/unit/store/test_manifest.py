@@ -163,7 +163,7 @@ def test_a_lost_answer_to_a_commit(store: ArtifactStore) -> None:
     assert manifest.commit(Late(store, written=False), "p", draft(attempt=2)) == told
 
 
-def artefact(store: ArtifactStore, tmp_path: Path, contents: dict[str, bytes], folder: str = "1-abc/") -> Manifest:
+def artifact(store: ArtifactStore, tmp_path: Path, contents: dict[str, bytes], folder: str = "1-abc/") -> Manifest:
     """Files and a committed manifest under p/."""
     files = []
     for name, content in contents.items():
@@ -177,7 +177,7 @@ def artefact(store: ArtifactStore, tmp_path: Path, contents: dict[str, bytes], f
 def test_fetching(store: ArtifactStore, tmp_path: Path) -> None:
     """Files land under their names without the attempt's folder; names choose among them."""
     contents = {"model.pt2": b"program", "extra/a b.txt": b"", "shrink.json": b"[]"}
-    found = artefact(store, tmp_path, contents)
+    found = artifact(store, tmp_path, contents)
     assert found.folder == "1-abc"
     fetched = manifest.fetch(store, "p", found, tmp_path / "all")
     assert fetched == {name: tmp_path / "all" / name for name in contents}
@@ -190,7 +190,7 @@ def test_fetching(store: ArtifactStore, tmp_path: Path) -> None:
 
 def test_fetching_files_without_a_common_folder(store: ArtifactStore, tmp_path: Path) -> None:
     """Files that lie beside the manifest, or in several folders, keep their paths."""
-    found = artefact(store, tmp_path, {"model.pt2": b"1", "x/shrink.json": b"2"}, folder="")
+    found = artifact(store, tmp_path, {"model.pt2": b"1", "x/shrink.json": b"2"}, folder="")
     assert found.folder == ""
     assert sorted(manifest.fetch(store, "p", found, tmp_path / "to")) == ["model.pt2", "x/shrink.json"]
 
@@ -200,7 +200,7 @@ def test_fetching_files_without_a_common_folder(store: ArtifactStore, tmp_path: 
 )
 def test_fetching_a_damaged_file(store: ArtifactStore, tmp_path: Path, content: bytes | None) -> None:
     """A file that was changed or removed since is an error with its path, and is not left in the folder."""
-    found = artefact(store, tmp_path, {"a.json": b"{}", "model.pt2": b"program"})
+    found = artifact(store, tmp_path, {"a.json": b"{}", "model.pt2": b"program"})
     if content is None:
         store.delete("p/1-abc/model.pt2")
     else:
@@ -213,7 +213,7 @@ def test_fetching_a_damaged_file(store: ArtifactStore, tmp_path: Path, content: 
 
 def test_fetching_a_name_that_is_not_there(store: ArtifactStore, tmp_path: Path) -> None:
     """An unknown name proposes the nearest one, or lists what there is; nothing is fetched."""
-    found = artefact(store, tmp_path, {"model.pt2": b"1", "shrink.json": b"2"})
+    found = artifact(store, tmp_path, {"model.pt2": b"1", "shrink.json": b"2"})
     with pytest.raises(ManifestError, match=r"no file 'model\.pt'; did you mean 'model\.pt2'"):
         manifest.fetch(store, "p", found, tmp_path / "to", {"model.pt", "shrink.json"})
     with pytest.raises(ManifestError, match=r"no file 'zzz'; it has model\.pt2, shrink\.json"):
@@ -226,7 +226,7 @@ def test_fetching_never_leaves_the_folder(store: ArtifactStore, tmp_path: Path, 
     """Even a manifest that went round the checks of its type writes nothing outside the folder."""
     evil = FileEntry.model_construct(path=path, sha256=hashlib.sha256(b"").hexdigest(), bytes=0)
     found = Manifest.model_construct(attempt=1, files=[evil], metrics=RunMetrics(), spec_digest="d")
-    with pytest.raises(ManifestError, match="do not use this artefact"):
+    with pytest.raises(ManifestError, match="do not use this artifact"):
         manifest.fetch(store, "p", found, tmp_path / "in" / "to")
     assert sorted(item.name for item in tmp_path.rglob("*") if "outside" in item.name) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import os
@@ -260,7 +261,7 @@ def test_archives_that_grow_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(fetch, "MAX_BYTES", 1000)
     target = tmp_path / "a"
     target.mkdir()
-    with pytest.raises(InvalidSpecError, match="has more than 100000 files or 0 MiB unpacked"):
+    with pytest.raises(InvalidSpecError, match="has more than 1000 files or 0 MiB unpacked"):
         unpack(archive, target, "a.tar.gz")
     assert [path.name for path in target.iterdir()] == ["a.py"]
     monkeypatch.setattr(fetch, "MAX_BYTES", 10_000)
@@ -287,3 +288,91 @@ def test_any_bytes_are_unpacked_or_refused(tmp_path_factory: Any, noise: bytes, 
     with contextlib.suppress(InvalidSpecError):
         unpack(archive, target, "a.tar.gz")
     assert [path.name for path in (here / "in").iterdir()] == ["code"]
+
+
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    """One header block of a tar."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(records: bytes) -> bytes:
+    """A header with extended records."""
+    return header(tarfile.XHDTYPE, len(records)) + records + bytes(-len(records) % 512)
+
+
+def record(keyword: bytes, value: bytes) -> bytes:
+    """One extended record, its length before it."""
+    length = len(keyword) + len(value) + 3
+    length += len(str(length + len(str(length))))
+    return b"%d %s=%s\n" % (length, keyword, value)
+
+
+GIB = 2**30
+LONG, XHD, XGL, REG = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.REGTYPE
+HOSTILE: dict[str, tuple[bytes, int, str]] = {
+    # what comes first, how many zero bytes then, what is said
+    "a long name of 1 GiB": (header(LONG, GIB), 2**20, "headers take more than 256 KiB"),
+    "an extended header of 1 GiB": (header(XHD, GIB), 2**20, "headers take more than 256 KiB"),
+    "5,000 long names": ((header(LONG, 512) + b"n" + bytes(511)) * 5000, 0, "or 64 pieces"),
+    "5,000 extended headers": (pax(record(b"path", b"a")) * 5000, 0, "or 64 pieces"),
+    "5,000 global headers": ((header(XGL, 512) + record(b"a", b"b") + bytes(506)) * 5000, 0, "or 64 pieces"),
+    "many global keywords": (
+        header(XGL, 2048) + b"".join(record(b"k%03d" % index, b"v") for index in range(204)).ljust(2048, b"\0")
+        + header(REG, 0), 1024, "more than 64 keywords"),
+    "many extended headers": (
+        (pax(record(b"a", b"b" * 100_000)) + header(REG, 0)) * 30, 1024, "more in the headers of"),
+    "3,000 files in a few KiB": (header(REG, 0) * 3000, 1024, "has more than 10.. files or 32 MiB"),
+    "digits for a slow pattern": (pax(b"1" * 200_000) + header(REG, 0), 1024, "a number of 32 digits"),
+    "a size below zero": (pax(record(b"size", b"-1536")) + header(REG, 0), 1024, "is negative"),
+    "1 GiB to pass over": (header(b"?", GIB), 1024, "files or 32 MiB unpacked"),
+    "1 GiB of zeros": (header(REG, GIB), 2**20, "files or 32 MiB unpacked"),
+    "holes": (pax(record(b"GNU.sparse.map", b"0,1,0,1") + record(b"GNU.sparse.size", b"9")) + header(REG, 0), 1024,
+        "is a file with holes"),
+    "2,000 folders in each other": (pax(record(b"path", b"a/" * 2000)) + header(REG, 0), 1024, "deeper than 64"),
+    "a name of 200,000 letters": (pax(record(b"path", b"a" * 200_000)) + header(REG, 0), 1024, "cannot be unpacked"),
+    "a name with a zero byte": (pax(record(b"path", b"a\0b")) + header(REG, 0), 1024, "cannot be unpacked"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_headers_are_read_between_limits(tmp_path: Path, name: str) -> None:
+    """What headers claim and how many there are costs neither memory nor time, and ends in a sentence."""
+    start, zeros, message = HOSTILE[name]
+    archive, target = tmp_path / "evil.tar.gz", tmp_path / "code"
+    target.mkdir()
+    with gzip.open(archive, "wb") as file:
+        file.write(start + bytes(zeros))
+    with pytest.raises(InvalidSpecError, match=message) as caught:
+        unpack(archive, target, "s3://a/evil.tar.gz")
+    assert len(str(caught.value)) < 1000
+
+
+def test_what_tools_pack_is_unpacked(tmp_path: Path) -> None:
+    """GNU and extended headers of long names, and a global header as git writes it, are honest."""
+    long = "pkg/" + "a" * 120 + ".py"
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        archive, target = tmp_path / f"{form}.tar.gz", tmp_path / f"code-{form}"
+        target.mkdir()
+        headers = {"comment": "0" * 40} if form == tarfile.PAX_FORMAT else None
+        with tarfile.open(archive, "w:gz", format=form, pax_headers=headers) as file:
+            for name, text in ((long, b"x = 1\n"), ("pkg/empty.py", b""), ("pkg/umlaut-\u00e4.py", b"y = 2\n")):
+                member = tarfile.TarInfo(name)
+                member.size = len(text)
+                member.mtime = 1_700_000_000.25  # type: ignore[assignment]
+                file.addfile(member, io.BytesIO(text))
+        unpack(archive, target, "code.tar.gz")
+        found = {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*.py")}
+        assert found == {long: "x = 1\n", "pkg/empty.py": "", "pkg/umlaut-\u00e4.py": "y = 2\n"}
+
+
+def test_folders_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may bring many folders; they are counted like files."""
+    archive, target = tmp_path / "a.tar", tmp_path / "code"
+    target.mkdir()
+    with tarfile.open(archive, "w") as file:
+        file.addfile(tarfile.TarInfo("a/b/c/d/e.py"))
+    monkeypatch.setattr(fetch, "MAX_FILES", 4)
+    with pytest.raises(InvalidSpecError, match="has more than 4 files"):
+        unpack(archive, target, "a.tar")

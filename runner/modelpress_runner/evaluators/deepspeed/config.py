@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from modelpress.plainjson import json_of
 from modelpress_runner.errors import InvalidModelError
 
 _BATCH, _MICRO, _STEPS = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
@@ -30,7 +30,7 @@ def read(given: Any) -> dict[str, Any]:
     if isinstance(given, str | os.PathLike):
         path = Path(given)
         try:
-            given = json.loads(path.read_text())
+            given = json_of(path.read_bytes())
         except OSError as error:
             raise InvalidModelError(f"deepspeed: {path} cannot be read ({error.strerror}); correct the path") from error
         except ValueError as error:

@@ -115,7 +115,7 @@ class TrainerSource:
         args = trainer.args
         refused = {
             "model_init": (trainer.model_init is not None, "give the model itself"),
-            "push_to_hub": (args.push_to_hub, "push the artefact when it is done"),
+            "push_to_hub": (args.push_to_hub, "push the artifact when it is done"),
             "enable_jit_checkpoint": (args.enable_jit_checkpoint, "modelpress saves on SIGTERM itself"),
             "fsdp": (bool(args.fsdp), "use DeepSpeed, or several processes without sharding"),
             "load_best_model_at_end": (

@@ -254,7 +254,7 @@ def is_raw(name: str) -> bool:
 
 def damaged(path: Path, why: str) -> ArtifactError:
     """The error that says of a file that it is damaged, and how."""
-    return ArtifactError(f"{path.name} is damaged ({why}); fetch the artefact again")
+    return ArtifactError(f"{path.name} is damaged ({why}); fetch the artifact again")
 
 
 def refused(path: Path, why: str) -> ArtifactError:

@@ -101,7 +101,7 @@ class _Graph:
             name = spec.target
             if not _has(root, name):
                 if name not in constants:
-                    raise ArtifactError(f"model.pt2 lacks the tensor {name!r}; fetch the artefact again")
+                    raise ArtifactError(f"model.pt2 lacks the tensor {name!r}; fetch the artifact again")
                 if spec.kind != InputKind.BUFFER:
                     name = f"{folder}.{name.replace('.', '_')}"
                 if not _has(root, name):

@@ -401,6 +401,6 @@ def _load(buffer: io.BytesIO, path: Path) -> ExportedProgram:
             return torch.export.load(buffer)
     except Exception as error:
         raise ArtifactError(
-            f"{path.name} cannot be read by torch {torch.__version__} ({first_line(error)}); fetch the artefact again, "
+            f"{path.name} cannot be read by torch {torch.__version__} ({first_line(error)}); fetch the artifact again, "
             "or use the torch that its README.md names"
         ) from error

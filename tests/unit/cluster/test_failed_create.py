@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from modelpress_operator.client import ClusterError, ForbiddenError
+from modelpress_operator.failed_create import FailedCreateEvents
 from modelpress_operator.memory import MemoryClient
-from modelpress_operator.observe import observed_job, starved
-from modelpress_operator.refusals import Refusals
+from modelpress_operator.observe import missing_pods, observed_job
 from modelpress_operator.resources import EVENTS, RawObject, Resource
 from modelpress_operator.testing import event
 
@@ -49,7 +49,7 @@ def listings(client: MemoryClient) -> int:
 
 
 @pytest.mark.parametrize(
-    ("there", "pods", "hungry"),
+    ("there", "pods", "missing"),
     [
         (job(), [], True),
         (job(), [{"metadata": {}}], False),
@@ -64,11 +64,11 @@ def listings(client: MemoryClient) -> int:
         ({**job(status={"active": 2, "failed": 1}), "spec": {"parallelism": 3, "completions": 3}}, [], False),
     ],
 )
-def test_who_starves(there: RawObject, pods: list[RawObject], hungry: bool) -> None:
+def test_which_jobs_miss_pods(there: RawObject, pods: list[RawObject], missing: bool) -> None:
     """A Job that was taken up and has no pod, neither now nor before; nobody else is asked after."""
-    assert starved(there, pods) is hungry
+    assert missing_pods(there, pods) is missing
     seen = observed_job(there, pods, refused=QUOTA)
-    assert (seen.reason == "FailedCreate") is hungry
+    assert (seen.reason == "FailedCreate") is missing
 
 
 async def test_the_newest_refusal_is_told_without_the_pods_name() -> None:
@@ -77,7 +77,7 @@ async def test_the_newest_refusal_is_told_without_the_pods_name() -> None:
     await tell(client, "u", NOTE, "new", 40)
     await tell(client, "u", 'Error creating: admission webhook "w" denied the request: no', "old", 10)
     await tell(client, "other", "Error creating: nothing of ours", "other", 50)
-    refusals = Refusals(client)
+    refusals = FailedCreateEvents(client)
     await refusals.look(job())
     assert refusals.why("u") == QUOTA
     await refusals.look(job("other"))
@@ -89,7 +89,7 @@ async def test_the_newest_refusal_is_told_without_the_pods_name() -> None:
 async def test_it_asks_ever_more_rarely_and_once_for_all_jobs_of_a_namespace() -> None:
     """In vain after 2, 4, 8... seconds, at most a minute apart; one listing serves two seconds."""
     client, clock = MemoryClient(), Clock()
-    refusals = Refusals(client, clock=clock)
+    refusals = FailedCreateEvents(client, clock=clock)
     assert [await refusals.look(job(uid)) for uid in ("a", "b", "c")] == [2.0, 2.0, 2.0]
     assert listings(client) == 1
     waits = []
@@ -114,6 +114,6 @@ async def test_without_the_right_to_list_events_it_goes_on() -> None:
         return ForbiddenError("no", status=403) if resource is EVENTS else None
 
     client.fault = fault
-    refusals = Refusals(client, clock=Clock())
+    refusals = FailedCreateEvents(client, clock=Clock())
     assert await refusals.look(job()) == 2.0
     assert refusals.why("u") is None

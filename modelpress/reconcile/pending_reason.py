@@ -26,7 +26,7 @@ _MEANS = {
 _MAX_DETAIL = 600
 
 
-def waiting(who: str, child: ObservedJob | None) -> tuple[str | None, str]:
+def pending_reason(who: str, child: ObservedJob | None) -> tuple[str | None, str]:
     """The reason, None while nothing speaks against a start, and a sentence about `who`."""
     if child is None or child.state != "pending" or not child.reason:
         return None, f"{who} waits for its runner to start."

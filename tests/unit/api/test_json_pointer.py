@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpress.api import pointer
+from modelpress.api import json_pointer
 
 # The example document and answers of RFC 6901, section 5.
 RFC = {"foo": ["bar", "baz"], "": 0, "a/b": 1, "c%d": 2, "e^f": 3, "g|h": 4, "i\\j": 5, 'k"l': 6, " ": 7, "m~n": 8}
@@ -32,7 +32,7 @@ ANSWERS = {
 @pytest.mark.parametrize("text", ANSWERS)
 def test_get_answers_as_the_rfc(text: str) -> None:
     """The RFC's own examples give the RFC's values."""
-    assert pointer.get(RFC, text) == ANSWERS[text]
+    assert json_pointer.get(RFC, text) == ANSWERS[text]
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,15 @@ def test_get_answers_as_the_rfc(text: str) -> None:
 )
 def test_get_says_where_a_pointer_ends(text: str, message: str) -> None:
     """A pointer that leads nowhere is refused with the place where it went astray."""
-    with pytest.raises(pointer.PointerError) as caught:
-        pointer.get(RFC, text)
+    with pytest.raises(json_pointer.PointerError) as caught:
+        json_pointer.get(RFC, text)
     assert message in str(caught.value)
 
 
 def test_error_lists_what_is_there() -> None:
     """The error carries the existing keys and the token, so that callers can suggest near names."""
-    with pytest.raises(pointer.PointerError) as caught:
-        pointer.get({"a": {"width": 1, "depth": 2}}, "/a/widht")
+    with pytest.raises(json_pointer.PointerError) as caught:
+        json_pointer.get({"a": {"width": 1, "depth": 2}}, "/a/widht")
     assert (caught.value.parent, caught.value.known, caught.value.token) == ("/a", ("width", "depth"), "widht")
 
 
@@ -66,17 +66,19 @@ def test_set_replaces_and_adds_a_last_key() -> None:
     """Existing values are replaced; a missing last key of a mapping is added; the document stays as it was."""
     document = {"stages": [{"prune": {"sparsity": 0.5}}, {}]}
     before = copy.deepcopy(document)
-    assert pointer.set(document, "/stages/0/prune/sparsity", 0.7) == {"stages": [{"prune": {"sparsity": 0.7}}, {}]}
-    assert pointer.set(document, "/stages/1/name", "x") == {"stages": [{"prune": {"sparsity": 0.5}}, {"name": "x"}]}
-    assert pointer.set(document, "", 3) == 3
+    assert json_pointer.set(document, "/stages/0/prune/sparsity", 0.7) == {"stages": [{"prune": {"sparsity": 0.7}}, {}]}
+    assert json_pointer.set(document, "/stages/1/name", "x") == {
+        "stages": [{"prune": {"sparsity": 0.5}}, {"name": "x"}]
+    }
+    assert json_pointer.set(document, "", 3) == 3
     assert document == before
 
 
 @pytest.mark.parametrize("text", ["/stages/2", "/stages/-", "/absent/key", "/stages/0/prune/sparsity/x"])
 def test_set_never_invents_parents_or_entries(text: str) -> None:
     """Lists do not grow, and a missing parent is an error."""
-    with pytest.raises(pointer.PointerError):
-        pointer.set({"stages": [{"prune": {"sparsity": 0.5}}, {}]}, text, 1)
+    with pytest.raises(json_pointer.PointerError):
+        json_pointer.set({"stages": [{"prune": {"sparsity": 0.5}}, {}]}, text, 1)
 
 
 documents = st.recursive(
@@ -95,9 +97,9 @@ def places(value: Any, way: tuple[str | int, ...] = ()) -> list[tuple[str | int,
 @given(documents, st.data())
 def test_set_then_get_gives_the_value_back(document: Any, data: st.DataObject) -> None:
     """At every place of any document set and get are inverse, and the original is untouched."""
-    text = pointer.build(data.draw(st.sampled_from(places(document))))
+    text = json_pointer.build(data.draw(st.sampled_from(places(document))))
     before = copy.deepcopy(document)
-    changed = pointer.set(document, text, "new")
-    assert pointer.get(changed, text) == "new"
-    assert pointer.set(changed, text, pointer.get(document, text)) == before
+    changed = json_pointer.set(document, text, "new")
+    assert json_pointer.get(changed, text) == "new"
+    assert json_pointer.set(changed, text, json_pointer.get(document, text)) == before
     assert document == before

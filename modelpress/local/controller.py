@@ -1,4 +1,4 @@
-"""The local shell: watches the in-memory cluster, asks the reconcile core what to do, does it.
+"""The local controller: watches the in-memory cluster, calls the reconcile core, executes its plans.
 
     change -> work queue -> observed = snapshot(cluster, key) -> reconcile(observed, now) -> actions, in order
 
@@ -45,16 +45,16 @@ CONFLICT_SECONDS = 1.0  # until a name that is taken is tried again
 
 
 class Observer(Protocol):
-    """Who wants to show what happens. Called in the event loop, so it must be quick."""
+    """Callbacks for displays of a run. Called in the event loop, so each must be quick."""
 
     def changed(self, change: Change) -> None:
         """An object or a child Job was created, has changed or is gone."""
 
     def event(self, key: Key, event: EmitEvent) -> None:
-        """The core has something to say about an object."""
+        """The core emitted an Event on an object."""
 
 
-class LocalShell:
+class LocalController:
     """Runs one root object to its end. `strategy` is the search behind a sweep."""
 
     def __init__(
@@ -166,7 +166,7 @@ class LocalShell:
             return
         plan = self._plan(obj)
         try:
-            self._carry_out(obj, plan)
+            self._execute_plan(obj, plan)
         except ConflictError:
             self._queue.add(key)
         except AlreadyExistsError as error:
@@ -176,13 +176,13 @@ class LocalShell:
             if plan.requeue_after is not None:
                 self._queue.add_after(key, plan.requeue_after)
 
-    def _carry_out(self, obj: Root, plan: Plan) -> None:
+    def _execute_plan(self, obj: Root, plan: Plan) -> None:
         """In order, stopping at the first action that fails. A crash keeps all of it or none: no trial gets lost."""
         failed: Exception | None = None
         with self.cluster.together():
             try:
                 for action in plan.actions:
-                    self._execute(obj, action)
+                    self._execute_action(obj, action)
             except (ConflictError, AlreadyExistsError) as error:
                 failed = error
         if failed is not None:
@@ -212,7 +212,7 @@ class LocalShell:
             self._trial_problems[name] = tuple(str(problem) for problem in job_problems(job.spec))
         return self._trial_problems[name]
 
-    def _execute(self, obj: Root, action: Action) -> None:
+    def _execute_action(self, obj: Root, action: Action) -> None:
         cluster, meta = self.cluster, obj.metadata
         match action:
             case CreateJob():

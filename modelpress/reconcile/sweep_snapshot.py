@@ -11,13 +11,13 @@ from modelpress.api.v1alpha1.sweep import TrialCounts
 from modelpress.trials import decode_ranges
 
 from .admission import own_number
-from .conditions import Wanted, find, seconds, stamp
-from .facts import WATCH_LAG
+from .conditions import ConditionUpdate, find, seconds, stamp
+from .job_snapshot import WATCH_LAG
 from .model import ObservedJob, SweepObserved
 
 
 @dataclass(frozen=True)
-class SweepFacts:
+class SweepSnapshot:
     """What the policies see. `status` is the one to go on from; `observed_status` the one that is stored."""
 
     sweep: CompressionSweep
@@ -107,7 +107,7 @@ class SweepFacts:
         return self.seen.model_copy(update={"pending": self.seen.pending + waiting, "lost": lost, "refused": refused})
 
 
-def sweep_facts(observed: SweepObserved, now: dt.datetime) -> SweepFacts:
+def sweep_snapshot(observed: SweepObserved, now: dt.datetime) -> SweepSnapshot:
     """Read the snapshot."""
     sweep, now = observed.sweep, stamp(now)
     uid, status = sweep.metadata.uid, sweep.status
@@ -137,7 +137,7 @@ def sweep_facts(observed: SweepObserved, now: dt.datetime) -> SweepFacts:
     # A status that knows less than the cluster was edited or restored; the trials are the better witnesses.
     created = max([status.created, *(number + 1 for number in trials)])
     awaited, wait = _awaited(status, trials, created, now)
-    return SweepFacts(
+    return SweepSnapshot(
         sweep=sweep,
         now=now,
         status=status,
@@ -157,20 +157,20 @@ def sweep_facts(observed: SweepObserved, now: dt.datetime) -> SweepFacts:
     )
 
 
-def code_digest(facts: SweepFacts) -> tuple[str | None, list[Wanted]]:
+def code_digest(snapshot: SweepSnapshot) -> tuple[str | None, list[ConditionUpdate]]:
     """The code that the trials ran, and whether all ran the same."""
-    digests = {number: facts.trials[number].status.code_digest for number in facts.finished}
-    first = facts.status.code_digest or next(
-        (job.status.code_digest for job in facts.succeeded if job.status.code_digest), None
+    digests = {number: snapshot.trials[number].status.code_digest for number in snapshot.finished}
+    first = snapshot.status.code_digest or next(
+        (job.status.code_digest for job in snapshot.succeeded if job.status.code_digest), None
     )
     if first is None:
         return None, []
     others = [number for number, digest in digests.items() if digest is not None and digest != first]
     if not others:
-        return first, [Wanted(r.CODE_CHANGED, "False", r.CODE_UNCHANGED)]
+        return first, [ConditionUpdate(r.CODE_CHANGED, "False", r.CODE_UNCHANGED)]
     listed = ", ".join(str(number) for number in others[:8]) + (", ..." if len(others) > 8 else "")
     text = f"Trials {listed} ran other code than the first; their results may not compare."
-    return first, [Wanted(r.CODE_CHANGED, "True", r.CODE_CHANGED, text)]
+    return first, [ConditionUpdate(r.CODE_CHANGED, "True", r.CODE_CHANGED, text)]
 
 
 def _awaited(

@@ -191,9 +191,9 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f"the text {_cut(_CREDENTIALS.sub('://***@', value))!r}"
+        return f"the text {cut(_CREDENTIALS.sub('://***@', value))!r}"
     if isinstance(value, int | float):
-        return _cut(_number(value))
+        return cut(_number(value))
     if isinstance(value, dict):
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list | tuple | set):
@@ -239,6 +239,8 @@ def _entrypoint_like(value: str) -> str:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"an integer of {value.bit_length()} bits"  # Python writes no decimal number of any length
     return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
 
 
@@ -246,5 +248,6 @@ def _singular(text: str) -> str:
     return text.replace(" 1 entries", " 1 entry").replace(" 1 characters", " 1 character")
 
 
-def _cut(text: str, length: int = 60) -> str:
+def cut(text: str, length: int = 60) -> str:
+    """The text, or the beginning of it."""
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -13,7 +13,7 @@ _KEPT = frozenset("\n\t\u200c\u200d")  # the last two join letters of Arabic and
 _ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
-def shown(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""The text with every acting character written as Python escapes it: \x1b, \u202e. Line ends and tabs stay."""
     if text.isprintable():
         return text

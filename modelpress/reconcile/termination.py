@@ -17,7 +17,7 @@ _INVALID = frozenset({r.INVALID_MODEL, r.INVALID_SPEC, r.NOT_ON_CLUSTER, r.SPEC_
 
 
 @dataclass(frozen=True)
-class End:
+class Termination:
     """How a run ended, or how it must be taken if nothing more is heard of it.
 
     `certain`: False where the runner may have committed a manifest without being heard; then the store decides.
@@ -30,35 +30,37 @@ class End:
     result: RunResult | None = None
 
 
-def read(child: ObservedJob, *, started: bool) -> End:
+def read_termination(child: ObservedJob, *, started: bool) -> Termination:
     """How a terminal child ended. `started`: its runner was seen to run."""
-    result = reported(child)
+    result = read_result(child)
     if result is not None and result.phase == "Succeeded":
-        return End("Succeeded", r.SUCCEEDED, result.message, result=result)
+        return Termination("Succeeded", r.SUCCEEDED, result.message, result=result)
     said = result if result is not None and result.phase == "Failed" else None
     detail = cut(_sentence(said.message if said and said.message else child.detail or ""), 700)
     if child.cause == "invalid" or (said is not None and said.reason in _INVALID):
         reason = reason_of(said.reason if said else None, r.INVALID_MODEL)
-        return End("Invalid", reason, detail or "The runner ended with exit code 2.", result=said)
+        return Termination("Invalid", reason, detail or "The runner ended with exit code 2.", result=said)
     ran = started or child.started_at is not None
     match child.cause:
         case "terminated":  # 143 comes after a checkpoint and before any manifest
-            return End("Disrupted", r.RUNNER_TERMINATED, detail or "The runner was told to end.")
+            return Termination("Disrupted", r.RUNNER_TERMINATED, detail or "The runner was told to end.")
         case "disrupted":
-            return End("Disrupted", r.RUNNER_DISRUPTED, detail or _named(child, "was disrupted"), certain=not ran)
+            return Termination(
+                "Disrupted", r.RUNNER_DISRUPTED, detail or _named(child, "was disrupted"), certain=not ran
+            )
         case "oom":
-            return End("Failed", r.RUNNER_OOM_KILLED, detail or "The runner was killed for memory.")
+            return Termination("Failed", r.RUNNER_OOM_KILLED, detail or "The runner was killed for memory.")
         case "error":
             reason = reason_of(said.reason if said else None)
-            return End(
+            return Termination(
                 "Failed", reason, detail or _named(child, "failed"), certain=said is not None or not ran, result=said
             )
     if said is not None:
-        return End("Failed", reason_of(said.reason), detail or "The runner reports a failure.", result=said)
-    return End("Failed", r.NOT_FOUND, "The runner ended with exit code 0 but left no manifest.", certain=False)
+        return Termination("Failed", reason_of(said.reason), detail or "The runner reports a failure.", result=said)
+    return Termination("Failed", r.NOT_FOUND, "The runner ended with exit code 0 but left no manifest.", certain=False)
 
 
-def reported(child: ObservedJob) -> RunResult | None:
+def read_result(child: ObservedJob) -> RunResult | None:
     """What the runner says in its termination message; None unless it is one that this kind of run can give."""
     result = RunResult.from_message(child.message)
     if result is None:

@@ -15,11 +15,11 @@ from .model import JobObserved, ObservedJob, OwnerState
 # How long a created object may stay unseen before it counts as missing: watches deliver within this time.
 WATCH_LAG = 10.0
 # How long a termination message may come after the end that it explains: Jobs and pods are watched apart.
-MESSAGE_PATIENCE = 5.0
+MESSAGE_GRACE = 5.0
 
 
 @dataclass(frozen=True)
-class JobFacts:
+class JobSnapshot:
     """What the policies see. `attempt` is the latest one, `child` its Job; both may be absent."""
 
     job: CompressionJob
@@ -56,7 +56,7 @@ class JobFacts:
         return next((child for child in self.ours if child.name == name and child.purpose == "collect"), None)
 
 
-def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
+def job_snapshot(observed: JobObserved, now: dt.datetime) -> JobSnapshot:
     """Read the snapshot."""
     job, now = observed.job, stamp(now)
     uid = job.metadata.uid
@@ -73,7 +73,7 @@ def job_facts(observed: JobObserved, now: dt.datetime) -> JobFacts:
         there = trials.get(started)
         made = stamp(there.created_at) if there is not None and there.created_at is not None else None
         attempt = Attempt(number=started, outcome="Running", create_time=made)
-    return JobFacts(
+    return JobSnapshot(
         job=job,
         now=now,
         owner=observed.owner,

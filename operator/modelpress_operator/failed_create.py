@@ -1,8 +1,8 @@
-"""Why Jobs get no pods: a quota, a policy or a webhook refuses them, and only the Job controller's Events say so.
+"""FailedCreate Events: why Jobs get no pods. A quota, a policy or a webhook refuses them, and only Events say so.
 
 Events are not watched. The API server keeps no cache of them, so a watch gets no bookmarks and lists all of them again
-every few minutes. They are listed when a Job should have a pod and has none (observe.starved), for all such Jobs of a
-namespace together, and ever more rarely.
+every few minutes. They are listed when a Job should have a pod and has none (observe.missing_pods), for all such Jobs
+of a namespace together, and ever more rarely.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class _Asked:
     why: str | None = None
 
 
-class Refusals:
-    """What was heard of Jobs that get no pods."""
+class FailedCreateEvents:
+    """The newest FailedCreate Event of each Job that gets no pods, listed with a backoff."""
 
     def __init__(self, client: ClusterClient, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from . import pointer
+from . import json_pointer
 from .errors import Location, Problem, format_location, located_problems
 from .semantic_job import job_problems
 from .v1alpha1 import CompressionJobSpec, FloatRange, IntRange, Parameter
@@ -33,7 +33,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Rejection:
     """What is wrong with one combination of values. `own`: the value does not suit the field that it is put into."""
 
     problem: Problem
@@ -94,7 +94,7 @@ class Prober:
         share = max(2, MAX_PROBES // len(self._parameters))
         self._probes = {parameter.name: probes(parameter)[:share] for parameter in parameters}
         self._conditions = {name for parameter in parameters for name in parameter.when or ()}
-        self._verdicts: dict[str, list[tuple[Probe, Verdict | None]]] = {}
+        self._verdicts: dict[str, list[tuple[Probe, Rejection | None]]] = {}
         self._tries = TRIES
 
     def base(self) -> dict[str, Scalar]:
@@ -119,11 +119,11 @@ class Prober:
             if verdict is not None and not self._finds_a_way(parameter, probe.value, base)
         ]
 
-    def judge(self, values: Mapping[str, Scalar], parameter: Parameter | None) -> Verdict | None:
+    def judge(self, values: Mapping[str, Scalar], parameter: Parameter | None) -> Rejection | None:
         """The first thing that is wrong with the recipe that these values give; None: it is valid."""
         return self._judge_document(self.resolve(values), parameter)
 
-    def _judge_document(self, document: Any, parameter: Parameter | None) -> Verdict | None:
+    def _judge_document(self, document: Any, parameter: Parameter | None) -> Rejection | None:
         try:
             spec = CompressionJobSpec.model_validate(document)
         except ValidationError as error:
@@ -131,10 +131,10 @@ class Prober:
             targets = [_location(self._document, path) for path in parameter.paths] if parameter else []
             for problem, location in found:
                 if any(location[: len(target)] == target for target in targets):
-                    return Verdict(problem.under("spec.template.spec"), True)
-            return Verdict(found[0][0].under("spec.template.spec"), False)
+                    return Rejection(problem.under("spec.template.spec"), True)
+            return Rejection(found[0][0].under("spec.template.spec"), False)
         problems = job_problems(spec)
-        return Verdict(problems[0].under("spec.template"), False) if problems else None
+        return Rejection(problems[0].under("spec.template"), False) if problems else None
 
     def resolve(self, values: Mapping[str, Scalar]) -> Any:
         """The template's spec with the values of the active parameters put in."""
@@ -143,10 +143,10 @@ class Prober:
             if parameter.name in values and _active(parameter, chosen):
                 chosen[parameter.name] = values[parameter.name]
                 for path in parameter.paths:
-                    document = pointer.set(document, path, values[parameter.name])
+                    document = json_pointer.set(document, path, values[parameter.name])
         return document
 
-    def _first_verdicts(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Verdict | None]]:
+    def _first_verdicts(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Rejection | None]]:
         """Each value judged beside the base values, with the parameter made active."""
         if parameter.name not in self._verdicts:
             found = self._probes[parameter.name]
@@ -157,7 +157,7 @@ class Prober:
 
     def _first_tries(
         self, parameter: Parameter, found: Sequence[Probe], base: Mapping[str, Scalar]
-    ) -> Iterator[Verdict | None]:
+    ) -> Iterator[Rejection | None]:
         if parameter.when or parameter.name in self._conditions:
             enabled = next(self._enabling(parameter), {})
             for probe in found:
@@ -168,7 +168,7 @@ class Prober:
         for probe in found:
             document = rest
             for path in parameter.paths:
-                document = pointer.set(document, path, probe.value)
+                document = json_pointer.set(document, path, probe.value)
             yield self._judge_document(document, parameter)
 
     def _finds_a_way(self, parameter: Parameter, value: Scalar, base: Mapping[str, Scalar]) -> bool:
@@ -219,7 +219,7 @@ def _active(parameter: Parameter, chosen: Mapping[str, Scalar]) -> bool:
 def _location(document: Any, path: str) -> Location:
     """A JSON Pointer as keys and indices."""
     out: list[str | int] = []
-    for token in pointer.parse(path):
+    for token in json_pointer.parse(path):
         out.append(int(token) if isinstance(document, list) else token)
         document = document.get(token) if isinstance(document, dict) else document[int(token)]
     return tuple(out)

@@ -1,4 +1,4 @@
-"""The local shell over the real reconcile core: to the end, on failures, and from every crash on."""
+"""The local controller over the real reconcile core: to the end, on failures, and from every crash on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from simulation import World, job_dict, parameters, phases, run_once, sweep_dict
 
 from modelpress.local import journal as journal_module
+from modelpress.local.controller import LocalController
 from modelpress.local.errors import LocalError
-from modelpress.local.shell import LocalShell
 
 
 class Crash(BaseException):
@@ -20,7 +20,7 @@ class Crash(BaseException):
 
 
 def test_a_job_runs_to_its_end(tmp_path: Path) -> None:
-    """One attempt, the runner's numbers in status, the artefact below the store."""
+    """One attempt, the runner's numbers in status, the artifact below the store."""
     cluster = run_once(World(tmp_path), job_dict())
     status = cluster.root.status
     assert status.phase == "Succeeded"
@@ -124,8 +124,8 @@ def test_stopping_suspends_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """A clean stop ends the processes without counting an attempt as failed or disrupted, and loses no trial."""
     world = World(tmp_path)
 
-    def stop_soon(shell: LocalShell) -> None:
-        asyncio.get_running_loop().call_later(9.0, shell.stop)
+    def stop_soon(controller: LocalController) -> None:
+        asyncio.get_running_loop().call_later(9.0, controller.stop)
 
     stopped = run_once(world, sweep_dict(), meanwhile=stop_soon)
     assert stopped.root.status.phase == "Suspended"
@@ -137,7 +137,7 @@ def test_stopping_suspends_and_the_next_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_moved_store_takes_its_trials_along(tmp_path: Path) -> None:
-    """A folder that was moved goes on, with every trial and artefact in its new place."""
+    """A folder that was moved goes on, with every trial and artifact in its new place."""
     world = World(tmp_path / "a")
     run_once(world, sweep_dict(trials=2))
     (tmp_path / "a").rename(tmp_path / "b")
@@ -152,7 +152,7 @@ def test_a_moved_store_takes_its_trials_along(tmp_path: Path) -> None:
 def test_a_sweep_that_nothing_moves_is_told(tmp_path: Path) -> None:
     """A suspended object has nothing to do, so the run ends in a sentence instead of waiting for ever."""
     with pytest.raises(LocalError, match="nothing is left to do, but CompressionJob one is Suspended"):
-        run_once(World(tmp_path), job_dict(suspend=True), meanwhile=lambda shell: None)
+        run_once(World(tmp_path), job_dict(suspend=True), meanwhile=lambda controller: None)
 
 
 # Crashes -------------------------------------------------------------------------------------------------------------

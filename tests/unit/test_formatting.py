@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelpress import figures
+from modelpress import formatting
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from modelpress import figures
 )
 def test_numbers(metric: str, value: float, expected: str) -> None:
     """Counts have units, others four significant digits."""
-    assert figures.number(metric, value) == expected
+    assert formatting.number(metric, value) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,22 +40,22 @@ def test_numbers(metric: str, value: float, expected: str) -> None:
 )
 def test_changes(value: float, baseline: float | None, expected: str) -> None:
     """Percent of the dense model's absolute value; nothing where that makes no sense."""
-    assert figures.change(value, baseline) == expected
+    assert formatting.change(value, baseline) == expected
 
 
 def test_a_number_with_its_change() -> None:
     """Both in one cell, or the number alone, or nothing."""
-    assert figures.with_change("macs", {"macs": 500.0}, {"macs": 1000.0}) == "500 (-50.0%)"
-    assert figures.with_change("macs", {"macs": 500.0}, {}) == "500"
-    assert figures.with_change("macs", {}, {"macs": 1000.0}) == ""
+    assert formatting.with_change("macs", {"macs": 500.0}, {"macs": 1000.0}) == "500 (-50.0%)"
+    assert formatting.with_change("macs", {"macs": 500.0}, {}) == "500"
+    assert formatting.with_change("macs", {}, {"macs": 1000.0}) == ""
 
 
 def test_parameters_are_short() -> None:
     """Floats are cut to four digits, others stand as they are."""
-    assert figures.parameters({"a": "l1", "b": 0.123456, "c": 3, "d": True}) == "a=l1 b=0.1235 c=3 d=True"
+    assert formatting.parameters({"a": "l1", "b": 0.123456, "c": 3, "d": True}) == "a=l1 b=0.1235 c=3 d=True"
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0, "0:00"), (65.9, "1:05"), (3723, "1:02:03"), (-1, "0:00")])
 def test_durations(seconds: float, expected: str) -> None:
     """Minutes and seconds, hours when there are any."""
-    assert figures.duration(seconds) == expected
+    assert formatting.duration(seconds) == expected

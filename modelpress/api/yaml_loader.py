@@ -17,9 +17,10 @@ import yaml
 
 from .depth import MAX_DEPTH
 from .errors import Location, Problem, format_location
-from .wording import describe
+from .messages import cut, describe
 
-MAX_NODES = 200_000
+MAX_NODES = 20_000  # of a file, each time an alias is used counted anew
+MAX_INTEGER_BITS = 1023  # what is larger is infinite as a float, and the API server takes numbers so
 
 _TAG = "tag:yaml.org,2002:"
 _TRUE = frozenset({"y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"})
@@ -94,6 +95,15 @@ class _TooMuchError(Exception):
 class _Loader(yaml.SafeLoader):
     """Safe, with Kubernetes' idea of plain scalars."""
 
+    count = 0  # of all documents
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise _TooMuchError(f"more than {MAX_NODES} values", self.line + 1)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
     def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
         if kind is yaml.ScalarNode and implicit[0]:
             return _TAG + _plain_kind(value)
@@ -104,12 +114,13 @@ class _Loader(yaml.SafeLoader):
     def construct_plain_int(self, node: yaml.ScalarNode) -> int:
         text = node.value.replace("_", "").lower()
         sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.lstrip("+"))
-        if re.fullmatch(r"0[0-7]+", digits):
-            return sign * int(digits, 8)
         try:
-            return sign * int(digits, 0)
+            value = int(digits, 8 if re.fullmatch(r"0[0-7]+", digits) else 0)
         except ValueError:
             raise _not_a("an integer", node) from None
+        if value.bit_length() > MAX_INTEGER_BITS:
+            raise _not_a("a number that JSON's readers can hold", node)
+        return sign * value
 
     def construct_plain_float(self, node: yaml.ScalarNode) -> float:
         try:
@@ -171,7 +182,7 @@ class _Check:
             tag = node.tag.replace(_TAG, "!!")
             self._add(location, line, f"the YAML tag {tag} is not supported here", "remove the tag")
         elif node.tag == _TAG + "float" and not _is_finite(node):
-            self._add(location, line, f"{node.value} has no counterpart in JSON", "write a finite number")
+            self._add(location, line, f"{cut(node.value)} has no counterpart in JSON", "write a finite number")
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self.lines[(*location, index)] = item.start_mark.line + 1
@@ -187,7 +198,7 @@ class _Check:
                 self.visit(value_node, location, above)
                 continue
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TAG + "str":
-                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                shown = cut(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
                 fix = f'write "{shown}":' if isinstance(key_node, yaml.ScalarNode) else "use a text as key"
                 self._add(location, line, f"a key must be text, found {shown or 'nothing'}", fix)
                 continue

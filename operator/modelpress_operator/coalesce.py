@@ -18,7 +18,7 @@ from .resources import RawObject, is_trial
 FIRST_STATUS_SECONDS = 8.0  # after it saw the trial; then it is told that it waits
 
 
-def patient(raw: RawObject, plan: Plan, known: float) -> Plan:
+def defer_first_status(raw: RawObject, plan: Plan, known: float) -> Plan:
     """The plan, without a first status that says nothing yet.
 
     Args:

@@ -56,7 +56,7 @@ def get(document: Any, pointer: str) -> Any:
     return value
 
 
-def set(document: Any, pointer: str, value: Any) -> Any:  # named as in the calls: pointer.set
+def set(document: Any, pointer: str, value: Any) -> Any:  # named as in the calls: json_pointer.set
     """A copy of the document with `value` at the pointer; a missing last key of a mapping is added.
 
     What is not on the way is shared with the document.

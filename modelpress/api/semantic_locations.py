@@ -11,6 +11,7 @@ from .errors import Problem, near
 from .v1alpha1 import Code, CompressionJobSpec, GitCode, Store, reasons
 
 SCHEMES = ("s3", "gs", "az", "file", "memory")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 # Folders of an image that a volume must not hide, with all that is below them, and those a pod has other use for.
@@ -20,7 +21,7 @@ _TAKEN = (
 )
 
 
-def place_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
+def location_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     """Problems of `code` and `store`, wherever the job runs."""
     if spec.code is not None:
         yield from _code_problems(spec.code)
@@ -28,8 +29,17 @@ def place_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         yield from _store_problems(spec.store)
 
 
+def control_problems(text: str, path: str) -> Iterator[Problem]:
+    """Characters that no file of ours has in its name."""
+    if control := _CONTROL.search(text):
+        yield Problem(path, f"holds the control character U+{ord(control.group()):04X}", "remove it")
+
+
 def uri_problems(uri: str, path: str) -> Iterator[Problem]:
-    """What no store can make of a URI that has a scheme."""
+    """What no store and no file system can make of a URI or a path."""
+    if found := list(control_problems(unquote(uri) if uri.startswith("file://") else uri, path)):
+        yield from found
+        return
     scheme, mark, rest = uri.partition("://")
     if not mark:
         return
@@ -89,6 +99,8 @@ def _local_kind(uri: str) -> str | None:
 
 
 def _code_problems(code: Code) -> Iterator[Problem]:
+    if code.path is not None:
+        yield from control_problems(code.path, "code.path")
     if code.config_map is not None:
         first: dict[str, int] = {}
         for index, item in enumerate(code.config_map.items or []):
@@ -113,6 +125,8 @@ def _git_problems(git: GitCode) -> Iterator[Problem]:
 
 def _store_problems(store: Store) -> Iterator[Problem]:
     yield from uri_problems(store.uri, "store.uri")
+    if store.path is not None:
+        yield from control_problems(store.path, "store.path")
     if store.path is not None and "://" in store.path:
         message = f"a local run needs a folder, found '{store.path}'"
         yield Problem("store.path", message, "write it as ./modelpress-runs, or remove it")
