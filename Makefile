@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 WORKERS ?= 2
+# Tests start hundreds of Pythons that import torch; without its bytecode on disk each spends seconds on compiling it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup binaries demo test test-long e2e e2e-clean lint bench bench-operator bench-hostile crds lock clean
 
