@@ -31,7 +31,7 @@ class TestTorchEvaluator(TrainingParity):
 class TestCompressionModule(TrainingParity):
     """A function for one epoch."""
 
-    units = TrainingParity.units[:1]
+    counts_steps = False
 
     @pytest.fixture
     def make(self):
