@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelpress.api.v1alpha1 import Stage
+from modelpress.api.v1alpha1 import Stage, TogetherPart
 
 from .base import StageRules
 from .finetune import FinetuneRules
 from .prune import PruneRules
+from .together import TogetherRules
 
-_KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in (PruneRules(), FinetuneRules())}
+_KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in (PruneRules(), FinetuneRules(), TogetherRules())}
 
 
 def rules(name: str) -> StageRules[Any]:
@@ -28,7 +29,8 @@ def kinds() -> tuple[str, ...]:
 
 
 def register(kind: StageRules[Any]) -> None:
-    """Makes a further kind of stage known: recipes may hold its block from now on.
+    """Makes a further kind of stage known: recipes may hold its block from now on, as a stage and, where it goes along
+    with a training, as a part of a together.
 
     Raises:
         ValueError: there is another kind of this name.
@@ -37,6 +39,8 @@ def register(kind: StageRules[Any]) -> None:
         if type(_KINDS[kind.name]) is type(kind):
             return
         raise ValueError(f"there is a kind of stage called {kind.name!r} already")
+    if kind.goes_along:
+        TogetherPart.add_method(kind.name, kind.block)
     Stage.add_method(kind.name, kind.block)
     _KINDS[kind.name] = kind
 

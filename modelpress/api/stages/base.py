@@ -19,22 +19,28 @@ class StageRules(Generic[B]):
         block: the type of the block.
         runner: module and attribute of what runs it, a `modelpress_runner.stages.base.StageKind`; loaded by a runner
             only.
+        goes_along: it may be part of a `together`: what runs it has participants.
     """
 
     name: ClassVar[str]
     block: type[B]
     runner: ClassVar[str]
+    goes_along: ClassVar[bool] = False
 
     def problems(self, block: B, path: str) -> Iterator[Problem]:
         """What is wrong with the block wherever it runs."""
         yield from ()
 
-    def problems_in_loop(self, block: B, path: str) -> Iterator[Problem]:
-        """What is wrong with it where a script trains in a loop of its own (model.script)."""
+    def problems_along(self, block: B, path: str) -> Iterator[Problem]:
+        """What is wrong with it where it goes along with a training that others run."""
         yield from ()
 
+    def problems_in_loop(self, block: B, path: str) -> Iterator[Problem]:
+        """What is wrong with it where a script trains in a loop of its own (model.script)."""
+        yield from self.problems_along(block, path)
+
     def problems_outside(self, block: B, path: str) -> Iterator[Problem]:
-        """What is wrong with it where modelpress runs the training."""
+        """What is wrong with it as a stage of a recipe whose training modelpress runs."""
         yield from ()
 
     def training(self, block: B) -> Iterator[str]:

@@ -20,18 +20,19 @@ class PruneRules(StageRules[Prune]):
     name = "prune"
     block = Prune
     runner = "modelpress_runner.stages.prune:KIND"
+    goes_along = True
 
     def problems(self, block: Prune, path: str) -> Iterator[Problem]:
         """Entries, schedules and algorithms that do not go together."""
         yield from _prune_problems(block, path)
 
-    def problems_in_loop(self, block: Prune, path: str) -> Iterator[Problem]:
+    def problems_along(self, block: Prune, path: str) -> Iterator[Problem]:
         """Schedules must count steps, and nothing is trained between rounds."""
         yield from _collecting(block, path)
         for schedule, where in _schedules(block, path):
-            yield from _in_loop(schedule, where)
+            yield from _by_steps(schedule, where)
         if block.schedule.train is not None:
-            message = "the script trains in a loop of its own, so there is nothing to train between rounds"
+            message = "the training that it goes along with has no rounds, so there is nothing to train between them"
             yield Problem(f"{path}.schedule.train", message, "remove it")
 
     def problems_outside(self, block: Prune, path: str) -> Iterator[Problem]:
@@ -178,14 +179,15 @@ def _schedules(prune: Prune, path: str) -> Iterator[tuple[EntrySchedule, str]]:
 def _outside(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
     for name, alias in (("start_step", "startStep"), ("end_step", "endStep"), ("frequency", "frequency")):
         if getattr(schedule, name) is not None:
-            message = f"{alias} counts the steps of a training loop of your own, and here there is none"
-            yield Problem(f"{path}.{alias}", message, "use rounds, or give the loop as model.script")
+            message = f"{alias} counts the steps of a training that the stage goes along with, and here there is none"
+            fix = "use rounds, put the stage into a together, or give a loop of your own as model.script"
+            yield Problem(f"{path}.{alias}", message, fix)
 
 
-def _in_loop(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
+def _by_steps(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
     start, end = schedule.start_step or 0, schedule.end_step
     if schedule.rounds != 1:
-        message = "a training loop of your own has steps, not rounds"
+        message = "the training that it goes along with has steps, not rounds"
         yield Problem(f"{path}.rounds", message, "remove it, and give startStep, endStep and frequency")
     if algorithms.schedule(schedule.type).at_once:
         fix = f"remove it, or set type to {in_words(algorithms.gradual())}"

@@ -21,7 +21,18 @@ from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMet
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
-from .stages import ConfigEntry, Duration, EntrySchedule, Finetune, Prune, Schedule, Scores, Stage
+from .stages import (
+    ConfigEntry,
+    Duration,
+    EntrySchedule,
+    Finetune,
+    Prune,
+    Schedule,
+    Scores,
+    Stage,
+    Together,
+    TogetherPart,
+)
 from .sweep import (
     Budget,
     Categorical,
@@ -107,6 +118,8 @@ __all__ = [
     "SweepMeta",
     "Target",
     "Template",
+    "Together",
+    "TogetherPart",
     "Toleration",
     "TrialCounts",
     "TrialRecord",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, ClassVar, NamedTuple, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel
@@ -130,14 +130,32 @@ def rebuild(*changed: type[ApiModel]) -> None:
     Args:
         changed: held ones before those that hold them.
     """
-    pending = [ApiModel]
-    for each in changed:
-        each.model_rebuild(force=True)
-    while pending:
-        for each in pending.pop().__subclasses__():
-            pending.append(each)
-            if each not in changed:
-                each.model_rebuild(force=True)
+    done: set[type[ApiModel]] = set()
+
+    def build(kind: type[ApiModel]) -> None:
+        if kind not in done:
+            done.add(kind)
+            for field in kind.model_fields.values():
+                for held in _held(field.annotation):
+                    build(held)
+            kind.model_rebuild(force=True)
+
+    for each in (*changed, *_subclasses(ApiModel)):
+        build(each)
+
+
+def _held(annotation: Any) -> Iterator[type[ApiModel]]:
+    """The types of this package in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _held(part)
+
+
+def _subclasses(kind: type[ApiModel]) -> Iterator[type[ApiModel]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)
 
 
 def _rfc3339(value: dt.datetime) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel, to_snake
@@ -70,7 +70,7 @@ class Duration(ApiModel):
 def _schedule_text() -> str:
     rows = " ".join(f"{row.described}." for row in algorithms.schedules())
     return (
-        f"Sparsity after round t of n, from initial i to target s. {rows} In a loop: t-startStep of endStep-startStep."
+        f"Sparsity after round t of n, from initial i to target s. {rows} By steps: t-startStep of endStep-startStep."
     )
 
 
@@ -91,15 +91,15 @@ def _algorithm_text() -> str:
 
 
 class EntrySchedule(ApiModel):
-    """How the sparsity of one config entry grows, over the rounds of its stage or over the steps of the user's loop."""
+    """How the sparsity of one config entry grows, over the rounds of its stage or over the steps of a training."""
 
     type: ScheduleType = Field(default="one_shot", description=_schedule_text())
     rounds: Rounds = Field(default=1, description="Rounds until the target is reached.")
     initial_sparsity: Sparsity = Field(default=0.0, description="Sparsity before the first round, or at startStep.")
     start_step: LoopStep | None = Field(
         default=None,
-        description="Only in a loop of the user's own (model.script, mp.prepare_compression): how many optimizer steps "
-        "are done when pruning begins; 0: before the first.",
+        description="Only in the course of a training (a together, model.script, mp.prepare_compression): how many "
+        "optimizer steps are done when pruning begins; 0: before the first.",
     )
     end_step: LoopStep | None = Field(
         default=None, description="Steps done when the target is reached; one_shot reaches it at startStep."
@@ -242,18 +242,13 @@ class Finetune(Duration):
     """Trains the compressed model."""
 
 
-class Stage(ApiModel):
-    """One step of a recipe."""
+class _OneBlock(ApiModel):
+    """What holds exactly one method block."""
 
-    name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
-    prune: Prune | None = None
-    finetune: Finetune | None = None
-
-    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune")
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
+    METHODS: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
-    def _one(self) -> Stage:
+    def _one(self) -> Self:
         exactly_one(self, *self.METHODS)
         return self
 
@@ -271,12 +266,59 @@ class Stage(ApiModel):
 
     @classmethod
     def add_method(cls, name: str, block: type[ApiModel]) -> None:
-        """Lets a stage hold a further block, under the camelCase key `name`; what holds stages follows."""
+        """Lets it hold a further block, under the camelCase key `name`; what holds it follows."""
         field = to_snake(name)
         cls.model_fields[field] = FieldInfo(annotation=block | None, default=None, alias=name)  # type: ignore[arg-type]
         cls.METHODS = (*cls.METHODS, field)
         cls.cel_rules = (cel_exactly_one(*(to_camel(each) for each in cls.METHODS)),)
         rebuild(cls)
+
+
+class TogetherPart(_OneBlock):
+    """A stage that goes along with the training of a together."""
+
+    prune: Prune | None = None
+
+    METHODS: ClassVar[tuple[str, ...]] = ("prune",)
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
+
+
+class Together(ApiModel):
+    """One training that several stages go along with, in their order.
+
+    Its length is epochs or maxSteps; in a loop of the user's own (model.script, mp.prepare_compression) neither, for
+    the loop trains.
+    """
+
+    epochs: Epochs | None = Field(default=None, description="Passes over the training data.")
+    max_steps: Steps | None = Field(default=None, description="Steps of the optimizer.")
+    of: Annotated[list[TogetherPart], Field(min_length=1, max_length=16)] = Field(
+        description="What goes along. A loss goes through them in this order, and so does each step; what they "
+        "do behind the training, such as a shrink, comes in this order, too. Schedules count optimizer steps."
+    )
+
+    other_spellings: ClassVar[dict[str, str]] = {"max_epochs": "epochs", "steps": "max_steps"}
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel("!(has(self.epochs) && has(self.maxSteps))", "epochs and maxSteps are two lengths; give one of them"),
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Together:
+        if self.epochs is not None and self.max_steps is not None:
+            raise PydanticCustomError("two_lengths", "epochs and maxSteps are two lengths; give one of them", {})
+        return self
+
+
+class Stage(_OneBlock):
+    """One step of a recipe."""
+
+    name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
+    prune: Prune | None = None
+    finetune: Finetune | None = None
+    together: Together | None = None
+
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "together")
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 
 def _follow() -> None:

@@ -33,7 +33,7 @@ from modelpress_runner.errors import InvalidSpecError, StoreError
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.runtime import distributed as ranks
 
-FORMAT = 3
+FORMAT = 4
 EVERY = "MODELPRESS_CHECKPOINT_STEPS"
 
 

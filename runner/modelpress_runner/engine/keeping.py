@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from modelpress_runner.edits.masks import placed
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, Within, copies, other_buffers
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.replay.tape import Diverged, Past
@@ -176,6 +177,7 @@ class StepKeeper:
         assert self._checkpointer is not None
         began = self._checkpointer.begin(self._step)
         began.set_weights(self._context.model)
+        self._context.masks = placed(began.masks, self._context.model)
         generators.restore(self._evaluator.user_objects(), began.generators_of(ranks.rank()).own)
 
     def _put_back(self, checkpoint: Checkpoint) -> None:
@@ -184,6 +186,7 @@ class StepKeeper:
                 raise Diverged("another process does not do what it did before", everywhere=True)
             with self._evaluator.whole_parameters(modify=True):
                 checkpoint.set_weights(self._context.model)
+            self._context.masks = placed(checkpoint.masks, self._context.model)
             generators.restore(self._evaluator.user_objects(), checkpoint.generators_of(ranks.rank()).own)
         seeding.restore(checkpoint.generators_of(ranks.rank()).everywhere)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
@@ -15,10 +14,11 @@ from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
+from modelpress_runner.engine.records import stage_record
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.replay.tape import Diverged
-from modelpress_runner.methods.context import StageContext, Step
+from modelpress_runner.methods.context import StageContext, Step, TrainingContext
 from modelpress_runner.process.progress import Event, Report, silent
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
@@ -356,7 +356,8 @@ class _Run:
         assert evaluator is not None
         assert isinstance(step, Training)
         evaluator.enter_training(step.max_steps, step.epochs)
-        with training_session(context.model, evaluator, context.masks, self._stop, keeper) as session:
+        along = step.participants(TrainingContext(context, evaluator, self._say))
+        with training_session(context.model, evaluator, lambda: context.masks, self._stop, keeper, along) as session:
             try:
                 made = session.train(step.max_steps, step.epochs, resumed)
             except CompressionError as error:
@@ -431,13 +432,7 @@ class _Run:
         model = self._context.model
         if self._scoring and self._score is None:
             self._score = self._scored()
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        with torch.no_grad():
-            nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
-        record: dict[str, Any] = {"name": stage.name, "method": stage.method, **stage.record}
-        record |= {"sparsity": 1 - nonzero / self._dense if self._dense else 0.0, "parameters": parameters}
-        if self._static is not None:
-            record |= {key: value for key, value in self._static(model).items() if key in ("parameters", "macs")}
+        record = stage_record(stage.name, stage.method, stage.record, model, self._dense, self._static)
         if self._score is not None:
             record["score"] = dict(self._score)
         record["seconds"] = time.perf_counter() - self._began

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, Hook, TensorHook
+from modelpress_runner.evaluators.parameter_groups import ParameterGroup
 
 if TYPE_CHECKING:
     from modelpress_runner.evaluators.replay.tape import Tape
@@ -41,6 +42,8 @@ class Evaluator(abc.ABC):
     scores_inside: bool = True  # False: the bound model cannot be evaluated before `train` returns
     goes_on_here: bool = True  # False: the present safe point is one to stop at only
     tape: Tape | None = None  # of the coming call of `train`, where `calls_function`
+    # Of what goes along with the coming training: `bind` adds them to the first optimizer, `unbind` forgets them.
+    extra_groups: Sequence[ParameterGroup] = ()
     _hooks: tuple[Hook, ...] = ()  # on the bound model
 
     @property
@@ -75,7 +78,11 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def bind(self, model: nn.Module) -> None:
-        """Builds optimizers and schedulers for `model` from what was recorded of them."""
+        """Builds optimizers and schedulers for `model` from what was recorded of them.
+
+        Raises:
+            InvalidModelError: something does not fit the model, or the first optimizer does not take `extra_groups`.
+        """
 
     @abc.abstractmethod
     def unbind(self) -> None:
@@ -83,6 +90,7 @@ class Evaluator(abc.ABC):
 
         Implementations call super().unbind(), which takes the hooks of `register_..._hook` off the model.
         """
+        self.extra_groups = ()
         hooks, self._hooks = self._hooks, ()
         for hook in hooks:
             hook.remove()

@@ -18,6 +18,7 @@ from modelpress_runner.evaluators.ddp import place, wrapped
 from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, stepped_within, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
+from modelpress_runner.evaluators.parameter_groups import join
 from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.trace import Plan, call_of
@@ -184,6 +185,12 @@ class TorchEvaluator(Evaluator):
                     f"the scheduler {type(scheduler).__name__} belongs to an optimizer that is not among the "
                     "evaluator's optimizers; make it from one of them"
                 )
+        try:
+            if self.extra_groups:
+                join(self.extra_groups, self._optimizers[0], self._schedulers)
+        except InvalidModelError:
+            self._optimizers, self._schedulers = [], []
+            raise
         self._model = model
 
     def _scheduler(self, source: Callable[..., Any], index: int, model: nn.Module) -> Any:

@@ -77,6 +77,11 @@ class LoopState:
         """The optimizers that step, inside of what wraps them."""
         return [_inner(each) for each in self._optimizers]
 
+    @property
+    def schedulers(self) -> list[Any]:
+        """The schedulers, as they were given."""
+        return list(self._schedulers)
+
     def watch(self, before: Callable[[], None], look: Callable[[], None]) -> list[Any]:
         """Has others called from the optimizers' steps, until the handles are removed.
 

@@ -72,8 +72,8 @@ def prepare_compression(
     Args:
         model: the dense model, before it is wrapped in DistributedDataParallel or the like. It is changed in place:
             masked while it trains, smaller from on_train_end on.
-        stages: prune stages, as under `stages` of a CompressionJob; their schedules count optimizer steps
-            (startStep, endStep, frequency), and one_shot without startStep prunes before the first.
+        stages: those that can go along with a training, as under `stages` of a CompressionJob; schedules count the
+            optimizer's steps (startStep, endStep, frequency), and one_shot without startStep prunes before the first.
         evaluator: a function model -> number or dict with the key 'default', or an Evaluator; it scores the dense and
             the compressed model. None: nothing is scored.
         dummy_input: an example input, batch first; else the evaluator's.
@@ -172,7 +172,8 @@ class Compression:
         self._attached = contextlib.ExitStack()  # everything that others have of this object
         events = self._attached.enter_context(reporting(report))
         counts = static_counts(subject.dummy_input)
-        self._loop = Loop(subject, spec.stages, spec.seed, events, stop, counts, state.optimizers)
+        given = state.optimizers, state.schedulers
+        self._loop = Loop(subject, spec.stages, spec.seed, events, stop, counts, *given)
         self._attached.callback(self._loop.close)
         self.callbacks = Callbacks(self._loop, self._end)
         # A hook must not keep alive what nobody else needs any more.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.evaluators.base import Evaluator
+from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.step import Training
 
 
@@ -27,6 +28,23 @@ class StageContext:
     report: Callable[[str], None] = lambda message: None  # a line of progress for people
     stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """A training that participants are made for.
+
+    Attributes:
+        context: the state of the run; its masks may change on the way.
+        evaluator: what trains, bound to the context's model as soon as they are attached.
+        report: a line of progress for people.
+        earlier: the participants before these in the same training.
+    """
+
+    context: StageContext
+    evaluator: Evaluator
+    report: Callable[[str], None]
+    earlier: Sequence[Participant] = ()
 
 
 # A stage is a list of steps. The engine runs them in order, writes checkpoints within and behind each training, and

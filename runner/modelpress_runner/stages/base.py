@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from modelpress.api.v1alpha1 import ApiModel
-from modelpress_runner.methods.context import Step
+from modelpress_runner.errors import InvalidSpecError
+from modelpress_runner.methods.context import Step, TrainingContext, Transform
 from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.participants import Participant
 
 B = TypeVar("B", bound=ApiModel)
+
+
+@dataclass(frozen=True)
+class Accompanied:
+    """What a stage does where others run the training.
+
+    Attributes:
+        participants: makes what goes along with it, for each time that it is begun or resumed.
+        steps: what comes behind it, trainings not among them.
+    """
+
+    participants: Callable[[TrainingContext], list[Participant]]
+    steps: tuple[Transform, ...] = ()
 
 
 class StageKind(Generic[B]):
@@ -45,6 +62,19 @@ class StageKind(Generic[B]):
             InvalidSpecError: the block asks for what no step can do.
         """
         raise NotImplementedError
+
+    def participants(self, block: B, path: str, index: int, name: str) -> Accompanied:
+        """What the stage does in the course of a training that others run: a `together`, or a loop of the user's own.
+
+        Args:
+            path: of the block.
+            index: of the stage, for what draws lots.
+            name: for progress and messages.
+
+        Raises:
+            InvalidSpecError: it has no place there.
+        """
+        raise InvalidSpecError("this stage cannot go along with a training that others run; remove it", path)
 
     def record(self, block: B) -> dict[str, Any]:
         """What the stage's record in metrics.json holds beside its name, counts, score and times; JSON-ready."""

@@ -44,7 +44,7 @@ from modelpress_runner.methods.prune.statistics import (
     is_data_driven,
 )
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.stages.base import StageKind
+from modelpress_runner.stages.base import Accompanied, StageKind
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.step import Training
 
@@ -58,7 +58,7 @@ def steps(prune: Prune, index: int) -> list[Step]:
     Raises:
         InvalidSpecError: an entry's schedule has more rounds than the stage.
     """
-    stage = PruneStage(prune, index)
+    stage = PruneStage(prune, index, f"spec.stages[{index}].prune")
     rounds, train = prune.schedule.rounds, prune.schedule.train
     for number, entry in enumerate(prune.config_list):
         if entry.schedule is not None and entry.schedule.rounds > rounds:
@@ -70,12 +70,14 @@ def steps(prune: Prune, index: int) -> list[Step]:
     out: list[Step] = []
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
-        out.append(Transform(label, functools.partial(stage.round, number=number)))
+        out.append(Transform(label, functools.partial(_round, stage, number)))
         if train is not None:
             out.append(Training(f"train after {label}", epochs=train.epochs, max_steps=train.max_steps))
-    if stage.shrinks:
-        out.append(Transform("shrink", stage.shrink))
-    return out
+    return [*out, *stage.shrinking]
+
+
+def _round(stage: PruneStage, number: int, context: StageContext) -> None:
+    context.report(stage.round(context, number))
 
 
 class PruneKind(StageKind[Prune]):
@@ -96,6 +98,13 @@ class PruneKind(StageKind[Prune]):
         """As `steps`."""
         return steps(block, index)
 
+    def participants(self, block: Prune, path: str, index: int, name: str) -> Accompanied:
+        """A StepPruner; the shrink comes behind the training."""
+        from modelpress_runner.stages.prune_by_step import StepPruner
+
+        stage = PruneStage(block, index, path)
+        return Accompanied(lambda training: [StepPruner(stage, name, training)], tuple(stage.shrinking))
+
     def record(self, block: Prune) -> dict[str, Any]:
         """Algorithm and the sparsities that were asked for, ascending."""
         given = {block.sparsity if entry.sparsity is None else entry.sparsity for entry in block.config_list}
@@ -114,19 +123,21 @@ class PruneStage:
 
     prune: Prune
     index: int
-    path: str = field(init=False)
+    path: str
     known: Coupling | None = field(init=False, default=None)
     units: torch.Tensor | None = field(init=False, default=None)  # of `known`: what the last round removed
     _tried: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self.path = f"spec.stages[{self.index}].prune"
 
     @property
     def shrinks(self) -> bool:
         """Single weights leave nothing to shrink."""
         algorithms = {entry.algorithm or self.prune.algorithm for entry in self.prune.config_list if not entry.exclude}
         return self.prune.speedup and any(method(name).structured for name in algorithms)
+
+    @property
+    def shrinking(self) -> list[Transform]:
+        """The step that removes what was masked, if the stage has one."""
+        return [Transform("shrink", self.shrink)] if self.shrinks else []
 
     @property
     def scoring_steps(self) -> int:
@@ -155,8 +166,8 @@ class PruneStage:
         number: int,
         scores: Scores | None = None,
         earlier: Sequence[PruneStage] = (),
-    ) -> None:
-        """Scores and masks of one round; the masked weights are zero at once.
+    ) -> str:
+        """Scores and masks of one round; the masked weights are zero at once. What went is said in a line.
 
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
@@ -181,7 +192,7 @@ class PruneStage:
         context.masks = ranks.agreed_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
         context.notes += [note for note in outcome.notes if note not in context.notes]
-        context.report(_summary(outcome))
+        return _summary(outcome)
 
     def shrink(self, context: StageContext) -> None:
         """Removes what the masks cover, as far as it is proven; what is not stays wide, with a note.

@@ -17,6 +17,7 @@ from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.ddp import place, wrapped
 from modelpress_runner.evaluators.optimizer_hooks import after_step, before_step, unscaled
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
+from modelpress_runner.evaluators.parameter_groups import join
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
 from modelpress_runner.export.layout import Layout
 from modelpress_runner.process.stopping import Stopped
@@ -360,6 +361,8 @@ class ModuleEvaluator(Evaluator):
                 f"the factory of {self._name}.optimizer_factory() made a {_kind(optimizer)}; it must make "
                 "a torch.optim.Optimizer"
             )
+        if optimizer is not None:
+            join(self.extra_groups, optimizer, ())
         self._model, self._optimizer, self._epoch, self._until = model, optimizer, 0, 0
 
     def unbind(self) -> None:

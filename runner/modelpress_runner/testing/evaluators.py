@@ -29,10 +29,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from modelpress.api.v1alpha1 import Stage
+from modelpress.api.v1alpha1.algorithms import CHANNEL_TYPES
 from modelpress.store import open_store
+from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import run_stages
+from modelpress_runner.engine.run import Outcome, run_stages
 from modelpress_runner.errors import InvalidModelError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
@@ -41,7 +43,9 @@ from modelpress_runner.runtime import rng as seeding
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
 from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.calls import Call
 from modelpress_runner.training.frozen import training_passes
+from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.run import training_session
 
 Make = Callable[[], tuple[Evaluator, nn.Module]]
@@ -223,9 +227,13 @@ class EvaluatorContract:
         if unit == "steps" and not make()[0].counts_steps:
             pytest.skip("it trains by epochs")
         stages = [Stage.model_validate({"finetune": {"epochs": 3} if unit == "epochs" else {"maxSteps": 5}})]
+        self._resumed(make, stages, after, tmp_path)
+
+    def _resumed(self, make: Make, stages: list[Stage], after: int, folder: Path) -> Outcome:
+        """What a run gives that was interrupted after some steps, compared with one that was not."""
         evaluator, model = make()
         whole = run_stages(Subject(model, evaluator), stages, seed=5, scores=False)
-        store = open_store(str(tmp_path))
+        store = open_store(str(folder))
         asked = False
 
         def stop() -> None:
@@ -270,6 +278,8 @@ class EvaluatorContract:
         assert not [note for note in outcome.notes if "anew" in note]
         expected, got = _values(model), _values(last)
         assert [name for name in expected if not _same(expected[name], got[name])] == []
+        assert _same(outcome.masks, whole.masks)
+        return outcome
 
     def test_state_is_plain_and_comes_back(self, make: Make) -> None:
         """The state loads with weights_only, and an evaluator that has loaded it gives the same."""
@@ -441,6 +451,65 @@ class EvaluatorContract:
         after = model.get_parameter(name).detach().cpu()
         assert not torch.equal(after[mask == 1], before[mask == 1])
 
+    # What goes along --------------------------------------------------------------------------------------------------
+
+    def test_a_term_in_the_loss_weighs_once(self, make: Make) -> None:
+        """Three times a parameter of its own, added to every loss, is a gradient of 3 in every step, of however many
+        losses; the parameter trains, and nothing is left on the model."""
+        evaluator, model = make()
+        evaluator.resolve(model)
+        before = traces(model)
+        along = _Triple()
+        session = training_session(model, evaluator, {}, participants=[along])
+        if evaluator.sharded:
+            with pytest.raises(InvalidModelError, match="parameters of its own, and DeepSpeed takes none"), session:
+                pass
+            return
+        with session:
+            session.train(*EPOCH)
+        assert along.gradients
+        assert set(along.gradients) == {3.0}
+        assert along.losses >= len(along.gradients)
+        assert float(along.own.detach()) != 0.0
+        assert traces(model) == before
+
+    def test_pruning_goes_along_with_a_training(self, make: Make) -> None:
+        """together of one_shot pruning is pruning and then finetuning, bit for bit."""
+        name = _prunable(make()[1])
+        part = {"prune": _level(name, 0.5)}
+        recipes = (
+            [part, {"finetune": {"epochs": 1}}],
+            [{"prune": _level(name, 0.0)}, {"together": {"epochs": 1, "of": [part]}}],
+        )
+        results = []
+        for recipe in recipes:
+            evaluator, model = make()
+            stages = [Stage.model_validate(stage) for stage in recipe]
+            outcome = run_stages(Subject(model, evaluator), stages, seed=5, scores=False)
+            results.append((_values(model), outcome.masks, outcome.steps))
+        assert _same(*results)
+        mask = results[1][1][name]["weight"]
+        assert int((mask == 0).sum()) == mask.numel() // 2
+
+    @pytest.mark.parametrize("after", [1, 2, 4])
+    def test_pruning_along_goes_on_where_it_was(self, make: Make, after: int, tmp_path: Path) -> None:
+        """Channels go in the course of a training, by scores of its steps; interrupted, it ends bit for bit alike."""
+        evaluator, model = make()
+        name = _prunable(model)
+        prune = {
+            "algorithm": "taylor",
+            "speedup": False,
+            "scores": {"steps": 2},
+            "configList": [{"opNames": [name], "sparsity": 0.5}],
+            "schedule": {"type": "linear", "startStep": 1, "endStep": 5, "frequency": 2},
+        }
+        length = {"maxSteps": 6} if evaluator.counts_steps else {"epochs": 3}
+        stages = [Stage.model_validate({"together": {**length, "of": [{"prune": prune}]}})]
+        outcome = self._resumed(make, stages, after, tmp_path)
+        rows = axis_of(model, name, "out").size
+        mask = outcome.masks[name]["weight"]
+        assert int((mask == 0).sum()) == rows // 2 * (mask.numel() // rows)
+
     # What is left -----------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("ending", ["well", "in the loss", "before a step", "after a step", "in a hook", "broken"])
@@ -562,6 +631,41 @@ class EvaluatorContract:
         assert traces(model) == before
         assert [module.training for module in model.modules()] == modes
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class _Triple(Participant):
+    """Adds three times a parameter of its own to each loss."""
+
+    def __init__(self) -> None:
+        self.own = nn.Parameter(torch.zeros(()))
+        self.losses = 0
+        self.gradients: list[float] = []  # of each step, before anything is clipped
+        self._sum = 0.0
+        self.own.register_hook(self._add)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        return [{"params": [self.own]}]
+
+    def loss(self, call: Call | None, loss: torch.Tensor) -> torch.Tensor:
+        self.losses += 1
+        return loss + 3 * self.own
+
+    def before_step(self, step: int) -> None:
+        assert self.own.grad is not None
+        self.gradients.append(self._sum)
+        self._sum = 0.0
+
+    def _add(self, gradient: torch.Tensor) -> None:
+        self._sum += float(gradient)
+
+
+def _prunable(model: nn.Module) -> str:
+    found = (str(name) for name, module in model.named_modules() if type(module).__name__ in CHANNEL_TYPES)
+    return next(found)
+
+
+def _level(name: str, sparsity: float) -> dict[str, Any]:
+    return {"algorithm": "level", "speedup": False, "configList": [{"opNames": [name], "sparsity": sparsity}]}
 
 
 def _note(buffer: list[Any], *args: Any) -> None:

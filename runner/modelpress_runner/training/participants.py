@@ -10,33 +10,69 @@ from torch import nn
 
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError
+from modelpress_runner.evaluators.parameter_groups import ParameterGroup
+from modelpress_runner.training.calls import Call
 
 
 class Participant:
     """One thing that goes along with a training. Every method may be left out; in here each does nothing.
 
-    The loss contract: `loss` is called once for each call of the training step, with the loss that will go backward,
-    a scalar, before any factor of mixed precision; where gradients are accumulated it is the loss of that micro batch
-    as the user's code has it, divided or not, so what is added must be divided alike.
+    In order: parameter_groups, attach, begin unless the training goes on from a checkpoint, then for every loss `loss`
+    and around every step before_step and after_step, finish behind the last one, and detach however it ended.
+
+    The loss contract. `loss` is called once for each loss that goes backward; what it gives goes backward instead.
+
+    - The loss is a mean over its batch, a scalar, before any factor of mixed precision; what comes back is in the same
+      measure. Factors come afterwards and hold for both: a GradScaler's or DeepSpeed's scale, the average over
+      processes.
+    - Gradients that are accumulated over n batches: the loss is that of one of them, undivided. Lightning
+      (accumulate_grad_batches), Transformers (gradient_accumulation_steps, with num_items_in_batch too, whose division
+      is taken out for the call and put back behind it) and DeepSpeed divide afterwards, so a term that is added to each
+      of n losses weighs once and not n times. A training function or loop of the user's own must divide what its
+      training step, or on_after_compute_loss, gives back, as in (training_step(batch, model) / n).backward(): where it
+      divides before, what is added weighs n times as much.
+    - Several losses in one step, of several optimizers or parts of the model: each goes through `loss`, and has what is
+      added to it.
     """
 
+    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
+        """Parameters of its own that train along, as an optimizer takes them: [{"params": [...], "lr": 0.1}].
+
+        Asked once, before the training is bound to `model`. They join the user's first optimizer and follow its
+        schedule; options that are left out are the optimizer's. They move to the device of the losses, their gradients
+        are averaged over processes and are gone after each step, and checkpoints keep them. Where the optimizer takes
+        none (DeepSpeed from ZeRO stage 1 on or in 16 bits, LBFGS, a loop that did not hand over its optimizers) the
+        training is an InvalidModelError.
+        """
+        return []
+
     def attach(self, model: nn.Module) -> None:
-        """The training of `model` begins; it is bound, and in no DistributedDataParallel."""
+        """The training of `model` is bound, and in no DistributedDataParallel."""
+
+    def begin(self) -> None:
+        """The training begins at its first step. Not called where it goes on within, from a checkpoint."""
 
     def detach(self) -> None:
         """The training is over, however it ended."""
 
-    def loss(self, loss: torch.Tensor, batch: Any) -> torch.Tensor:
-        """The loss that goes backward in place of `loss`."""
+    def loss(self, call: Call | None, loss: torch.Tensor) -> torch.Tensor:
+        """The loss that goes backward in place of `loss`.
+
+        Args:
+            call: the call of the model that the loss comes from, taken by a hook on the model itself; None: there was
+                none, as where a training step calls parts of the model only.
+            loss: as the contract says.
+        """
         return loss
 
-    def before_step(self) -> None:
-        """The first optimizer is about to step, with its gradients there."""
+    def before_step(self, step: int) -> None:
+        """The first optimizer is about to make its step number `step`, from 1, with its gradients there."""
 
-    def after_step(self) -> None:
-        """An optimizer has stepped."""
+    def after_step(self, step: int) -> None:
+        """An optimizer has stepped; the first one's last step was number `step`. Several optimizers make several
+        calls."""
 
-    def touches(self) -> str | None:
+    def touches(self, step: int) -> str | None:
         """What the coming `after_step` does with parameters: "reads" them, "writes" them, or neither.
 
         Some evaluators have to gather them from all ranks first; others do not ask.
@@ -47,7 +83,7 @@ class Participant:
         """The training's last step is made; raises CompressionError if it cannot have worked."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: tensors and plain data."""
+        """What a checkpoint needs besides the model, the masks and its own parameters: tensors and plain data."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -55,25 +91,25 @@ class Participant:
 
 
 class MaskKeeper(Participant):
-    """Sets masked weights to zero: at the begin, after every step and at the end."""
+    """Sets masked weights to zero: at the begin, after every step and at the end.
 
-    def __init__(self, model: nn.Module, masks: Masks) -> None:
+    Args:
+        model: what trains.
+        masks: gives those that are in force; others from one moment to the next, if somebody prunes meanwhile.
+    """
+
+    def __init__(self, model: nn.Module, masks: Callable[[], Masks]) -> None:
+        self._model, self._masks = model, masks
+        self._known: Masks | None = None
         self._pairs: list[tuple[nn.Parameter, torch.Tensor]] = []  # with True where a weight is pruned
-        for module_name, by_parameter in masks.items():
-            module = model.get_submodule(module_name)
-            for name, mask in by_parameter.items():
-                self._pairs.append((getattr(module, name), mask == 0))
-
-    def __bool__(self) -> bool:
-        return bool(self._pairs)
 
     def attach(self, model: nn.Module) -> None:
         self.apply()
 
-    def touches(self) -> str | None:
-        return "writes" if self._pairs else None
+    def touches(self, step: int) -> str | None:
+        return "writes" if self._masks() else None
 
-    def after_step(self) -> None:
+    def after_step(self, step: int) -> None:
         self.apply()
 
     def finish(self) -> None:
@@ -82,6 +118,9 @@ class MaskKeeper(Participant):
     @torch.no_grad()
     def apply(self) -> None:
         """Sets every masked weight to zero, wherever training has moved the parameter."""
+        masks = self._masks()
+        if masks is not self._known:
+            self._known, self._pairs = masks, [(parameter, mask == 0) for parameter, mask in masked(self._model, masks)]
         for number, (parameter, gone) in enumerate(self._pairs):
             if gone.device != parameter.device:
                 gone = gone.to(parameter.device)
@@ -93,14 +132,22 @@ class MaskKeeper(Participant):
 class MovementCheck(Participant):
     """Finds out whether a training moves any weight at all; the weights it began with are kept until one has moved.
 
-    What counts is that a step moved one: weights that are put back in the end, the best ones say, are a result.
+    What counts is that a step moved one: weights that are put back in the end, the best ones say, are a result. Weights
+    that are masked by then do not count: pruning is no movement.
 
     Args:
         why_not: the error's message, once it is clear that nothing moved.
+        masks: gives those that are in force.
+        must: whether a training without any step is an error.
     """
 
-    def __init__(self, why_not: Callable[[MovementCheck], str]) -> None:
-        self._why_not = why_not
+    def __init__(
+        self,
+        why_not: Callable[[MovementCheck], str],
+        masks: Callable[[], Masks] = dict,
+        must: bool = True,
+    ) -> None:
+        self._why_not, self._masks, self._must = why_not, masks, must
         self._model: nn.Module | None = None
         self._before: dict[str, torch.Tensor] | None = None
         self._next = 1
@@ -121,17 +168,17 @@ class MovementCheck(Participant):
         """Whether a weight has moved."""
         return self._before is None
 
-    def touches(self) -> str | None:
+    def touches(self, step: int) -> str | None:
         return "reads" if self._before is not None and self.steps + 1 >= self._next else None
 
-    def after_step(self) -> None:
+    def after_step(self, step: int) -> None:
         self.steps += 1
         if self._before is not None and self.steps >= self._next:
             self._next = 2 * self.steps  # a warm-up may begin with many steps at a rate of zero
             self._look()
 
     def finish(self) -> None:
-        if self._before is None:
+        if self._before is None or not (self.steps or self._must):
             return
         self._look()
         if self._before is not None:
@@ -147,8 +194,9 @@ class MovementCheck(Participant):
     def _look(self) -> None:
         assert self._model is not None
         assert self._before is not None
+        gone = {id(parameter): mask == 0 for parameter, mask in masked(self._model, self._masks())}
         now = dict(self._model.named_parameters())
-        if any(not torch.equal(now[name].detach(), value.to(now[name].device)) for name, value in self._before.items()):
+        if any(_differ(now[name], value, gone.get(id(now[name]))) for name, value in self._before.items()):
             self._before = None
 
 
@@ -166,6 +214,22 @@ class FiniteCheck(Participant):
         check_finite(self._model)
 
 
+def masked(model: nn.Module, masks: Masks) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    """Every masked parameter with its mask."""
+    for module_name, by_parameter in masks.items():
+        module = model.get_submodule(module_name)
+        for name, mask in by_parameter.items():
+            yield getattr(module, name), mask
+
+
+def _differ(now: nn.Parameter, before: torch.Tensor, gone: torch.Tensor | None) -> bool:
+    value, before = now.detach(), before.to(now.device)
+    if gone is not None:
+        gone = gone.to(now.device)
+        value, before = value.masked_fill(gone, 0), before.masked_fill(gone, 0)
+    return not torch.equal(value, before)
+
+
 class Participants:
     """Several of them, in their order.
 
@@ -175,6 +239,23 @@ class Participants:
     def __init__(self, members: Sequence[Participant]) -> None:
         self.members = tuple(members)
         self._attached: list[Participant] = []
+        self._own: list[list[nn.Parameter]] = [[] for _ in self.members]
+
+    @property
+    def change_losses(self) -> bool:
+        """Whether one of them does something to losses."""
+        return any(type(each).loss is not Participant.loss for each in self.members)
+
+    @property
+    def own(self) -> list[nn.Parameter]:
+        """The parameters of all of them that are no part of the model."""
+        return [parameter for each in self._own for parameter in each]
+
+    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
+        """As Participant.parameter_groups, of all."""
+        groups = [each.parameter_groups(model) for each in self.members]
+        self._own = [[parameter for group in each for parameter in group["params"]] for each in groups]
+        return [group for each in groups for group in each]
 
     def __iter__(self) -> Iterator[Participant]:
         return iter(self.members)
@@ -190,26 +271,31 @@ class Participants:
         while self._attached:
             self._attached.pop().detach()
 
-    def loss(self, loss: torch.Tensor, batch: Any) -> torch.Tensor:
+    def begin(self) -> None:
+        """As Participant.begin."""
+        for each in self.members:
+            each.begin()
+
+    def loss(self, call: Call | None, loss: torch.Tensor) -> torch.Tensor:
         """As Participant.loss, one after another."""
         for each in self.members:
-            loss = each.loss(loss, batch)
+            loss = each.loss(call, loss)
         return loss
 
-    def before_step(self) -> None:
+    def before_step(self, step: int) -> None:
         """As Participant.before_step."""
         for each in self.members:
-            each.before_step()
+            each.before_step(step)
 
-    def touches(self) -> str | None:
+    def touches(self, step: int) -> str | None:
         """The most that one of them does."""
-        wanted = {each.touches() for each in self.members}
+        wanted = {each.touches(step) for each in self.members}
         return "writes" if "writes" in wanted else "reads" if "reads" in wanted else None
 
-    def after_step(self) -> None:
+    def after_step(self, step: int) -> None:
         """As Participant.after_step."""
         for each in self.members:
-            each.after_step()
+            each.after_step(step)
 
     def finish(self) -> None:
         """As Participant.finish."""
@@ -217,13 +303,24 @@ class Participants:
             each.finish()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Everybody's state."""
-        return [each.state_dict() for each in self.members]
+        """Everybody's state and parameters."""
+        return [
+            {
+                "state": each.state_dict(),
+                "parameters": [parameter.detach().to("cpu", copy=True) for parameter in own],
+                "gradients": [None if p.grad is None else p.grad.detach().to("cpu", copy=True) for p in own],
+            }
+            for each, own in zip(self.members, self._own, strict=True)
+        ]
 
+    @torch.no_grad()
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """As Participant.load_state_dict."""
-        for each, saved in zip(self.members, state, strict=True):
-            each.load_state_dict(saved)
+        for each, own, saved in zip(self.members, self._own, state, strict=True):
+            for parameter, value, gradient in zip(own, saved["parameters"], saved["gradients"], strict=True):
+                parameter.data.copy_(value)
+                parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+            each.load_state_dict(saved["state"])
 
 
 def check_masks(model: nn.Module, masks: Masks, after: str) -> None:

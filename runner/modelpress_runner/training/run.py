@@ -15,7 +15,7 @@ from modelpress_runner.training.session import Keeper, Session
 def training_session(
     model: nn.Module,
     evaluator: Evaluator,
-    masks: Masks,
+    masks: Masks | Callable[[], Masks],
     stop: Callable[[], None] = lambda: None,
     keeper: Keeper | None = None,
     participants: Sequence[Participant] = (),
@@ -25,19 +25,19 @@ def training_session(
     Args:
         model: what trains.
         evaluator: how it trains.
-        masks: kept in force from the begin, after every optimizer step and at the end.
+        masks: kept in force from the begin, after every optimizer step and at the end; or what gives them, where they
+            change on the way.
         stop: raises Stopped if the run should end.
         keeper: takes checkpoints and scores.
-        participants: what rides on it besides, before the masks.
+        participants: what goes along besides, behind the masks and the checks of each step.
     """
-    kept = MaskKeeper(model, masks)
+    in_force = masks if callable(masks) else lambda: masks
+    kept = MaskKeeper(model, in_force)
     rates = HighestRate(evaluator)
     moved = MovementCheck(
-        lambda check: f"training changed no weight: {why_nothing_moves(check, rates, model, evaluator)}"
+        lambda check: f"training changed no weight: {why_nothing_moves(check, rates, model, evaluator)}", in_force
     )
-    return Session(
-        model, evaluator, [*participants, *([kept] if kept else []), rates, moved, FiniteCheck()], stop, keeper
-    )
+    return Session(model, evaluator, [kept, rates, moved, *participants, FiniteCheck()], stop, keeper)
 
 
 class HighestRate(Participant):
@@ -48,7 +48,7 @@ class HighestRate(Participant):
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator, self.rate, self._left = evaluator, 0.0, self.MOST
 
-    def before_step(self) -> None:
+    def before_step(self, step: int) -> None:
         if self.rate > 0 or not self._left:
             return
         self._left -= 1

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +19,8 @@ from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime.preserve import devices_restored
 from modelpress_runner.training.pace import CHECKPOINT_SHARE, FIRST_SCORE, SCORE_SHARE, Pace
-from modelpress_runner.training.participants import Participant, Participants
+from modelpress_runner.training.participants import Participant
+from modelpress_runner.training.participation import Participation
 
 STOP_SECONDS = 5.0  # that a run which is to stop trains on, at most, to come to the end of a step
 MEETING_SECONDS = 0.5  # between two moments at which the ranks agree on what to do next
@@ -94,7 +94,7 @@ class Resumed:
     put_back: Callable[[], None]
 
 
-class Session:
+class Session(Participation):
     """A training step that is under way: the evaluator is bound while the context is open.
 
     Training may move the model to another device; at the end it is back where it was.
@@ -118,10 +118,9 @@ class Session:
         stop: Callable[[], None] = lambda: None,
         keeper: Keeper | None = None,
     ) -> None:
-        self._model, self._evaluator, self._stop, self._keeper = model, evaluator, stop, keeper
-        self._participants = Participants(participants)
+        super().__init__(model, evaluator, participants)
+        self._stop, self._keeper = stop, keeper
         self._tape: Tape | None = None
-        self._counted = 0
         self._limit: int | None = None
         self._meeting, self._met_at, self._met_after = 0, 0.0, 0
         self._all_save = True  # whether every rank can make a checkpoint, when they last met
@@ -135,24 +134,17 @@ class Session:
     # Binding ----------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Session:
-        evaluator = self._evaluator
         with contextlib.ExitStack() as undone:
             undone.enter_context(devices_restored(self._model))
             undone.callback(self._clear_gradients)
-            undone.callback(evaluator.unbind)
-            evaluator.bind(self._model)
-            with evaluator.whole_parameters(modify=True):
-                undone.callback(self._participants.detach)
-                self._participants.attach(self._model)
-            evaluator.patch_loss(self._loss)
-            evaluator.before_optimizer_step(self._before_step)
-            evaluator.after_optimizer_step(self._after_step)
-            evaluator.at_safe_points(self._safe_point, self._wants_one)
-            self._undone = undone.pop_all()
+            self._open = undone.pop_all()
+            try:
+                super().__enter__()
+            except BaseException:
+                self._open.close()
+                raise
+        self._evaluator.at_safe_points(self._safe_point, self._wants_one)
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._undone.close()
 
     # The call ---------------------------------------------------------------------------------------------------------
 
@@ -185,7 +177,10 @@ class Session:
                 put_back=lambda: self._put_back(resumed),
                 parts=evaluator.parts,
             )
-        if resumed is not None and (self._tape is None or resumed.past is None):
+        replayed = resumed is not None and self._tape is not None and resumed.past is not None
+        if resumed is None or replayed:
+            self.begin()
+        if resumed is not None and not replayed:
             self._put_back(resumed)
         self._pace(0 if resumed is None else resumed.inside.steps)
         try:
@@ -196,8 +191,7 @@ class Session:
             raise
         finally:
             evaluator.tape = None
-        with evaluator.whole_parameters(modify=True):
-            self._participants.finish()
+        self.finish()
         self._check_length(max_steps, max_epochs)
         self.notes += evaluator.remarks()
         if self._tape is not None and self._tape.closed is not None:
@@ -227,9 +221,8 @@ class Session:
         resumed.put_back()
         for name, gradient in inside.gradients.items():
             named[name].grad = gradient.to(named[name].device, copy=True)
-        self._participants.load_state_dict(inside.participants)
+        self.load_state_dict(inside.participants)
         self._evaluator.load_state_dict(inside.trainer)
-        self._counted = inside.steps
 
     def _clear_gradients(self) -> None:
         for parameter in self._model.parameters():
@@ -246,27 +239,15 @@ class Session:
         if (alone and not self._saves_now()) or time.monotonic() - self._asked_at > STOP_SECONDS:
             raise Stopped
 
-    def _loss(self, loss: torch.Tensor, batch: Any) -> torch.Tensor:
-        if self._tape is None:  # which asks by itself, before the loss is worked out
-            self._before_loss()
-        return self._participants.loss(loss, batch)
-
     def _before_step(self) -> None:
+        if self._tape is None:  # which asks by itself, before each loss
+            self._before_loss()
         if self._limit is not None and self.steps >= self._limit:
             raise CompressionError(
                 f"maxSteps asks for {self._limit} optimizer steps, and training_func goes on to step "
                 f"{self._limit + 1}; let it honour max_steps, and return after as many steps"
             )
-        self._counted += 1
-        self._participants.before_step()
-
-    def _after_step(self) -> None:
-        touched = self._participants.touches()
-        if touched is None:
-            self._participants.after_step()
-            return
-        with self._evaluator.whole_parameters(modify=touched == "writes"):
-            self._participants.after_step()
+        super()._before_step()
 
     def _saves_now(self) -> bool:
         """Whether a checkpoint can be made here and now."""
@@ -353,7 +334,7 @@ class Session:
             steps=self.steps,
             trainer=self._evaluator.state_dict(),
             gradients=gradients,
-            participants=self._participants.state_dict(),
+            participants=self.state_dict(),
             events=0 if self._tape is None else self._tape.position,
             part=part,
         )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.deepspeed import group
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
+from modelpress_runner.evaluators.parameter_groups import ParameterGroup, join
 from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.runtime import distributed as ranks
 
@@ -161,6 +163,19 @@ class EngineHandle:
     def after_step(self, hook: Callable[[], None]) -> None:
         """Calls `hook` after each optimizer step that was not skipped for an overflow."""
         self._after_step.append(hook)
+
+    def join(self, groups: Sequence[ParameterGroup], schedulers: Sequence[Any]) -> None:
+        """Adds parameter groups to the optimizer.
+
+        Raises:
+            InvalidModelError: the engine spreads it over the ranks, or keeps copies of its weights.
+        """
+        if groups and self.engine.optimizer is not self.optimizer:
+            raise InvalidModelError(
+                "a method trains parameters of its own, and DeepSpeed takes none besides the model's into an optimizer "
+                "that it spreads over processes, or that has weights of 16 bits; use ZeRO stage 0 in float32"
+            )
+        join(groups, self.optimizer, schedulers)
 
     # Parameters -------------------------------------------------------------------------------------------------------
 

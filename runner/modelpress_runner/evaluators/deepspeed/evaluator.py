@@ -231,6 +231,11 @@ class DeepspeedTorchEvaluator(Evaluator):
             self._start(model)
             if self._resume is not None and not self._resume.get("load_module_only") and shapes == self._dense_shapes:
                 self._load_states(self._bound)
+            try:
+                self._bound.join(self.extra_groups, [] if self._lr_scheduler is None else [self._lr_scheduler])
+            except BaseException:
+                self._end()
+                raise
         self._model = model
 
     def _start(self, model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from modelpress_runner.evaluators.lightning.package import Package, lightning_co
 from modelpress_runner.evaluators.lightning.scoring import has, score, stand_in
 from modelpress_runner.evaluators.lightning.trainer import TrainerSource, described
 from modelpress_runner.evaluators.optimizer_hooks import unscaled
+from modelpress_runner.evaluators.parameter_groups import join
 from modelpress_runner.usercode.calling import user_code
 
 
@@ -134,6 +135,7 @@ class LightningEvaluator(Evaluator):
             raise InvalidModelError(f"{type(model).__name__} cannot be trained; give it {self.train_needs}")
         try:
             self._fit = Fit(model, package, self._trainers, self._data, self._length)
+            join(self.extra_groups, self._fit.optimizers[0], self._fit.schedulers)
         except BaseException:
             self._data.close()
             raise

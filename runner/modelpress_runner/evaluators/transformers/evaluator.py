@@ -13,6 +13,7 @@ from transformers import Trainer
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.parameter_groups import join
 from modelpress_runner.evaluators.transformers import scoring
 from modelpress_runner.evaluators.transformers.chunks import ChunkedTrainer, LossPatch
 from modelpress_runner.evaluators.transformers.trainer import TrainerSource
@@ -130,11 +131,13 @@ class TransformersEvaluator(Evaluator):
         length = self._length
         if not trainer.is_deepspeed_enabled:
             self._chunks = ChunkedTrainer(trainer, *length)
+            join(self.extra_groups, self._chunks.optimizer, [trainer.lr_scheduler])
             return
         from modelpress_runner.evaluators.transformers.deepspeed import PartitionedTrainer
 
         self._partitioned = PartitionedTrainer(trainer, model, footprint)
         self._chunks = self._partitioned.prepare(lambda: ChunkedTrainer(trainer, *length))
+        self._partitioned.handle.join(self.extra_groups, [trainer.lr_scheduler])
 
     def unbind(self) -> None:
         super().unbind()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+import abc
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
 
 from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
-from modelpress_runner.evaluators.base import Evaluator
+from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook
 
 
 class PruneMethod:
@@ -51,31 +52,57 @@ class PruneMethod:
         raise TypeError(f"the scores of {self.name} are collected from training steps")
 
 
-class Collector(Protocol):
-    """Gathers the scores of one module from training steps over the frozen model."""
+class Pass(Protocol):
+    """A pass over data, as a collector sees it: every evaluator is one, and so is a loop of the user's own."""
 
-    def start(self) -> None:
-        """The evaluator is bound: hooks can be put in place; they go when it is unbound."""
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """The whole gradient of a parameter, seen before an optimizer step; None: there is none."""
 
+    def register_forward_hook(self, module: str, hook: ForwardHook) -> None:
+        """Puts `hook` on the module of this name until the pass is over."""
+
+    def register_backward_hook(self, module: str, hook: BackwardHook) -> None:
+        """Puts `hook` on the module of this name until the pass is over."""
+
+
+class Collector(abc.ABC):
+    """Gathers the scores of one module from the steps of a pass."""
+
+    def start(self) -> None:  # noqa: B027
+        """The pass begins: hooks can be put in place, `Pass.register_forward_hook` for one."""
+
+    @abc.abstractmethod
     def step(self) -> None:
-        """A training step has run forward and backward; gradients are there, and parameters are whole."""
+        """A step has run forward and, where gradients are needed, backward; parameters are whole."""
 
+    @abc.abstractmethod
     def total(self) -> torch.Tensor:
         """This rank's scores of all steps together, as PruneMethod.score gives them.
 
         Raises:
             CompressionError: there is nothing to score by.
         """
-        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered so far, for a checkpoint: tensors and plain data.
+
+        As it is here, all attributes that are tensors, numbers or None; a class that gathers in others says so itself.
+        """
+        kinds = (torch.Tensor, bool, int, float, type(None))
+        return {name: value for name, value in vars(self).items() if isinstance(value, kinds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was."""
+        vars(self).update(state)
 
 
 class DataDrivenMethod(PruneMethod):
-    """A method whose row needs activations or gradients: it scores by training steps over the frozen model.
+    """A method whose row needs activations or gradients: it scores by a pass over data.
 
-    A method that needs activations puts its hooks in place when its collector starts (`evaluator`'s, or PyTorch's own).
+    A method that needs activations puts its hooks in place when its collector starts.
     """
 
-    def collector(self, name: str, module: nn.Module, evaluator: Evaluator) -> Collector:
+    def collector(self, name: str, module: nn.Module, data: Pass) -> Collector:
         """A collector for one module, which the model knows by `name`.
 
         Raises:

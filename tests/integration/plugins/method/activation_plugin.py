@@ -28,17 +28,16 @@ def __getattr__(name: str) -> Any:
     import torch
     from torch import nn
 
-    from modelpress_runner.evaluators.base import Evaluator
     from modelpress_runner.evaluators.hooks import ForwardHook
-    from modelpress_runner.methods.prune.protocol import DataDrivenMethod
+    from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod, Pass
 
-    class Means:
-        def __init__(self, name: str, module: nn.Module, evaluator: Evaluator) -> None:
-            self.name, self.evaluator, self.total_ = name, evaluator, torch.zeros(module.out_features).double()
+    class Means(Collector):
+        def __init__(self, name: str, module: nn.Module, data: Pass) -> None:
+            self.name, self.data, self.total_ = name, data, torch.zeros(module.out_features).double()
 
         def start(self) -> None:
             self.hook = ForwardHook(lambda buffer, module, args, output: buffer.append(output.detach().double()))
-            self.evaluator.register_forward_hook(self.name, self.hook)
+            self.data.register_forward_hook(self.name, self.hook)
 
         def step(self) -> None:
             for output in self.hook.buffer:
@@ -51,8 +50,8 @@ def __getattr__(name: str) -> Any:
     class MeanActivation(DataDrivenMethod):
         name = "mean_activation"
 
-        def collector(self, name: str, module: nn.Module, evaluator: Evaluator) -> Means:
-            return Means(name, module, evaluator)
+        def collector(self, name: str, module: nn.Module, data: Pass) -> Means:
+            return Means(name, module, data)
 
     method = globals()["METHOD"] = MeanActivation()
     return method

@@ -14,9 +14,8 @@ from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 from modelpress_runner.errors import CompressionError, InvalidModelError
-from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.methods.prune.channels import weight_of
-from modelpress_runner.methods.prune.protocol import DataDrivenMethod
+from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod, Pass
 
 
 class Taylor(DataDrivenMethod):
@@ -28,16 +27,16 @@ class Taylor(DataDrivenMethod):
     name = "taylor"
     comparable = True
 
-    def collector(self, name: str, module: nn.Module, evaluator: Evaluator) -> TaylorCollector:
+    def collector(self, name: str, module: nn.Module, data: Pass) -> TaylorCollector:
         """As DataDrivenMethod.collector."""
-        return TaylorCollector(name, module, evaluator)
+        return TaylorCollector(name, module, data)
 
 
-class TaylorCollector:
+class TaylorCollector(Collector):
     """Sums (w g)^2 of each channel in float64."""
 
-    def __init__(self, name: str, module: nn.Module, evaluator: Evaluator) -> None:
-        self._name, self._module, self._evaluator = name, module, evaluator
+    def __init__(self, name: str, module: nn.Module, data: Pass) -> None:
+        self._name, self._module, self._data = name, module, data
         self._axis = module_axis(module, name, "out")
         self._sum: torch.Tensor | None = None
         self._steps = 0
@@ -47,15 +46,12 @@ class TaylorCollector:
                 "trained, or exclude the module"
             )
 
-    def start(self) -> None:
-        """Nothing: the gradients are there anyway."""
-
     @torch.no_grad()
     def step(self) -> None:
         """As Collector.step."""
         self._steps += 1
         weight = weight_of(self._module)
-        gradient = self._evaluator.gradient(weight)
+        gradient = self._data.gradient(weight)
         if gradient is None:
             return
         place = torch.device("cpu") if gradient.device.type == "mps" else gradient.device  # which has no float64

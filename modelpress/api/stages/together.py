@@ -1,0 +1,72 @@
+"""The together stage: what can be wrong with its length and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modelpress.api.errors import Problem
+from modelpress.api.v1alpha1 import ApiModel, Together
+
+from . import base
+
+
+class TogetherRules(base.StageRules[Together]):
+    """One training that several stages go along with."""
+
+    name = "together"
+    block = Together
+    runner = "modelpress_runner.stages.together:KIND"
+
+    def problems(self, block: Together, path: str) -> Iterator[Problem]:
+        """Those of the parts; and two shrinks, of which the second would be of a model that is no longer there."""
+        for rules, part, where in _parts(block, path):
+            yield from rules.problems(part, where)
+            yield from rules.problems_along(part, where)
+        places = [f"{path}{place}" for place in self.shrinking(block)]
+        for place in places[1:]:
+            message = (
+                f"{places[0].removeprefix(path + '.')} shrinks the model behind the training, and that happens once"
+            )
+            yield Problem(place, message, "write 'speedup: false', or put both into one part")
+
+    def problems_in_loop(self, block: Together, path: str) -> Iterator[Problem]:
+        """A loop of the user's own says itself how long it trains."""
+        for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
+            if getattr(block, name) is not None:
+                message = "the script trains in a loop of its own, which says how long"
+                yield Problem(f"{path}.{alias}", message, "remove it")
+
+    def problems_outside(self, block: Together, path: str) -> Iterator[Problem]:
+        """There must be a length."""
+        if block.epochs is None and block.max_steps is None:
+            yield Problem(path, "nothing says how long to train", "add epochs or maxSteps")
+
+    def training(self, block: Together) -> Iterator[str]:
+        """All of it."""
+        yield ""
+
+    def shrinking(self, block: Together) -> Iterator[str]:
+        """Those of the parts."""
+        for rules, part, where in _parts(block, ""):
+            yield from (f"{where}{place}" for place in rules.shrinking(part))
+
+    def sentence(self, block: Mapping[str, Any]) -> str:
+        """For how long, and what its parts did."""
+        from . import rules
+
+        done = [rules(name).sentence(part) for each in block.get("of", []) for name, part in each.items()]
+        number, noun = next(((block[key], noun) for key, noun in _UNITS.items() if block.get(key)), (0, ""))
+        length = f"trained for {number} {noun}{'' if number == 1 else 's'}" if number else "trained"
+        return f"{length} and on the way {' and '.join(done)}"
+
+
+_UNITS = {"epochs": "epoch", "maxSteps": "step"}
+
+
+def _parts(block: Together, path: str) -> Iterator[tuple[base.StageRules[Any], ApiModel, str]]:
+    """The rules of each part, its block, and its place."""
+    from . import rules
+
+    for number, part in enumerate(block.of):
+        yield rules(part.method), part.block, f"{path}.of[{number}].{part.method}"
