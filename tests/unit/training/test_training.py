@@ -231,7 +231,7 @@ def test_a_scheduler_that_never_moves_is_noted(task):
 
 
 def test_a_long_epoch_of_a_module_does_not_hold_up_a_run_that_is_to_stop():
-    """Its trainer is called by epochs; asked to stop, with no end of the epoch in sight, it ends before the next step."""
+    """Its trainer is called by epochs; asked to stop, with no end of the epoch in sight, it ends before a step."""
     asked, losses = [], []
 
     class Module(mp.CompressionModule):
