@@ -141,6 +141,8 @@ def trials_table(sweep: Raw, trials: Sequence[Raw]) -> Table:
         marks = [word for word, given in (("best", number == winner), ("front", number in front)) if given]
         if views.holds(trial, reasons.CONSTRAINTS_MET, "False"):
             marks.append("misses a constraint")
+        if views.holds(trial, reasons.CONSTRAINTS_MET, "Unknown"):
+            marks.append("a constraint is uncertain")
         if views.phase(trial) == "Failed":
             marks.append(views.why(trial))
         table.add_row(
