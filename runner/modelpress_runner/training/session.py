@@ -51,7 +51,7 @@ class Inside:
 
 
 class Keeper(Protocol):
-    """Keeps checkpoints and scores of a training."""
+    """Who keeps checkpoints and scores of a training."""
 
     @property
     def every(self) -> int | None:
@@ -123,6 +123,7 @@ class Session(Participation):
         self._tape: Tape | None = None
         self._limit: int | None = None
         self._meeting, self._met_at, self._met_after = 0, 0.0, 0
+        self._all_save = True  # whether every rank can make a checkpoint, when they last met
         self._asked_at = 0.0  # the clock's time when the run was first seen to be asked to stop
         self._wanted = (False, False, False)  # a checkpoint, a score, the end
         self._saving: Pace | None = None
@@ -163,17 +164,18 @@ class Session(Participation):
         """
         self._stop_together()
         evaluator, keeper = self._evaluator, self._keeper
-        self._limit = max_steps if evaluator.supports_max_steps and evaluator.calls_function else None
+        self._limit = max_steps if evaluator.counts_steps and evaluator.calls_function else None
         notes = keeper is not None and keeper.saves and evaluator.resumable
         if evaluator.replays:
             self._tape = evaluator.tape = Tape(
                 self._model,
-                Draws(evaluator.rng_roots()) if notes or resumed is not None else None,
+                Draws(evaluator.user_objects()) if notes or resumed is not None else None,
                 noting=notes,
                 past=None if resumed is None else resumed.past,
                 after_step=self._safe_point,
                 before_loss=self._before_loss,
                 put_back=lambda: self._put_back(resumed),
+                parts=evaluator.parts,
             )
         replayed = resumed is not None and self._tape is not None and resumed.past is not None
         if resumed is None or replayed:
@@ -233,11 +235,13 @@ class Session(Participation):
         if not self._is_asked():
             return
         self._asked_at = self._asked_at or time.monotonic()
-        alone = not ranks.is_distributed()
+        alone = not ranks.together()
         if (alone and not self._saves_now()) or time.monotonic() - self._asked_at > STOP_SECONDS:
             raise Stopped
 
     def _before_step(self) -> None:
+        if self._tape is None:  # which asks by itself, before each loss
+            self._before_loss()
         if self._limit is not None and self.steps >= self._limit:
             raise CompressionError(
                 f"maxSteps asks for {self._limit} optimizer steps, and training_func goes on to step "
@@ -266,14 +270,14 @@ class Session(Participation):
     def _wants_one(self) -> bool:
         """Whether it is time for a safe point, for those that have to make one; on all ranks alike."""
         steps = self.steps
-        if ranks.is_distributed() and steps < self._meeting:
+        if ranks.together() and steps < self._meeting:
             return False
         save, score = False, False
         if self._saving is not None and self._scoring is not None and self._keeper is not None:
             save = self._saves_now() and self._saving.is_due(steps)
             score = self._keeper.scores and self._evaluator.scores_inside and self._scoring.is_due(steps)
         asked = self._is_asked()
-        if ranks.is_distributed():
+        if ranks.together():
             save, score, asked = self._agree(save, score, asked)
         if self._telling is not None and self._keeper is not None and not score and self._telling.is_due(steps):
             self._keeper.tell(steps)
@@ -289,7 +293,7 @@ class Session(Participation):
         if save and not asked and not self._evaluator.goes_on_here:
             return  # it will be asked for again
         self._wanted, steps = (False, False, False), self.steps
-        if self._saves_now() and self._evaluator.goes_on_here and (save or asked):
+        if self._all_save and self._saves_now() and self._evaluator.goes_on_here and (save or asked):
             began = time.monotonic()
             assert self._keeper is not None
             assert self._saving is not None
@@ -312,14 +316,15 @@ class Session(Participation):
         now, steps = time.monotonic(), self.steps
         each = (now - self._met_at) / max(1, steps - self._met_after)
         apart = max(1, min(MOST_STEPS_APART, int(MEETING_SECONDS / max(each, 1e-6))))
-        said = ranks.all_gather_object((save, score, asked, apart))
-        save, score, _, apart = said[0]
+        said = ranks.every((save, score, asked, apart, self._saves_now()))
+        save, score, _, apart, _ = said[0]
+        self._all_save = all(one[4] for one in said)
         self._met_at, self._met_after, self._meeting = now, steps, steps + apart
         return save, score, any(one[2] for one in said)
 
     def _inside(self) -> Inside:
         part = None if self._tape is None else self._tape.take()
-        with self._evaluator.gathered_parameters():
+        with self._evaluator.whole_parameters():
             gradients = {
                 name: parameter.grad.detach().to("cpu", copy=True)
                 for name, parameter in self._model.named_parameters()
@@ -342,5 +347,5 @@ class Session(Participation):
         return False
 
     def _stop_together(self) -> None:
-        if ranks.any_rank(self._is_asked()):
+        if ranks.anyone(self._is_asked()):
             raise Stopped

@@ -15,14 +15,16 @@ from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.deepspeed import config as deepspeed_config
 from modelpress_runner.evaluators.deepspeed import group
 from modelpress_runner.evaluators.deepspeed.engine import FOREIGN, EngineHandle
-from modelpress_runner.evaluators.framework_residue import FrameworkResidue
+from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_state import plain
+from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, check_place, loss_in, with_loss
-from modelpress_runner.evaluators.trace import RebuildPlan, call_of
+from modelpress_runner.evaluators.trace import Plan, call_of
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng
+from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.preserve import flags_restored
 from modelpress_runner.usercode.calling import user_code
 
@@ -41,6 +43,9 @@ _RESUME = {  # argument of load_checkpoint: type
 
 class DeepspeedTorchEvaluator(Evaluator):
     """Training with a DeepSpeed engine, evaluation as a plain function.
+
+    A run that was interrupted calls training_func again, as a TorchEvaluator does: what engine.backward() and
+    engine.step() do is left out until the step of the last checkpoint, then training goes on, bit for bit.
 
     The engine is made anew for every binding and ended afterwards, when the model is whole again: plain tensors in the
     precision that they had before. Without a process group one of this process alone is made for that time.
@@ -63,7 +68,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         dummy_input: an example input: a tensor, or a tuple, list or dict of what the model takes.
         evaluating_func: evaluating_func(model) -> a number, or a dict of numbers with the key 'default'. Called in eval
             mode without gradients, with a module that is called like the model, not with the engine.
-        resumable: False: training_func cannot be cut; it is called once per stage and not resumed in between.
+        resumable: False: training_func cannot be called again to go on; no checkpoints are taken while it trains.
 
     Raises:
         InvalidModelError: something is of the wrong kind, missing, given twice, or cannot go together.
@@ -72,7 +77,7 @@ class DeepspeedTorchEvaluator(Evaluator):
     train_needs = "training_func and training_step"
     evaluate_needs = "evaluating_func"
     calls_function = True
-    scores_inside = False
+    replays = True
 
     def __init__(
         self,
@@ -101,13 +106,14 @@ class DeepspeedTorchEvaluator(Evaluator):
         self._resume = _resume_arguments(resume_from_checkpoint_args)
         self.dummy_input = dummy_input
         self.resumable = resumable
-        self._plan: RebuildPlan | None = None
+        self._plan: Plan | None = None
         self._group: group.ProcessGroup | None = None
         self._model: nn.Module | None = None
         self._handle: EngineHandle | None = None
         self._dense_shapes: list[torch.Size] = []
         self._lr_scheduler: Any = None
         self._patches: list[LossPatch] = []
+        self._playing: Tape | None = None
         self._remarks: list[str] = []
 
     def _check_combination(self) -> None:
@@ -139,6 +145,11 @@ class DeepspeedTorchEvaluator(Evaluator):
         return deepspeed_config.stage(self._config) >= 1 or low
 
     @property
+    def parts(self) -> bool:  # type: ignore[override]
+        """Whether each rank holds a part of each weight only."""
+        return bool(deepspeed_config.stage(self._config) == 3)
+
+    @property
     def can_train(self) -> bool:
         return self._functions["training_func"] is not None
 
@@ -163,13 +174,13 @@ class DeepspeedTorchEvaluator(Evaluator):
             raise RuntimeError("the evaluator is not bound to a model that it can train")
         return self._handle
 
-    def rng_roots(self) -> dict[str, Any]:
+    def user_objects(self) -> dict[str, Any]:
         return dict(self._functions)
 
-    def record_parameter_names(self, model: nn.Module) -> None:
+    def resolve(self, model: nn.Module) -> None:
         traced = [source for source in (self._optimizer, self._scheduler) if call_of(source) is not None]
         try:
-            self._plan = RebuildPlan.of(traced, model)
+            self._plan = Plan.of(traced, model)
         except InvalidModelError:
             if self._plan is None or not self._plan.fits(model):
                 raise
@@ -214,7 +225,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise InvalidModelError(f"the model is wrapped in {type(model).__name__}; give the module itself")
         if self._plan is None:
-            self.record_parameter_names(model)
+            self.resolve(model)
         if self.can_train:
             shapes = [parameter.shape for parameter in model.parameters()]
             self._start(model)
@@ -230,8 +241,8 @@ class DeepspeedTorchEvaluator(Evaluator):
     def _start(self, model: nn.Module) -> None:
         self._group = group.ProcessGroup()
         try:
-            with rng.fork_rng(), user_code("making the DeepSpeed engine"):
-                self._handle = EngineHandle(model, lambda: self._engine(model), FrameworkResidue(model, FOREIGN))
+            with seeding.aside(), user_code("making the DeepSpeed engine"):
+                self._handle = EngineHandle(model, lambda: self._engine(model), Footprint(model, FOREIGN))
         except BaseException:
             self._end()
             raise
@@ -249,7 +260,7 @@ class DeepspeedTorchEvaluator(Evaluator):
                     f"the optimizer function returned a {type(optimizer).__name__}; return a torch.optim.Optimizer"
                 )
         scheduler = next(built) if call_of(self._scheduler) is not None else None
-        config = deepspeed_config.for_engine(self._config, ranks.world_size(), optimizer is not None)
+        config = deepspeed_config.for_engine(self._config, ranks.world(), optimizer is not None)
         with group.quiet():
             engine, *_ = deepspeed.initialize(
                 model=model,
@@ -291,14 +302,25 @@ class DeepspeedTorchEvaluator(Evaluator):
         engine = handle.engine
         given = [] if self._lr_scheduler is None else [self._lr_scheduler]
         limits = Limits(training_func, max_steps, max_epochs, given)
+        tape, self.tape = self.tape or Tape(model), None
         with flags_restored(model), torch.enable_grad(), group.quiet(), user_code("training_func"):
             if not (engine.training and engine.module.training):
                 engine.train()
-            training_func(engine, engine.optimizer, self._step, self._lr_scheduler, max_steps, max_epochs)
+            self._playing = tape
+            try:
+                with tape.running([engine, model], [], group.folder()), handle.recorded(tape):
+                    training_func(engine, engine.optimizer, self._step, self._lr_scheduler, max_steps, max_epochs)
+            finally:
+                self._playing = None
         handle.drop_gradients()
         self._remarks = limits.remarks()
 
     def _step(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._playing is None:  # somebody has kept it for later
+            return self._patched(batch, engine, *args, **kwargs)
+        return self._playing.loss(batch, lambda: self._patched(batch, engine, *args, **kwargs))
+
+    def _patched(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._functions["training_step"](batch, engine, *args, **kwargs)
         loss = loss_in(output)
         for patch in self._patches:
@@ -311,15 +333,16 @@ class DeepspeedTorchEvaluator(Evaluator):
         evaluating_func = self._functions["evaluating_func"]
         if evaluating_func is None:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
-        with flags_restored(model), torch.no_grad(), group.quiet(), user_code("evaluating_func"):
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(seeding.aside())
+            undone.enter_context(generators.aside(self.user_objects()))
+            undone.enter_context(flags_restored(model))
+            undone.enter_context(torch.no_grad())
+            undone.enter_context(group.quiet())
             model.eval()
-            value = evaluating_func(model)
+            with user_code("evaluating_func"):
+                value = evaluating_func(model)
         return score_of(value)
-
-    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
-        """As in the protocol; no checkpoint is taken there, but a run that is to stop stops."""
-        if self._handle is not None:
-            self._handle.after_step(hook)
 
     def remarks(self) -> list[str]:
         return list(self._remarks)
@@ -355,11 +378,11 @@ class DeepspeedTorchEvaluator(Evaluator):
         return self._bound.gradient(parameter)
 
     @contextlib.contextmanager
-    def gathered_parameters(self, modify: bool = False) -> Iterator[None]:
+    def whole_parameters(self, modify: bool = False) -> Iterator[None]:
         if self._handle is None:
             yield
             return
-        with self._handle.gathered_parameters(modify):
+        with self._handle.whole_parameters(modify):
             yield
 
 
