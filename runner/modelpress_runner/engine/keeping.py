@@ -186,7 +186,7 @@ class StepKeeper:
         if self._evaluator.replays:
             if ranks.any_rank(False):
                 raise Diverged("another process does not do what it did before", everywhere=True)
-            with self._evaluator.whole_parameters(modify=True):
+            with self._evaluator.gathered_parameters(modify=True):
                 checkpoint.set_weights(self._context.model)
             self._context.masks = placed(checkpoint.masks, self._context.model)
             generators.restore(self._evaluator.rng_roots(), checkpoint.generators_of(ranks.rank()).own)

@@ -34,17 +34,17 @@ from modelpress.store import open_store
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import Outcome, run_stages
+from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.errors import InvalidModelError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.calls import Call
-from modelpress_runner.training.frozen import training_passes
+from modelpress_runner.training.frozen import scoring_passes
 from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.run import training_session
 
@@ -134,7 +134,7 @@ class EvaluatorContract:
 
     @pytest.fixture(autouse=True)
     def _seeded(self) -> Any:
-        with seeding.aside(0):
+        with rng.fork_rng(0):
             yield
 
     def _train(self, evaluator: Evaluator, model: nn.Module, limits: Limits = EPOCH) -> None:
@@ -147,8 +147,8 @@ class EvaluatorContract:
     def test_it_can_train_and_evaluate(self, make: Make) -> None:
         """It says so, and what it would need."""
         evaluator, model = make()
-        evaluator.resolve(model)
-        evaluator.enter_stage("finetune", None)
+        evaluator.record_parameter_names(model)
+        evaluator.on_stage_begin("finetune", None)
         assert evaluator.can_train
         assert evaluator.can_evaluate
         assert evaluator.train_needs
@@ -172,7 +172,7 @@ class EvaluatorContract:
     def test_it_trains_the_model_that_it_is_bound_to(self, make: Make) -> None:
         """Bound to a copy it trains the copy, with optimizers of its own, and the first model stays as it is."""
         evaluator, model = make()
-        evaluator.resolve(model)
+        evaluator.record_parameter_names(model)
         twin, before = copy.deepcopy(model), _values(model)
         evaluator.bind(model)
         first = list(evaluator.optimizers())
@@ -193,12 +193,12 @@ class EvaluatorContract:
         """Bound again to the same weights, with the same random numbers, it trains to the same result."""
         results = []
         evaluator, model = make()
-        evaluator.resolve(model)
-        own = generators.save(evaluator.user_objects())
+        evaluator.record_parameter_names(model)
+        own = generators.save(evaluator.rng_roots())
         for _ in range(2):
             twin = copy.deepcopy(model)
-            generators.restore(evaluator.user_objects(), own)
-            with seeding.aside(1):
+            generators.restore(evaluator.rng_roots(), own)
+            with rng.fork_rng(1):
                 evaluator.bind(twin)
                 self._train(evaluator, twin)
                 evaluator.unbind()
@@ -224,12 +224,12 @@ class EvaluatorContract:
     @pytest.mark.parametrize("after", [1, 3, 4])
     def test_a_resumed_run_equals_an_undisturbed_one(self, make: Make, unit: str, after: int, tmp_path: Path) -> None:
         """One call in one go, and one that is asked to stop after some steps and goes on: bit for bit alike."""
-        if unit == "steps" and not make()[0].counts_steps:
+        if unit == "steps" and not make()[0].supports_max_steps:
             pytest.skip("it trains by epochs")
         stages = [Stage.model_validate({"finetune": {"epochs": 3} if unit == "epochs" else {"maxSteps": 5}})]
         self._resumed(make, stages, after, tmp_path)
 
-    def _resumed(self, make: Make, stages: list[Stage], after: int, folder: Path) -> Outcome:
+    def _resumed(self, make: Make, stages: list[Stage], after: int, folder: Path) -> RecipeOutcome:
         """What a run gives that was interrupted after some steps, compared with one that was not."""
         evaluator, model = make()
         whole = run_stages(Subject(model, evaluator), stages, seed=5, scores=False)
@@ -256,7 +256,7 @@ class EvaluatorContract:
             other.before_optimizer_step(count)
 
         other.bind = bound  # type: ignore[method-assign]
-        with seeding.aside(99), pytest.raises(Stopped):
+        with rng.fork_rng(99), pytest.raises(Stopped):
             run_stages(
                 Subject(twin, other),
                 stages,
@@ -266,7 +266,7 @@ class EvaluatorContract:
                 stop=stop,
             )
         again, last = make()
-        with seeding.aside(98):
+        with rng.fork_rng(98):
             outcome = run_stages(
                 Subject(last, again),
                 stages,
@@ -297,7 +297,7 @@ class EvaluatorContract:
     def test_it_keeps_to_a_number_of_steps(self, make: Make) -> None:
         """max_steps=n is n steps of the first optimizer, in every call."""
         evaluator, model = make()
-        if not evaluator.counts_steps:
+        if not evaluator.supports_max_steps:
             pytest.skip("it trains by epochs")
         evaluator.bind(model)
         steps: list[None] = []
@@ -355,7 +355,7 @@ class EvaluatorContract:
         gradients: list[torch.Tensor | None] = []
 
         def look() -> None:
-            with evaluator.whole_parameters():
+            with evaluator.gathered_parameters():
                 weights.append(weight.detach().clone())
 
         evaluator.before_optimizer_step(lambda: calls.append("before"))
@@ -413,18 +413,18 @@ class EvaluatorContract:
         assert not any(module.training for module in model.modules())
 
     def test_weights_can_be_changed_from_a_hook(self, make: Make) -> None:
-        """What is set within whole_parameters(modify=True) after a step is what the next step begins with."""
+        """What is set within gathered_parameters(modify=True) after a step is what the next step begins with."""
         evaluator, model = make()
         _, weight = _first_weight(model)
         evaluator.bind(model)
         begun: list[float] = []
 
         def clear() -> None:
-            with evaluator.whole_parameters(modify=True), torch.no_grad():
+            with evaluator.gathered_parameters(modify=True), torch.no_grad():
                 weight.data.zero_()
 
         def look() -> None:
-            with evaluator.whole_parameters():
+            with evaluator.gathered_parameters():
                 begun.append(float(weight.detach().abs().max()))
 
         evaluator.before_optimizer_step(look)
@@ -437,7 +437,7 @@ class EvaluatorContract:
     def test_masks_stay_in_force(self, make: Make) -> None:
         """Half of a weight is masked: it is zero at the end, and the rest has been trained."""
         evaluator, model = make()
-        evaluator.resolve(model)
+        evaluator.record_parameter_names(model)
         name, weight = _first_weight(model)
         module, _, parameter = name.rpartition(".")
         mask = torch.ones_like(weight)
@@ -446,7 +446,7 @@ class EvaluatorContract:
         before = weight.detach().clone()
         with training_session(model, evaluator, masks) as session:
             session.train(*EPOCH)
-            with evaluator.whole_parameters():
+            with evaluator.gathered_parameters():
                 assert bool((model.get_parameter(name).detach().cpu()[mask == 0] == 0).all())
         after = model.get_parameter(name).detach().cpu()
         assert not torch.equal(after[mask == 1], before[mask == 1])
@@ -457,7 +457,7 @@ class EvaluatorContract:
         """Three times a parameter of its own, added to every loss, is a gradient of 3 in every step, of however many
         losses; the parameter trains, and nothing is left on the model."""
         evaluator, model = make()
-        evaluator.resolve(model)
+        evaluator.record_parameter_names(model)
         before = traces(model)
         along = _Triple()
         session = training_session(model, evaluator, {}, participants=[along])
@@ -503,7 +503,7 @@ class EvaluatorContract:
             "configList": [{"opNames": [name], "sparsity": 0.5}],
             "schedule": {"type": "linear", "startStep": 1, "endStep": 5, "frequency": 2},
         }
-        length = {"maxSteps": 6} if evaluator.counts_steps else {"epochs": 3}
+        length = {"maxSteps": 6} if evaluator.supports_max_steps else {"epochs": 3}
         stages = [Stage.model_validate({"together": {**length, "of": [{"prune": prune}]}})]
         outcome = self._resumed(make, stages, after, tmp_path)
         rows = axis_of(model, name, "out").size
@@ -516,7 +516,7 @@ class EvaluatorContract:
     def test_nothing_is_left_after_unbinding(self, make: Make, request: pytest.FixtureRequest, ending: str) -> None:
         """Hooks and patched methods go from model, optimizers and framework, however training ended; then it works."""
         evaluator, model = request.getfixturevalue("broken")() if ending == "broken" else make()
-        evaluator.resolve(model)
+        evaluator.record_parameter_names(model)
         before, functions = traces(model), dict(vars(F))
         name, _ = _first_weight(model)
         evaluator.bind(model)
@@ -564,15 +564,15 @@ class EvaluatorContract:
     def test_evaluation_changes_nothing(self, make: Make) -> None:
         """Modes, requires_grad, weights, buffers, gradients and random numbers stay; bound or not, scores agree."""
         evaluator, model = make()
-        evaluator.resolve(model)
+        evaluator.record_parameter_names(model)
         model.train()
         next(model.children(), model).eval()
         modes = [module.training for module in model.modules()]
         wanted = [parameter.requires_grad for parameter in model.parameters()]
-        values, state, own = _values(model), seeding.capture(), generators.save(evaluator.user_objects())
+        values, state, own = _values(model), rng.capture(), generators.save(evaluator.rng_roots())
         unbound = evaluator.evaluate(model)
-        assert _same(seeding.capture(), state)
-        assert _same(generators.save(evaluator.user_objects()), own)
+        assert _same(rng.capture(), state)
+        assert _same(generators.save(evaluator.rng_roots()), own)
         evaluator.bind(model)
         bound = evaluator.evaluate()
         evaluator.unbind()
@@ -589,12 +589,12 @@ class EvaluatorContract:
         results = []
         for scoring in (False, True):
             evaluator, model = make()
-            with seeding.aside(3):
+            with rng.fork_rng(3):
                 evaluator.bind(model)
                 self._train(evaluator, model)
                 if scoring:
                     evaluator.evaluate()
-                    with evaluator.whole_parameters():
+                    with evaluator.gathered_parameters():
                         twin = copy.deepcopy(model)
                     evaluator.evaluate(twin)
                 self._train(evaluator, model)
@@ -607,10 +607,10 @@ class EvaluatorContract:
     def test_it_trains_a_frozen_model(self, make: Make) -> None:
         """Three steps over a model that is held as it is: gradients come, in eval mode, and no bit changes."""
         evaluator, model = make()
-        evaluator.resolve(model)
-        evaluator.enter_stage("prune", "taylor")
+        evaluator.record_parameter_names(model)
+        evaluator.on_stage_begin("prune", "taylor")
         model.train()
-        values, state = _values(model), seeding.capture()
+        values, state = _values(model), rng.capture()
         before, modes = traces(model), [module.training for module in model.modules()]
         name, weight = _first_weight(model)
         seen: list[torch.Tensor] = []
@@ -619,15 +619,15 @@ class EvaluatorContract:
             gradient = evaluator.gradient(weight)
             assert gradient is not None
             assert not any(module.training for module in model.modules())
-            with evaluator.whole_parameters():
+            with evaluator.gathered_parameters():
                 assert torch.equal(weight.detach(), values[name].to(weight.device))
             seen.append(gradient.detach().clone())
 
-        training_passes(model, evaluator, 3, before_step=look)
+        scoring_passes(model, evaluator, 3, before_step=look)
         assert len(seen) == 3
         assert any(float(gradient.abs().max()) > 0 for gradient in seen)
         assert _same(_values(model), values)
-        assert _same(seeding.capture(), state)
+        assert _same(rng.capture(), state)
         assert traces(model) == before
         assert [module.training for module in model.modules()] == modes
         assert all(parameter.grad is None for parameter in model.parameters())

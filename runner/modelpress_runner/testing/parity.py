@@ -28,7 +28,7 @@ from modelpress.store import open_store
 from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import Outcome, run_stages
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject
 
 Make = Callable[[], tuple[Any, Any]]
@@ -40,7 +40,7 @@ UNITS = [("epochs", 3), ("maxSteps", 7)]
 class TrainingParity:
     """What everybody who trains through modelpress can rely on."""
 
-    counts_steps: ClassVar[bool] = True
+    supports_max_steps: ClassVar[bool] = True
 
     @pytest.fixture
     def make(self) -> Make:
@@ -51,20 +51,20 @@ class TrainingParity:
     def unit(self, request: pytest.FixtureRequest) -> tuple[str, int]:
         """How long to train."""
         name, count = request.param
-        if name == "maxSteps" and not self.counts_steps:
+        if name == "maxSteps" and not self.supports_max_steps:
             pytest.skip("it trains by epochs")
         return name, count
 
     @pytest.fixture(autouse=True)
     def _seeded(self) -> Any:
-        with seeding.aside(0):
+        with rng.fork_rng(0):
             yield
 
     def plain(self, make: Make, unit: tuple[str, int]) -> tuple[Any, dict[str, torch.Tensor]]:
         """The script as it stands, and its weights; seeded as a recipe seeds its first step."""
         script, _ = make()
         name, count = unit
-        script.begin = lambda: seeding.seed_all(seeding.derive(SEED, 0))
+        script.begin = lambda: rng.seed_all(rng.derive(SEED, 0))
         script.begin()
         script.plain(count if name == "maxSteps" else None, count if name == "epochs" else None)
         return script, getattr(script, "trained", None) or script.model.state_dict()
@@ -73,7 +73,7 @@ class TrainingParity:
         """The same by modelpress, whatever random numbers there were before."""
         stages = [Stage.model_validate({"finetune": dict([unit])})]
         subject = Subject(script.model, evaluator)
-        with seeding.aside(99):
+        with rng.fork_rng(99):
             return run_stages(subject, stages, seed=SEED, **{"scores": False, **options})
 
     def test_finetuning_is_the_users_own_script(self, make: Make, unit: tuple[str, int]) -> None:

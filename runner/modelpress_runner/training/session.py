@@ -164,12 +164,12 @@ class Session(Participation):
         """
         self._stop_together()
         evaluator, keeper = self._evaluator, self._keeper
-        self._limit = max_steps if evaluator.counts_steps and evaluator.calls_function else None
+        self._limit = max_steps if evaluator.supports_max_steps and evaluator.calls_function else None
         notes = keeper is not None and keeper.saves and evaluator.resumable
         if evaluator.replays:
             self._tape = evaluator.tape = Tape(
                 self._model,
-                Draws(evaluator.user_objects()) if notes or resumed is not None else None,
+                Draws(evaluator.rng_roots()) if notes or resumed is not None else None,
                 noting=notes,
                 past=None if resumed is None else resumed.past,
                 after_step=self._safe_point,
@@ -235,7 +235,7 @@ class Session(Participation):
         if not self._is_asked():
             return
         self._asked_at = self._asked_at or time.monotonic()
-        alone = not ranks.together()
+        alone = not ranks.is_distributed()
         if (alone and not self._saves_now()) or time.monotonic() - self._asked_at > STOP_SECONDS:
             raise Stopped
 
@@ -270,14 +270,14 @@ class Session(Participation):
     def _wants_one(self) -> bool:
         """Whether it is time for a safe point, for those that have to make one; on all ranks alike."""
         steps = self.steps
-        if ranks.together() and steps < self._meeting:
+        if ranks.is_distributed() and steps < self._meeting:
             return False
         save, score = False, False
         if self._saving is not None and self._scoring is not None and self._keeper is not None:
             save = self._saves_now() and self._saving.is_due(steps)
             score = self._keeper.scores and self._evaluator.scores_inside and self._scoring.is_due(steps)
         asked = self._is_asked()
-        if ranks.together():
+        if ranks.is_distributed():
             save, score, asked = self._agree(save, score, asked)
         if self._telling is not None and self._keeper is not None and not score and self._telling.is_due(steps):
             self._keeper.tell(steps)
@@ -316,7 +316,7 @@ class Session(Participation):
         now, steps = time.monotonic(), self.steps
         each = (now - self._met_at) / max(1, steps - self._met_after)
         apart = max(1, min(MOST_STEPS_APART, int(MEETING_SECONDS / max(each, 1e-6))))
-        said = ranks.every((save, score, asked, apart, self._saves_now()))
+        said = ranks.all_gather_object((save, score, asked, apart, self._saves_now()))
         save, score, _, apart, _ = said[0]
         self._all_save = all(one[4] for one in said)
         self._met_at, self._met_after, self._meeting = now, steps, steps + apart
@@ -324,7 +324,7 @@ class Session(Participation):
 
     def _inside(self) -> Inside:
         part = None if self._tape is None else self._tape.take()
-        with self._evaluator.whole_parameters():
+        with self._evaluator.gathered_parameters():
             gradients = {
                 name: parameter.grad.detach().to("cpu", copy=True)
                 for name, parameter in self._model.named_parameters()
@@ -347,5 +347,5 @@ class Session(Participation):
         return False
 
     def _stop_together(self) -> None:
-        if ranks.anyone(self._is_asked()):
+        if ranks.any_rank(self._is_asked()):
             raise Stopped

@@ -31,7 +31,7 @@ class TestTorchEvaluator(TrainingParity):
 class TestCompressionModule(TrainingParity):
     """A function for one epoch."""
 
-    counts_steps = False
+    supports_max_steps = False
 
     @pytest.fixture
     def make(self):

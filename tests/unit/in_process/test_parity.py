@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from plain_scripts import PARTS, LoopScript
 
 import modelpress as mp
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 
 class ByHand:
@@ -57,9 +57,9 @@ def test_a_loop_with_callbacks_is_the_plain_loop(scored):
     """Weights, statistics, the learning rate of each step and the order of the samples, bit for bit."""
     plain, ours = LoopScript(), LoopScript()
     stage = {"algorithm": "level", "speedup": False, "config_list": [{"op_names": ["0"], "sparsity": 0.5}]}
-    with seeding.aside(5):
+    with rng.fork_rng(5):
         train(plain, ByHand(plain.model))
-    with seeding.aside(5):
+    with rng.fork_rng(5):
         compression = mp.prepare_compression(
             ours.model, [{"prune": stage}], evaluator=ours.accuracy if scored else None, dummy_input=torch.zeros(2, 4)
         )

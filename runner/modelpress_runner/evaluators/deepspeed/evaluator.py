@@ -15,15 +15,15 @@ from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.deepspeed import config as deepspeed_config
 from modelpress_runner.evaluators.deepspeed import group
 from modelpress_runner.evaluators.deepspeed.engine import FOREIGN, EngineHandle
-from modelpress_runner.evaluators.footprint import Footprint
+from modelpress_runner.evaluators.framework_residue import FrameworkResidue
 from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_state import plain
 from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, check_place, loss_in, with_loss
-from modelpress_runner.evaluators.trace import Plan, call_of
+from modelpress_runner.evaluators.trace import RebuildPlan, call_of
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.preserve import flags_restored
 from modelpress_runner.usercode.calling import user_code
@@ -106,7 +106,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         self._resume = _resume_arguments(resume_from_checkpoint_args)
         self.dummy_input = dummy_input
         self.resumable = resumable
-        self._plan: Plan | None = None
+        self._plan: RebuildPlan | None = None
         self._group: group.ProcessGroup | None = None
         self._model: nn.Module | None = None
         self._handle: EngineHandle | None = None
@@ -174,13 +174,13 @@ class DeepspeedTorchEvaluator(Evaluator):
             raise RuntimeError("the evaluator is not bound to a model that it can train")
         return self._handle
 
-    def user_objects(self) -> dict[str, Any]:
+    def rng_roots(self) -> dict[str, Any]:
         return dict(self._functions)
 
-    def resolve(self, model: nn.Module) -> None:
+    def record_parameter_names(self, model: nn.Module) -> None:
         traced = [source for source in (self._optimizer, self._scheduler) if call_of(source) is not None]
         try:
-            self._plan = Plan.of(traced, model)
+            self._plan = RebuildPlan.of(traced, model)
         except InvalidModelError:
             if self._plan is None or not self._plan.fits(model):
                 raise
@@ -225,7 +225,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise InvalidModelError(f"the model is wrapped in {type(model).__name__}; give the module itself")
         if self._plan is None:
-            self.resolve(model)
+            self.record_parameter_names(model)
         if self.can_train:
             shapes = [parameter.shape for parameter in model.parameters()]
             self._start(model)
@@ -241,8 +241,8 @@ class DeepspeedTorchEvaluator(Evaluator):
     def _start(self, model: nn.Module) -> None:
         self._group = group.ProcessGroup()
         try:
-            with seeding.aside(), user_code("making the DeepSpeed engine"):
-                self._handle = EngineHandle(model, lambda: self._engine(model), Footprint(model, FOREIGN))
+            with rng.fork_rng(), user_code("making the DeepSpeed engine"):
+                self._handle = EngineHandle(model, lambda: self._engine(model), FrameworkResidue(model, FOREIGN))
         except BaseException:
             self._end()
             raise
@@ -260,7 +260,7 @@ class DeepspeedTorchEvaluator(Evaluator):
                     f"the optimizer function returned a {type(optimizer).__name__}; return a torch.optim.Optimizer"
                 )
         scheduler = next(built) if call_of(self._scheduler) is not None else None
-        config = deepspeed_config.for_engine(self._config, ranks.world(), optimizer is not None)
+        config = deepspeed_config.for_engine(self._config, ranks.world_size(), optimizer is not None)
         with group.quiet():
             engine, *_ = deepspeed.initialize(
                 model=model,
@@ -334,8 +334,8 @@ class DeepspeedTorchEvaluator(Evaluator):
         if evaluating_func is None:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
         with contextlib.ExitStack() as undone:
-            undone.enter_context(seeding.aside())
-            undone.enter_context(generators.aside(self.user_objects()))
+            undone.enter_context(rng.fork_rng())
+            undone.enter_context(generators.aside(self.rng_roots()))
             undone.enter_context(flags_restored(model))
             undone.enter_context(torch.no_grad())
             undone.enter_context(group.quiet())
@@ -378,11 +378,11 @@ class DeepspeedTorchEvaluator(Evaluator):
         return self._bound.gradient(parameter)
 
     @contextlib.contextmanager
-    def whole_parameters(self, modify: bool = False) -> Iterator[None]:
+    def gathered_parameters(self, modify: bool = False) -> Iterator[None]:
         if self._handle is None:
             yield
             return
-        with self._handle.whole_parameters(modify):
+        with self._handle.gathered_parameters(modify):
             yield
 
 

@@ -21,7 +21,7 @@ from transformers.trainer_utils import has_length
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
-from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import rng
 
 LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
 
@@ -74,7 +74,7 @@ class ChunkedTrainer:
 
     def _prepare(self, max_steps: int | None, max_epochs: int | None) -> None:
         trainer = self.trainer
-        with seeding.aside(), self._limits(max_steps, max_epochs):
+        with rng.fork_rng(), self._limits(max_steps, max_epochs):
             loader = trainer.get_train_dataloader()
             if trainer.args.max_steps < 0 and not has_length(loader):
                 raise InvalidModelError(
@@ -199,9 +199,9 @@ class ChunkedTrainer:
         if skipped:
             # The epoch's order is drawn again as it was; what the next step draws comes behind the last one.
             if self._resumed is None:
-                self._resumed = {"epoch": self._epoch_rng, "step": seeding.capture()}
-            seeding.restore(self._resumed["epoch"])
-        self._epoch_rng = seeding.capture()
+                self._resumed = {"epoch": self._epoch_rng, "step": rng.capture()}
+            rng.restore(self._resumed["epoch"])
+        self._epoch_rng = rng.capture()
         if skipped:
             kwargs |= {
                 "resume_from_checkpoint": _SKIP,
@@ -252,9 +252,9 @@ class ChunkedTrainer:
         self._fetches += 1
         if self._fetches == 1 or self._draws:
             return original(*args, **kwargs)
-        before = seeding.capture()
+        before = rng.capture()
         batches = original(*args, **kwargs)
-        after = seeding.capture()
+        after = rng.capture()
         self._draws = before["python"] != after["python"] or not torch.equal(before["torch"], after["torch"])
         self._draws = self._draws or before["numpy"]["pos"] != after["numpy"]["pos"]
         return batches
@@ -264,7 +264,7 @@ class ChunkedTrainer:
         if checkpoint is not _SKIP:
             original(checkpoint)
         elif self._resumed is not None:
-            seeding.restore(self._resumed["step"])
+            rng.restore(self._resumed["step"])
             self._resumed = None
 
     def _compute_loss(
@@ -312,7 +312,7 @@ class ChunkedTrainer:
             "scheduler": plain(self.trainer.lr_scheduler.state_dict()),
             "trainer": plain({name: getattr(self.trainer.state, name) for name in _COUNTERS}),
             "place": [self._epoch, self._steps],
-            "generators": None if not self._steps else {"epoch": self._epoch_rng, "step": seeding.capture()},
+            "generators": None if not self._steps else {"epoch": self._epoch_rng, "step": rng.capture()},
             "ended": self._ended,
             "until": None if self._until is None else list(self._until),
             "callbacks": [plain(callback.state()) for callback in self._stateful()],
