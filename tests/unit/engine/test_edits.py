@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -134,5 +135,5 @@ def test_an_artifact_with_an_edit_loads_into_the_dense_model(recipe, task, tmp_p
     loaded = mp.load(tmp_path / "out", into=dense).eval()
     assert isinstance(loaded[2], nn.LeakyReLU)
     assert torch.equal(loaded(task.x), outcome.model.eval()(task.x))
-    written = (tmp_path / "out" / "1-abcd1234" / "shrink.json").read_text()
-    assert '"edit": "slope"' in written
+    written = json.loads((tmp_path / "out" / "1-abcd1234" / "shrink.json").read_text())
+    assert written["edits"] == [{"edit": "slope", "module": "2", "slope": 0.25}]
