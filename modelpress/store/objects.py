@@ -38,11 +38,19 @@ from .errors import (
 T = TypeVar("T")
 _MIB = 1024 * 1024
 _PART = 8 * _MIB
+# A server that sends a byte now and then keeps a connection alive: so many bytes a second must come, taken over each
+# piece of a download, and over so many seconds at least.
+MIN_RATE = 16 * 1024
+MIN_SECONDS = 60.0
 _MAX_PARTS = 9_000  # S3 and GCS take 10,000
 _CONCURRENT_PARTS = 4
 _FAILURES = (BaseError, OSError, ValueError)
 _COPY_BY_STREAM = ("EntityTooLarge", "InvalidRequest", "NotImplemented")  # S3 copies at most 5 GB in one request
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
+
+
+class _SlowError(Exception):
+    """A server takes too long."""
 
 
 class ObjectStorage:
@@ -131,16 +139,12 @@ class ObjectStorage:
             raise too_large
         parts: builtins.list[bytes] = []
         got = 0
-        chunks = iter(result.stream(min_chunk_size=_MIB))
-        while True:
-            with self._explained(path):
-                chunk = self._run(lambda: next(chunks, None))
-            if chunk is None:
-                return b"".join(parts)
+        for chunk in self._chunks(result, _MIB, path):
             parts.append(bytes(chunk))
             got += len(parts[-1])
             if got > limit:
                 raise too_large
+        return b"".join(parts)
 
     def get_file(self, path: str, local: Path, size: int | None = None) -> None:
         key = self._key(path)
@@ -157,12 +161,7 @@ class ObjectStorage:
         got = 0
         try:
             with file:
-                chunks = iter(result.stream(min_chunk_size=4 * _MIB))
-                while True:
-                    with self._explained(path):
-                        chunk = self._run(lambda: next(chunks, None))
-                    if chunk is None:
-                        break
+                for chunk in self._chunks(result, 4 * _MIB, path):
                     with _local_errors(local):
                         got += file.write(chunk)
             if got != announced:
@@ -252,9 +251,33 @@ class ObjectStorage:
     def _writable(self, *, patient: bool = False) -> Any:
         return self._patient if patient else self._client
 
-    def _run(self, call: Callable[[], T]) -> T:
-        """The call's result. The library does not look for signals, so the main thread waits where Python does."""
-        if self._scheme in ("file", "memory") or threading.current_thread() is not threading.main_thread():
+    def _chunks(self, result: Any, size: int, path: str) -> Iterator[Any]:
+        """The body in pieces of `size` bytes and more, the last one apart; each must arrive at MIN_RATE."""
+        chunks = iter(result.stream(min_chunk_size=size))
+        within = max(MIN_SECONDS, size / MIN_RATE)
+        while True:
+            with self._explained(path):
+                try:
+                    chunk = self._run(lambda: next(chunks, None), within)
+                except _SlowError:
+                    raise StoreUnavailableError(
+                        f"{self._where(path)}: fewer than {MIN_RATE} bytes a second arrive; try again later"
+                    ) from None
+            if chunk is None:
+                return
+            yield chunk
+
+    def _run(self, call: Callable[[], T], within: float | None = None) -> T:
+        """The call's result. The library does not look for signals, so the main thread waits where Python does.
+
+        Args:
+            within: seconds; of a call to a server that takes longer the result is no longer waited for.
+
+        Raises:
+            _SlowError: it took longer.
+        """
+        aside = threading.current_thread() is not threading.main_thread()
+        if self._scheme in ("file", "memory") or (aside and within is None):
             return call()
         box: Future[T] = Future()
 
@@ -265,7 +288,12 @@ class ObjectStorage:
                 box.set_exception(error)
 
         threading.Thread(target=work, name="modelpress-store", daemon=True).start()
-        return box.result()
+        try:
+            return box.result(within)
+        except TimeoutError:
+            if box.done():
+                raise
+            raise _SlowError from None
 
     def _explain(self, error: BaseException, path: str) -> StoreError:
         return explain(

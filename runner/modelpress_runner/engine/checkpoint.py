@@ -281,8 +281,9 @@ class Checkpointer:
         ranks.barrier()
 
     def save_shard(self, step: int, within: Within | None, trainer: dict[str, Any]) -> None:
-        """Keeps this rank's part of the optimizers; returns when every rank has done so."""
-        self._write(f"ranks/{_place(step, within)}/{ranks.rank()}.pt", trainer)
+        """Keeps this rank's part of the optimizers, before the checkpoint that belongs to it; on every rank."""
+        path = f"ranks/{_place(step, within)}/{ranks.rank()}.pt"
+        self._beside(lambda: self._write(path, trainer))
         ranks.barrier()
 
     def wait(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from modelpress.api.v1alpha1 import HuggingFace, HuggingFaceTask
 from modelpress_runner.errors import InvalidModelError, first_line
+from modelpress_runner.huggingface.bounds import bounded, checked, weigh
 from modelpress_runner.inputs.hub import library
 
 log = logging.getLogger("modelpress")
@@ -58,7 +58,7 @@ def load(spec: HuggingFace, folder: Path) -> Pretrained:
     config = _config(folder)
     auto_class = _CLASSES[spec.task]
     _check_task(config, getattr(transformers, auto_class), spec.task)
-    with quiet():
+    with quiet(), bounded(weigh(folder)):
         try:
             model, info = getattr(transformers, auto_class).from_pretrained(
                 folder,
@@ -69,6 +69,8 @@ def load(spec: HuggingFace, folder: Path) -> Pretrained:
                 local_files_only=True,
                 output_loading_info=True,
             )
+        except InvalidModelError:
+            raise
         except Exception as error:  # whatever a damaged folder makes of transformers
             raise InvalidModelError(
                 f"the model does not load ({first_line(error)}); write the folder anew", _PATH
@@ -107,12 +109,9 @@ def quiet() -> Iterator[None]:
 def _config(folder: Path) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    try:
-        plain = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = plain.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InvalidModelError("config.json is no JSON object; write the folder anew", _PATH) from error
-    if kind not in CONFIG_MAPPING:
+    plain = checked(folder)
+    kind = plain.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if plain.get("auto_map"):
             message = "the model needs code of its own, which is never run; give it as model.entrypoint"
         else:
@@ -122,9 +121,12 @@ def _config(folder: Path) -> Any:
         raise InvalidModelError(message, _PATH)
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise InvalidModelError(f"config.json cannot be read ({first_line(error)}); write it anew", _PATH) from error
+    # Which kernels compute it is transformers' choice for this machine: a name in the file would have code fetched.
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 def _check_task(config: Any, auto: Any, task: HuggingFaceTask) -> None:

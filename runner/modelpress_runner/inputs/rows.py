@@ -156,13 +156,32 @@ def _parquet(path: Path, where: str) -> tuple[list[dict[str, Any]], list[str]]:
     except ModuleNotFoundError as error:
         message = "reading parquet needs pyarrow; install it with pip install 'modelpress[data]'"
         raise InvalidSpecError(message, where) from error
+    size = path.stat().st_size
+    rows: list[dict[str, Any]] = []
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            columns: list[str] = file.schema_arrow.names
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+            numbers = sum(group.total_byte_size for group in groups)
+            _check_parquet(path, size, max(values, file.metadata.num_rows), numbers, where)
+            values = numbers = 0
+            for batch in file.iter_batches(batch_size=256):
+                values, numbers = values + batch.num_rows * max(1, batch.num_columns), numbers + batch.nbytes
+                _check_parquet(path, size, values, numbers, where)
+                rows += batch.to_pylist()
     except (ArrowException, OSError, MemoryError) as error:
         raise InvalidSpecError(
             f"{path.name} is no readable parquet file: {first_line(error)}; write it anew", where
         ) from error
-    return table.to_pylist(), table.column_names
+    return rows, columns
+
+
+def _check_parquet(path: Path, size: int, values: int, numbers: int, where: str) -> None:
+    """Equal values take next to nothing in the file, and all their room in memory."""
+    if values > 2**17 + size // 2 or numbers > 2**25 + 64 * size:
+        message = f"{path.name} holds {values} values of {numbers} bytes in a file of {size} bytes"
+        raise InvalidSpecError(f"{message}, more than is read of one so small; write it without equal rows", where)
 
 
 def _images(path: Path, where: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from tiny_models import bert, gpt2, rows, settings, subject, vit
 
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
 from modelpress_runner.huggingface.source import load
+from modelpress_runner.inputs.gather import digest_of
 from modelpress_runner.inputs.hub import fetch
 from modelpress_runner.inputs.place import Place
 
@@ -151,3 +153,73 @@ def test_weights_are_float32(tmp_path):
     model = transformers.BertModel.from_pretrained(folder).half()
     model.save_pretrained(folder)
     assert opened(folder, "feature-extraction").model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hostname", "sub/a.safetensors", ".a.safetensors"])
+def test_shards_lie_in_the_folder(name, tmp_path):
+    """An index that names another place, or a hidden file: only what the digest covers is read."""
+    folder = bert(tmp_path / "model")
+    shutil.copy(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    shutil.copy(folder / "model.safetensors", folder / ".a.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = digest_of(folder)
+    opened(folder, "feature-extraction")
+    index["weight_map"][min(weights)] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", "which is no safetensors file in the folder")
+    (folder / "model-1.safetensors").write_bytes(b"other")
+    assert digest_of(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested deeper than 64 levels"),
+        ("[]", "config.json is no JSON object"),
+        ('{"model_type": []}', "knows no model_type []"),
+        ('{"model_type": {"a": 1}}', "knows no model_type"),
+        ("1" * 5000, "config.json is no JSON object"),
+        (" " * (4 * 2**20) + "{}", "it has more than 4194304 bytes"),
+        ("\x00", "config.json is no JSON object"),
+    ],
+)
+def test_configurations_that_are_none(text, message, tmp_path):
+    """Depth, long numbers, other types and too many bytes end in a sentence."""
+    folder = bert(tmp_path / "model")
+    (folder / "config.json").write_text(text)
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers in config.json is larger than weights of"),
+        ({"num_hidden_layers": 200_000}, "config.json asks for more layers than weights of"),
+        ({"hidden_size": 200_000, "num_attention_heads": 1}, "config.json asks for more numbers than"),
+        ({"vocab_size": 2**40}, "vocab_size in config.json is larger than"),
+        ({"num_labels": 10**9}, "num_labels in config.json is larger than"),
+        ({"max_position_embeddings": 2**40}, "config.json asks for more numbers than"),
+        ({"some_depths": [2**17] * 100}, "some_depths in config.json is larger than"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not read"),
+        ({"transformers_weights": "../outside.safetensors"}, "it names its weights itself"),
+        ({"use_pretrained_backbone": True}, "takes a part of its weights from elsewhere"),
+    ],
+)
+def test_sizes_are_held_against_the_weights(change, message, tmp_path):
+    """Nothing is built that the weights cannot fill, and nothing is taken from elsewhere."""
+    folder = bert(tmp_path / "model")
+    changed(folder, **change)
+    refused(folder, "feature-extraction", InvalidModelError, "source.uri", message)
+
+
+def test_no_file_names_the_kernels(tmp_path):
+    """An attention that a package would fetch as code is not looked at: transformers chooses for this machine."""
+    folder = bert(tmp_path / "model")
+    honest = opened(folder, "feature-extraction").model.config._attn_implementation
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        changed(folder, **{key: "kernels-community/flash-attn"})
+        assert opened(folder, "feature-extraction").model.config._attn_implementation == honest == "sdpa"
+        changed(folder, **{key: None})

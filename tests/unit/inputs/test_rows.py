@@ -146,3 +146,20 @@ def test_pixels_are_bounded(tmp_path):
     Image.new("1", (8192, 8192)).save(tmp_path / "x.png")
     with pytest.raises(InvalidSpecError, match="has 8192 x 8192 pixels, more than 33554432"):
         image_of(tmp_path / "x.png", "spec.data.train.uri")
+
+
+@pytest.mark.parametrize(("value", "count"), [(1, 2_000_000), ("x" * 100_000, 5_000), ([1] * 1000, 2_000)])
+def test_equal_rows_are_bounded_by_the_file(value, count, tmp_path):
+    """What repeats itself takes a few KiB in the file, and gigabytes as rows."""
+    column = pa.repeat(pa.scalar(value), count)
+    parquet.write_table(pa.table({"a": column}), tmp_path / "x.parquet", compression="zstd")
+    assert (tmp_path / "x.parquet").stat().st_size < 2**18
+    with pytest.raises(InvalidSpecError, match="more than is read of one so small; write it without equal rows"):
+        read(tmp_path / "x.parquet", "parquet", "train")
+
+
+def test_a_deep_line_is_no_json(tmp_path):
+    """Depth ends in a sentence with the line."""
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": ' + "[" * 50_000 + "]" * 50_000 + "}\n")
+    with pytest.raises(InvalidSpecError, match=r"line 2 of x.jsonl is no JSON \(it is nested deeper than 64 levels\)"):
+        read(tmp_path / "x.jsonl", "jsonl", "train")
