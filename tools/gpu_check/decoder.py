@@ -13,7 +13,7 @@ from torch import nn
 
 from gpu_check.memory import Peaks, watching
 
-TOKENS = 64  # of the one sequence of a batch
+TOKENS = 16  # of the one sequence of a batch
 
 # What mp.compress does, by the functions that do it.
 PHASES = {
