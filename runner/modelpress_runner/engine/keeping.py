@@ -22,7 +22,7 @@ class StepKeeper:
     """What a session asks for checkpoints and scores of one training step.
 
     Args:
-        context: the model with its masks and cuts.
+        context: the model with its masks and edits.
         evaluator: what trains.
         checkpointer: where checkpoints are kept; None: nowhere.
         step: index of the training step among all steps of the recipe.
@@ -118,7 +118,7 @@ class StepKeeper:
             model={},
             buffers={},
             masks=dict(context.masks),
-            cuts=list(context.cuts),
+            edits=list(context.edits),
             trainer=_on_host(trainer),
             generators=states,
             notes=list(context.notes),

@@ -190,7 +190,7 @@ class Loop:
         return RecipeOutcome(
             model=self.model,
             masks=self.context.masks,
-            cuts=self.context.cuts,
+            edits=self.context.edits,
             stages=records,
             notes=self.context.notes,
             steps=self.steps,

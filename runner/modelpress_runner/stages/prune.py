@@ -223,7 +223,7 @@ class PruneStage:
         context.masks = {
             name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())
         }
-        context.cuts += cuts
+        context.edits += cuts
         before, after, macs, new_macs = figures
         context.report(f"shrunk: {before} -> {after} parameters, {macs} -> {new_macs} MACs")
 

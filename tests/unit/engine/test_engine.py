@@ -214,7 +214,7 @@ def test_a_shrunk_model_is_resumed_by_replaying_its_cuts(task, tmp_path):
     assert resumed.resumed
     assert resumed.training == {"steps": 16, "executed": 16, "repeated": 0, "checkpoints": 1}
     assert same(state(whole.model), state(resumed.model))
-    assert whole.cuts == resumed.cuts
+    assert whole.edits == resumed.edits
     names = {info.path.rsplit("/", 1)[-1] for info in store.list("job/checkpoint")}
     assert "state.pt" in names
 
