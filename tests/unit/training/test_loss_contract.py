@@ -204,7 +204,7 @@ def test_a_term_weighs_once_in_accumulated_gradients(kind, tmp_path):
     """Two batches a step: each is seen with its own mean, log 2, and its call; the term's gradient is 3 and not 6."""
     model, evaluator = MAKERS[kind](tmp_path)
     along = Triple()
-    evaluator.resolve(model)
+    evaluator.record_parameter_names(model)
     with training_session(model, evaluator, {}, participants=[along]) as session:
         session.train(max_epochs=1)
     assert along.gradients == [3.0, 3.0]
