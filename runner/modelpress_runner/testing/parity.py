@@ -26,7 +26,7 @@ import torch
 from modelpress.api.v1alpha1 import Stage
 from modelpress.store import open_store
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import Outcome, run_stages
+from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject
@@ -69,7 +69,7 @@ class TrainingParity:
         script.plain(count if name == "maxSteps" else None, count if name == "epochs" else None)
         return script, getattr(script, "trained", None) or script.model.state_dict()
 
-    def finetuned(self, script: Any, evaluator: Any, unit: tuple[str, int], **options: Any) -> Outcome:
+    def finetuned(self, script: Any, evaluator: Any, unit: tuple[str, int], **options: Any) -> RecipeOutcome:
         """The same by modelpress, whatever random numbers there were before."""
         stages = [Stage.model_validate({"finetune": dict([unit])})]
         subject = Subject(script.model, evaluator)
