@@ -361,7 +361,7 @@ class _Run:
             try:
                 made = session.train(step.max_steps, step.epochs, resumed)
             except CompressionError as error:
-                raise error if error.path else CompressionError(str(error), stage.path) from error
+                raise error if error.path else CompressionError(str(error), stage.path) from error.__cause__
             for note in session.notes:
                 self._note(note)
         return made
