@@ -70,8 +70,8 @@ def main() -> int:
             place.mkdir()
             file = FILES[kind]
             make(place / file)
-            found = _measured(kind, place / file)
             size = (place / file).stat().st_size
+            found = _measured(kind, place / file)
             seconds, mib = found.get("seconds", 60.0), found.get("mib", 0.0)
             bad = found["end"].startswith("RAW") or (size < 2**20 and (seconds > MAX_SECONDS or mib > MAX_MIB))
             wrong += bad
@@ -240,7 +240,6 @@ def _accepted(
         ("program: 1,600 operators, nothing deflated", "program", lambda path: _zip(
             path, honest | {"archive/models/model.json": _chain(honest, 1600)}, zipfile.ZIP_STORED)),
         ("program: 100 operators, each size another text", "program", program(model=_chain(honest, 100, True))),
-        ("manifest: 7,000 files", "manifest", lambda path: path.write_text(_manifest(7000, "1.0"))),
         ("journal: a million numbers", "journal", lambda path: path.write_text(
             '{"format":1,"changes":{"object.json":"' + "x" * 1_000_000 + '"}}')),
     ]  # fmt: skip
