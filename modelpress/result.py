@@ -42,8 +42,13 @@ class RunResult(ContractModel):
     code_digest: str | None = None
     baseline: dict[MetricName, float] = Field(default_factory=dict)
     compressed: dict[MetricName, float] = Field(default_factory=dict)
-    constraints_met: bool | None = Field(default=None, description="None: there are no constraints.")
+    constraints_met: bool | None = Field(
+        default=None, description="Every one is met for certain. None: there are no constraints."
+    )
     unmet: list[str] = Field(default_factory=list, description="One sentence for each missed constraint.")
+    uncertain: list[str] = Field(
+        default_factory=list, description="One for each constraint that the spread of a latency leaves open."
+    )
     smaller: bool | None = Field(default=None, description="Something measured is smaller or faster than before.")
     portable: bool | None = Field(default=None, description="The artifact holds a program.")
     portable_reason: str | None = None
@@ -79,6 +84,8 @@ class RunResult(ContractModel):
             update={
                 "message": _cut(self.message, message),
                 "unmet": [_cut(line, unmet) for line in self.unmet[:2]] if unmet else [],
+                # One sentence says that it is so; without it the constraint would count as missed.
+                "uncertain": [_cut(line, max(unmet, 40)) for line in self.uncertain[:1]],
                 "portable_reason": _cut(self.portable_reason, reason) or None if self.portable_reason else None,
             }
         )

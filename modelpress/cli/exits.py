@@ -21,7 +21,7 @@ class Exit(enum.IntEnum):
     DONE = 0
     FAILED = 1
     INVALID = 2  # usage, or an invalid file
-    MISSED = 3  # the result misses a constraint
+    MISSED = 3  # the result does not meet the constraints, or not for certain
     INTERRUPTED = 130  # Ctrl-C
     TERMINATED = 143  # SIGTERM
 

@@ -133,7 +133,8 @@ def _plain(name: str, values: Mapping[str, float]) -> str:
 
 def _missed(trial: CompressionJob) -> str:
     met = condition(trial, reasons.CONSTRAINTS_MET)
-    return "misses a constraint" if met is not None and met[0] == "False" else ""
+    words = {"False": "misses a constraint", "Unknown": "a constraint is uncertain"}
+    return words.get(met[0], "") if met is not None else ""
 
 
 # Sentences -----------------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def _print_notes(out: Console, run: Finished) -> None:
     root = run.root
     for type_ in (reasons.CONSTRAINTS_MET, reasons.COMPRESSED, reasons.PORTABLE, reasons.CODE_CHANGED):
         item = condition(root, type_)
-        if item is not None and item[0] == ("True" if type_ == reasons.CODE_CHANGED else "False"):
+        if item is not None and item[0] in (("True",) if type_ == reasons.CODE_CHANGED else ("False", "Unknown")):
             out.print(escape(f"{type_}={item[0]}: {item[2] or item[1]}"), style="yellow", soft_wrap=True)
     if isinstance(root, CompressionSweep) and root.status.best is not None and not root.status.best.feasible:
         out.print("No trial met all constraints; the best is the one that misses them by least.", style="yellow")

@@ -370,7 +370,7 @@ def exit_code_of(root: Root) -> int:
     if available is not None and available[0] == "False" and available[1] == reasons.PUBLISH_FAILED:
         return FAILED
     met = condition(root, reasons.CONSTRAINTS_MET)
-    if met is not None and met[0] == "False":
+    if met is not None and met[0] != "True":
         return MISSED
     if isinstance(root, CompressionSweep) and root.status.best is None:
         return MISSED if root.status.trials.succeeded else FAILED

@@ -372,6 +372,9 @@ def _outcome(snapshot: JobSnapshot, result: RunResult | None, final: Verdict) ->
             out.append(ConditionUpdate(r.CONSTRAINTS_MET, "True", r.NO_CONSTRAINTS))
         case True:
             out.append(ConditionUpdate(r.CONSTRAINTS_MET, "True", r.CONSTRAINTS_SATISFIED))
+        case False if result.uncertain and not result.unmet:
+            text = cut(" ".join(result.uncertain))
+            out.append(ConditionUpdate(r.CONSTRAINTS_MET, "Unknown", r.LATENCY_UNCERTAIN, text))
         case False:
             out.append(ConditionUpdate(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, cut(" ".join(result.unmet))))
     if result.smaller is not None:

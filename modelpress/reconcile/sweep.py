@@ -405,6 +405,11 @@ def _judged(draft: StatusDraft) -> list[ConditionUpdate]:
         return [ConditionUpdate(r.CONSTRAINTS_MET, "False", r.OBJECTIVE_MISSING, _unreported(snapshot))]
     if best is None:
         text = f"None of {len(snapshot.succeeded)} trials that succeeded met the constraints."
+        met = [find(trial.status.conditions, r.CONSTRAINTS_MET) for trial in snapshot.succeeded]
+        unsure = sum(condition is not None and condition.status == "Unknown" for condition in met)
+        if unsure:
+            text = f"{text[:-1]} for certain; the spread of their latencies leaves {unsure} open."
+            return [ConditionUpdate(r.CONSTRAINTS_MET, "Unknown", r.LATENCY_UNCERTAIN, text)]
         return [ConditionUpdate(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, text)]
     constrained = bool(spec.constraints or spec.template.spec.constraints)
     out = [ConditionUpdate(r.CONSTRAINTS_MET, "True", r.CONSTRAINTS_SATISFIED if constrained else r.NO_CONSTRAINTS)]

@@ -17,7 +17,7 @@ from modelpress.api.v1alpha1 import reasons
 from modelpress.plainjson import json_of
 from modelpress.request import RunRequest
 from modelpress.result import RunRecord, RunResult
-from modelpress.search import ConstraintError, judge
+from modelpress.search import ConstraintError, Spread, verdict
 from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, TooLargeError, layout, manifest
 
 log = logging.getLogger("modelpress")
@@ -70,11 +70,13 @@ def read_record(store: ArtifactStore, path: str) -> RunRecord | None:
 def _judged(request: RunRequest, store: ArtifactStore, standing: manifest.Manifest, digest: str) -> RunResult:
     baseline, compressed = standing.metrics.baseline, standing.metrics.compressed
     spec = request.spec
+    detail = _detail(request, store, standing)
+    uncertain: list[str] = []
     try:
-        unmet = [violation.sentence for violation in judge(spec.constraints, spec.metrics, baseline, compressed)]
+        judged = verdict(spec.constraints, spec.metrics, baseline, compressed, Spread.of(detail.get("timing")))
+        unmet, uncertain = [violation.sentence for violation in judged.missed], list(judged.uncertain)
     except ConstraintError as error:
         unmet = [str(error)]
-    detail = _detail(request, store, standing)
     portable = standing.find(layout.PROGRAM) is not None
     reason = detail.get("portableReason")
     return RunResult(
@@ -85,8 +87,9 @@ def _judged(request: RunRequest, store: ArtifactStore, standing: manifest.Manife
         code_digest=standing.code_digest,
         baseline=baseline,
         compressed=compressed,
-        constraints_met=not unmet if spec.constraints else None,
+        constraints_met=not unmet and not uncertain if spec.constraints else None,
         unmet=unmet,
+        uncertain=uncertain,
         smaller=_is_smaller(baseline, compressed),
         portable=portable,
         portable_reason=reason if not portable and isinstance(reason, str) else None,

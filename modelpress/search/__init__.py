@@ -8,8 +8,20 @@ from modelpress.trials import Strategy
 from .constraints import ConstraintError, Violation, goal_of, judge
 from .space import SpaceError
 from .strategy import SearchStrategy, replay
+from .uncertain import Judgement, Spread, verdict
 
-__all__ = ["ConstraintError", "SpaceError", "Violation", "goal_of", "judge", "replay", "strategy_for"]
+__all__ = [
+    "ConstraintError",
+    "Judgement",
+    "SpaceError",
+    "Spread",
+    "Violation",
+    "goal_of",
+    "judge",
+    "replay",
+    "strategy_for",
+    "verdict",
+]
 
 
 def strategy_for(spec: CompressionSweepSpec) -> Strategy:

@@ -13,6 +13,7 @@ from modelpress.api.v1alpha1.reasons import CONSTRAINTS_MET
 from modelpress.trials import parameters_of
 
 from .constraints import ConstraintError, goal_of, judge
+from .uncertain import OPEN, TIMED
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,14 @@ def _scores(job: CompressionJob) -> tuple[tuple[int, float], ...]:
 
 
 def _violations(job: CompressionJob, pair: MetricsPair) -> tuple[float, ...]:
-    """One amount per constraint, from the metrics; where they do not tell, from the condition that the runner set."""
+    """One amount per constraint, from the metrics; where they do not tell, from the condition that the runner set.
+
+    A constraint on a latency that is open counts as missed by the least amount: behind those that are met, and before
+    all that are missed.
+    """
     constraints = job.spec.constraints or []
+    if any(item.type == CONSTRAINTS_MET and item.status == "Unknown" for item in job.status.conditions):
+        return tuple(OPEN if constraint.metric in TIMED else 0.0 for constraint in constraints)
     try:
         return tuple(
             sum(violation.amount for violation in judge([constraint], job.spec.metrics, pair.baseline, pair.compressed))

@@ -36,6 +36,7 @@ class ApiModel(BaseModel):
     """A structural object: camelCase keys, unknown keys refused, a null is an absent key (as the API server has it)."""
 
     model_config = ConfigDict(
+        defer_build=True,
         alias_generator=to_camel,
         validate_by_alias=True,
         validate_by_name=False,

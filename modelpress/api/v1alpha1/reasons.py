@@ -46,6 +46,7 @@ RUNNER_TERMINATED = "RunnerTerminated"  # exit code 143
 CONSTRAINTS_SATISFIED = "ConstraintsSatisfied"  # every constraint is met
 NO_CONSTRAINTS = "NoConstraints"  # there was nothing to judge
 CONSTRAINT_MISSED = "ConstraintMissed"  # at least one is missed; the message says which, and by how much
+LATENCY_UNCERTAIN = "LatencyUncertain"  # none is missed, but the spread of a latency leaves at least one open
 SMALLER_OR_FASTER = "SmallerOrFaster"  # something measured is smaller or faster than the dense model
 NOTHING_SMALLER = "NothingSmallerOrFaster"  # nothing measured is
 EXPORTED = "Exported"  # the artifact holds a program

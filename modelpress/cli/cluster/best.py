@@ -50,7 +50,7 @@ def _result(cluster: Cluster, kind: Kind, obj: Raw) -> dict[str, Any]:
         artifact = status.get("artifact") or {}
         baseline, compressed = views.metrics(obj)
         chosen, number = views.parameters(obj), views.trial_number(obj)
-        feasible = not views.holds(obj, "ConstraintsMet", "False")
+        feasible = not any(views.holds(obj, "ConstraintsMet", status) for status in ("False", "Unknown"))
     else:
         winner = status.get("best")
         if winner is None:

@@ -87,9 +87,9 @@ def print_object(out: Console, obj: Raw, trials: Sequence[Raw], now: dt.datetime
         out.print(escape(views.why(obj)), soft_wrap=True)
     for type_ in _NOTES:
         found = views.condition(obj, type_)
-        if found is not None and found.get("status") == "False":
+        if found is not None and (found.get("status") == "False" or found.get("reason") == reasons.LATENCY_UNCERTAIN):
             said = found.get("message") or found.get("reason")
-            out.print(escape(f"{type_}=False: {said}"), style="yellow", soft_wrap=True)
+            out.print(escape(f"{type_}={found.get('status')}: {said}"), style="yellow", soft_wrap=True)
     attempts = [item for item in views.status(obj).get("attempts") or () if item.get("outcome") != "Succeeded"]
     for item in attempts if not views.is_sweep(obj) else ():
         said = ": ".join(str(item[key]) for key in ("reason", "message") if item.get(key))
@@ -141,6 +141,8 @@ def trials_table(sweep: Raw, trials: Sequence[Raw]) -> Table:
         marks = [word for word, given in (("best", number == winner), ("front", number in front)) if given]
         if views.holds(trial, reasons.CONSTRAINTS_MET, "False"):
             marks.append("misses a constraint")
+        if views.holds(trial, reasons.CONSTRAINTS_MET, "Unknown"):
+            marks.append("a constraint is uncertain")
         if views.phase(trial) == "Failed":
             marks.append(views.why(trial))
         table.add_row(

@@ -111,7 +111,7 @@ def exit_code_of(obj: Raw) -> int:
     available = condition(obj, reasons.ARTIFACT_AVAILABLE) or {}
     if (available.get("status"), available.get("reason")) == ("False", reasons.PUBLISH_FAILED):
         return Exit.FAILED
-    if holds(obj, reasons.CONSTRAINTS_MET, "False"):
+    if holds(obj, reasons.CONSTRAINTS_MET, "False") or holds(obj, reasons.CONSTRAINTS_MET, "Unknown"):
         return Exit.MISSED
     if is_sweep(obj) and status(obj).get("best") is None:
         return Exit.MISSED if (status(obj).get("trials") or {}).get("succeeded") else Exit.FAILED

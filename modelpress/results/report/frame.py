@@ -21,6 +21,7 @@ from modelpress.request import PublishRequest
 from modelpress.results.errors import ResultsError
 from modelpress.results.trials import Trial
 from modelpress.search import ConstraintError, goal_of, judge, pareto
+from modelpress.search.uncertain import OPEN
 from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, TooLargeError, layout
 
 log = logging.getLogger("modelpress")
@@ -63,10 +64,17 @@ class Frame:
         """A sentence for each constraint that a trial misses; empty if it keeps all, or has no result."""
         if trial.state != "Succeeded":
             return []
+        if self.uncertain(trial):
+            return []
         try:
             return [item.sentence for item in judge(self.constraints, self.metrics, trial.baseline, trial.compressed)]
         except ConstraintError:  # a metric is missing; the runner judged while it had everything
             return list(trial.record.unmet) if trial.record is not None else []
+
+    def uncertain(self, trial: Trial) -> list[str]:
+        """A sentence for each constraint that is open, where a trial misses none."""
+        record = trial.record
+        return [] if record is None or trial.state != "Succeeded" or record.unmet else list(record.uncertain)
 
     def to_json(self) -> str:
         """What a later report cannot know from the trials, as JSON that is safe inside of HTML."""
@@ -142,6 +150,8 @@ def _ranked(frame: Frame, trials: list[Trial]) -> tuple[int | None, frozenset[in
 
 
 def _violation(frame: Frame, trial: Trial) -> float:
+    if frame.uncertain(trial):
+        return OPEN
     try:
         found = judge(frame.constraints, frame.metrics, trial.baseline, trial.compressed)
     except ConstraintError:

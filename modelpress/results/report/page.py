@@ -91,6 +91,9 @@ def _summary(frame: Frame, trials: Sequence[Trial]) -> str:
     parts = [f"{len(trials)} trials: {states}" if trials else "no trials"]
     if missed:
         parts.append(f"{missed} miss a constraint")
+    uncertain = sum(bool(frame.uncertain(trial)) for trial in trials)
+    if uncertain:
+        parts.append(f"of {uncertain} the spread of the latency leaves a constraint open")
     if frame.front:
         parts.append(f"{len(frame.front)} on the Pareto front")
     lines = [f"<p>{escape('; '.join(parts))}.</p>"]
@@ -135,19 +138,21 @@ def _head(text: str, kind: str = "", name: str | None = None) -> str:
 
 
 def _row(frame: Frame, trial: Trial, parameters: Sequence[str], metrics: Sequence[str]) -> str:
-    missed = frame.missed(trial)
+    missed, uncertain = frame.missed(trial), frame.uncertain(trial)
     marks = [
         word
         for word, given in (
             ("best", trial.number == frame.best),
             ("front", trial.number in frame.front),
             ("missed", bool(missed)),
+            ("uncertain", bool(uncertain)),
         )
         if given
     ]
-    why = missed or ([trial.record.message] if trial.record and trial.state == "Failed" else [])
+    why = missed or uncertain or ([trial.record.message] if trial.record and trial.state == "Failed" else [])
     title = f' title="{escape(" ".join(why)[:600])}"' if any(why) else ""
-    words = ["misses a constraint" if mark == "missed" else mark for mark in marks]
+    phrases = {"missed": "misses a constraint", "uncertain": "a constraint is uncertain"}
+    words = [phrases.get(mark, mark) for mark in marks]
     said = f"<small>{', '.join(words)}</small>" if words else ""
     cells = [
         f'<td class="number">{trial.number}</td>',

@@ -23,7 +23,7 @@ def write(
         folder,
         model=outcome.model,
         dummy_input=subject.dummy_input,
-        cuts=outcome.cuts,
+        edits=outcome.edits,
         masks=outcome.masks,
         metrics={"baseline": measured.baseline, "compressed": measured.compressed},
         spec=request.spec,

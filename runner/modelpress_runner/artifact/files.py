@@ -23,7 +23,7 @@ from modelpress.store import StoreError as ArtifactStoreError
 from modelpress.store import layout as names
 from modelpress.store import manifest, open_store
 from modelpress_runner.artifact.card import card
-from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, StoreError
 from modelpress_runner.export import weights
@@ -65,7 +65,7 @@ def write_files(
     *,
     model: nn.Module,
     dummy_input: Any,
-    cuts: Sequence[Cut],
+    edits: Sequence[Edit],
     masks: Masks | None,
     metrics: Mapping[str, Any],
     spec: CompressionJobSpec | Mapping[str, Any],
@@ -86,7 +86,7 @@ def write_files(
         out: a folder, made if it is not there.
         model: the compressed model.
         dummy_input: example inputs; None: there will be no program.
-        cuts: all shrinks against the dense model, in order of replay.
+        edits: what makes its structure of the dense model's, in order of replay.
         masks: masks in force, 1 = kept.
         metrics: {baseline, compressed} by metric name.
         spec: the resolved spec; a mapping is written as it is.
@@ -102,7 +102,7 @@ def write_files(
         InvalidModelError: the model's state holds something that is no tensor.
     """
     out.mkdir(parents=True, exist_ok=True)
-    files = weights.save(model, out, cuts, masks)
+    files = weights.save(model, out, edits, masks)
     reason, imports, all_notes = _program(out / names.PROGRAM, model, dummy_input, program, list(notes))
     if reason is None:
         files.append(out / names.PROGRAM)

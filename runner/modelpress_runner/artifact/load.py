@@ -34,7 +34,7 @@ def load(
     what it computes, and how long, is its maker's choice. `into` is the safe form: there only numbers are read.
 
     Without `into` the program is opened: it needs no code of the model, is in eval mode, takes any batch size, and can
-    be run, switched with train() and eval(), and finetuned. With `into`, the dense model, the artifact's cuts are
+    be run, switched with train() and eval(), and finetuned. With `into`, the dense model, the artifact's edits are
     replayed on it, in place, and its weights loaded: a module of your own classes, fit for anything. If that fails,
     the dense model is as it was.
 

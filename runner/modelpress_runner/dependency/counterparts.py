@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.exact import CACHE_BYTES, Seen, Weights, exactly, widened
+from modelpress_runner.dependency.exact import Seen, Weights, cache_limit, exactly, widened
 from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink
 from modelpress_runner.edits.cuts import Cut
@@ -82,9 +82,10 @@ class Counterparts:
         self.sizes = (_count(parameters.values()), _count(small.values()))
         self._values = Values()
         self._wide: torch.dtype | None = torch.float64
+        self._limit = cache_limit(self.sizes[0])
         self._weights = {
-            "masked": Weights({id(p): self._masked_weight(n, p) for n, p in parameters.items()}),
-            "shrunk": Weights({id(small[n]): self._small_weight(n, p) for n, p in parameters.items()}),
+            "masked": Weights({id(p): self._masked_weight(n, p) for n, p in parameters.items()}, self._limit),
+            "shrunk": Weights({id(small[n]): self._small_weight(n, p) for n, p in parameters.items()}, self._limit),
         }
         self._buffers = {
             name: value
@@ -211,7 +212,7 @@ class Counterparts:
             place = cut(view, tensor, place, kept)
         mask = torch.ones(real.numel(), dtype=torch.bool, device=real.device)
         mask[place.flatten()] = False
-        if sum(known.numel() for known in self._masks.values()) + mask.numel() <= CACHE_BYTES:
+        if sum(known.numel() for known in self._masks.values()) + mask.numel() <= self._limit:
             self._masks[name] = mask.view(real.shape)
         return mask.view(real.shape)
 

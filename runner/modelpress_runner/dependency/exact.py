@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils.flop_counter import flop_registry
 
-CACHE_BYTES = 256 << 20  # of weights in the wide precision that are kept for their next use
+from modelpress_runner.runtime.flops import flops
+
+CACHE_BYTES = 256 << 20  # of weights in the wide precision that are kept for their next use, if that is all of them
+FEW_BYTES = 32 << 20  # that are kept where it is not: before one of them is used again all others were
 
 _NARROW = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
@@ -72,15 +74,21 @@ _NORMAL = ("randn", "randn_like", "normal", "normal_", "log_normal_", "cauchy_")
 _COINS = ("bernoulli", "bernoulli_")
 
 
+def cache_limit(parameters: int) -> int:
+    """Bytes of weights that are kept for a model of so many parameters."""
+    return CACHE_BYTES if 8 * parameters <= CACHE_BYTES else min(FEW_BYTES, CACHE_BYTES)
+
+
 class Weights:
-    """The weights that stand in for parameters, made when they are used and kept within CACHE_BYTES.
+    """The weights that stand in for parameters, made when they are used and kept within `limit`.
 
     Args:
         sources: by id of the parameter, what makes its weight in a run.
+        limit: bytes.
     """
 
-    def __init__(self, sources: dict[int, Callable[[], torch.Tensor]]) -> None:
-        self._sources = sources
+    def __init__(self, sources: dict[int, Callable[[], torch.Tensor]], limit: int) -> None:
+        self._sources, self._limit = sources, limit
         self._kept: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._bytes = 0
         self.used: set[int] = set()  # whose weight was asked for since it was last cleared
@@ -98,10 +106,10 @@ class Weights:
         with _disable_current_modes():
             value = self._sources[key]()
         size = value.numel() * value.element_size()
-        if size <= CACHE_BYTES:
+        if size <= self._limit:
             self._kept[key] = value
             self._bytes += size
-            while self._bytes > CACHE_BYTES:
+            while self._bytes > self._limit:
                 _, gone = self._kept.popitem(last=False)
                 self._bytes -= gone.numel() * gone.element_size()
         return value
@@ -174,8 +182,7 @@ class _Widening(TorchDispatchMode):
         if constant is not None:
             return constant
         out = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self._seen.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        self._seen.flops += flops(func, args, kwargs, out)
         return out if aliases else _mapped(out, self._widen)
 
     def _hand(self, value: Any) -> Any:

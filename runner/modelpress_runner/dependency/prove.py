@@ -90,13 +90,13 @@ def prove(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> Proof:
     return _Comparison(model, cuts, dummy_input).run(real=True)
 
 
-def prove_structure(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> Proof:
-    """As `prove`, of draws only: `model` need not be masked.
+def prove_structure(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any, draws: int = DRAWS) -> Proof:
+    """As `prove`, of so many draws only: `model` need not be masked.
 
     Raises:
         CompressionError: as `prove`.
     """
-    return _Comparison(model, cuts, dummy_input).run(real=False)
+    return _Comparison(model, cuts, dummy_input).run(real=False, draws=draws)
 
 
 class _Comparison:
@@ -112,7 +112,7 @@ class _Comparison:
         self._worst = 0.0
         self._before = Seen()
 
-    def run(self, real: bool) -> Proof:
+    def run(self, real: bool, draws: int = DRAWS) -> Proof:
         expected = self._find_precision(needs_finite=real)
         macs = self._compare_dummy(expected, real)
         change = self._find_change(real)
@@ -120,7 +120,7 @@ class _Comparison:
         rows = self._examples.rows
         sizes = (2, 1, 3) if rows is not None else (None,)
         for number, draw in enumerate(_PLAN):
-            if agreed == DRAWS or (number >= DRAWS and agreed):
+            if agreed == draws or (number >= DRAWS and agreed):
                 break
             shaped = replace(change, rows=sizes[number % len(sizes)], shorter=number % 2 == 1)
             try:

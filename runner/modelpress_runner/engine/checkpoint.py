@@ -27,8 +27,9 @@ from torch import nn
 from modelpress.store import layout
 from modelpress.store.base import ArtifactStore
 from modelpress.store.errors import ObjectMissingError
-from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks, placed
+from modelpress_runner.edits.replay import read, replay, write
 from modelpress_runner.errors import InvalidSpecError, StoreError
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.runtime import distributed as ranks
@@ -90,7 +91,7 @@ class Checkpoint:
     model: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
     masks: Masks
-    cuts: list[Cut]
+    edits: list[Edit]
     trainer: dict[str, Any]
     generators: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
@@ -113,15 +114,14 @@ class Checkpoint:
         return {
             **self.__dict__,
             "within": None if self.within is None else dict(self.within.__dict__),
-            "cuts": [[cut.module, cut.axis, list(cut.kept)] for cut in self.cuts],
+            "edits": write(self.edits),
         }
 
     @classmethod
     def from_plain(cls, value: dict[str, Any]) -> Checkpoint:
         """The inverse of to_plain."""
-        cuts = [Cut(module, axis, tuple(kept)) for module, axis, kept in value["cuts"]]
         within = None if value["within"] is None else Within(**value["within"])
-        return cls(**{**value, "cuts": cuts, "within": within})
+        return cls(**{**value, "edits": read(value["edits"]), "within": within})
 
     def set_weights(self, model: nn.Module) -> None:
         """Sets parameters and buffers of a model that has the checkpoint's shapes."""
@@ -133,14 +133,12 @@ class Checkpoint:
                     buffers[name].copy_(value)
 
     def apply_to(self, context: StageContext) -> None:
-        """Turns the dense model in `context` into the checkpoint's: shrunk, with its weights, masks and notes."""
-        from modelpress_runner.edits.replay import replay
-
-        if self.cuts:
-            replay(context.model, self.cuts)
+        """Turns the dense model in `context` into the checkpoint's: edited, with its weights, masks and notes."""
+        if self.edits:
+            replay(context.model, self.edits)
         self.set_weights(context.model)
         context.masks = placed(self.masks, context.model)  # a checkpoint is read into main memory
-        context.cuts = list(self.cuts)
+        context.edits = list(self.edits)
         context.notes.extend(note for note in self.notes if note not in context.notes)
 
 
@@ -283,8 +281,9 @@ class Checkpointer:
         ranks.barrier()
 
     def save_shard(self, step: int, within: Within | None, trainer: dict[str, Any]) -> None:
-        """Keeps this rank's part of the optimizers; returns when every rank has done so."""
-        self._write(f"ranks/{_place(step, within)}/{ranks.rank()}.pt", trainer)
+        """Keeps this rank's part of the optimizers, before the checkpoint that belongs to it; on every rank."""
+        path = f"ranks/{_place(step, within)}/{ranks.rank()}.pt"
+        self._beside(lambda: self._write(path, trainer))
         ranks.barrier()
 
     def wait(self) -> None:

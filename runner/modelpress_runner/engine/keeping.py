@@ -22,7 +22,7 @@ class StepKeeper:
     """What a session asks for checkpoints and scores of one training step.
 
     Args:
-        context: the model with its masks and cuts.
+        context: the model with its masks and edits.
         evaluator: what trains.
         checkpointer: where checkpoints are kept; None: nowhere.
         step: index of the training step among all steps of the recipe.
@@ -102,8 +102,9 @@ class StepKeeper:
         if self._evaluator.sharded and within is not None:
             self._checkpointer.save_shard(self._step, within, trainer)
             trainer = {}
-        self._checkpointer.made(self._step, steps - self.resumed_at)
         self._checkpointer.save(self._checkpoint(within, trainer, steps))
+        # Behind it: of what a killed attempt did behind its last checkpoint nothing is counted.
+        self._checkpointer.made(self._step, steps - self.resumed_at)
         self.saved += 1
 
     def _checkpoint(self, within: Within | None, trainer: dict[str, Any], steps: int) -> Checkpoint:
@@ -115,7 +116,7 @@ class StepKeeper:
             model={},
             buffers={},
             masks=dict(context.masks),
-            cuts=list(context.cuts),
+            edits=list(context.edits),
             trainer=_on_host(trainer),
             generators=states,
             notes=list(context.notes),
@@ -183,7 +184,8 @@ class StepKeeper:
         if self._evaluator.replays:
             if ranks.anyone(False):
                 raise Diverged("another process does not do what it did before", everywhere=True)
-            checkpoint.set_weights(self._context.model)
+            with self._evaluator.whole_parameters(modify=True):
+                checkpoint.set_weights(self._context.model)
             self._context.masks = placed(checkpoint.masks, self._context.model)
             generators.restore(self._evaluator.user_objects(), checkpoint.generators_of(ranks.rank()).own)
         seeding.restore(checkpoint.generators_of(ranks.rank()).everywhere)

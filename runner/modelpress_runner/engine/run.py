@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
-from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
@@ -42,7 +42,7 @@ class Outcome:
     Attributes:
         model: the compressed model.
         masks: masks that are still in force, 1 = kept.
-        cuts: all shrinks against the dense model, in order of replay.
+        edits: what makes its structure of the dense one's, in order of replay.
         stages: one record per stage.
         notes: remarks for the model card.
         steps: optimizer steps that the result has behind it.
@@ -53,7 +53,7 @@ class Outcome:
 
     model: nn.Module
     masks: Masks
-    cuts: list[Cut]
+    edits: list[Edit]
     stages: list[dict[str, Any]]
     notes: list[str]
     steps: int = 0
@@ -253,7 +253,7 @@ class _Run:
         return Outcome(
             model=context.model,
             masks=context.masks,
-            cuts=context.cuts,
+            edits=context.edits,
             stages=self._progress.records,
             notes=context.notes,
             steps=self._progress.steps,
@@ -361,7 +361,7 @@ class _Run:
             try:
                 made = session.train(step.max_steps, step.epochs, resumed)
             except CompressionError as error:
-                raise error if error.path else CompressionError(str(error), stage.path) from error
+                raise error if error.path else CompressionError(str(error), stage.path) from error.__cause__
             for note in session.notes:
                 self._note(note)
         return made

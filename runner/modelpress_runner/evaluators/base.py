@@ -36,6 +36,7 @@ class Evaluator(abc.ABC):
     train_needs: str = "what it needs to train"  # what to give so that can_train holds, for messages
     evaluate_needs: str = "what it needs to evaluate"
     sharded: bool = False  # True: state_dict differs between ranks, so that of every rank is kept
+    parts: bool = False  # True: while bound, each rank has a part of each parameter only
     calls_function: bool = False  # True: `train` calls a training function of the user's, with the tape around it
     replays: bool = False  # True: to go on inside of a training it calls that function again, from its begin
     scores_inside: bool = True  # False: the bound model cannot be evaluated before `train` returns

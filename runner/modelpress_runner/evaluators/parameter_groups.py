@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from modelpress_runner.errors import InvalidModelError
 
 ParameterGroup = dict[str, Any]  # as torch.optim.Optimizer.add_param_group takes it: "params", and options
@@ -29,7 +31,7 @@ def join(groups: Sequence[ParameterGroup], optimizer: Any, schedulers: Iterable[
     if not groups:
         return
     kind = type(optimizer).__name__
-    if not callable(getattr(optimizer, "add_param_group", None)):
+    if isinstance(optimizer, torch.optim.LBFGS) or not callable(getattr(optimizer, "add_param_group", None)):
         raise InvalidModelError(f"a method trains parameters of its own, and a {kind} takes no further ones")
     first = optimizer.param_groups[0]
     for group in groups:

@@ -17,8 +17,8 @@ from modelpress.api.load import load_dict
 from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, CompressionJobSpec
 from modelpress_runner.artifact.identity import checkpoint_identity
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import copied
-from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.engine.checkpoint import Checkpointer
@@ -44,14 +44,14 @@ class CompressionResult:
         model: the compressed model.
         metrics: {"baseline": {...}, "compressed": {...}, "stages": [...]}, by metric name.
         masks: {"conv1": {"weight": tensor}} for what is masked and not cut away: 1 = kept, shaped like the parameter.
-        cuts: what was cut away, against the dense model, in order of replay.
+        edits: what makes its structure of the dense one's, in order of replay.
         notes: remarks.
     """
 
     model: nn.Module
     metrics: dict[str, Any]
     masks: Masks
-    cuts: list[Cut] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _spec: CompressionJobSpec | None = field(default=None, repr=False)
     _dummy_input: Any = field(default=None, repr=False)
@@ -79,7 +79,7 @@ class CompressionResult:
             str(uri),
             model=self.model,
             dummy_input=self._dummy_input,
-            cuts=self.cuts,
+            edits=self.edits,
             masks=self.masks,
             metrics=self.metrics,
             spec=self._spec,
@@ -163,7 +163,7 @@ def result_of(outcome: Outcome, measured: Measured, spec: CompressionJobSpec, su
         model=outcome.model,
         metrics=metrics,
         masks=outcome.masks,
-        cuts=outcome.cuts,
+        edits=outcome.edits,
         notes=outcome.notes,
         _spec=spec,
         _dummy_input=subject.dummy_input,

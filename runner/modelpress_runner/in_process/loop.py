@@ -81,7 +81,9 @@ class Loop:
         for part in self._parts:
             report_ = functools.partial(self.say, stage=part.name)
             members += part.along.participants(TrainingContext(self.context, self._evaluator, report_, tuple(members)))
-        moved = MovementCheck(lambda check: _NOTHING_MOVED.format(steps=self.steps), self._masks, must=False)
+        moved = MovementCheck(
+            lambda check: _NOTHING_MOVED.format(steps=self.steps), self._masks, must=False, masks_grow=True
+        )
         members = [MaskKeeper(self.model, self._masks), moved, *members, FiniteCheck()]
         self._participation = Participation(self.model, self._evaluator, members)
 
@@ -188,7 +190,7 @@ class Loop:
         return Outcome(
             model=self.model,
             masks=self.context.masks,
-            cuts=self.context.cuts,
+            edits=self.context.edits,
             stages=records,
             notes=self.context.notes,
             steps=self.steps,

@@ -149,7 +149,7 @@ class LoopState:
                 model=copies(loop.model.state_dict()),
                 buffers=copies(other_buffers(loop.model)),
                 masks=context.masks,
-                cuts=context.cuts,
+                edits=context.edits,
                 trainer={
                     "optimizers": [plain(each.state_dict()) for each in self._optimizers],
                     "schedulers": [plain(each.state_dict()) for each in self._schedulers],

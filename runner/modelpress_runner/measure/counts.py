@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from modelpress_runner.errors import InvalidModelError, first_line
 from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
+from modelpress_runner.runtime.flops import FlopCount
 from modelpress_runner.runtime.preserve import untouched
 from modelpress_runner.runtime.unfused import unfused
 
@@ -36,7 +36,7 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     args, kwargs = as_call(on_device(fitting(model, dummy_input, 1), device))
-    counter = FlopCounterMode(display=False)
+    counter = FlopCount()
     with untouched(model), torch.no_grad(), unfused():
         try:
             with counter:
@@ -46,4 +46,4 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
                 f"the model does not run on dummy_input with a batch of 1 ({first_line(error)}); give a dummy_input "
                 "that the model takes, batch first"
             ) from error
-    return counter.get_total_flops() // 2
+    return counter.total // 2

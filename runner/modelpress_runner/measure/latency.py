@@ -6,7 +6,8 @@ import contextlib
 import copy
 import functools
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,15 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
+from modelpress.search import Spread
 from modelpress_runner.errors import InvalidModelError, first_line
-from modelpress_runner.measure.clocks import clock_of
+from modelpress_runner.measure.clocks import Clock, clock_of
 from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
 from modelpress_runner.runtime.preserve import untouched
+
+BATCHES = 10  # of calls, for the spread of a median
+MOST_ROUNDS = 10  # times `benchmark.iterations` calls of each model, where the verdict stays open
+MOST_SECONDS = 60.0  # after which no further round begins
 
 
 @dataclass(frozen=True)
@@ -38,24 +44,47 @@ class Timing:
         return {**spread, "iterations": self.iterations}
 
 
+Settled = Callable[[Timing, Timing, Spread], bool]
+
+
 def compare(
-    dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark: Benchmark, device: str = "cpu"
-) -> tuple[Timing, Timing]:
+    dense: nn.Module,
+    compressed: nn.Module,
+    dummy_input: Any,
+    benchmark: Benchmark,
+    device: str = "cpu",
+    *,
+    is_settled: Settled = lambda before, after, spread: True,
+    clock: Clock | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> tuple[Timing, Timing, Spread]:
     """Times both models in turn, each call of one beside a call of the other, so that both meet the same machine.
 
     Who goes first alternates. Models run in eval mode under inference_mode on `device` ("cpu", or "cuda", where the
     device's own events are the clock), with `benchmark.cores_per_instance` threads and no garbage collection. Models,
     threads and random numbers are left as they were.
 
+    Args:
+        dense: the dense model.
+        compressed: the compressed model.
+        dummy_input: example inputs, batch first.
+        benchmark: how often, with how many rows and threads.
+        device: "cpu" or "cuda".
+        is_settled: whether what was measured so far is enough. If not, `benchmark.iterations` more calls are timed,
+            until it is, or MOST_ROUNDS times as many were made, or MOST_SECONDS have passed.
+        clock: times a call; none: the device's.
+        now: seconds.
+
     Returns:
-        The timings of dense and compressed.
+        The timings of dense and compressed, and where they lie.
 
     Raises:
         InvalidModelError: a model does not run on `dummy_input` with `benchmark.batch_size` rows.
     """
     models = [_on(dense, device), _on(compressed, device)]
     args, kwargs = as_call(on_device(fitting(models[0], dummy_input, benchmark.batch_size), device))
-    clock = clock_of(device)
+    clock = clock or clock_of(device)
+    timed = 0
     samples: list[list[int]] = [[], []]
     with untouched(models[0]), untouched(models[1]), torch.inference_mode(), _pinned(benchmark.cores_per_instance):
         for which, name in enumerate(("dense", "compressed")):
@@ -70,11 +99,36 @@ def compare(
             for model in models:
                 model(*args, **kwargs)
         with _no_collection():
-            for iteration in range(benchmark.iterations):
-                for which in (0, 1) if iteration % 2 == 0 else (1, 0):
-                    model = models[which]
-                    samples[which].append(clock(functools.partial(model, *args, **kwargs)))
-    return summarize(samples[0]), summarize(samples[1])
+            began = now()
+            for done in range(1, MOST_ROUNDS + 1):
+                for iteration in range(timed, timed + benchmark.iterations):
+                    for which in (0, 1) if iteration % 2 == 0 else (1, 0):
+                        model = models[which]
+                        samples[which].append(clock(functools.partial(model, *args, **kwargs)))
+                timed += benchmark.iterations
+                before, after = summarize(samples[0]), summarize(samples[1])
+                spread = spread_of(*samples)
+                if is_settled(before, after, spread) or done == MOST_ROUNDS or now() - began >= MOST_SECONDS:
+                    break
+    return before, after, spread
+
+
+def spread_of(dense: list[int], compressed: list[int]) -> Spread:
+    """Where the medians of two models' durations, in ns, lie, and the ratio of both.
+
+    The calls are taken in their order as BATCHES batches, so that a while in which the machine was busy is a few of
+    them; an interval reaches from the second lowest of the batches' medians to the second highest. The median of a
+    batch's medians lies in it with a probability of 1 - 2 (1 + 10) / 2^10 = 0.979. Fewer calls than BATCHES are taken
+    one by one, from the lowest to the highest.
+    """
+    count = min(BATCHES, len(dense))
+    spare = 1 if count == BATCHES else 0
+    times = [[float(np.median(part)) for part in np.array_split(side, count)] for side in (dense, compressed)]
+    ratios = [after / before for before, after in zip(*times, strict=True)]
+    (low, high), (least, most) = (
+        (sorted(values)[spare], sorted(values)[len(values) - 1 - spare]) for values in (times[1], ratios)
+    )
+    return Spread((low / 1e6, high / 1e6), (least, most), len(dense))
 
 
 def summarize(nanoseconds: list[int]) -> Timing:

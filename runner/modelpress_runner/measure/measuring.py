@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
+from modelpress.search import ConstraintError, Spread, verdict
 from modelpress.store import layout as names
 from modelpress_runner.engine.run import Outcome, score_aside
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
@@ -104,16 +105,27 @@ class Measuring:
             measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
-                timed = Timed(**ranks.by_main(lambda: vars(self._time(dense, form.model))))
+                timed = Timed(**ranks.by_main(lambda: vars(self._time(dense, form.model, measured))))
                 measured.baseline |= timed.baseline
                 measured.compressed |= timed.compressed
                 measured.timing = {**timed.detail, "target": self._format.name}
         return measured
 
-    def _time(self, dense: nn.Module, compressed: nn.Module) -> Timed:
+    def _time(self, dense: nn.Module, compressed: nn.Module, measured: Measured) -> Timed:
+        spec = self._spec
+
+        def is_settled(timed: Timed) -> bool:
+            """Whether no constraint is left open."""
+            baseline, result = {**measured.baseline, **timed.baseline}, {**measured.compressed, **timed.compressed}
+            try:
+                return not verdict(spec.constraints, spec.metrics, baseline, result, Spread.of(timed.detail)).uncertain
+            except ConstraintError:  # said when the result is judged
+                return True
+
         with self._form(dense) as form:
-            device = self._spec.target.device
-            return timed_metrics(form.model, compressed, self._dummy_input, self._spec.benchmark, device)
+            device = spec.target.device
+            inputs, benchmark = self._dummy_input, spec.benchmark
+            return timed_metrics(form.model, compressed, inputs, benchmark, device, is_settled=is_settled)
 
     def _form(self, model: nn.Module, keep: Path | None = None) -> contextlib.AbstractContextManager[Form]:
         """The model as the target has it."""

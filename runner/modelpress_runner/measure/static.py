@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
+from modelpress.search import Spread
 from modelpress_runner.export.weights import safetensors_bytes
 from modelpress_runner.measure import counts, latency
+from modelpress_runner.measure.clocks import Clock
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,14 @@ def static_metrics(
 
 
 def timed_metrics(
-    dense: nn.Module, compressed: nn.Module, dummy_input: Any, benchmark: Benchmark, device: str = "cpu"
+    dense: nn.Module,
+    compressed: nn.Module,
+    dummy_input: Any,
+    benchmark: Benchmark,
+    device: str = "cpu",
+    *,
+    is_settled: Callable[[Timed], bool] = lambda timed: True,
+    clock: Clock | None = None,
 ) -> Timed:
     """Latency of both models, timed in turn in this process, see `benchmark.latency`.
 
@@ -68,6 +78,8 @@ def timed_metrics(
         dummy_input: example inputs, batch first.
         benchmark: how often, with how many rows and threads.
         device: "cpu" or "cuda".
+        is_settled: whether what was measured so far is enough, see `latency.compare`.
+        clock: times a call; none: the device's.
 
     Returns:
         latencyMs (median), throughput (rows per second), and in `compressed` speedup = dense / compressed latency.
@@ -75,18 +87,32 @@ def timed_metrics(
     Raises:
         InvalidModelError: a model does not run on `dummy_input` with `benchmark.batch_size` rows.
     """
-    before, after = latency.compare(dense, compressed, dummy_input, benchmark, device)
-    baseline, result = _metrics(before, benchmark), _metrics(after, benchmark)
-    result["speedup"] = before.median / after.median
-    detail = {
-        "dense": before.to_dict(),
-        "compressed": after.to_dict(),
-        "device": device,
-        "batchSize": benchmark.batch_size,
-        "threads": benchmark.cores_per_instance,
-        "warmup": benchmark.warmup,
-    }
-    return Timed(baseline, result, detail)
+
+    def metrics(before: latency.Timing, after: latency.Timing, spread: Spread) -> Timed:
+        baseline, result = _metrics(before, benchmark), _metrics(after, benchmark)
+        result["speedup"] = before.median / after.median
+        detail = {
+            "dense": before.to_dict(),
+            "compressed": after.to_dict(),
+            "spread": spread.to_dict(),
+            "device": device,
+            "batchSize": benchmark.batch_size,
+            "threads": benchmark.cores_per_instance,
+            "warmup": benchmark.warmup,
+        }
+        return Timed(baseline, result, detail)
+
+    return metrics(
+        *latency.compare(
+            dense,
+            compressed,
+            dummy_input,
+            benchmark,
+            device,
+            is_settled=lambda *found: is_settled(metrics(*found)),
+            clock=clock,
+        )
+    )
 
 
 def _metrics(timing: latency.Timing, benchmark: Benchmark) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.training.participants import Participant
@@ -24,7 +24,7 @@ class StageContext:
     dummy_input: Any
     seed: int
     masks: Masks = field(default_factory=dict)  # in force from now on: training keeps masked weights at zero
-    cuts: list[Cut] = field(default_factory=list)  # all shrinks so far, against the dense model, in order of replay
+    edits: list[Edit] = field(default_factory=list)  # all so far, against the dense model, in order of replay
     report: Callable[[str], None] = lambda message: None  # a line of progress for people
     stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
@@ -49,7 +49,7 @@ class TrainingContext:
 
 # A stage is a list of steps. The engine runs them in order, writes checkpoints within and behind each training, and
 # after a restart goes on from the last one; so a Transform must give the same result when it runs again from the same
-# model, masks, cuts and seed.
+# model, masks, edits and seed.
 
 
 @dataclass(frozen=True)

@@ -46,24 +46,28 @@ class StopFlag:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A stretch that may be broken off anywhere."""
+        """A stretch that may be broken off anywhere; one within another changes nothing for the outer one."""
         self()
-        self._at_once = True
+        before, self._at_once = self._at_once, True
         try:
             yield
         finally:
-            self._at_once = False
+            self._at_once = before
+
+    def gracefully(self) -> None:
+        """From here on to the end of the innermost `at_once`, a signal raises at safe points only."""
+        self._at_once = False
 
     @contextlib.contextmanager
     def told(self, tell: Callable[[], None]) -> Iterator[None]:
         """Within it `tell` is called when somebody asks, also if that was before: for those who stop others."""
-        self._told = tell
+        before, self._told = self._told, tell
         try:
             if self._asked:
                 tell()
             yield
         finally:
-            self._told = None
+            self._told = before
 
     def wait(self, seconds: float) -> bool:
         """Waits until somebody asks, at most so long; whether somebody has."""

@@ -188,6 +188,7 @@ class _Run:
             log.warning("%s", note)
         if self._dense_only:
             raise _Enough
+        self._stop.gracefully()  # the loop that comes now is stopped between its steps
         check_constraints(spec, self.dense.baseline)
         check_objectives(self._request, self.dense.baseline)
         measuring = Measuring(spec, self.dense.subject, timed=True)

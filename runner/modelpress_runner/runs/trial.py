@@ -13,7 +13,7 @@ from pathlib import Path
 from modelpress.api.v1alpha1 import MEASURED, CompressionJobSpec, reasons
 from modelpress.request import RunRequest
 from modelpress.result import RunResult
-from modelpress.search import ConstraintError, judge
+from modelpress.search import ConstraintError, Spread, judge, verdict
 from modelpress.store.base import ArtifactStore
 from modelpress_runner.artifact import commit as upload
 from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest
@@ -130,7 +130,8 @@ def finish(
         folder: for the files before they are uploaded.
     """
     spec, measured = request.spec, made.measured
-    violations = judge(spec.constraints or [], spec.metrics or {}, measured.baseline, measured.compressed)
+    spread = Spread.of(measured.timing)
+    judged = verdict(spec.constraints, spec.metrics, measured.baseline, measured.compressed, spread)
     log.info("writing the artifact")
     written = upload.write(folder / "artifact", request, made.outcome, measured, made.subject, made.notes)
     digest, ours = upload.commit(store, request, written, measured, made.outcome, made.code_digest)
@@ -148,8 +149,9 @@ def finish(
         code_digest=made.code_digest or None,
         baseline=measured.baseline,
         compressed=measured.compressed,
-        constraints_met=None if not spec.constraints else not violations,
-        unmet=[violation.sentence for violation in violations],
+        constraints_met=judged.met if spec.constraints else None,
+        unmet=[violation.sentence for violation in judged.missed],
+        uncertain=list(judged.uncertain),
         smaller=measured.smaller,
         portable=written.portable,
         portable_reason=written.portable_reason,

@@ -74,14 +74,14 @@ def is_main() -> bool:
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean of every rank's `value`, taken in float64 on the CPU where the backend can; same shape, equal on all."""
+    """The mean of every rank's `value`; same shape, precision and device, equal on all."""
     if not together():
-        return value.double()
-    total = value.detach().double().to(_device()).clone()
+        return value
+    total = value.detach().to(_device()).clone()
     distributed.all_reduce(total)
     # Rank 0's sum for all: a reduction may differ between ranks in its last bits.
     distributed.broadcast(total, src=0)
-    return total.cpu() / world()
+    return total.to(value.device) / world()
 
 
 def agreed(value: T) -> T:

@@ -48,6 +48,8 @@ from modelpress_runner.stages.base import Accompanied, StageKind
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.step import Training
 
+_FIRST_DRAWS = 1  # by which groups are tried before anything is pruned; what is cut in the end is proven in full
+
 
 def steps(prune: Prune, index: int) -> list[Step]:
     """The steps of prune stage number `index`: for each round its masks and, if asked for, training; then the shrink.
@@ -151,9 +153,7 @@ class PruneStage:
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
-            else torch.ones_like(
-                weight_of(context.model.get_submodule(choice.module)), dtype=torch.float64, device="cpu"
-            )
+            else torch.ones_like(weight_of(context.model.get_submodule(choice.module)), dtype=torch.float32)
             for choice in selection.choices.values()
             if is_data_driven(choice)
         }
@@ -223,7 +223,7 @@ class PruneStage:
         context.masks = {
             name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())
         }
-        context.cuts += cuts
+        context.edits += cuts
         before, after, macs, new_macs = figures
         context.report(f"shrunk: {before} -> {after} parameters, {macs} -> {new_macs} MACs")
 
@@ -280,7 +280,7 @@ class PruneStage:
 
         def proof(part: list[int]) -> None:
             cuts = _cuts(coupling, _only(removed, [groups[index] for index in part]))
-            prove_structure(context.model, cuts, context.dummy_input)
+            prove_structure(context.model, cuts, context.dummy_input, draws=_FIRST_DRAWS)
 
         def bad() -> list[tuple[int, str]]:
             return list(without_culprits(list(range(len(groups))), proof)[1].items())

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from modelpress.api.v1alpha1 import Stage
@@ -516,7 +517,7 @@ class EvaluatorContract:
         """Hooks and patched methods go from model, optimizers and framework, however training ended; then it works."""
         evaluator, model = request.getfixturevalue("broken")() if ending == "broken" else make()
         evaluator.resolve(model)
-        before = traces(model)
+        before, functions = traces(model), dict(vars(F))
         name, _ = _first_weight(model)
         evaluator.bind(model)
         optimizers = list(evaluator.optimizers())
@@ -548,6 +549,7 @@ class EvaluatorContract:
         evaluator.unbind()
         assert traces(model) == before
         assert traces(*optimizers) <= bound
+        assert [each for each in functions if getattr(F, each, None) is not functions[each]] == []
         assert {text for each in self.watched(evaluator) for text in traces(each)} == set()
         if ending != "broken":
             known = len(calls)

@@ -12,6 +12,7 @@ from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.evaluators.parameter_groups import ParameterGroup
 from modelpress_runner.training.calls import Call
+from modelpress_runner.training.fingerprint import fingerprint
 
 
 class Participant:
@@ -130,8 +131,9 @@ class MaskKeeper(Participant):
 
 
 class MovementCheck(Participant):
-    """Finds out whether a training moves any weight at all; the weights it began with are kept until one has moved.
+    """Finds out whether a training moves any weight at all.
 
+    It keeps fingerprints of the weights that the training began with, or the weights themselves, until one has moved.
     What counts is that a step moved one: weights that are put back in the end, the best ones say, are a result. Weights
     that are masked by then do not count: pruning is no movement.
 
@@ -139,6 +141,8 @@ class MovementCheck(Participant):
         why_not: the error's message, once it is clear that nothing moved.
         masks: gives those that are in force.
         must: whether a training without any step is an error.
+        masks_grow: whether something on the training prunes. Then it needs the weights: no fingerprint tells what is
+            pruned from what has moved.
     """
 
     def __init__(
@@ -146,8 +150,9 @@ class MovementCheck(Participant):
         why_not: Callable[[MovementCheck], str],
         masks: Callable[[], Masks] = dict,
         must: bool = True,
+        masks_grow: bool = False,
     ) -> None:
-        self._why_not, self._masks, self._must = why_not, masks, must
+        self._why_not, self._masks, self._must, self._masks_grow = why_not, masks, must, masks_grow
         self._model: nn.Module | None = None
         self._before: dict[str, torch.Tensor] | None = None
         self._next = 1
@@ -157,7 +162,10 @@ class MovementCheck(Participant):
     def attach(self, model: nn.Module) -> None:
         self._model = model
         named = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self._before = {name: value.detach().clone() for name, value in named.items()}
+        if self._masks_grow:
+            self._before = {name: value.detach().clone() for name, value in named.items()}
+        else:  # what is masked is zero whenever it is looked at
+            self._before = {name: fingerprint(value) for name, value in named.items()}
         self.trainable = bool(named)
 
     def detach(self) -> None:
@@ -194,9 +202,13 @@ class MovementCheck(Participant):
     def _look(self) -> None:
         assert self._model is not None
         assert self._before is not None
-        gone = {id(parameter): mask == 0 for parameter, mask in masked(self._model, self._masks())}
         now = dict(self._model.named_parameters())
-        if any(_differ(now[name], value, gone.get(id(now[name]))) for name, value in self._before.items()):
+        if self._masks_grow:
+            gone = {id(parameter): mask == 0 for parameter, mask in masked(self._model, self._masks())}
+            moved = any(_differ(now[name], value, gone.get(id(now[name]))) for name, value in self._before.items())
+        else:
+            moved = any(int(fingerprint(now[name])) != int(value) for name, value in self._before.items())
+        if moved:
             self._before = None
 
 

@@ -35,7 +35,9 @@ def training_session(
     kept = MaskKeeper(model, in_force)
     rates = HighestRate(evaluator)
     moved = MovementCheck(
-        lambda check: f"training changed no weight: {why_nothing_moves(check, rates, model, evaluator)}", in_force
+        lambda check: f"training changed no weight: {why_nothing_moves(check, rates, model, evaluator)}",
+        in_force,
+        masks_grow=bool(participants),
     )
     return Session(model, evaluator, [kept, rates, moved, *participants, FiniteCheck()], stop, keeper)
 

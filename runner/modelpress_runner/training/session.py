@@ -123,6 +123,7 @@ class Session(Participation):
         self._tape: Tape | None = None
         self._limit: int | None = None
         self._meeting, self._met_at, self._met_after = 0, 0.0, 0
+        self._all_save = True  # whether every rank can make a checkpoint, when they last met
         self._asked_at = 0.0  # the clock's time when the run was first seen to be asked to stop
         self._wanted = (False, False, False)  # a checkpoint, a score, the end
         self._saving: Pace | None = None
@@ -174,6 +175,7 @@ class Session(Participation):
                 after_step=self._safe_point,
                 before_loss=self._before_loss,
                 put_back=lambda: self._put_back(resumed),
+                parts=evaluator.parts,
             )
         replayed = resumed is not None and self._tape is not None and resumed.past is not None
         if resumed is None or replayed:
@@ -238,6 +240,8 @@ class Session(Participation):
             raise Stopped
 
     def _before_step(self) -> None:
+        if self._tape is None:  # which asks by itself, before each loss
+            self._before_loss()
         if self._limit is not None and self.steps >= self._limit:
             raise CompressionError(
                 f"maxSteps asks for {self._limit} optimizer steps, and training_func goes on to step "
@@ -289,7 +293,7 @@ class Session(Participation):
         if save and not asked and not self._evaluator.goes_on_here:
             return  # it will be asked for again
         self._wanted, steps = (False, False, False), self.steps
-        if self._saves_now() and self._evaluator.goes_on_here and (save or asked):
+        if self._all_save and self._saves_now() and self._evaluator.goes_on_here and (save or asked):
             began = time.monotonic()
             assert self._keeper is not None
             assert self._saving is not None
@@ -312,8 +316,9 @@ class Session(Participation):
         now, steps = time.monotonic(), self.steps
         each = (now - self._met_at) / max(1, steps - self._met_after)
         apart = max(1, min(MOST_STEPS_APART, int(MEETING_SECONDS / max(each, 1e-6))))
-        said = ranks.every((save, score, asked, apart))
-        save, score, _, apart = said[0]
+        said = ranks.every((save, score, asked, apart, self._saves_now()))
+        save, score, _, apart, _ = said[0]
+        self._all_save = all(one[4] for one in said)
         self._met_at, self._met_after, self._meeting = now, steps, steps + apart
         return save, score, any(one[2] for one in said)
 

@@ -90,7 +90,7 @@ def recipe() -> dict[str, object]:
     assert subject.model is model
     outcome = run_stages(subject, [Stage.model_validate(stage) for stage in RECIPE], seed=3)
     return {
-        "kept": [list(cut.kept) for cut in outcome.cuts],
+        "kept": [list(cut.kept) for cut in outcome.edits],
         "weights": {name: value.tolist() for name, value in outcome.model.state_dict().items()},
         "trained": sorted({str(each) for each in seen}),
         "score": outcome.stages[-1]["score"],

@@ -32,13 +32,13 @@ def small(residual: nn.Module) -> nn.Module:
 @pytest.fixture
 def saved(small: nn.Module, tmp_path: Path) -> Path:
     """An artifact of a shrunk Residual."""
-    save(tmp_path / "out", small, cuts=CUTS)
+    save(tmp_path / "out", small, edits=CUTS)
     return tmp_path / "out"
 
 
-def save(uri: Path | str, model: nn.Module, cuts: Any = (), dummy_input: Any = None, **change: Any) -> None:
+def save(uri: Path | str, model: nn.Module, edits: Any = (), dummy_input: Any = None, **change: Any) -> None:
     inputs = torch.zeros(1, 1, 6, 6) if dummy_input is None else dummy_input
-    given = {"model": model, "dummy_input": inputs, "cuts": cuts, "masks": None, "metrics": {}, "spec": SPEC}
+    given = {"model": model, "dummy_input": inputs, "edits": edits, "masks": None, "metrics": {}, "spec": SPEC}
     artifact.save(str(uri), run_uid="abcd1234", **given | change)
 
 
@@ -125,7 +125,7 @@ def test_what_has_no_program_says_why_and_what_to_do(tmp_path: Path) -> None:
 
 def test_a_newer_torch_is_needed(small: nn.Module, tmp_path: Path, models: Any) -> None:
     """A program of a later torch is refused with the version to install; the weights load all the same."""
-    save(tmp_path / "out", small, cuts=CUTS, versions={"torch": "99.1.0"})
+    save(tmp_path / "out", small, edits=CUTS, versions={"torch": "99.1.0"})
     with pytest.raises(ArtifactError, match=r"written with torch 99\.1\.0 .* install torch 99\.1 or later"):
         mp.load(tmp_path / "out")
     assert mp.load(tmp_path / "out", into=models.residual()).conv1.out_channels == 2

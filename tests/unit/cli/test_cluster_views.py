@@ -158,6 +158,17 @@ def test_a_job_tells_what_went_wrong() -> None:
     assert [line.split() for line in shown.splitlines() if "macs  " in line] == [["macs", "1k", "600", "-40.0%"]]
 
 
+def test_an_uncertain_latency_is_shown_with_its_numbers() -> None:
+    """Neither met nor missed; the exit code is that of constraints that are not met."""
+    said = "latencyMs lies between 0.8 and 1.2 after 500 calls of each model, which leaves maxRatio 0.5 open"
+    uncertain = condition("ConstraintsMet", "Unknown", "LatencyUncertain", said)
+    stream = io.StringIO()
+    obj = job(phase="Succeeded", conditions=[uncertain], metrics=metrics(0.98, 600.0))
+    tables.print_object(Console(file=stream, width=200), obj, [], NOW)
+    assert f"ConstraintsMet=Unknown: {said}" in stream.getvalue()
+    assert views.exit_code_of(obj) == 3
+
+
 def test_objects_of_a_later_version_can_be_read() -> None:
     """Unknown phases, conditions and missing fields are no error."""
     strange = {"kind": "CompressionJob", "metadata": {"name": "x"}, "status": {"phase": "Dreaming", "conditions": [{}]}}

@@ -106,7 +106,7 @@ def test_the_bound_of_a_result_holds() -> None:
 def test_a_result_of_a_newer_runner_is_read() -> None:
     """Keys that this version does not know are ignored, wherever they stand; all others count."""
     result = succeeded(["default", "speedup"], message="done")
-    newer = json.loads(result.to_message()) | {"peakMemory": {"bytes": [1, 2]}, "uncertain": ["speedup"]}
+    newer = json.loads(result.to_message()) | {"peakMemory": {"bytes": [1, 2]}, "doubtful": ["speedup"]}
     assert RunResult.from_message(json.dumps(newer)) == result
     record = json.loads(RunRecord.of(result, "search-7", 7, {"x": 1}).model_dump_json(exclude_none=True))
     record |= {"extra": 1, "trial": record["trial"] | {"parent": 3}}

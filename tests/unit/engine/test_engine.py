@@ -182,6 +182,25 @@ def test_scores_are_collected_alike_after_a_restart(task, cut, tmp_path):
     assert same(state(whole.model), state(resumed.model))
 
 
+def test_steps_are_counted_behind_the_checkpoint_that_has_them(task, tmp_path, monkeypatch):
+    """An attempt that is killed between the two has counted nothing that its checkpoint does not have."""
+    store, written = open_store(str(tmp_path)), []
+    for name in ("put_file", "put_bytes"):
+        original = getattr(store, name)
+
+        def put(path, *args, original=original):
+            written.append(path.removeprefix("job/checkpoint/"))
+            return original(path, *args)
+
+        monkeypatch.setattr(store, name, put)
+    checkpointer = Checkpointer(store, "job", "same", 1, every=2)
+    run_stages(
+        Subject(task.model, noisy(task)), stages([{"finetune": {"maxSteps": 4}}]), seed=3, checkpointer=checkpointer
+    )
+    assert written.count("state.pt") == 3
+    assert [path for path in written if path in ("state.pt", "made/1-0")] == ["state.pt", "made/1-0"] * 3
+
+
 def test_a_shrunk_model_is_resumed_by_replaying_its_cuts(task, tmp_path):
     """After the shrink the checkpoint is loaded into the dense model made small again."""
     dense = copy.deepcopy(task.model)
@@ -195,7 +214,7 @@ def test_a_shrunk_model_is_resumed_by_replaying_its_cuts(task, tmp_path):
     assert resumed.resumed
     assert resumed.training == {"steps": 16, "executed": 16, "repeated": 0, "checkpoints": 1}
     assert same(state(whole.model), state(resumed.model))
-    assert whole.cuts == resumed.cuts
+    assert whole.edits == resumed.edits
     names = {info.path.rsplit("/", 1)[-1] for info in store.list("job/checkpoint")}
     assert "state.pt" in names
 

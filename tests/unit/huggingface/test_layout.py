@@ -136,7 +136,7 @@ def save(made: Subject, model: Any, uri: Path) -> artifact.Saved:
         str(uri),
         model=model,
         dummy_input=made.dummy_input,
-        cuts=[],
+        edits=[],
         masks={},
         metrics={"baseline": {}, "compressed": {}},
         spec={"stages": [{"prune": {"algorithm": "l1", "configList": []}}]},

@@ -232,6 +232,17 @@ def test_success_with_everything_missed() -> None:
     assert found["Portable"] == ("False", r.EXPORT_FAILED, "a loop")
 
 
+@pytest.mark.parametrize("missed", [[], ["default fell by 0.1."]])
+def test_an_uncertain_constraint_is_neither_met_nor_missed(missed: list[str]) -> None:
+    """Unknown, with the numbers; unless another one is missed for certain."""
+    said = "latencyMs lies between 0.8 and 1.2."
+    message = success(constraintsMet=False, unmet=missed, uncertain=[said])
+    status = status_of(reconcile_job(observe(ran(), child(state="succeeded", message=message)), at(11)))
+    assert status.phase == "Succeeded"
+    found = {c.type: (c.status, c.reason, c.message) for c in status.conditions}["ConstraintsMet"]
+    assert found == (("False", r.CONSTRAINT_MISSED, missed[0]) if missed else ("Unknown", r.LATENCY_UNCERTAIN, said))
+
+
 def test_success_counts_though_the_job_failed() -> None:
     """A runner that committed and was evicted while it ended has succeeded."""
     evicted = child(state="failed", cause="disrupted", message=success())

@@ -438,6 +438,18 @@ def test_no_feasible_trial_is_complete_without_a_model() -> None:
     assert found["ConstraintsMet"] == found["ArtifactAvailable"] == ("False", r.CONSTRAINT_MISSED)
 
 
+def test_a_sweep_without_a_certain_trial_is_uncertain() -> None:
+    """One missed a constraint, and of one the latency leaves it open."""
+    sweep = going(maxTrials=2)
+    unsure = [{**MISSED[0], "status": "Unknown"}]
+    trials = tuple(trial(number, "Succeeded", conditions=found) for number, found in enumerate((MISSED, unsure)))
+    plan = plan_of(sweep, 100, trials=trials)
+    silent = publish(message=success(manifestDigest=None))
+    status = status_of(plan_of(after(sweep, plan), 201, trials=trials, children=(silent,)))
+    found = conditions(status.conditions)
+    assert found["ConstraintsMet"] == ("Unknown", r.LATENCY_UNCERTAIN)
+
+
 def test_trials_without_the_objective_are_said_to_have_none() -> None:
     """Trials that succeeded and report no objective: nothing is best, and the sentence names what is missing."""
     sweep = going(maxTrials=2)

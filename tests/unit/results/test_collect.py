@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,23 @@ def test_other_records_are_not_taken(store: ArtifactStore, case: str) -> None:
     assert record.trial is not None
     assert (record.trial.number, record.trial.parameters) == (7, {"sparsity": 0.5})
     assert collect(request_for(constraints), store) == found
+
+
+def test_a_spread_is_judged_from_the_manifests_files(store: ArtifactStore) -> None:
+    """The artifact's metrics.json has it; a constraint that it leaves open is neither met nor missed."""
+    spread = {"latencyMs": [0.8, 1.5], "ratio": [0.4, 0.6], "calls": 500}
+    timed = {"latencyMs": 2.0}, {"latencyMs": 1.0}
+    content = json.dumps({"timing": {"spread": spread}}).encode()
+    store.put_bytes(f"{PREFIX}/2-bbbbbbbb/metrics.json", content)
+    digest = hashlib.sha256(content).hexdigest()
+    entry = FileEntry(path="2-bbbbbbbb/metrics.json", sha256=digest, bytes=len(content))
+    metrics = RunMetrics(baseline=timed[0], compressed=timed[1])
+    manifest.commit(store, PREFIX, Manifest(attempt=2, files=[entry], metrics=metrics, spec_digest="d"))
+    found = collect(request_for([{"metric": "latencyMs", "maxRatio": 0.5}]), store)
+    assert (found.constraints_met, found.unmet) == (False, [])
+    assert found.uncertain == [
+        "latencyMs lies between 0.8 and 1.2 after 500 calls of each model, which leaves maxRatio 0.5 open"
+    ]
 
 
 def test_constraints_that_hold_and_that_are_not_there(store: ArtifactStore) -> None:

@@ -96,6 +96,18 @@ def frame(**changes: Any) -> Frame:
 TRIALS = [trial(0, 0.5, 600.0), trial(1, 0.9, 400.0), trial(2, 0.85, 200.0), trial(3, 0.84, 300.0)]
 
 
+def test_an_uncertain_constraint_is_a_state_of_its_own() -> None:
+    """It is said in the trial's row, with the numbers on the pointer, and among the sums; it is not missed."""
+    said = "latencyMs lies between 0.8 and 1.2, which leaves maxRatio 0.5 open"
+    unsure = trial(1, 0.9, 400.0, constraintsMet=False, uncertain=[said])
+    both = trial(2, 0.5, 400.0, constraintsMet=False, unmet=["default lost"], uncertain=[said])
+    text = render(frame(best=0, front=frozenset({0})), [trial(0, 0.9, 400.0), unsure, both])
+    states = [row[1] for row in Page(text).rows[1:]]
+    assert states == ["Succeeded best, front", "Succeeded a constraint is uncertain", "Succeeded misses a constraint"]
+    assert f'title="{said}"' in text.decode()
+    assert "1 miss a constraint; of 1 the spread of the latency leaves a constraint open" in text.decode()
+
+
 def test_the_table_has_all_trials_before_and_after() -> None:
     """One row for each trial: parameters, then each metric with the dense model's and the change."""
     failed = Trial(4, "trials/00004", record=RunRecord(phase="Failed", reason="RunnerFailed", message="boom", name="x"))

@@ -76,12 +76,12 @@ def make_trial() -> Callable[..., CompressionJob]:
         baseline: dict[str, float] | None = None,
         phase: Any = "Succeeded",
         history: History | None = None,
-        met: bool | None = None,
+        met: bool | str | None = None,
     ) -> CompressionJob:
         condition = (
             Condition(
                 type="ConstraintsMet",
-                status="True" if met else "False",
+                status="Unknown" if met == "uncertain" else "True" if met else "False",
                 reason="Judged",
                 last_transition_time=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
             )

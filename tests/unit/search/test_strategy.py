@@ -227,6 +227,24 @@ def test_a_success_without_its_objective_is_a_failure_to_the_sampler(
     assert strategy.ranking([without[15]]) == (None, [])
 
 
+def test_an_uncertain_trial_stands_between_met_and_missed(make_sweep: MakeSweep, make_trial: MakeTrial) -> None:
+    """It is best only where none is certain, before all that miss a constraint, and never on the front."""
+    spec = make_sweep(constraints=[{"metric": "latencyMs", "maxRatio": 0.5}])
+    point = {"algorithm": "random", "sparsity": 0.5}
+
+    def trial(number: int, default: float, latency: float, met: bool | str) -> CompressionJob:
+        compressed = {"default": default, "macs": 1.0, "latencyMs": latency}
+        return make_trial(spec, number, point, compressed=compressed, met=met)
+
+    certain, unsure, missed = trial(0, 0.7, 0.9, True), trial(1, 0.8, 1.1, "uncertain"), trial(2, 0.9, 1.01, False)
+    best, front = strategy_for(spec).ranking([certain, unsure, missed])
+    assert best is not None
+    assert (best.number, best.feasible, front) == (0, True, [0])
+    best, front = strategy_for(spec).ranking([unsure, missed])
+    assert best is not None
+    assert (best.number, best.feasible, front) == (1, False, [])
+
+
 def test_ranking(make_sweep: MakeSweep, make_trial: MakeTrial) -> None:
     """Best: feasible, then the first objective. Front: the feasible that none dominates. Others are passed over."""
     spec = make_sweep(objectives=("default", "latencyMs"))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.optim import lr_scheduler
 
 import modelpress as mp
 from modelpress_runner.errors import CompressionError, UserCodeError
+from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime.preserve import devices_restored
+from modelpress_runner.subject.subject import subject_of
 from modelpress_runner.training.participants import check_masks
 from modelpress_runner.training.run import training_session
 
@@ -225,3 +228,41 @@ def test_a_scheduler_that_never_moves_is_noted(task):
     [note] = run(task.evaluator(training_func=training_func, **given), task.model).notes
     assert "the scheduler StepLR was never stepped" in note
     assert run(task.evaluator(**given), task.model).notes == []
+
+
+def test_a_long_epoch_of_a_module_does_not_hold_up_a_run_that_is_to_stop():
+    """Its trainer is called by epochs; asked to stop, with no end of the epoch in sight, it ends before a step."""
+    asked, losses = [], []
+
+    class Module(mp.CompressionModule):
+        def model(self):
+            return torch.nn.Linear(4, 2)
+
+        def evaluator(self):
+            return lambda model: 0.5
+
+        def optimizer_factory(self):
+            return lambda params: torch.optim.SGD(params, lr=0.1)
+
+        def criterion(self):
+            return F.mse_loss
+
+        def post_compress_finetuning_trainer(self, algorithm_name):
+            def trainer(model, optimizer, criterion, epoch):
+                while len(losses) < 100:
+                    optimizer.zero_grad()
+                    losses.append(criterion(model(torch.ones(3, 4)), torch.ones(3, 2)))
+                    losses[-1].backward()
+                    optimizer.step()
+                    asked.append(None)
+
+            return trainer
+
+    def stop():
+        if len(asked) > 3:
+            raise Stopped
+
+    subject = subject_of(Module())
+    with pytest.raises(Stopped):
+        run(subject.evaluator, subject.model, stop=stop)
+    assert len(losses) == 5

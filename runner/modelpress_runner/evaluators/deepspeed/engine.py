@@ -16,6 +16,7 @@ from modelpress_runner.evaluators.deepspeed import group
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.parameter_groups import ParameterGroup, join
+from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.runtime import distributed as ranks
 
 FOREIGN = (
@@ -110,6 +111,50 @@ class EngineHandle:
             self._step_hook.remove()
         else:
             vars(self.engine.optimizer).pop("step", None)
+
+    @contextlib.contextmanager
+    def recorded(self, tape: Tape) -> Iterator[None]:
+        """Inside, the engine's steps are noted on `tape`, or played back: then it moves its counters and no weight."""
+        engine = self.engine
+        originals = {name: getattr(engine, name) for name in ("_take_model_step", "backward", "step")}
+        take, back, whole = originals.values()
+
+        def taken(lr_kwargs: Any) -> Any:
+            def play(counters: dict[str, int]) -> None:
+                skipped = counters["skipped_steps"] > engine.skipped_steps
+                vars(engine).update(counters)
+                self.optimizer._opt_called = True  # type: ignore[attr-defined] # schedulers warn without
+                if engine.lr_scheduler is not None and not skipped:
+                    engine.lr_scheduler.step(**(lr_kwargs or {}))
+
+            return tape.step(lambda: take(lr_kwargs), self._counters, play)
+
+        def backward(loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Any:
+            if not tape.live:
+                return loss / engine.gradient_accumulation_steps() if scale_wrt_gas else loss
+            with tape.aside():
+                return back(loss, retain_graph=retain_graph, scale_wrt_gas=scale_wrt_gas)
+
+        def step(lr_kwargs: Any = None) -> None:
+            if tape.live:
+                with tape.aside():
+                    whole(lr_kwargs)
+                return
+            engine._running_engine_step = True
+            try:
+                if engine.is_gradient_accumulation_boundary():
+                    engine._take_model_step(lr_kwargs)
+            finally:
+                engine._running_engine_step = False
+            engine.micro_steps += 1
+
+        vars(engine).update(_take_model_step=taken, backward=backward, step=step)
+        try:
+            yield
+        finally:
+            vars(engine).pop("backward")
+            vars(engine).pop("step")
+            engine._take_model_step = take
 
     def before_step(self, hook: Callable[[], None]) -> None:
         """Calls `hook` before each optimizer step: once per accumulated gradient, whatever ZeRO makes of it."""
@@ -244,6 +289,9 @@ class EngineHandle:
             if emptied:
                 zero._clear_fp32_optimizer_param_groups()
 
+    def _counters(self) -> dict[str, int]:
+        return {name: int(getattr(self.engine, name)) for name in _COUNTERS}
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's part: the optimizer, its weights, the loss scale, the counters."""
         scaler = getattr(self.engine.optimizer, "loss_scaler", None)
@@ -253,7 +301,7 @@ class EngineHandle:
             "optimizer": state,
             "masters": [master.detach().cpu().clone() for master in self._masters()],
             "scaler": plain(vars(scaler)) if scaler is not None else None,
-            "counters": {name: int(getattr(self.engine, name)) for name in _COUNTERS},
+            "counters": self._counters(),
         }
 
     @torch.no_grad()

@@ -18,11 +18,13 @@ from modelpress_runner.evaluators.deepspeed.engine import FOREIGN, EngineHandle
 from modelpress_runner.evaluators.footprint import Footprint
 from modelpress_runner.evaluators.limits import Limits
 from modelpress_runner.evaluators.optimizer_state import plain
+from modelpress_runner.evaluators.replay.tape import Tape
 from modelpress_runner.evaluators.score import score_of
 from modelpress_runner.evaluators.torch_evaluator import LossPatch, _positional, check_place, loss_in, with_loss
 from modelpress_runner.evaluators.trace import Plan, call_of
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng as seeding
+from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.preserve import flags_restored
 from modelpress_runner.usercode.calling import user_code
 
@@ -41,6 +43,9 @@ _RESUME = {  # argument of load_checkpoint: type
 
 class DeepspeedTorchEvaluator(Evaluator):
     """Training with a DeepSpeed engine, evaluation as a plain function.
+
+    A run that was interrupted calls training_func again, as a TorchEvaluator does: what engine.backward() and
+    engine.step() do is left out until the step of the last checkpoint, then training goes on, bit for bit.
 
     The engine is made anew for every binding and ended afterwards, when the model is whole again: plain tensors in the
     precision that they had before. Without a process group one of this process alone is made for that time.
@@ -63,7 +68,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         dummy_input: an example input: a tensor, or a tuple, list or dict of what the model takes.
         evaluating_func: evaluating_func(model) -> a number, or a dict of numbers with the key 'default'. Called in eval
             mode without gradients, with a module that is called like the model, not with the engine.
-        resumable: False: training_func cannot be cut; it is called once per stage and not resumed in between.
+        resumable: False: training_func cannot be called again to go on; no checkpoints are taken while it trains.
 
     Raises:
         InvalidModelError: something is of the wrong kind, missing, given twice, or cannot go together.
@@ -72,7 +77,7 @@ class DeepspeedTorchEvaluator(Evaluator):
     train_needs = "training_func and training_step"
     evaluate_needs = "evaluating_func"
     calls_function = True
-    scores_inside = False
+    replays = True
 
     def __init__(
         self,
@@ -108,6 +113,7 @@ class DeepspeedTorchEvaluator(Evaluator):
         self._dense_shapes: list[torch.Size] = []
         self._lr_scheduler: Any = None
         self._patches: list[LossPatch] = []
+        self._playing: Tape | None = None
         self._remarks: list[str] = []
 
     def _check_combination(self) -> None:
@@ -137,6 +143,11 @@ class DeepspeedTorchEvaluator(Evaluator):
         """Whether each rank holds a part of the optimizer only."""
         low = any(self._config.get(part, {}).get("enabled", False) for part in ("bf16", "fp16"))
         return deepspeed_config.stage(self._config) >= 1 or low
+
+    @property
+    def parts(self) -> bool:  # type: ignore[override]
+        """Whether each rank holds a part of each weight only."""
+        return bool(deepspeed_config.stage(self._config) == 3)
 
     @property
     def can_train(self) -> bool:
@@ -291,14 +302,25 @@ class DeepspeedTorchEvaluator(Evaluator):
         engine = handle.engine
         given = [] if self._lr_scheduler is None else [self._lr_scheduler]
         limits = Limits(training_func, max_steps, max_epochs, given)
+        tape, self.tape = self.tape or Tape(model), None
         with flags_restored(model), torch.enable_grad(), group.quiet(), user_code("training_func"):
             if not (engine.training and engine.module.training):
                 engine.train()
-            training_func(engine, engine.optimizer, self._step, self._lr_scheduler, max_steps, max_epochs)
+            self._playing = tape
+            try:
+                with tape.running([engine, model], [], group.folder()), handle.recorded(tape):
+                    training_func(engine, engine.optimizer, self._step, self._lr_scheduler, max_steps, max_epochs)
+            finally:
+                self._playing = None
         handle.drop_gradients()
         self._remarks = limits.remarks()
 
     def _step(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._playing is None:  # somebody has kept it for later
+            return self._patched(batch, engine, *args, **kwargs)
+        return self._playing.loss(batch, lambda: self._patched(batch, engine, *args, **kwargs))
+
+    def _patched(self, batch: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
         output = self._functions["training_step"](batch, engine, *args, **kwargs)
         loss = loss_in(output)
         for patch in self._patches:
@@ -311,15 +333,16 @@ class DeepspeedTorchEvaluator(Evaluator):
         evaluating_func = self._functions["evaluating_func"]
         if evaluating_func is None:
             raise InvalidModelError(f"the evaluator cannot evaluate; give it {self.evaluate_needs}")
-        with flags_restored(model), torch.no_grad(), group.quiet(), user_code("evaluating_func"):
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(seeding.aside())
+            undone.enter_context(generators.aside(self.user_objects()))
+            undone.enter_context(flags_restored(model))
+            undone.enter_context(torch.no_grad())
+            undone.enter_context(group.quiet())
             model.eval()
-            value = evaluating_func(model)
+            with user_code("evaluating_func"):
+                value = evaluating_func(model)
         return score_of(value)
-
-    def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
-        """As in the protocol; no checkpoint is taken there, but a run that is to stop stops."""
-        if self._handle is not None:
-            self._handle.after_step(hook)
 
     def remarks(self) -> list[str]:
         return list(self._remarks)

@@ -42,8 +42,11 @@ def nothing(*args: Any) -> None:
 
 
 @contextlib.contextmanager
-def watched(models: list[nn.Module], look: Callable[[], None]) -> Iterator[None]:
-    """Inside, `look` is called before the user's code gets to see weights of one of `models`, as a whole."""
+def watched(models: list[nn.Module], look: Callable[[], None], framework: str | None = None) -> Iterator[None]:
+    """Inside, `look` is called before the user's code gets to see weights of one of `models`, as a whole.
+
+    Code in the folder `framework` may walk over parameters.
+    """
     roots = {id(model) for model in models}
     originals = {name: getattr(nn.Module, name) for name in (*_WALKS, "state_dict")}
     handles = []
@@ -57,7 +60,7 @@ def watched(models: list[nn.Module], look: Callable[[], None]) -> Iterator[None]
 
         def walked(self: nn.Module, *args: Any, **kwargs: Any) -> Iterator[Any]:
             items = original(self, *args, **kwargs)
-            return _told(items, look) if id(self) in roots else items
+            return _told(items, look, framework) if id(self) in roots else items
 
         return walked
 
@@ -85,9 +88,10 @@ def watched(models: list[nn.Module], look: Callable[[], None]) -> Iterator[None]
             handle.remove()
 
 
-def _told(items: Iterator[Any], look: Callable[[], None]) -> Iterator[Any]:
+def _told(items: Iterator[Any], look: Callable[[], None], framework: str | None) -> Iterator[Any]:
     """`items`; whoever takes the first one is looked at."""
     taker = sys._getframe(1).f_code.co_filename
-    if taker not in _PASSING and (not taker.startswith(_OPTIMIZERS) or taker.endswith("swa_utils.py")):
+    passes = taker in _PASSING or (framework is not None and taker.startswith(framework))
+    if not passes and (not taker.startswith(_OPTIMIZERS) or taker.endswith("swa_utils.py")):
         look()
     yield from items

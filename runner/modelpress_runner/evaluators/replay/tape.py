@@ -80,6 +80,7 @@ class Tape:
         after_step: called after each step of an optimizer that was made, live ones only.
         before_loss: called before each live call of the training step.
         put_back: called when the past is played: puts back the state at its end.
+        parts: whether the model's weights are there in parts only, so that what its code sees of them is not kept.
 
     Attributes:
         live: whether the training trains, in place of being played back.
@@ -97,8 +98,10 @@ class Tape:
         after_step: Callable[[], None] = lambda: None,
         before_loss: Callable[[], None] = lambda: None,
         put_back: Callable[[], None] = lambda: None,
+        parts: bool = False,
     ) -> None:
         self._model, self._draws, self._noting = model, draws, noting and draws is not None
+        self._parts = parts
         self._past, self._played = past, 0
         self._after_step, self._before_loss, self._put_back = after_step, before_loss, put_back
         self.live = past is None
@@ -144,12 +147,15 @@ class Tape:
             self._inside -= 1
 
     @contextlib.contextmanager
-    def running(self, models: Sequence[nn.Module], optimizers: Sequence[Any]) -> Iterator[None]:
+    def running(
+        self, models: Sequence[nn.Module], optimizers: Sequence[Any], framework: str | None = None
+    ) -> Iterator[None]:
         """Around the call of the training function.
 
         Args:
             models: the model as the function gets it, and what is inside of it.
             optimizers: as the function gets them.
+            framework: folder of a framework's code, which may walk over parameters.
         """
         with contextlib.ExitStack() as undone:
             for number, optimizer in enumerate(optimizers):
@@ -159,7 +165,7 @@ class Tape:
                 self._known = {id(each) for one in optimizers for each in (one, *stepped_within(one))}
                 handle = register_optimizer_step_pre_hook(self._foreign)
                 undone.callback(handle.remove)
-                undone.enter_context(looks.watched(list(models), self._look))
+                undone.enter_context(looks.watched(list(models), self._look, framework))
             yield
         if not self.live:
             raise Diverged("it ended before the step that it was to go on at")
@@ -186,6 +192,16 @@ class Tape:
         self._fresh = False
         return output
 
+    def step(self, made: Callable[[], Any], note: Callable[[], Any], play: Callable[[Any], None]) -> Any:
+        """A step of the first optimizer that a framework makes: what `made` gives; nothing, where it is played back.
+
+        Args:
+            made: makes it.
+            note: plain data to keep of it, asked for once it is made.
+            play: gets that when the step is played back.
+        """
+        return self._step(0, made, (), {}, (note, play))
+
     def _step_of(self, number: int, made: Callable[..., Any]) -> Callable[..., Any]:
         """What stands in place of the step() of optimizer `number`."""
 
@@ -195,7 +211,14 @@ class Tape:
         step.number = number  # type: ignore[attr-defined]
         return step
 
-    def _step(self, number: int, made: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _step(
+        self,
+        number: int,
+        made: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        beside: tuple[Callable[[], Any], Callable[[Any], None]] | None = None,
+    ) -> Any:
         closure = kwargs.get("closure", args[0] if args and callable(args[0]) else None)
         self._scaled["made"] = True
         if not self.live:
@@ -211,6 +234,8 @@ class Tape:
                     results.append(closure())
             self._in_closure = False
             self._count(number)
+            if beside is not None:
+                beside[1](event["beside"])
             with self._leaving():
                 return results[0] if results else None
         if not self._noted_now():
@@ -234,6 +259,8 @@ class Tape:
             kwargs = {**kwargs, "closure": counted} if "closure" in kwargs else kwargs
         with self.aside():
             result = made(*args, **kwargs)
+        if beside is not None:
+            event["beside"] = beside[0]()
         self._leave()
         self._fresh = False
         self._count(number)
@@ -259,6 +286,9 @@ class Tape:
                     _set_weights(self._model, self._past.weights(number))
             self._shown = number
             self._looks = max(self._looks, number + 1)
+            return
+        if self._parts:
+            self.close("training_func looks at weights of which each process has a part only")
             return
         if not self._fresh and self._looks >= MOST_LOOKS + self._moved // STEPS_PER_LOOK:
             self.close("training_func looks at the weights after nearly every step (as an average of weights does)")
@@ -308,7 +338,7 @@ class Tape:
         moved = self._moved
         if self.live:
             self._scaled = {"kind": "scaled", "made": False}
-            if self._noted_now():
+            if self._noted_now() and not self._inside:
                 self._noted.append(self._scaled)
             result = original(scaler, optimizer, *args, **kwargs)
             if self._moved == moved and self._is_first(optimizer):
@@ -333,7 +363,7 @@ class Tape:
             return original(scaler, new_scale)
         if self.live:
             result = original(scaler, new_scale)
-            if self._noted_now():
+            if self._noted_now() and not self._inside:
                 values = [scaler._scale.detach().clone(), scaler._growth_tracker.detach().clone()]
                 self._noted.append({"kind": "scale", "values": values})
             return result

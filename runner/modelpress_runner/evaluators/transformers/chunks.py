@@ -196,7 +196,10 @@ class ChunkedTrainer:
         self._epoch, self._steps = kwargs["epoch"], skipped
         self._base, self._fetches = trainer.state.global_step - skipped, 0
         self._length = kwargs["num_update_steps_per_epoch"] if has_length(kwargs["train_dataloader"]) else None
-        if skipped and self._resumed is not None:
+        if skipped:
+            # The epoch's order is drawn again as it was; what the next step draws comes behind the last one.
+            if self._resumed is None:
+                self._resumed = {"epoch": self._epoch_rng, "step": seeding.capture()}
             seeding.restore(self._resumed["epoch"])
         self._epoch_rng = seeding.capture()
         if skipped:

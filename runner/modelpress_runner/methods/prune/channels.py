@@ -1,7 +1,8 @@
-"""What the structured methods have in common."""
+"""Scores on the device that the weights are on, in blocks, so that no wide copy of a weight is ever made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -9,13 +10,34 @@ from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 
+BLOCK = 1 << 22  # entries that are in float64 at a time, but for channels that have more
+
 
 def weight_of(module: nn.Module) -> nn.Parameter:
     """module.weight; selection has seen to it that there is one."""
     return cast(nn.Parameter, module.weight)
 
 
-def channel_weights(module: nn.Module) -> torch.Tensor:
-    """The weights of each output channel in float64, on the CPU: (channels, weights of one). No bias."""
+def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Scores of the output channels, float64, (channels,), by their weights without the bias.
+
+    `reduce` gets the weights of some channels, float64, (n, weights of one), and gives (n,).
+    """
     axis = module_axis(module, type(module).__name__, "out")
-    return axis.rows("weight", weight_of(module).detach().to("cpu", torch.float64))
+    return in_blocks(reduce, axis.rows("weight", weight_of(module).detach()))
+
+
+def in_blocks(reduce: Callable[..., torch.Tensor], *matrices: torch.Tensor) -> torch.Tensor:
+    """reduce(*matrices), for all (n, m) alike, over some rows at a time, which it gets in float64; (n,), float64.
+
+    Everything stays on the matrices' device, but for devices without float64, whose rows are brought to the CPU.
+    """
+    rows, width = matrices[0].shape
+    step = max(1, BLOCK // max(1, width))
+    device = matrices[0].device
+    place = torch.device("cpu") if device.type == "mps" else device
+    parts = [
+        reduce(*(matrix[start : start + step].to(place, torch.float64) for matrix in matrices))
+        for start in range(0, rows, step)
+    ]
+    return torch.cat(parts)

@@ -44,7 +44,10 @@ class PruneMethod:
         return self.facts.default_types
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
-        """Scores in float64, on the CPU: (output channels,) if structured, else shaped like module.weight.
+        """Scores on the device of the weight, in float32 or better.
+
+        If structured, (output channels,), in float64 where the device has it; else shaped like module.weight. No wide
+        copy of a weight should be made: see `channels.by_channel`.
 
         `generator` is the module's own; a method without chance leaves it alone. Of a data-driven method it is not
         asked: see DataDrivenMethod.
@@ -77,7 +80,7 @@ class Collector(abc.ABC):
 
     @abc.abstractmethod
     def total(self) -> torch.Tensor:
-        """This rank's scores of all steps together, as PruneMethod.score gives them.
+        """This rank's scores of all steps together, as PruneMethod.score gives them. Nothing else leaves the device.
 
         Raises:
             CompressionError: there is nothing to score by.

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 import torch
 
 _BITS = 17  # of the mantissa: steps of 0.8e-5 to 1.5e-5, relative
+_SIGNIFICANT = {torch.float32: 24, torch.float64: 53}
 
 
 def rounded(scores: torch.Tensor) -> torch.Tensor:
-    """Scores rounded to about 1e-5 relative (17 significant bits), so that the order of a sum decides nothing."""
-    mantissa, exponent = torch.frexp(scores)
-    return torch.round(mantissa * 2**_BITS) * torch.pow(2.0, (exponent - _BITS).double())
+    """Scores rounded to about 1e-5 relative (17 significant bits), so that the order of a sum decides nothing.
+
+    To the nearest, to even ones in the middle; in their own precision, float32 or float64, alike on every device.
+    """
+    bits = scores.view(torch.int32 if scores.dtype is torch.float32 else torch.int64)
+    spare = _SIGNIFICANT[scores.dtype] - _BITS
+    to_even = (bits >> spare) & 1
+    return (to_even.add_(bits).add_((1 << (spare - 1)) - 1) & (-1 << spare)).view(scores.dtype)
 
 
 def removed_count(size: int, sparsity: float) -> int:
@@ -26,13 +32,18 @@ def removed_count(size: int, sparsity: float) -> int:
 class Candidates:
     """What is ranked together inside one layer or dependency group.
 
-    Shapes: all (n,). `weights` says how many channels (or weights) go with each; `gone` those that earlier rounds
-    removed, which stay removed whatever their score.
+    Shapes: all (n,), all on one device. `weights` says how many channels (or weights) go with each, None: one; `gone`
+    those that earlier rounds removed, which stay removed whatever their score.
     """
 
     scores: torch.Tensor
-    weights: torch.Tensor
+    weights: torch.Tensor | None
     gone: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        """How many channels or weights there are in all."""
+        return len(self.scores) if self.weights is None else int(self.weights.sum())
 
 
 def remove_local(one: Candidates, sparsity: float) -> torch.Tensor:
@@ -51,7 +62,7 @@ def remove_global(many: Sequence[Candidates], sparsity: float, comparable: bool 
     1611.06440, eq. 7). A layer whose scores are all zero keeps them. `comparable` scores are taken as they are.
     """
     scores = torch.cat([rounded(one.scores if comparable else one.scores / _norm(one.scores)) for one in many])
-    weights = torch.cat([one.weights for one in many])
+    weights = torch.cat([torch.ones_like(one.scores) if one.weights is None else one.weights for one in many])
     gone = torch.cat([one.gone for one in many])
     # The best of each member is out of the ranking: it is what the member keeps at least.
     safe = torch.zeros_like(gone)
@@ -61,9 +72,9 @@ def remove_global(many: Sequence[Candidates], sparsity: float, comparable: bool 
         start += len(one.scores)
     order = _order(scores, gone)
     order = order[~safe[order]]
-    limit = math.floor(float(weights.sum()) * sparsity + 1e-6)
+    limit = math.floor(sum(one.size for one in many) * sparsity + 1e-6)
     removed = gone.clone()
-    removed[order[torch.cumsum(weights[order], 0) <= limit]] = True
+    removed[order[torch.cumsum(weights[order], 0, dtype=torch.float64) <= limit]] = True
     return list(torch.split(removed, [len(one.scores) for one in many]))
 
 

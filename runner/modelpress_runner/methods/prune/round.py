@@ -7,6 +7,7 @@ earlier rounds or stages removed stays removed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,10 +40,13 @@ class Round:
     leaving: Masks = field(default_factory=dict)
 
     def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
-        """The scores of one module, as PruneMethod.score gives them."""
+        """The scores of one module, as PruneMethod.score gives them; those of channels, which are few, on the CPU."""
+        pruner = method(choice.algorithm)
         if is_data_driven(choice):
-            return self.collected[choice.module]
-        return method(choice.algorithm).score(model.get_submodule(choice.module), self.generator(choice.module))
+            scores = self.collected[choice.module]
+        else:
+            scores = pruner.score(model.get_submodule(choice.module), self.generator(choice.module))
+        return scores.to("cpu", torch.float64) if pruner.structured else scores
 
     def generator(self, module: str) -> torch.Generator:
         """A generator of its own for each module, whatever else is pruned in this round."""
@@ -86,16 +90,18 @@ def round_masks(
     """
     outcome = Outcome({name: dict(tensors) for name, tensors in masks.items()}, notes=list(selection.notes))
     structured = {n: c for n, c in selection.choices.items() if method(c.algorithm).structured}
-    pools = [
+    # One after another: the scores of single weights take as much memory as the weights.
+    alone = (
         _alone(model, choice, outcome, round_)
         for name, choice in selection.choices.items()
         if coupling is None or name not in structured
-    ]
+    )
+    together: list[_Pool] = []
     units = torch.zeros(coupling.unit_count if coupling else 0, dtype=torch.bool)
     if coupling is not None and structured:
         groups = _groups(coupling, structured, selection.excluded, outcome, path)
-        pools += [_together(model, group, coupling, structured, units, outcome, round_, path) for group in groups]
-    outcome.notes += _decide(pools)
+        together = [_together(model, group, coupling, structured, units, outcome, round_, path) for group in groups]
+    outcome.notes += _decide(itertools.chain(alone, together))
     if coupling is not None and structured:
         outcome.units = units
         cover(outcome.masks, model, coupling, units)
@@ -152,7 +158,7 @@ def _alone(model: nn.Module, choice: Choice, outcome: Outcome, round_: Round) ->
         gone = _weight_gone(view, before)
     else:
         weight = before.get("weight")
-        gone = torch.zeros(scores.shape, dtype=torch.bool) if weight is None else (weight == 0).cpu()
+        gone = torch.zeros_like(scores, dtype=torch.bool) if weight is None else (weight == 0).to(scores.device)
 
     def apply(removed: torch.Tensor) -> None:
         outcome.removed[name] = (int(removed.sum()), removed.numel())
@@ -164,12 +170,12 @@ def _alone(model: nn.Module, choice: Choice, outcome: Outcome, round_: Round) ->
             if getattr(module, parameter, None) is not None:
                 _multiply(outcome.masks, name, module, parameter, torch.tensor(True))
 
-    candidates = Candidates(scores.flatten(), torch.ones(scores.numel()).double(), gone.flatten())
+    candidates = Candidates(scores.flatten(), None, gone.flatten())
     leaving = round_.leaving.get(name, {})
     if pruner.structured:
         away = _weight_gone(view, leaving)
     else:
-        away = (leaving["weight"] == 0).cpu() if "weight" in leaving else torch.zeros_like(gone)
+        away = (leaving["weight"] == 0).to(gone.device) if "weight" in leaving else torch.zeros_like(gone)
     pool = _Pool(candidates, choice, sparsity_at(choice.schedule, choice.sparsity, round_.number), apply)
     return _of_what_is_left(pool, away.flatten())
 
@@ -230,7 +236,8 @@ def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
         whole[left] = removed
         pool.apply(whole)
 
-    some = Candidates(every.scores[left], every.weights[left], every.gone[left])
+    weights = None if every.weights is None else every.weights[left]
+    some = Candidates(every.scores[left], weights, every.gone[left])
     return _Pool(some, pool.choice, pool.sparsity, apply)
 
 
@@ -254,7 +261,7 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
         for pool, gone in zip(members, parts, strict=True):
             pool.apply(gone)
         if 0 < sparsity == members[0].choice.sparsity and not any(gone.any() for gone in parts):
-            size = sum(int(pool.candidates.weights.sum()) for pool in members)
+            size = sum(pool.candidates.size for pool in members)
             whole[sparsity, size].extend(pool.choice.module for pool in members)
     return [
         f"Left as it was: {_list(names)}, where a sparsity of {sparsity:g} is less than one of {size}"

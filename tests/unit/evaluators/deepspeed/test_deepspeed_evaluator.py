@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import distributed, nn
 from torch.optim import lr_scheduler
 
@@ -291,3 +292,20 @@ def test_prune_and_finetune_end_to_end(new_task):
     result = mp.compress(task.model, stages, task.evaluator(), seed=0)
     assert result.model[0].weight.shape == (3, 4)
     assert int((result.model[3].weight == 0).sum()) == 3
+
+
+def test_torchs_functions_are_torchs_again(new_task):
+    """The third stage has its own linear layer: while one engine is there, and not after the last one, or a failure."""
+    linear = F.linear
+    one, two = new_task(3), new_task(3)
+    evaluators = [one.evaluator(), two.evaluator()]
+    for evaluator, task in zip(evaluators, (one, two), strict=True):
+        evaluator.bind(task.model)
+    assert F.linear is not linear
+    evaluators[0].unbind()
+    assert F.linear is not linear
+    evaluators[1].unbind()
+    assert F.linear is linear
+    with pytest.raises(InvalidModelError, match="returned a NoneType"):
+        new_task(3).evaluator(optimizer=lambda params: None).bind(one.model)
+    assert F.linear is linear

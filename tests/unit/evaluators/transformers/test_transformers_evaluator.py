@@ -75,7 +75,8 @@ def test_a_chunk_with_accumulated_gradients_ends_with_a_step(task):
 def test_a_resumed_chunk_equals_an_undisturbed_one(task):
     """Optimizer, schedule, counters and place in the data go through weights_only; dropout follows the generators."""
     task.model.drop.p = 0.2
-    whole, _ = trained(task.evaluator(), task.model, [(3, None)] * 3, (9, None))
+    whole, _ = trained(task.evaluator(), task.model, [(9, None)], (9, None))
+    assert same(trained(task.evaluator(), task.model, [(3, None)] * 3, (9, None))[0], whole)
 
     first, model = task.evaluator(), copy.deepcopy(task.model)
     first.enter_training(9, None)

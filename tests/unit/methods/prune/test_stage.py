@@ -89,7 +89,7 @@ def test_a_residual_network_shrinks_at_every_sparsity(algorithm: str, sparsity: 
     assert context.masks == {}
 
     fresh = prune_zoo.Residual()
-    replay(fresh, read(write(context.cuts)))
+    replay(fresh, read(write(context.edits)))
     fresh.load_state_dict(model.state_dict())
     fresh.eval()
     model.eval()
@@ -103,7 +103,7 @@ def test_replay_on_the_dense_model_is_bit_equal() -> None:
     context = run(model, dummy, configList=[{"opTypes": ["Conv2d"], "sparsity": 0.5}])
     fresh = prune_zoo.Residual(8)
     fresh.load_state_dict(dense)
-    replay(fresh, context.cuts)
+    replay(fresh, context.edits)
     assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
@@ -126,7 +126,7 @@ def test_coupled_layers_are_scored_by_their_mean() -> None:
         model.stem.weight.copy_(torch.tensor([[4.0], [1], [3]]))
         model.conv2.weight.copy_(torch.diag(torch.tensor([1.0, 2, 9])))
     context = run(model, torch.ones(1, 1), algorithm="l1", configList=[{"sparsity": 0.34}])
-    assert {(cut.module, cut.axis): cut.kept for cut in context.cuts} == {
+    assert {(cut.module, cut.axis): cut.kept for cut in context.edits} == {
         ("stem", "out"): (0, 2),
         ("conv2", "out"): (0, 2),
         ("conv2", "in"): (0, 2),
@@ -188,7 +188,7 @@ def test_a_restart_in_the_middle_goes_on_the_same() -> None:
         step.apply(context)
     for step in steps(Prune.model_validate(settings), 0)[1:]:
         step.apply(later)
-    assert later.cuts == context.cuts
+    assert later.edits == context.edits
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), later.model.parameters(), strict=True))
 
 
@@ -200,7 +200,7 @@ def test_a_second_stage_cuts_what_the_first_left() -> None:
     for step in steps(Prune.model_validate({"configList": [{"opNames": ["conv1"], "sparsity": 0.5}]}), 1):
         step.apply(context)
     assert (model.stem.out_channels, model.conv1.out_channels) == (6, 3)
-    replay(dense, context.cuts)
+    replay(dense, context.edits)
     dense.load_state_dict(model.state_dict())
     assert torch.equal(dense.eval()(dummy), model.eval()(dummy))
 
@@ -333,7 +333,7 @@ def test_layers_that_cannot_be_proven_stay_with_a_note_or_are_an_error_by_name()
     dummy = torch.randn(prune_zoo.IMAGE, generator=torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     context = run(model, dummy, configList=[{"sparsity": 0.5}])
-    assert context.cuts == []
+    assert context.edits == []
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     (note,) = [note for note in context.notes if "conv1" in note]
     assert note.startswith("Left as it was: 'conv1' cannot lose channels: the shrunk model's output differs from the")
@@ -394,7 +394,7 @@ def test_less_than_one_channel_leaves_the_layer_with_a_note(speedup: bool) -> No
     before = {name: value.clone() for name, value in model.state_dict().items()}
     context = run(model, dummy, configList=[{"opTypes": ["Conv2d"], "sparsity": 0.1}], speedup=speedup)
     assert any("where a sparsity of 0.1 is less than one of 8" in note for note in context.notes)
-    assert context.cuts == []
+    assert context.edits == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

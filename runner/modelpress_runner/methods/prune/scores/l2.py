@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.methods.prune.channels import channel_weights
+from modelpress_runner.methods.prune.channels import by_channel
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -16,7 +16,7 @@ class L2(PruneMethod):
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
-        return channel_weights(module).square().sum(dim=1).sqrt()
+        return by_channel(module, lambda weights: weights.square().sum(dim=1).sqrt())
 
 
 METHOD = L2()

@@ -21,7 +21,8 @@ class Level(PruneMethod):
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
-        return weight_of(module).detach().to("cpu", torch.float64).abs()
+        weight = weight_of(module).detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)).abs()
 
 
 METHOD = Level()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -17,7 +18,9 @@ class Random(PruneMethod):
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
         channels = module_axis(module, type(module).__name__, "out").size
-        return torch.rand(channels, generator=generator, dtype=torch.float64)
+        drawn = torch.rand(channels, generator=generator, dtype=torch.float64)
+        device = weight_of(module).device
+        return drawn if device.type == "mps" else drawn.to(device)
 
 
 METHOD = Random()

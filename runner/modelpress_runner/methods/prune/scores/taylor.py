@@ -14,7 +14,7 @@ from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 from modelpress_runner.errors import CompressionError, InvalidModelError
-from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.channels import in_blocks, weight_of
 from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod, Pass
 
 
@@ -39,6 +39,7 @@ class TaylorCollector(Collector):
         self._name, self._module, self._data = name, module, data
         self._axis = module_axis(module, name, "out")
         self._sum: torch.Tensor | None = None
+        self._bad: torch.Tensor | None = None  # the first step with a gradient that is not finite; 0: none so far
         self._steps = 0
         if not module.weight.requires_grad:
             raise InvalidModelError(
@@ -54,18 +55,21 @@ class TaylorCollector(Collector):
         gradient = self._data.gradient(weight)
         if gradient is None:
             return
-        place = torch.device("cpu") if gradient.device.type == "mps" else gradient.device  # which has no float64
-        product = weight.detach().to(place, torch.float64) * gradient.detach().to(place, torch.float64)
-        scores = self._axis.rows("weight", product).square().sum(dim=1).cpu()
-        if not bool(torch.isfinite(scores).all()):
-            raise CompressionError(
-                f"the gradient of '{self._name}' is NaN or infinite in training step {self._steps}, so it has no "
-                "score; lower the loss scale, or train in another precision"
-            )
-        self._sum = scores if self._sum is None else self._sum + scores
+        rows = [self._axis.rows("weight", tensor.detach()) for tensor in (weight, gradient)]
+        scores = in_blocks(lambda some, gradients: (some * gradients).square_().sum(dim=1), *rows)
+        if self._sum is None or self._bad is None:
+            self._sum, self._bad = torch.zeros_like(scores), torch.zeros((), dtype=torch.long, device=scores.device)
+        self._sum += scores
+        # Asked for in the end only: to look at a number of a device is to wait for it.
+        self._bad = torch.where((self._bad == 0) & ~torch.isfinite(scores).all(), self._steps, self._bad)
 
     def total(self) -> torch.Tensor:
         """As Collector.total."""
+        if self._bad is not None and (step := int(self._bad)):
+            raise CompressionError(
+                f"the gradient of '{self._name}' is NaN or infinite in training step {step}, so it has no score; lower "
+                "the loss scale, or train in another precision"
+            )
         if self._sum is None:
             raise CompressionError(
                 f"no gradient reached '{self._name}' in {self._steps} training steps, so it has no score; let the loss "
