@@ -189,7 +189,7 @@ def scores(device: str) -> str:
         prune = Prune.model_validate({"algorithm": algorithm, "configList": [entry], "speedup": False})
         context = StageContext(model, evaluator, None, 0)
         with _Copies() as copies:
-            PruneStage(prune, 0).round(context, 1)
+            PruneStage(prune, 0, "spec.stages[0].prune").round(context, 1)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         assert copies.bytes <= weights / 50, f"{algorithm} brought {copies.bytes} bytes of {weights} to main memory"
         assert all(m.device.type == device for named in context.masks.values() for m in named.values())
@@ -220,7 +220,7 @@ def shrinks(device: str) -> str:
         (Words().to(device), ids, [{"prune": {"algorithm": "l1", "config_list": linear}}]),
     ):
         result = mp.compress(model, stages, dummy_input=inputs, seed=1)
-        assert result.cuts, "nothing was cut"
+        assert result.edits, "nothing was cut"
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             opened = mp.load(result.save(f"{folder}/artifact"))
             expected = result.model.eval()(inputs).cpu()
