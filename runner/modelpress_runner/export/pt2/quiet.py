@@ -43,9 +43,10 @@ def remembered_types() -> Iterator[None]:
         held[id(globalns)] = globalns
         return hints(kind, id(globalns))
 
-    before = serialize.typing
-    serialize.typing = types.SimpleNamespace(**{**vars(typing), "get_type_hints": get_type_hints})  # type: ignore[assignment]
+    reader: Any = serialize
+    before = reader.typing
+    reader.typing = types.SimpleNamespace(**{**vars(typing), "get_type_hints": get_type_hints})
     try:
         yield
     finally:
-        serialize.typing = before
+        reader.typing = before
