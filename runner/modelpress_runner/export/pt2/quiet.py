@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from torch._export.serde import serialize
-
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -42,6 +40,8 @@ def remembered_types() -> Iterator[None]:
     def get_type_hints(kind: type, globalns: dict[str, Any]) -> dict[str, Any]:
         held[id(globalns)] = globalns
         return hints(kind, id(globalns))
+
+    from torch._export.serde import serialize  # seconds, which only a reader should pay
 
     reader: Any = serialize
     before = reader.typing
