@@ -159,7 +159,9 @@ class SimulatedJobs:
     async def _run(self, record: JobRecord) -> None:
         try:
             await asyncio.sleep(1)
-            self.cluster.update_job(record.name, record.uid, state="running", pid=NO_PROCESS, started_at=self.cluster.clock())
+            self.cluster.update_job(
+                record.name, record.uid, state="running", pid=NO_PROCESS, started_at=self.cluster.clock()
+            )
             if record.purpose == "trial":
                 self.world.started[record.owner_name] += 1
                 if record.owner_name in self.world.manifests:
