@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import types
@@ -31,15 +30,13 @@ def quiet() -> Iterator[None]:
 def remembered_types() -> Iterator[None]:
     """torch's reader works out the types of a class's fields anew for each object: half of the time that it takes."""
 
-    @functools.cache
-    def hints(kind: type, names: int) -> dict[str, Any]:
-        return typing.get_type_hints(kind, globalns=held[names])
-
-    held: dict[int, dict[str, Any]] = {}
+    known: dict[tuple[type, int], dict[str, Any]] = {}
 
     def get_type_hints(kind: type, globalns: dict[str, Any]) -> dict[str, Any]:
-        held[id(globalns)] = globalns
-        return hints(kind, id(globalns))
+        key = kind, id(globalns)  # of a module of torch, which stays
+        if key not in known:
+            known[key] = typing.get_type_hints(kind, globalns=globalns)
+        return known[key]
 
     from torch._export.serde import serialize  # seconds, which only a reader should pay
 
