@@ -275,7 +275,7 @@ class _Run:
         own = checkpoint.generators_of(ranks.rank()).own
         missing = [] if self._evaluator is None else generators.restore(self._evaluator.user_objects(), own)
         if checkpoint.world != ranks.world():
-            self._note(f"the run goes on with {ranks.world()} processes; before there were {checkpoint.world}")
+            self._context.note(f"the run goes on with {ranks.world()} processes; before there were {checkpoint.world}")
         if missing:
             self._context.notes.append(
                 f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
@@ -328,7 +328,7 @@ class _Run:
         resumed: Resumed | None = None
         moved = checkpoint is not None and checkpoint.world != ranks.world()
         if moved and evaluator.sharded and not evaluator.replays:
-            self._note(
+            self._context.note(
                 "the training began anew, with the weights that it had reached: its optimizers were kept in parts"
             )
             checkpoint = None
@@ -363,7 +363,7 @@ class _Run:
             except CompressionError as error:
                 raise error if error.path else CompressionError(str(error), stage.path) from error.__cause__
             for note in session.notes:
-                self._note(note)
+                self._context.note(note)
         return made
 
     def _start_over(self, planned: _Planned, keeper: StepKeeper, error: Diverged) -> None:
@@ -371,7 +371,7 @@ class _Run:
             ranks.anyone(True)
         if self._checkpointer is None:
             raise CompressionError(f"training cannot go on: {error}")
-        self._note(
+        self._context.note(
             f"a training began anew where the run was resumed, as training_func, called again, is not the same: {error}"
         )
         keeper.start_over()
@@ -416,10 +416,6 @@ class _Run:
             asked = True
         if ranks.anyone(asked):
             raise Stopped
-
-    def _note(self, text: str) -> None:
-        if text not in self._context.notes:
-            self._context.notes.append(text)
 
     def _scored(self) -> Score:
         assert self._evaluator is not None
