@@ -1,16 +1,22 @@
-"""Files that were made to do harm: how long each is refused for, and at what peak of memory, in a fork of its own.
+"""Files that were made to do harm: how each ends, after how long, and at what peak of memory, in a fork of its own.
 
-Usage: hostile_files.py      prints a table; exit code 1 if a file under 1 MiB takes over 2 s or 256 MiB.
+Refused ones, and the worst that are accepted: those that use each limit up.
+
+Usage: hostile_files.py [--output FILE]   prints a table; exit code 1 if a file under 1 MiB takes over 2 s or 256 MiB.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import gzip
 import io
 import json
 import os
 import random
 import resource
+import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -25,18 +31,32 @@ from PIL import Image
 from torch import nn
 
 import modelpress as mp
+from modelpress.api.errors import SpecError
+from modelpress.api.load import load_file
 from modelpress.local.errors import StateError
 from modelpress.local.journal import Journal
 from modelpress_runner.errors import RunnerError
 from modelpress_runner.export.pt2.program import export_program, open_program
 from modelpress_runner.inputs import rows
+from modelpress_runner.usercode.fetch import unpack
 
 MAX_SECONDS, MAX_MIB = 2.0, 256.0
+FILES = {
+    "program": "model.pt2", "manifest": "manifest.json", "journal": "commit.json", "image": "x.png",
+    "recipe": "job.yaml", "archive": "code.tar.gz", "csv": "x.csv", "jsonl": "x.jsonl", "parquet": "x.parquet",
+}  # fmt: skip
+JOB = (
+    "apiVersion: modelpress.dev/v1alpha1\nkind: CompressionJob\nmetadata: {name: a}\n"
+    "spec: {model: {entrypoint: 'a:b', args: {a: %s}}, stages: [{finetune: {epochs: 1}}]}\n"
+)
 
 
 def main() -> int:
-    """Prints the table."""
-    wrong = 0
+    """Prints the table, and writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path)
+    output = parser.parse_args().output
+    wrong, table = 0, []
     print(f"{'input':58} {'KiB':>8} {'CPU s':>7} {'MiB':>6}  end")
     with tempfile.TemporaryDirectory() as folder:
         honest = _honest(Path(folder))
@@ -48,16 +68,26 @@ def main() -> int:
         for name, kind, make in _cases(honest):
             place = Path(folder) / name.replace(" ", "-").replace("/", "-")
             place.mkdir()
-            file = {"program": "model.pt2", "manifest": "manifest.json", "journal": "commit.json", "image": "x.png"}[
-                kind
-            ]
+            file = FILES[kind]
             make(place / file)
-            found = _measured(kind, place / file)
             size = (place / file).stat().st_size
+            found = _measured(kind, place / file)
             seconds, mib = found.get("seconds", 60.0), found.get("mib", 0.0)
             bad = found["end"].startswith("RAW") or (size < 2**20 and (seconds > MAX_SECONDS or mib > MAX_MIB))
             wrong += bad
+            row = {
+                "input": name,
+                "bytes": size,
+                "cpuSeconds": round(seconds, 3),
+                "mib": round(mib),
+                "end": found["end"],
+            }
+            table.append(row | ({"over": True} if bad else {}))
             print(f"{name:58} {size / 1024:8.1f} {seconds:7.2f} {mib:6.0f}  {found['end']}{'  <--' * bad}", flush=True)
+    if output is not None:
+        limits = {"seconds": MAX_SECONDS, "mib": MAX_MIB, "ofFilesBelowBytes": 2**20}
+        text = json.dumps({"limits": limits, "python": sys.version.split()[0], "files": table}, indent=2)
+        output.write_text(text + "\n", encoding="utf-8")
     return int(wrong > 0)
 
 
@@ -83,6 +113,11 @@ def _opened(kind: str, path: Path) -> dict[str, Any]:
         "manifest": lambda: mp.load(path.parent),
         "journal": lambda: Journal.open(path.parent),
         "image": lambda: rows._image(path, "spec.data"),
+        "recipe": lambda: load_file(path),
+        "archive": lambda: _unpacked(path),
+        "csv": lambda: rows.read(path, "csv", "train"),
+        "jsonl": lambda: rows.read(path, "jsonl", "train"),
+        "parquet": lambda: rows.read(path, "parquet", "train"),
     }
     before, peak, over = _resident(), [0], threading.Event()
 
@@ -95,7 +130,7 @@ def _opened(kind: str, path: Path) -> dict[str, Any]:
     try:
         calls[kind]()
         end = "opened"
-    except (RunnerError, StateError) as error:
+    except (RunnerError, StateError, SpecError) as error:
         end = type(error).__name__
     except Exception as error:
         end = f"RAW {type(error).__name__}"
@@ -103,6 +138,11 @@ def _opened(kind: str, path: Path) -> dict[str, Any]:
     peak[0] = max(peak[0], _resident())
     over.set()
     return {"end": end, "seconds": seconds, "mib": (peak[0] - before) / 2**20}
+
+
+def _unpacked(path: Path) -> None:
+    (path.parent / "code").mkdir()
+    unpack(path, path.parent / "code", path.name)
 
 
 def _resident() -> int:
@@ -187,7 +227,109 @@ def _cases(honest: dict[str, bytes]) -> list[tuple[str, str, Callable[[Path], An
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")),
         ("image: 169 megapixels", "image", _pixels),
     ]  # fmt: skip
-    return cases
+    return cases + _accepted(honest, program) + _recipes() + _archives() + _rows()
+
+
+def _accepted(
+    honest: dict[str, bytes], program: Callable[..., Callable[[Path], None]]
+) -> list[tuple[str, str, Callable[[Path], Any]]]:
+    """The most that is opened."""
+    return [
+        ("program: 100 operators", "program", program(model=_chain(honest, 100))),
+        ("program: 400 operators, at the limit of memory", "program", program(model=_chain(honest, 400))),
+        ("program: 1,600 operators, nothing deflated", "program", lambda path: _zip(
+            path, honest | {"archive/models/model.json": _chain(honest, 1600)}, zipfile.ZIP_STORED)),
+        ("program: 100 operators, each size another text", "program", program(model=_chain(honest, 100, True))),
+        ("journal: a million numbers", "journal", lambda path: path.write_text(
+            '{"format":1,"changes":{"object.json":"' + "x" * 1_000_000 + '"}}')),
+    ]  # fmt: skip
+
+
+def _recipes() -> list[tuple[str, str, Callable[[Path], Any]]]:
+    def recipe(value: str) -> Callable[[Path], Any]:
+        return lambda path: path.write_text(JOB % value)
+
+    return [
+        ("recipe: 200,000 values", "recipe", recipe("[" + "1," * 200_000 + "]")),
+        ("recipe: 19,000 values", "recipe", recipe("[" + "1," * 19_000 + "]")),
+        ("recipe: 9,000 unknown keys", "recipe", lambda path: path.write_text(
+            "apiVersion: modelpress.dev/v1alpha1\nkind: CompressionJob\nmetadata: {name: a}\nspec:\n"
+            + "".join(f"  stagez{index}: 1\n" for index in range(9_000)))),
+        ("recipe: a number of 900,000 binary digits", "recipe", recipe("0b" + "1" * 900_000)),
+        ("recipe: aliases that explode", "recipe", recipe(
+            "[&a [1,1,1,1,1,1,1,1,1,1], &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b],"
+            "&d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c], [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]]")),
+        ("recipe: 900 KB of comments", "recipe", lambda path: path.write_text("#\n" * 450_000 + JOB % "1")),
+    ]  # fmt: skip
+
+
+def _archives() -> list[tuple[str, str, Callable[[Path], Any]]]:
+    def header(kind: bytes, size: int, name: str = "x") -> bytes:
+        member = tarfile.TarInfo(name)
+        member.type, member.size = kind, size
+        return member.tobuf(tarfile.GNU_FORMAT)
+
+    def pax(records: bytes) -> bytes:
+        return header(tarfile.XHDTYPE, len(records)) + records + bytes(-len(records) % 512)
+
+    def archive(content: bytes) -> Callable[[Path], Any]:
+        return lambda path: path.write_bytes(gzip.compress(content + bytes(1024), 9))
+
+    long, regular = tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE
+    return [
+        ("archive: a name of 64 MiB", "archive", archive(header(long, 2**26) + bytes(2**26))),
+        ("archive: 5,000 long names", "archive", archive((header(long, 512) + b"n" + bytes(511)) * 5000)),
+        ("archive: digits for a slow pattern", "archive", archive(pax(b"1" * 200_000) + header(regular, 0))),
+        ("archive: 60,000 files", "archive", archive(b"".join(
+            header(regular, 0, f"{index}") for index in range(60_000)))),
+        ("archive: 30 MiB of zeros", "archive", archive(header(regular, 30 * 2**20) + bytes(30 * 2**20))),
+        ("archive: 1,000 files", "archive", archive(b"".join(header(regular, 0, f"{index}") for index in range(990)))),
+        ("archive: 1 MiB of records", "archive", archive(
+            (pax(b"6 a=b\n" * 40_000) + header(regular, 0)) * 4)),
+    ]  # fmt: skip
+
+
+def _rows() -> list[tuple[str, str, Callable[[Path], Any]]]:
+    def equal(value: Any, count: int) -> Callable[[Path], Any]:
+        from pyarrow import parquet
+
+        return lambda path: parquet.write_table(
+            pyarrow.table({"a": pyarrow.repeat(pyarrow.scalar(value), count)}), path, compression="zstd"
+        )
+
+    import pyarrow
+
+    return [
+        ("parquet: 20 million equal rows", "parquet", equal(1, 20_000_000)),
+        ("parquet: 130,000 equal rows", "parquet", equal(1, 130_000)),
+        ("parquet: 10,000 equal texts of 100 KB", "parquet", equal("x" * 100_000, 10_000)),
+        ("csv: 500,000 rows", "csv", lambda path: path.write_text("a\n" + "1\n" * 500_000)),
+        ("jsonl: 60,000 rows", "jsonl", lambda path: path.write_text('{"a":[[]]}\n' * 60_000)),
+        ("jsonl: 50,000 levels", "jsonl", lambda path: path.write_text("[" * 50_000)),
+    ]
+
+
+def _chain(honest: dict[str, bytes], count: int, other: bool = False) -> bytes:
+    """The honest program with its last operator `count` times more, one after another."""
+    document = json.loads(honest["archive/models/model.json"])
+    graph = document["graph_module"]["graph"]
+    last, values = graph["nodes"][-1], graph["tensor_values"]
+    name = before = last["outputs"][0]["as_tensor"]["name"]
+    for index in range(count):
+        new = f"c{index}"
+        node = json.loads(json.dumps(last).replace(json.dumps(name), json.dumps(new)))
+        node["inputs"][0]["arg"]["as_tensor"]["name"] = before
+        values[new] = json.loads(json.dumps(values[name]))
+        if other:
+            text = "*".join(f"(s{index}{factor}+1)" for factor in range(6))
+            values[new]["sizes"][0] = {"as_expr": {"expr_str": text, "hint": None}}
+        graph["nodes"].append(node)
+        before = new
+    for output in graph["outputs"]:
+        output["as_tensor"]["name"] = before
+    signature = json.dumps(document["graph_module"]["signature"]).replace(json.dumps(name), json.dumps(before))
+    document["graph_module"]["signature"] = json.loads(signature)
+    return json.dumps(document).encode()
 
 
 def _mappings(count: int) -> bytes:
@@ -195,10 +337,10 @@ def _mappings(count: int) -> bytes:
     return b'{"a":[' + b",".join(b'{"%x":0}' % chance.getrandbits(32) for _ in range(count // 4)) + b"]}"
 
 
-def _zip(path: Path, entries: dict[str, bytes]) -> None:
+def _zip(path: Path, entries: dict[str, bytes], json_as: int = zipfile.ZIP_DEFLATED) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
-            kind = zipfile.ZIP_DEFLATED if name.endswith(".json") else zipfile.ZIP_STORED
+            kind = json_as if name.endswith(".json") else zipfile.ZIP_STORED
             archive.writestr(name, data, kind, 9)
 
 

@@ -11,15 +11,20 @@ from typing import Any
 
 # Deeper than anything that is understood (modelpress.api.depth), and far from where decoders give up.
 MAX_LEVELS = 128
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-# All up to the next bracket. With flat objects and lists in it a typical object takes a few dozen steps.
-_PLAIN = rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+"
-RUN = re.compile(_PLAIN, re.DOTALL)
-FAST_RUN = re.compile(
-    rb'(?:[^"{}\[\]]++|' + _STRING + rb"|\{" + _PLAIN + rb"\}|\[" + _PLAIN + rb"\])*+",
-    re.DOTALL,
+# Without possessive quantifiers, which Python before 3.11.5 matches wrongly around alternatives; and in bounded pieces,
+# for of each repetition the matcher keeps some hundred bytes.
+_MOST = rb"{0,1000}"
+_TEXT = rb'[^"\\]*(?:\\.[^"\\]*)' + _MOST
+_STRING = rb'"' + _TEXT + rb'"'
+_OTHER = rb'[^"{}\[\]]*'
+_PLAIN = _OTHER + rb"(?:" + _STRING + _OTHER + rb")" + _MOST
+_RUN = re.compile(_PLAIN, re.DOTALL)
+# With flat objects and lists in it a typical object takes a few dozen steps.
+_FLAT_RUN = re.compile(
+    _OTHER + rb"(?:(?:" + _STRING + rb"|\{" + _PLAIN + rb"\}|\[" + _PLAIN + rb"\])" + _OTHER + rb")" + _MOST, re.DOTALL
 )
-_OPEN, _CLOSE = b"{[", b"}]"
+_TEXT_RUN = re.compile(_TEXT, re.DOTALL)
+_OPEN, _CLOSE, _QUOTE = b"{[", b"}]", ord('"')
 
 
 class DecodeError(ValueError):
@@ -44,11 +49,36 @@ def decode(text: bytes) -> Any:
         raise DecodeError(str(error)) from None
 
 
+def skip(text: bytes, position: int, flat: bool = False) -> int:
+    """The place of the next bracket, of a string that does not end, or the end of the text.
+
+    With `flat` objects and lists without others in them are skipped too, where that is cheap.
+    """
+    run = _FLAT_RUN if flat else _RUN
+    while position < len(text):
+        end = run.match(text, position).end()  # type: ignore[union-attr]
+        if end == position:
+            closed = _string_end(text, position) if text[position] == _QUOTE else None
+            if closed is None:
+                break
+            end = closed
+        position = end
+    return position
+
+
+def _string_end(text: bytes, position: int) -> int | None:
+    """The place behind the string that begins here; None if it does not end."""
+    position += 1
+    while (end := _TEXT_RUN.match(text, position).end()) > position:  # type: ignore[union-attr]
+        position = end
+    return position + 1 if text[position : position + 1] == b'"' else None
+
+
 def _shallow(text: bytes) -> bytes:
     """The text with null for every object and list that lies deeper than MAX_LEVELS."""
     kept: list[bytes] = []
     position = start = level = 0
-    while (position := RUN.match(text, position).end()) < len(text):  # type: ignore[union-attr]
+    while (position := skip(text, position)) < len(text):
         mark = text[position]
         if mark in _OPEN:
             level += 1

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic.alias_generators import to_camel
+
 from modelpress.api.v1alpha1 import MEASURED, Constraint, Goal, Metric
 
 # A value is at its bound if it misses it by no more than this share of the numbers compared: the epsilon of float32, in
@@ -110,7 +112,7 @@ def _judge_one(
         dense = _number(where, metric, baseline, "the dense model")
         if dense == 0 and kind != "max_absolute_loss":
             raise ConstraintError(
-                f"{where}.{_camel(kind)}",
+                f"{where}.{to_camel(kind)}",
                 f"{metric} of the dense model is 0, so nothing is relative to it; use maxAbsoluteLoss, min or max",
             )
         allowed = limit(constraint, goal, dense)
@@ -175,8 +177,3 @@ def _text(number: float, digits: int = 6) -> str:
     if number == int(number) and abs(number) < 1e15:
         return str(int(number))
     return f"{number:.{digits}g}"
-
-
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from modelpress.api.v1alpha1 import Constraint, Goal, Metric
 
 from .constraints import ConstraintError, Violation, judge
@@ -107,16 +109,11 @@ def verdict(
 
 
 def _sentence(constraint: Constraint, low: float, high: float, calls: int) -> str:
-    bound = f"{_camel(constraint.bound)} {getattr(constraint, constraint.bound):g}"
+    bound = f"{to_camel(constraint.bound)} {getattr(constraint, constraint.bound):g}"
     return (
         f"{constraint.metric} lies between {low:.4g} and {high:.4g} after {calls} calls of each model, "
         f"which leaves {bound} open"
     )
-
-
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)
 
 
 __all__ = ["OPEN", "TIMED", "ConstraintError", "Judgement", "Spread", "verdict"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 
-from modelpress.deepjson import FAST_RUN, DecodeError, decode
+from modelpress.deepjson import DecodeError, decode, skip
 
 from .resources import RawObject
 
-_ITEMS = re.compile(rb'"items"\s*+:\s*+(\[|null)')
+_ITEMS = re.compile(rb'"items"\s*:\s*(\[|null)')
 _SPACE = b" \t\r\n,"
 _OPEN, _CLOSE = b"{[", b"}]"
 
@@ -84,7 +84,7 @@ class Listing:
             if buffer[self._start] != b"{"[0]:
                 raise DecodeError("an item of the listing is no object")
             self._level, self._at = 1, self._at + 1
-        while (at := FAST_RUN.match(buffer, self._at).end()) < len(buffer):  # type: ignore[union-attr]
+        while (at := skip(buffer, self._at, flat=True)) < len(buffer):
             self._at = at
             if buffer[at] in _OPEN:
                 self._level += 1

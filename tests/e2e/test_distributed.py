@@ -27,9 +27,9 @@ print((model(images).argmax(1) == labels).float().mean().item())
 
 def test_two_pods_train_one_model_though_one_is_deleted(operator: Running, namespace: str) -> None:
     """An Indexed Job of two pods: without one of them the other does not go on alone; two new ones do, to the end."""
-    apply(operator, namespace, folder=FOLDER, stages=[PRUNE, {"finetune": {"epochs": 20}}])
+    apply(operator, namespace, folder=FOLDER, stages=[PRUNE, {"finetune": {"epochs": 200}}])
     first, second = pods_of(operator, namespace, NAME, 1, count=2)
-    done = max(steps(operator.log_until(first, namespace, "[3/")))
+    done = max(steps(operator.log_until(first, namespace, ": step ")))
     operator.kubectl("delete", "pod", second, "--namespace", namespace, seconds=150)
     operator.watch("cjob", NAME, namespace, "{.status.started}", ["2"], seconds=150)
     pods = pods_of(operator, namespace, NAME, 2, count=2)

@@ -62,7 +62,7 @@ def test_the_example_as_a_user_applies_it(
     endpoint = ("--endpoint", operator.s3.endpoint)
     modelpress(operator, namespace, "best", "digits-sweep", "--download", str(tmp_path / "best"), *endpoint)
     assert score(operator, str(tmp_path / "best"))[0] == best["metrics"]["default"]
-    assert "[6/6]" in modelpress(operator, namespace, "logs", "digits-l1")
+    assert "1-finetune: done" in modelpress(operator, namespace, "logs", "digits-l1")
 
     for name, value in operator.s3.credentials.items():
         monkeypatch.setenv(name, value)

@@ -27,6 +27,7 @@ from modelpress.result import RunResult
 from modelpress.search import strategy_for
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+NO_PROCESS = 2**22 + 1  # above the largest id that Linux gives
 BASELINE = {"default": 1.0, "macs": 1000.0}
 
 
@@ -158,7 +159,9 @@ class SimulatedJobs:
     async def _run(self, record: JobRecord) -> None:
         try:
             await asyncio.sleep(1)
-            self.cluster.update_job(record.name, record.uid, state="running", pid=1, started_at=self.cluster.clock())
+            self.cluster.update_job(
+                record.name, record.uid, state="running", pid=NO_PROCESS, started_at=self.cluster.clock()
+            )
             if record.purpose == "trial":
                 self.world.started[record.owner_name] += 1
                 if record.owner_name in self.world.manifests:

@@ -202,7 +202,7 @@ class Running:
                 assert process.stdout is not None
                 yield iter(functools.partial(process.stdout.read, 1 << 20), b"")
 
-    def finished(self, kind: str, name: str, namespace: str, *, seconds: float = 300) -> str:
+    def finished(self, kind: str, name: str, namespace: str, *, seconds: float = 600) -> str:
         """Waits until a pod has Succeeded or Failed, or a Job, or an object of ours, is Complete or Failed; which.
 
         Raises:

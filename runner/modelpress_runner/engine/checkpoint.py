@@ -139,7 +139,7 @@ class Checkpoint:
         self.set_weights(context.model)
         context.masks = placed(self.masks, context.model)  # a checkpoint is read into main memory
         context.edits = list(self.edits)
-        context.notes.extend(note for note in self.notes if note not in context.notes)
+        context.note(*self.notes)
 
 
 def other_buffers(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -275,7 +275,9 @@ class _RecipeRun:
         own = checkpoint.generators_of(ranks.rank()).own
         missing = [] if self._evaluator is None else generators.restore(self._evaluator.rng_roots(), own)
         if checkpoint.world != ranks.world_size():
-            self._note(f"the run goes on with {ranks.world_size()} processes; before there were {checkpoint.world}")
+            self._context.note(
+                f"the run goes on with {ranks.world_size()} processes; before there were {checkpoint.world}"
+            )
         if missing:
             self._context.notes.append(
                 f"the random number generators {', '.join(missing)} were not found again when the run was resumed"
@@ -328,7 +330,7 @@ class _RecipeRun:
         resumed: Resumed | None = None
         moved = checkpoint is not None and checkpoint.world != ranks.world_size()
         if moved and evaluator.sharded and not evaluator.replays:
-            self._note(
+            self._context.note(
                 "the training began anew, with the weights that it had reached: its optimizers were kept in parts"
             )
             checkpoint = None
@@ -363,7 +365,7 @@ class _RecipeRun:
             except CompressionError as error:
                 raise error if error.path else CompressionError(str(error), stage.path) from error.__cause__
             for note in session.notes:
-                self._note(note)
+                self._context.note(note)
         return made
 
     def _start_over(self, planned: _Planned, keeper: StepKeeper, error: Diverged) -> None:
@@ -371,7 +373,7 @@ class _RecipeRun:
             ranks.any_rank(True)
         if self._checkpointer is None:
             raise CompressionError(f"training cannot go on: {error}")
-        self._note(
+        self._context.note(
             f"a training began anew where the run was resumed, as training_func, called again, is not the same: {error}"
         )
         keeper.start_over()
@@ -416,10 +418,6 @@ class _RecipeRun:
             asked = True
         if ranks.any_rank(asked):
             raise Stopped
-
-    def _note(self, text: str) -> None:
-        if text not in self._context.notes:
-            self._context.notes.append(text)
 
     def _scored(self) -> Score:
         assert self._evaluator is not None

@@ -29,6 +29,10 @@ class StageContext:
     stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
 
+    def note(self, *texts: str) -> None:
+        """Adds what the model card should say, each text once."""
+        self.notes += [text for text in dict.fromkeys(texts) if text not in self.notes]
+
 
 @dataclass(frozen=True)
 class TrainingContext:

@@ -191,7 +191,7 @@ class PruneStage:
         self.units = outcome.units
         context.masks = ranks.broadcast_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
-        context.notes += [note for note in outcome.notes if note not in context.notes]
+        context.note(*outcome.notes)
         return _summary(outcome)
 
     def shrink(self, context: StageContext) -> None:
@@ -216,7 +216,7 @@ class PruneStage:
             self._leave(context, selection, groups[index], reason)
         cuts = _cuts(dependencies, _only(removed, [groups[index] for index in good]))
         if not cuts:
-            _note(context, f"Nothing was shrunk by {self.path}: no cut was proven")
+            context.note(f"Nothing was shrunk by {self.path}: no cut was proven")
             return
         masks: Masks = {name: dict(tensors) for name, tensors in context.masks.items()}
         replay(model, cuts, masks)
@@ -261,7 +261,7 @@ class PruneStage:
                     f"{self.path}.configList[{choice.entry}].opNames",
                 )
         count = len(group.units)
-        _note(context, f"Pruned channels of {listed} are zero, but all {count} stay in the model: {reason}")
+        context.note(f"Pruned channels of {listed} are zero, but all {count} stay in the model: {reason}")
 
     def _sound(self, context: StageContext, selection: Selection) -> ChannelDependencies:
         """The dependency analysis, without the units of groups that cannot lose channels, whatever it says.
@@ -306,12 +306,12 @@ class PruneStage:
                 limit = self.prune.shrink_timeout_seconds
                 found = ranks.on_rank_zero(
                     lambda: find_coupling(
-                        context.model, context.dummy_input, limit, lambda text: _note(context, text)
+                        context.model, context.dummy_input, limit, lambda text: context.note(text)
                     ).to_dict()
                 )
                 self.known = ChannelDependencies.from_dict(found)
                 for text in self.known.notes:
-                    _note(context, text)
+                    context.note(text)
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known
@@ -330,11 +330,6 @@ def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:
     for group in groups:
         units[list(group.units)] = removed[list(group.units)]
     return units
-
-
-def _note(context: StageContext, text: str) -> None:
-    if text not in context.notes:
-        context.notes.append(text)
 
 
 def _summary(outcome: RoundOutcome) -> str:

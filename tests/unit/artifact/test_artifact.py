@@ -66,7 +66,7 @@ def files(**change: Any) -> dict[str, Any]:
     return {
         "model": nn.Linear(4, 3),
         "dummy_input": torch.ones(1, 4),
-        "cuts": [],
+        "edits": [],
         "masks": {"": {"weight": torch.ones(3, 4)}},
         "metrics": METRICS,
         "spec": SPEC,

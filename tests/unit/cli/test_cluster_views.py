@@ -289,3 +289,19 @@ def test_a_pod_uses_its_own_account_and_namespace(monkeypatch: pytest.MonkeyPatc
     assert (found.namespace, found.where) == ("team-a", "this pod's cluster")
     assert found._api.host == "https://10.96.0.1:443"
     assert connect(namespace="other").namespace == "other"
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000, "[]", "{", '{"a":' * 100 + "1" + "}" * 100])
+def test_annotations_that_are_no_parameters(value: str) -> None:
+    """Anybody may write them: what is no small JSON object has no parameters."""
+    trial = job(number=1)
+    trial["metadata"]["annotations"]["modelpress.dev/parameters"] = value
+    assert views.parameters(trial) == {}
+
+
+def test_one_deep_object_hides_no_other() -> None:
+    """The API server takes ten thousand levels; what lies deep is null, and the rest of the listing is there."""
+    deep = b'{"items": [{"metadata": {"name": "a"}, "spec": ' + b'{"a":' * 9000 + b"1" + b"}" * 9000
+    found = connection._decoded(deep + b'}, {"metadata": {"name": "b"}}]}')
+    assert found is not None
+    assert [item["metadata"]["name"] for item in found["items"]] == ["a", "b"]

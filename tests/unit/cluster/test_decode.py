@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpress.deepjson import MAX_LEVELS, DecodeError, decode
+from modelpress.deepjson import MAX_LEVELS, DecodeError, decode, skip
 from modelpress_operator.compact import MAX_SPEC_BYTES, UNREAD, transform
 from modelpress_operator.decode import Listing
 from modelpress_operator.resources import COMPRESSION_JOBS, COMPRESSION_SWEEPS, JOBS, RawObject
@@ -168,3 +168,42 @@ def test_what_cannot_be_read_keeps_its_metadata() -> None:
     )
     assert stub["metadata"] == {"name": "j", "namespace": "n", "uid": "u"}
     assert stub[UNREAD] == {"reason": "InvalidSpec", "message": "This operator cannot read the object: TypeError."}
+
+
+def scanned(text: bytes, position: int) -> int:
+    """What `skip` is to give without `flat`, byte by byte."""
+    while position < len(text) and text[position] not in b"{}[]":
+        if text[position] != ord('"'):
+            position += 1
+            continue
+        end = position + 1
+        while end < len(text) and text[end] != ord('"'):
+            end += 2 if text[end] == ord("\\") else 1
+        if end >= len(text):
+            return position
+        position = end + 1
+    return position
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text('a"\\{}[],:', max_size=8), st.just("\\n" * 1500)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text('a"\\{}', max_size=3), inner)),
+    max_leaves=20,
+)
+
+
+@given(VALUES, st.integers(0, 1000), st.integers(0, 1000))
+def test_what_is_skipped_ends_where_a_scan_by_bytes_ends(value: object, start: int, cut: int) -> None:
+    """From any place on, within strings too, and in texts that are cut off."""
+    text = json.dumps(value).encode()
+    text = text[: len(text) - cut % (len(text) + 1)] if cut % 2 else text
+    position = start % (len(text) + 1)
+    assert skip(text, position) == scanned(text, position)
+
+
+@pytest.mark.parametrize(
+    "text", [b'"",' * 3000, b'"' + b"\\n" * 3000 + b'"', b'{"a":1},' * 3000], ids=["many", "escapes", "flat"]
+)
+def test_long_runs_are_skipped_to_their_end(text: bytes) -> None:
+    """Whatever the matcher does at a time."""
+    assert skip(text, 0, flat=True) == len(text)

@@ -227,3 +227,27 @@ def test_numbers_of_another_kind_are_refused_untouched(dtype: torch.dtype, tmp_p
     with pytest.raises(ArtifactError, match=f"weight is of {dtype} in the artifact and of torch.float32 in the model"):
         weights.load_into(dense, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["running_mean", "num_batches_tracked"])
+def test_buffers_of_another_kind_are_refused_untouched(name: str, tmp_path: Path) -> None:
+    """Statistics stay floating and counters whole."""
+    weights.save(nn.BatchNorm1d(3), tmp_path, [])
+    held = load_file(tmp_path / "model.safetensors")
+    other = torch.float32 if name == "num_batches_tracked" else torch.int8
+    save_file(held | {name: held[name].to(other)}, tmp_path / "model.safetensors")
+    dense = nn.BatchNorm1d(3)
+    before = {key: value.clone() for key, value in dense.state_dict().items()}
+    with pytest.raises(ArtifactError, match=f"{name} is of {other} in the artifact"):
+        weights.load_into(dense, tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
+
+
+def test_what_is_no_number_is_loaded_as_it_is(tmp_path: Path) -> None:
+    """A training that went wrong is told by its score; here its weights come back bit for bit."""
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[float("nan"), float("inf")], [float("-inf"), 0.0]]))
+    weights.save(model, tmp_path, [])
+    again = weights.load_into(nn.Linear(2, 2), tmp_path)
+    assert torch.equal(again.weight.view(torch.int32), model.weight.view(torch.int32))

@@ -230,3 +230,11 @@ def test_collecting_and_publishing_load_no_torch() -> None:
     """Both run in short Jobs without a GPU, so they start fast."""
     code = "import sys, modelpress.results.collect, modelpress.results.publish; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"1" * 5000, b"{", b"\xff"])
+def test_metrics_that_are_no_json(store: ArtifactStore, content: bytes) -> None:
+    """Depth, long numbers and other bytes name the file."""
+    committed(store, files={"model.pt2": b"program", "metrics.json": content})
+    with pytest.raises(ManifestError, match=r"metrics\.json: it is no JSON \(.*\); run the job again"):
+        collect(request_for(), store)

@@ -38,7 +38,7 @@ from modelpress_runner.export.pt2.archive import (
 )
 from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_output, prove, train_difference
 from modelpress_runner.export.pt2.module import Program
-from modelpress_runner.export.pt2.quiet import quiet
+from modelpress_runner.export.pt2.quiet import quiet, remembered_types
 from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
 from modelpress_runner.runtime.example_inputs import (
     as_call,
@@ -397,7 +397,7 @@ def _check_operators(document: Any, header: Mapping[str, Any], named: Collection
 
 def _load(buffer: io.BytesIO, path: Path) -> ExportedProgram:
     try:
-        with quiet():
+        with quiet(), remembered_types():
             return torch.export.load(buffer)
     except Exception as error:
         raise ArtifactError(
