@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner.dependency.analyse import find_coupling
+from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
@@ -303,12 +303,7 @@ class PruneStage:
                 raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.shrink")
             check_copies(context.model, f"{self.path}.shrink")  # a shrink is proven on copies
             try:
-                limit = self.prune.shrink_timeout_seconds
-                found = ranks.on_rank_zero(
-                    lambda: find_coupling(
-                        context.model, context.dummy_input, limit, lambda text: context.note(text)
-                    ).to_dict()
-                )
+                found = ranks.on_rank_zero(lambda: find_dependencies(context.model, context.dummy_input).to_dict())
                 self.known = ChannelDependencies.from_dict(found)
                 for text in self.known.notes:
                     context.note(text)
