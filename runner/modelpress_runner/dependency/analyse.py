@@ -7,7 +7,6 @@ joined (rules.py). So the model's Python code may do whatever it likes: it is ru
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from modelpress_runner.dependency.rules import RULES, pointwise, unknown
 from modelpress_runner.dependency.trace import AttentionScale, LabelMode, Trace
 from modelpress_runner.dependency.units import Units
 from modelpress_runner.edits.axes import CONV, AxisView, module_axis
+from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime.example_inputs import with_batch
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
@@ -58,8 +58,10 @@ class _Analysis:
         self._planes: dict[int, list[Plane]] = {}
         self._kernels: dict[int, dict[str, torch.Tensor]] = {}
         self._notes: list[str] = []
+        self._refused: dict[str, str] = {}  # modules that cannot lose channels, with the reason
         for name, module in model.named_modules():
             self._label(name, module)
+        self._spare_shared()
         self._trace = Trace(self._units, self._planes, self._kernels)
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
@@ -69,8 +71,6 @@ class _Analysis:
             raise CompressionError(
                 f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"
             ) from error
-        if not any(self._trace.planes(tensor) for tensor in outputs) and not self._trace.used & self._planes.keys():
-            raise CompressionError("no output of the model depends on the parameters of its layers; set shrink: false")
         for tensor in outputs:
             self._trace.freeze(self._trace.planes(tensor), "they reach the model's output")
         self._reach_by_training(dummy_input)
@@ -131,7 +131,9 @@ class _Analysis:
         for side in ("out", "in"):
             try:
                 view = module_axis(module, name, side)
-            except CompressionError:
+            except CompressionError as error:
+                if side == "out" and (module._parameters or any(computed(module, name))):
+                    self._refused[name] = str(error)
                 continue
             if not view.tensors:
                 continue
@@ -145,15 +147,18 @@ class _Analysis:
                 self._place(getattr(view.owner, tensor), view, layout, atoms)
 
     def _place(self, tensor: torch.Tensor, view: AxisView, layout: str, atoms: torch.Tensor) -> None:
-        if id(tensor) in self._kernels and view.axis in self._kernels[id(tensor)]:
-            # Two modules share it: what one of them loses the other would lose as well.
-            self._units.join(self._kernels[id(tensor)][view.axis], atoms, "")
         self._kernels.setdefault(id(tensor), {}).setdefault(view.axis, atoms)
-        if layout == "cols" and view.groups > 1 and tensor.shape[1] != atoms.numel():
-            return
+        dim = 1 if layout == "cols" else 0
+        if tensor.shape[dim] != atoms.numel():
+            return  # a kernel in groups, whose channels one plane cannot tell
         shape = [1] * tensor.dim()
-        shape[1 if layout == "cols" else 0] = atoms.numel()
-        self._planes.setdefault(id(tensor), []).append(Plane(atoms.reshape(shape), True))
+        shape[dim] = atoms.numel()
+        plane = Plane(atoms.reshape(shape), True)
+        planes = self._planes.setdefault(id(tensor), [])
+        for known in planes:
+            if known.labels.shape == plane.labels.shape:  # two modules share it
+                self._units.join(known.labels, plane.labels, "")
+        planes.append(plane)
 
     # The result -------------------------------------------------------------------------------------------------------
 
@@ -161,7 +166,6 @@ class _Analysis:
         reached = [axis for axis in self._axes if self._is_reached(axis)]
         order = {name: number for number, name in enumerate(dict(self._model.named_modules()))}
         reached.sort(key=lambda axis: (order[axis.module], axis.view.axis != "out"))
-        self._spare_shared()
         numbers: dict[int, int] = {}
         frozen: dict[int, str] = {}
         axes = []
@@ -178,6 +182,10 @@ class _Analysis:
         for axis in axes:
             for unit in set(axis.units) - made:
                 frozen.setdefault(unit, f"'{axis.module}' takes these channels from outside the traced model")
+        for name, reason in self._refused.items():
+            unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
+            frozen[unit] = reason
+            axes.append(DependentAxis(name, "out", False, (unit,)))
         return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes))
 
     def _is_reached(self, axis: _LabelledAxis) -> bool:
@@ -194,7 +202,3 @@ class _Analysis:
             for tensor in axis.view.parameters:
                 if len(owners[id(getattr(axis.view.owner, tensor))]) > 1:
                     self._units.freeze(axis.atoms, f"'{axis.module}.{tensor}' is shared with another module")
-
-
-def _names(model: nn.Module) -> Iterator[str]:
-    yield from dict(model.named_modules())

@@ -60,11 +60,15 @@ def compact(labels: torch.Tensor) -> torch.Tensor:
 
 
 def resolved(planes: Iterable[Plane], units: Units) -> list[Plane]:
-    """The planes with the units of now, without those that hold no channel and those that say the same."""
+    """The planes with the units of now, without those that hold no channel and those that say the same.
+
+    A unit that is all of a tensor stays: nothing would be left.
+    """
     out: list[Plane] = []
     for plane in planes:
         labels = compact(units.roots(plane.labels))
-        if labels.numel() == 0 or not bool(labels.any()):
+        if labels.numel() < 2:
+            units.freeze(labels, "nothing would be left without them")
             continue
         for number, known in enumerate(out):
             if known.labels.shape == labels.shape and torch.equal(known.labels, labels):

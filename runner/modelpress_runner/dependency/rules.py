@@ -18,10 +18,11 @@ from modelpress_runner.runtime.graph import map_tensors, tensors_in
 
 _KEEPS_ZERO = frozenset(
     "abs alias asin asinh atan atanh clone detach expm1 floor gelu hardswish hardtanh leaky_relu neg relu relu6 round "
-    "rsub selu sgn sign silu sin sinh sqrt tan tanh trunc _to_copy _prelu_kernel elu celu mish copy lift_fresh".split()
+    "selu sgn sign silu sin sinh sqrt tan tanh trunc _to_copy _prelu_kernel elu celu mish copy lift_fresh".split()
 )
 
 
+_VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 _ZERO_OF_ZEROS = frozenset("mean sum amax amin max min norm linalg_vector_norm var std cumsum".split())
 
 
@@ -40,7 +41,7 @@ def pointwise(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs:
             if number != other:
                 meet(planes, partners, real_dims(tensor, dims), trace.units, reason)
     planes = [plane for _, each in aligned for plane in each]
-    keeps = _keeps_zero(name.rstrip("_"), aligned)
+    keeps = _keeps_zero(name.rstrip("_"), aligned, args)
     for result in results:
         if result.dim() == dims:
             trace.put(result, [Plane(plane.labels, plane.zero and keeps) for plane in planes])
@@ -57,13 +58,14 @@ def real_dims(tensor: torch.Tensor, dims: int) -> list[int]:
     ]
 
 
-def _keeps_zero(name: str, operands: Sequence[tuple[torch.Tensor, list[Plane]]]) -> bool:
+def _keeps_zero(name: str, operands: Sequence[tuple[torch.Tensor, list[Plane]]], args: tuple[Any, ...]) -> bool:
     if name in _KEEPS_ZERO or name == "mul":
         return True
     if name == "div":
         return bool(operands[0][1])
     if name in ("add", "sub"):
-        return all(planes and all(plane.zero for plane in planes) for tensor, planes in operands)
+        numbers = [arg for arg in args[:2] if not isinstance(arg, torch.Tensor)]
+        return not any(numbers) and all(planes and all(plane.zero for plane in planes) for _, planes in operands)
     return False
 
 
@@ -84,13 +86,15 @@ def moved(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dic
             continue
         for mine, labels in zip(planes, found, strict=True):
             mine.append(plane.like(labels))
+    sizes = args[1] if name in _VIEWS else ()
+    left_open = list(sizes).index(-1) if -1 in sizes else None
     for result, mine in zip(results, planes, strict=True):
-        trace.put(result, mine)
+        trace.put(result, mine, left_open)
 
 
 def _run(func: Any, labels: torch.Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout", "pin_memory")}
-    if func._schema.name in ("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias"):
+    if func._schema.name.removeprefix("aten::") in _VIEWS:
         return labels.reshape(args[0])
     try:
         return func(labels, *args, **kwargs)
@@ -326,7 +330,7 @@ def _per_channel(trace: Trace, source: torch.Tensor, vectors: list[torch.Tensor]
 
 def _norm_reason(trace: Trace, name: str) -> str:
     where = trace.module
-    if where is None:
+    if where is None or "Norm" not in type(where[1]).__name__:
         return f"{trace.where(name)} takes its statistics over them"
     kind = type(where[1]).__name__
     if kind == "GroupNorm" and getattr(where[1], "num_groups", 0) == 1:

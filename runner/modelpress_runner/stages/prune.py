@@ -14,7 +14,7 @@ from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
-from modelpress_runner.dependency.reach import check_train_mode
+from modelpress_runner.dependency.train_mode import check_train_mode
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.cuts import Cut
@@ -305,8 +305,9 @@ class PruneStage:
             try:
                 found = ranks.on_rank_zero(lambda: find_dependencies(context.model, context.dummy_input).to_dict())
                 self.known = ChannelDependencies.from_dict(found)
-                for text in self.known.notes:
-                    context.note(text)
+                context.note(*self.known.notes)
+                if self.prune.shrink_timeout_seconds is not None:
+                    context.note(f"{self.path}.shrinkTimeoutSeconds has no effect any more; remove it")
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known
