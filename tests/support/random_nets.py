@@ -172,7 +172,9 @@ def _block(dice: random.Random, channels: int, depth: int) -> tuple[nn.Module, i
         lambda: nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
         lambda: Gate(channels),
         lambda: Twice(channels),
-        lambda: Attention(channels, dice.randint(2, 4), dice.randint(2, 3), dice.choice(["fused", "kernel", "einsum", "plain"])),
+        lambda: Attention(
+            channels, dice.randint(2, 4), dice.randint(2, 3), dice.choice(["fused", "kernel", "einsum", "plain"])
+        ),
         lambda: ChannelsLast(nn.Linear(channels, channels)),
         lambda: ChannelsLast(nn.LayerNorm(channels)),
         lambda: Scaled(channels, dice.random() < 0.5),
@@ -204,7 +206,10 @@ def _block(dice: random.Random, channels: int, depth: int) -> tuple[nn.Module, i
         second, b = _chain(dice, channels, dice.randint(0, 2), depth + 1)
         return Concatenated(first, second), a + b
     if kind == 2 and even:
-        how, function = dice.choice(["slice", "view", "chunk"]), dice.choice([torch.mul, torch.add, lambda a, b: a * torch.sigmoid(b)])
+        how, function = (
+            dice.choice(["slice", "view", "chunk"]),
+            dice.choice([torch.mul, torch.add, lambda a, b: a * torch.sigmoid(b)]),
+        )
         return Halves(how, function), channels // 2
     if kind == 3:
         return nn.Sequential(nn.Conv2d(channels, 4 * 3, 1), nn.PixelShuffle(2), nn.AvgPool2d(2)), 3

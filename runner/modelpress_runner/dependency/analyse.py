@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.contraction import by_group
 from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis
 from modelpress_runner.dependency.planes import Plane
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
+from modelpress_runner.dependency.rules.contraction import by_group
 from modelpress_runner.dependency.trace import AttentionScale, LabelMode, Trace
 from modelpress_runner.dependency.units import Units
 from modelpress_runner.edits.axes import CONV, AxisView, module_axis
@@ -178,10 +178,10 @@ class _Analysis:
                     frozen.setdefault(unit, reason)
                 units.append(unit)
             axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, tuple(units)))
-        made = {unit for axis in axes if axis.producer for unit in axis.units}
-        for axis in axes:
-            for unit in set(axis.units) - made:
-                frozen.setdefault(unit, f"'{axis.module}' takes these channels from outside the traced model")
+        made = {unit for each in axes if each.producer for unit in each.units}
+        for each in axes:
+            for unit in set(each.units) - made:
+                frozen.setdefault(unit, f"'{each.module}' takes these channels from outside the traced model")
         for name, reason in self._refused.items():
             unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
             frozen[unit] = reason

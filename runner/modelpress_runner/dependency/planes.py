@@ -1,7 +1,7 @@
 """Planes: which unit each position of a tensor belongs to.
 
-A plane is an int64 tensor with as many dimensions as its tensor; each has the tensor's size, or 1 where the label is the
-same all along it. So what an activation of millions of elements carries is a vector of its channels. A tensor has a
+A plane is an int64 tensor with as many dimensions as its tensor; each has the tensor's size, or 1 where the label is
+the same all along it. So what an activation of millions of elements carries is a vector of its channels. A tensor has a
 plane for each independent structure: a weight one for its output and one for its input channels.
 """
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove
-from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.replay import read, replay, write

@@ -328,7 +328,7 @@ def test_one_ranking_over_global_layers() -> None:
 
 
 def test_layers_that_cannot_be_proven_stay_with_a_note_or_are_an_error_by_name() -> None:
-    """A convolution whose width stands in the code: by type it is left alone, weights and all; by name it is refused."""
+    """A convolution whose width stands in the code: by type it is left alone; by name it is refused."""
     model = local(prune_zoo.trained_like(prune_zoo.FixedWidth()))
     dummy = torch.randn(prune_zoo.IMAGE, generator=torch.Generator().manual_seed(0))
     before = model.conv1.weight.clone()
@@ -346,7 +346,9 @@ def test_what_the_analysis_keeps_is_an_error_where_nothing_else_is_selected() ->
     """A convolution whose channels are averaged, with the operation and the line that does it."""
     model = local(prune_zoo.trained_like(prune_zoo.ChannelMean()))
     for entry in ({"sparsity": 0.5}, {"opNames": ["conv1"], "sparsity": 0.5}):
-        with pytest.raises(InvalidSpecError, match=r"'conv1' cannot lose channels: mean \(prune_zoo.py:\d+\) runs over"):
+        with pytest.raises(
+            InvalidSpecError, match=r"'conv1' cannot lose channels: mean \(prune_zoo.py:\d+\) runs over"
+        ):
             run(model, torch.ones(prune_zoo.IMAGE), configList=[entry])
 
 

@@ -83,8 +83,13 @@ def vectors(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: d
     p = [Plane(x.labels if a.dim() == 2 else x.labels[None], x.zero) for x in trace.planes(a)]
     q = [Plane(x.labels[:, None], x.zero) for x in trace.planes(b)]
     found = _contract(trace, (left[None], _three(p)), (b[None, :, None], _three(q)), name)
-    _put(trace, out, [Plane(x.labels.reshape(-1) if out.dim() else x.labels.reshape(()), x.zero) for x in found],
-         args[0] if added else None, name)
+    _put(
+        trace,
+        out,
+        [Plane(x.labels.reshape(-1) if out.dim() else x.labels.reshape(()), x.zero) for x in found],
+        args[0] if added else None,
+        name,
+    )
 
 
 def _put(trace: Trace, out: torch.Tensor, found: list[Plane], bias: torch.Tensor | None, name: str) -> None:
@@ -176,13 +181,10 @@ def attention(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs:
     last = dims - 1
     q, k = (trace.rigid(trace.planes(t), [dims - 2, last], f"{where} divides by their number") for t in (query, key))
     v = trace.rigid(trace.planes(value), [dims - 2], reason)
-    v = [
-        plane if plane.varying == [last] else left
-        for plane in v
-        if plane.varying == [last] or (left := rigid(plane, [last], trace.units, reason)) is not None
-    ]
+    alone = [plane for plane in v if plane.varying == [last]]
+    v = trace.rigid([plane for plane in v if plane.varying != [last]], [last], reason)
     heads = range(dims - 2)
-    members = [(query, q), (key, k), (value, [plane for plane in v if plane.varying != [last]])]
+    members = [(query, q), (key, k), (value, v)]
     members = [(tensor, _repeated(planes, tensor, query)) for tensor, planes in members]
     for number, (_, planes) in enumerate(members):
         for other, (tensor, partners) in enumerate(members):
@@ -190,7 +192,7 @@ def attention(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs:
                 real = [d for d in heads if tensor.shape[d] > 1 and tensor.stride(d)]
                 meet(planes, partners, real, trace.units, reason)
     found = [Plane(plane.labels) for _, planes in members[:2] for plane in planes]
-    trace.put(result, [*found, *members[2][1], *(plane for plane in v if plane.varying == [last])])
+    trace.put(result, [*found, *members[2][1], *alone])
 
 
 def _repeated(planes: list[Plane], tensor: torch.Tensor, query: torch.Tensor) -> list[Plane]:
