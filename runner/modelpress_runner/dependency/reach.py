@@ -17,6 +17,7 @@ from modelpress_runner.errors import CompressionError
 from modelpress_runner.runtime.example_inputs import with_batch
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
+UNREACHED = "The dummy input reaches "
 _DEEPEST = 4  # operations between a weight and the one that uses it: a transpose, a view, a cast
 
 
@@ -42,7 +43,7 @@ def spare_unreached(dependencies: ChannelDependencies, model: nn.Module, dummy_i
     if silent:
         named = ", ".join(f"'{name}'" for name in silent[:6]) + (f" and {len(silent) - 6} more" if silent[6:] else "")
         notes.append(
-            f"The dummy input reaches {named} neither in eval nor in train mode. If your training uses that, exclude "
+            f"{UNREACHED}{named} neither in eval nor in train mode. If your training uses that, exclude "
             "the layers that feed it"
         )
     return ChannelDependencies(dependencies.axes, frozen, notes=tuple(notes))

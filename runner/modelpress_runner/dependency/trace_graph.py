@@ -56,6 +56,9 @@ def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies
         ) from error
 
 
+_MAX_CHANNELS = 4096  # of an operation in a model whose layers have fewer than half of it
+
+
 class _Tracer:
     """One dependency graph, walked once. An atom is (node number, side, channel)."""
 
@@ -116,6 +119,7 @@ class _Tracer:
         for number, side, channels in todo:
             for channel in channels:
                 self._atom(number, side, channel)
+        limit = max([_MAX_CHANNELS, *(2 * len(channels) for _, _, channels in todo)])
         broken: dict[tuple[int, str], str] = {}
         while todo:
             number, side, channels = todo.pop()
@@ -139,6 +143,9 @@ class _Tracer:
                     pairs = ((channel, channel) for channel in channels)
                 fresh = []
                 for channel, other in pairs:
+                    if other >= limit:  # a slice in a circle, taken for one of channels, goes on for ever
+                        broken[number, side] = broken[target, target_side] = self._between(number, target)
+                        break
                     if (target, target_side, other) not in self.atoms:
                         fresh.append(other)
                     self._join(self._atom(number, side, channel), self._atom(target, target_side, other))
