@@ -25,6 +25,8 @@ from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime.example_inputs import with_batch
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
+UNREACHED = "The dummy input reaches "
+
 
 @dataclass(frozen=True)
 class _LabelledAxis:
@@ -113,7 +115,7 @@ class _Analysis:
             named = ", ".join(f"'{name}'" for name in silent[:6])
             named += f" and {len(silent) - 6} more" if silent[6:] else ""
             self._notes.append(
-                f"The dummy input reaches {named} neither in eval nor in train mode. If your training uses that, "
+                f"{UNREACHED}{named} neither in eval nor in train mode. If your training uses that, "
                 "exclude the layers that feed it"
             )
 

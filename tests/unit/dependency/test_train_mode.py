@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 import modelpress as mp
 from modelpress_runner.dependency.train_mode import check_train_mode
 from modelpress_runner.edits.cuts import Cut
-from modelpress_runner.errors import CompressionError
+from modelpress_runner.errors import CompressionError, UserCodeError
 
 X = torch.zeros(2, 4)
 
@@ -64,3 +66,36 @@ def test_a_shrink_that_breaks_train_mode_is_refuted() -> None:
     with pytest.raises(CompressionError, match=r"outputs in train mode: shapes \[\(2, 3\), \(2, 3\)\] became"):
         check_train_mode(model, [Cut("aux", "out", (0, 1))], X)
     assert (model.trunk.out_features, model.aux.out_features) == (8, 3)
+
+
+class Projected(nn.Module):
+    """Has a head that forward() does not know; training asks it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.projection = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.trunk(x)))
+
+
+def test_a_training_that_uses_what_no_pass_reaches_is_told_so() -> None:
+    """The user's line is where it breaks, and the shrink is why: the error names the head and what to exclude."""
+    model = Projected()
+
+    def loop(model: nn.Module, optimizer: Any, step: Any, scheduler: Any, max_steps: Any, max_epochs: Any) -> None:
+        optimizer.zero_grad()
+        step(torch.ones(2, 4), model).backward()
+        optimizer.step()
+
+    def step(batch: torch.Tensor, model: Any) -> torch.Tensor:
+        return model.projection(torch.relu(model.trunk(batch))).square().mean() + model(batch).square().mean()
+
+    evaluator = mp.TorchEvaluator(loop, mp.trace(torch.optim.SGD)(model.parameters(), lr=0.1), step, dummy_input=X)
+    stages = [{"prune": {"config_list": [{"op_names": ["trunk"], "sparsity": 0.5}]}}, {"finetune": {"epochs": 1}}]
+    with pytest.raises(UserCodeError) as caught:
+        mp.compress(model, stages, evaluator, X)
+    assert "shapes cannot be multiplied" in str(caught.value)
+    assert "reaches 'projection' neither in eval nor in train mode. If your training uses that, exclude" in str(
+        caught.value
+    )
