@@ -198,6 +198,11 @@ class Session(Participation):
         self.finish()
         self._check_length(max_steps, max_epochs)
         self.notes += evaluator.remarks()
+        if self.steps == 0:
+            self.notes.append(
+                "no step of an optimizer was seen, though training changed weights, so that masks were put back behind "
+                "it alone; call step() of the optimizer or the engine that training is given"
+            )
         if self._tape is not None and self._tape.closed is not None:
             self.notes.append(f"an interrupted training would have begun anew from some step on: {self._tape.closed}")
         return self.steps
