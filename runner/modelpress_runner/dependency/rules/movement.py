@@ -42,8 +42,10 @@ def moved(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dic
 
 
 def _parts(old: Sequence[int], new: Sequence[int], left_open: int) -> list[int]:
-    """The dimensions beside `left_open` that come of the same dimension of the old shape: those are numbers of the code,
-    and it is the other that follows when the old one gets shorter."""
+    """The dimensions beside `left_open` that come of the same dimension of the old shape.
+
+    They are numbers of the code; it is the one left open that follows when the old dimension gets shorter.
+    """
     inside = math.prod(new[left_open + 1 :])
     around = inside * new[left_open]  # positions of the old tensor from one step of the dimension before to the next
     step = 1
