@@ -179,7 +179,10 @@ def _block(dice: random.Random, channels: int, depth: int) -> tuple[nn.Module, i
         lambda: Gate(channels),
         lambda: Twice(channels),
         lambda: Attention(
-            channels, dice.randint(2, 4), dice.randint(2, 3), dice.choice(["fused", "kernel", "biased", "einsum", "plain"])
+            channels,
+            dice.randint(2, 4),
+            dice.randint(2, 3),
+            dice.choice(["fused", "kernel", "biased", "einsum", "plain"]),
         ),
         lambda: ChannelsLast(nn.Linear(channels, channels)),
         lambda: ChannelsLast(nn.LayerNorm(channels)),
