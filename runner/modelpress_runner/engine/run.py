@@ -233,6 +233,7 @@ class _RecipeRun:
             seed=seed,
             report=self._say,
             stop=stop,
+            calibration_data=subject.calibration_data,
         )
 
     def run(self) -> RecipeOutcome:

@@ -72,6 +72,11 @@ class TaskEvaluator(TorchEvaluator):
         with on_accelerator(self.model, self.optimizers()):
             super().train(max_steps, max_epochs)
 
+    @contextlib.contextmanager
+    def placed(self, model: nn.Module) -> Iterator[None]:
+        with on_accelerator(model):
+            yield
+
     def _loop(
         self, model: nn.Module, optimizer: Any, step: Any, _: Any, max_steps: int | None, max_epochs: int | None
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class StageContext:
     report: Callable[[str], None] = lambda message: None  # a line of progress for people
     stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
+    calibration_data: Iterable[Any] | None = None  # batches as the model takes them, the same on every rank
 
     def note(self, *texts: str) -> None:
         """Adds what the model card should say, each text once."""
