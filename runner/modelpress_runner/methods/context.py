@@ -52,9 +52,9 @@ class TrainingContext:
     earlier: Sequence[Participant] = ()
 
 
-# A stage is a list of steps. The engine runs them in order, writes checkpoints within and behind each training, and
-# after a restart goes on from the last one; so a Transform must give the same result when it runs again from the same
-# model, masks, edits and seed.
+# The engine carries out the steps of a stage in order (methods.procedure), writes checkpoints within and behind each
+# training, and after a restart goes on from the last one; so a Transform must give the same result when it runs again
+# from the same model, masks, edits and seed.
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,11 @@ class Transform:
     apply: Callable[[StageContext], None]
 
 
-Step = Transform | Training
+@dataclass(frozen=True)
+class Evaluation:
+    """A step that takes the score of the model as it is, for what comes next to depend on."""
+
+    label: str
+
+
+Step = Transform | Training | Evaluation

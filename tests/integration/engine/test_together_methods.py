@@ -95,7 +95,7 @@ class TestLightning(_Along):
 
         class Data(pl.LightningDataModule):
             def train_dataloader(self) -> Any:
-                return [torch.zeros(1)] * 8
+                return torch.utils.data.DataLoader(torch.zeros(8, 1), 1)
 
         trainer = mp.trace(pl.Trainer)(accelerator="cpu", logger=False)
         return mp.LightningEvaluator(trainer, mp.trace(Data)())
