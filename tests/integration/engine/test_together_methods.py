@@ -139,9 +139,12 @@ class TestTransformers(_Along):
 
 
 class TestDeepSpeed(_Along):
-    """A loop over an engine."""
+    """A loop over an engine, which takes no weights in float64."""
 
     __test__ = True
+
+    def net(self, *modules: nn.Module) -> nn.Module:
+        return nn.Sequential(*modules).float()
 
     def evaluator(self, model: nn.Module) -> Evaluator:
         def training_func(engine, optimizer, training_step, lr_scheduler, max_steps, max_epochs) -> None:
