@@ -29,7 +29,7 @@ CODE = Path(__file__).parent / "procedure"
 BLOCK = {"layers": ["0", "2"], "bisections": 2, "within": 0.05, "earlySteps": 2, "maxSteps": 2}
 SEED = 3
 PLACES = 37  # at which an undisturbed run asks whether it should stop
-BEFORE = 4  # of them are before its first checkpoint, if it keeps one behind each step
+BEFORE = 4  # of them are before its first checkpoint, if it keeps one behind each step; else it may end before 2
 
 _UNDISTURBED: list[RecipeOutcome] = []  # the same for all of them
 
@@ -180,7 +180,7 @@ def test_it_goes_on_from_any_place(
     outcome = run(bumps, tmp_path, 2, every)
     assert same(outcome, undisturbed)
     assert outcome.notes == []
-    assert outcome.resumed is (place > (BEFORE if killed else 1))
+    assert outcome.resumed is (place > (BEFORE if killed else 2))
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_a_job_runs_it(modelpress: Callable[..., Any], bumps: ModuleType, tmp_pa
     assert (stage["method"], stage["layers"], stage["steps"]) == ("search", ["0", "2"], 6)
     weights, found = by_hand(bumps)
     zeros = sum(round(found[name] * weights[f"{name}.weight"].numel()) for name in found)
-    assert stage["sparsity"] == zeros / sum(value.numel() for value in weights.values())
+    assert stage["sparsity"] == pytest.approx(zeros / sum(value.numel() for value in weights.values()))
     assert stage["score"]["default"] == pytest.approx(_score(bumps, weights), abs=1e-6)
 
 
