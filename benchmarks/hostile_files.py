@@ -235,10 +235,14 @@ def _accepted(
 ) -> list[tuple[str, str, Callable[[Path], Any]]]:
     """The most that is opened."""
     return [
-        ("program: 100 operators", "program", program(model=_chain(honest, 100))),
-        ("program: 400 operators, at the limit of memory", "program", program(model=_chain(honest, 400))),
+        ("program: 400 operators, deflated", "program", program(model=_chain(honest, 400))),
         ("program: 1,600 operators, nothing deflated", "program", lambda path: _zip(
             path, honest | {"archive/models/model.json": _chain(honest, 1600)}, zipfile.ZIP_STORED)),
+        ("program: 5,500 operators, nothing said of their values", "program", lambda path: _zip(
+            path, honest | {"archive/models/model.json": _chain(honest, 5500, short=True)}, zipfile.ZIP_STORED)),
+        ("program: 60,000 operators, deflated", "program", program(model=_chain(honest, 60_000, short=True))),
+        ("program: 150,000 values", "program", program(model=_values(honest, 150_000))),
+        ("program: 400,000 values", "program", program(model=_values(honest, 400_000))),
         ("program: 100 operators, each size another text", "program", program(model=_chain(honest, 100, True))),
         ("journal: a million numbers", "journal", lambda path: path.write_text(
             '{"format":1,"changes":{"object.json":"' + "x" * 1_000_000 + '"}}')),
@@ -309,7 +313,7 @@ def _rows() -> list[tuple[str, str, Callable[[Path], Any]]]:
     ]
 
 
-def _chain(honest: dict[str, bytes], count: int, other: bool = False) -> bytes:
+def _chain(honest: dict[str, bytes], count: int, other: bool = False, short: bool = False) -> bytes:
     """The honest program with its last operator `count` times more, one after another."""
     document = json.loads(honest["archive/models/model.json"])
     graph = document["graph_module"]["graph"]
@@ -317,9 +321,16 @@ def _chain(honest: dict[str, bytes], count: int, other: bool = False) -> bytes:
     name = before = last["outputs"][0]["as_tensor"]["name"]
     for index in range(count):
         new = f"c{index}"
-        node = json.loads(json.dumps(last).replace(json.dumps(name), json.dumps(new)))
-        node["inputs"][0]["arg"]["as_tensor"]["name"] = before
-        values[new] = json.loads(json.dumps(values[name]))
+        if short:
+            node = {
+                "target": "torch.ops.aten.neg.default",
+                "inputs": [{"name": "self", "arg": {"as_tensor": {"name": before}}}],
+                "outputs": [{"as_tensor": {"name": new}}],
+            }
+        else:
+            node = json.loads(json.dumps(last).replace(json.dumps(name), json.dumps(new)))
+            node["inputs"][0]["arg"]["as_tensor"]["name"] = before
+            values[new] = json.loads(json.dumps(values[name]))
         if other:
             text = "*".join(f"(s{index}{factor}+1)" for factor in range(6))
             values[new]["sizes"][0] = {"as_expr": {"expr_str": text, "hint": None}}
@@ -329,7 +340,16 @@ def _chain(honest: dict[str, bytes], count: int, other: bool = False) -> bytes:
         output["as_tensor"]["name"] = before
     signature = json.dumps(document["graph_module"]["signature"]).replace(json.dumps(name), json.dumps(before))
     document["graph_module"]["signature"] = json.loads(signature)
-    return json.dumps(document).encode()
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _values(honest: dict[str, bytes], count: int) -> bytes:
+    """The honest program, and values that no operator gives."""
+    document = json.loads(honest["archive/models/model.json"])
+    chance = random.Random(1)
+    values = {f"s{chance.getrandbits(40):x}": {"as_int": 1} for _ in range(count)}
+    document["graph_module"]["graph"]["sym_int_values"] = values
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def _mappings(count: int) -> bytes:

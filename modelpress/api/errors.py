@@ -85,7 +85,8 @@ def located_problems(error: ValidationError, model: type[ApiModel]) -> list[tupl
     """Like problems_of, each with its location as keys and indices, for looking up lines."""
     found: dict[Location, tuple[Problem, Location]] = {}
     explained: set[Location] = set()
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details[:MAX_PROBLEMS]:
         location, annotation, is_key = _resolve(model, detail["loc"])
         if detail["type"] == "extra_forbidden":
             problem, meant = _unknown_key(model, location)
@@ -97,9 +98,15 @@ def located_problems(error: ValidationError, model: type[ApiModel]) -> list[tupl
         if location not in found or (annotation_is_union(annotation) and not detail["type"].endswith("_type")):
             found[location] = (problem, location)
     missing = {location for location, (problem, _) in found.items() if problem.message == _REQUIRED}
-    return [pair for location, pair in found.items() if location not in missing & explained]
+    told = [pair for location, pair in found.items() if location not in missing & explained]
+    if (more := len(details) - MAX_PROBLEMS) > 0:
+        told.append(
+            (Problem("", f"{more} more {'problems' if more > 1 else 'problem'}", "correct these first"), told[-1][1])
+        )
+    return told
 
 
+MAX_PROBLEMS = 100  # of one document that are explained
 _REQUIRED = "is required"
 
 

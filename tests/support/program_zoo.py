@@ -146,6 +146,24 @@ def _attention(x: torch.Tensor) -> torch.Tensor:
     )
 
 
+def _control(x: torch.Tensor) -> Any:
+    with torch.no_grad():
+        scale = x.abs().amax(dim=-1, keepdim=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = x @ x.transpose(-1, -2)
+    chosen = torch.cond(x.sum() > 0, lambda y: y.sin(), lambda y: y.cos(), (x,))
+    _, pair = torch.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 2), (torch.tensor(0), x))
+    return scale, low.float(), chosen, pair
+
+
+def _outputs(x: torch.Tensor) -> Any:
+    values, _ = x.max(dim=-1)
+    first, _, last = x.split([2, 2, 4], dim=-1)
+    _, places = x.topk(2)
+    rows = x.flatten(1)
+    return {"values": [values, first], "last": (last, places), "size": rows.new_full((x.shape[0], 2), x.shape[0])}
+
+
 def plain() -> Iterator[tuple[str, Made]]:
     """Models of torch alone."""
     image = torch.randn(2, 4, 8, 8)
@@ -156,6 +174,8 @@ def plain() -> Iterator[tuple[str, Made]]:
     yield "resizing", (Call(_resizing), image)
     yield "shapes", (Call(_shapes), image)
     yield "random", (Call(_random), image)
+    yield "control flow", (Call(_control), rows)
+    yield "outputs", (Call(_outputs), rows)
     yield "complex", (Call(_complex), image)
     yield "attention", (Call(_attention), image)
     convs = (nn.Conv2d(4, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 4, 2, stride=2))

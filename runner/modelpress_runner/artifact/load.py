@@ -25,6 +25,7 @@ def load(
     *,
     digest: str | None = None,
     operators: Sequence[str] = (),
+    max_calls: int | None = None,
     endpoint: str | None = None,
     region: str | None = None,
 ) -> nn.Module:
@@ -43,6 +44,7 @@ def load(
         into: the dense model, built as for the job.
         digest: sha256 that manifest.json must have, as a job's status says it (`manifestDigest`); None: any.
         operators: operators that the program may call besides those of the list, as in ["torchvision::nms"].
+        max_calls: how many operators the program may call; None: 4,096, and one more for each 512 bytes of its file.
         endpoint: of an S3-compatible server.
         region: of the bucket.
 
@@ -51,7 +53,8 @@ def load(
 
     Raises:
         ArtifactError: there is no manifest; a file is missing or damaged; there is no program; it needs a newer torch
-            or a package that is not imported; it calls an operator that is neither in the list nor among `operators`;
+            or a package that is not imported; it calls too many operators, or one that is neither in the
+            list nor among `operators`;
             the dense model is another one; the manifest has another digest.
         StoreError: the store refused or failed.
     """
@@ -82,7 +85,7 @@ def load(
                     f"{text} has no program{_reason(Path(folder) / layout.METRICS)}; build the dense model and load it "
                     "with mp.load(uri, into=model)"
                 )
-            return open_program(Path(folder) / layout.PROGRAM, frozenset(operators))
+            return open_program(Path(folder) / layout.PROGRAM, frozenset(operators), max_calls)
     except manifest.ManifestError as error:
         raise ArtifactError(str(error)) from error
     except ArtifactStoreError as error:

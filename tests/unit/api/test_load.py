@@ -151,6 +151,51 @@ def test_plain_scalars_are_read_as_in_kubernetes(text: str, value: Any) -> None:
     assert type(documents[0].data["key"]) is type(value)
 
 
+HOLD, WHOLE, FINITE = "not a number that JSON's readers can hold", "not an integer", "no counterpart in JSON"
+
+
+@pytest.mark.parametrize("digits", [5_000, 900_000])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0b1{}", HOLD),
+        ("-0b1{}", HOLD),
+        ("0x1{}", HOLD),
+        ("0o1{}", HOLD),
+        ("01{}", HOLD),
+        ("0b1_{}", HOLD),
+        ("!!int '0b1{}'", HOLD),
+        ("1{}", WHOLE),
+        ("+1_{}", WHOLE),
+        ("!!int 1:{}", WHOLE),
+        ("1{}.5", FINITE),
+        ("1e1{}", FINITE),
+        ("-1e+1{}", FINITE),
+        ("!!float 1{}", FINITE),
+    ],
+)
+def test_numbers_of_many_digits_end_with_their_line(text: str, message: str, digits: int) -> None:
+    """Whatever the base: what a float cannot hold is refused, in no more time than the text takes to be read."""
+    documents, problems = parse("first: 1\nkey: " + text.format("0" * digits) + "\n")
+    assert not documents
+    (problem,) = problems
+    assert problem.line == 2
+    assert message in problem.message
+    assert len(str(problem)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-9{}", 0), ("0.1{}", 0.1), ("0b{}1", 1), ("1:{}", str), ("0x1.{}", str), ("0b_{}2", str), ("9:9_{}", str)],
+)
+def test_long_plain_scalars_that_are_no_large_numbers_are_read(text: str, value: Any) -> None:
+    """Small numbers with many digits are numbers; sexagesimal ones and what only looks like a number are texts."""
+    written = text.format("0" * 300_000)
+    documents, problems = parse(f"key: {written}\n")
+    assert not problems
+    assert documents[0].data == {"key": written if value is str else value}
+
+
 @settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_gives_documents_or_problems(text: str) -> None:
@@ -287,3 +332,13 @@ def test_load_dict_gives_sweeps_too() -> None:
         },
     }
     assert isinstance(load_dict(data), CompressionSweep)
+
+
+def test_of_many_problems_a_hundred_are_explained(tmp_path: Path) -> None:
+    """A file of nothing but mistakes gets a report that can be read, and the number of the others."""
+    file = tmp_path / "many.yaml"
+    file.write_text(JOB + "  stagez: 1\n" + "".join(f"  key{index}: 1\n" for index in range(1_000)))
+    with pytest.raises(SpecError) as caught:
+        load_file(file)
+    assert len(caught.value.problems) == 101
+    assert str(caught.value.problems[-1]).endswith(": 901 more problems; correct these first")

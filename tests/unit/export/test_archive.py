@@ -1,4 +1,4 @@
-"""Files that were made to do harm: each is refused before torch reads it, and none of it runs."""
+"""Files that were made to do harm: each is refused before it is used, and none of it runs."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_honest_numbers_are_never_refused(tmp_path: Path, archives: int) -> None
         write_archive(path, {HEADER: {}, "models/model.json": {}}, numbers)
         with open_archive(path) as archive:
             check_entries(archive, [("weights", listed)])
-            found = filled(archive, kinds, listed, "weights")
+            found = filled(archive, listed, "weights")
         assert torch.equal(torch.stack([tensor.view(torch.uint8) for tensor in found.values()]), rows)
         path.unlink()
 
@@ -220,7 +220,7 @@ def test_entries_that_no_list_names_are_refused(entries: Entries, tmp_path: Path
 def test_a_tensor_is_exactly_its_bytes(
     entries: Entries, tmp_path: Path, marker: Path, change: Callable[[Any], None], message: str
 ) -> None:
-    """Type, shape, strides and place are those of the very bytes, before torch makes anything of them."""
+    """Type, shape, strides and place are those of the very bytes, before anything is made of them."""
     for program in ("model", "train"):
         edit(
             entries,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from modelpress_runner.errors import ArtifactError, InvalidModelError
+from modelpress_runner.export.pt2 import program as program_module
 from modelpress_runner.export.pt2.equivalence import NotPortableError
 from modelpress_runner.export.pt2.program import describe, export_program, open_program
 from modelpress_runner.measure import counts
@@ -366,3 +367,40 @@ def test_wrapped_and_sparse_tensors_are_not_portable(tmp_path: Path) -> None:
     with pytest.raises(NotPortableError, match=r"mask is a torch\.sparse_coo"):
         export_program(model, torch.ones(2, 3), tmp_path / "model.pt2")
     assert not (tmp_path / "model.pt2").exists()
+
+
+class Unrolled(nn.Module):
+    """Calls an operator `count` times."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.count):
+            x = -x
+        return x
+
+
+def test_a_program_that_is_long_for_its_file_is_opened_by_who_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it calls is bounded by its file; the limit is named, the export says so, and a caller can raise it."""
+    path = tmp_path / "model.pt2"
+    monkeypatch.setattr(program_module, "_CALLS", 40)
+    monkeypatch.setattr(program_module, "_BYTES_A_CALL", 10**9)
+    export_program(Unrolled(40), torch.ones(2, 3), path)
+    assert open_program(path)(torch.ones(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
+    exported = export_program(Unrolled(41), torch.ones(2, 3), path)
+    assert exported.notes == ["The program is long for its file: mp.load(uri, max_calls=41)."] == describe(path).notes
+    with pytest.raises(ArtifactError, match=r"is 41 operators long, more than the 40 .*\(uri, max_calls=\.\.\.\)"):
+        open_program(path)
+    assert open_program(path, max_calls=41)(torch.ones(1, 3)).tolist() == [[-1.0, -1.0, -1.0]]
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    hidden = entries["archive/models/model.json"].replace(b'"target"', b'"\\u0074arget"')
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (entries | {"archive/models/model.json": hidden}).items():
+            archive.writestr(name, data)
+    with pytest.raises(ArtifactError, match="is 41 operators long"):
+        open_program(path)

@@ -37,7 +37,8 @@ class Pt2(Format):
     def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:
         """The program, as mp.load opens it."""
         assert path is not None
-        return open_program(path, describe(path).operators)  # written right before, of the user's own model
+        written = describe(path)  # right before, of the user's own model
+        return open_program(path, written.operators, written.calls)
 
     def size(self, model: nn.Module, path: Path | None) -> int:
         """That of model.pt2."""

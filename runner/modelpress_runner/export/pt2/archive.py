@@ -2,13 +2,12 @@
 
 `torch.export.save` writes sample inputs and tensors of subclasses as pickles, `torch.export.load` unpickles whatever
 entry says it is one, loads native code it finds (data/aotinductor), and trusts the graph, whose strings it evaluates as
-Python. So nothing of a file goes to torch before this module and `graphcheck` have seen all of it, and torch is
-never given the file itself: it gets a fresh archive made of the entries that were checked.
+Python. So nothing of a file is used before this module and `graphcheck` have seen all of it, and torch's reader is
+never given any: `graph` reads what was checked.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import stat
@@ -216,27 +215,6 @@ def write_archive(path: Path, documents: Mapping[str, Any], tensors: Mapping[str
             deflated = within(text, size) and len(text) <= max(_UNFOLDED * size, _SLACK)
             kind = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
             out.writestr(_info(name, kind), text, compresslevel=9)
-
-
-def torch_archive(model: Any, weights_config: Any, constants_config: Any) -> io.BytesIO:
-    """An archive with one program and no numbers, as `torch.export.load` takes it: every tensor's entry is empty.
-
-    torch makes zeros for those; who opens a program puts the real numbers in their place.
-    """
-    payloads = {f"data/weights/{meta['path_name']}" for meta in weights_config["config"].values()}
-    payloads |= {f"data/constants/{meta['path_name']}" for meta in constants_config["config"].values()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as out:
-        for name in sorted(FIXED):
-            out.writestr(_info(name), FIXED[name])
-        for name in sorted(payloads):
-            out.writestr(_info(name), b"")
-        out.writestr(_info(f"data/weights/{EVAL}_weights_config.json"), json.dumps(weights_config))
-        out.writestr(_info(f"data/constants/{EVAL}_constants_config.json"), json.dumps(constants_config))
-        out.writestr(_info(f"models/{EVAL}.json"), json.dumps(model))
-        out.writestr(_info(f"data/sample_inputs/{EVAL}.pt"), b"")
-    buffer.seek(0)
-    return buffer
 
 
 def _info(name: str, compression: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:

@@ -1,9 +1,10 @@
-"""Checks the graph of a program before torch reads it.
+"""Checks the graph of a program before anything is made of it.
 
-A graph is JSON, yet torch's reader gives its texts to Python: symbolic sizes go through `eval` (sympify), names become
-source code that is compiled, an operator may be any callable below `torch` (`torch.os.system`), guards are executed. So
-every text is held against a list of what a graph needs, and everything else is refused: unknown keys, names that are no
-identifiers, operators that are none, expressions beyond arithmetic, pickled or opaque objects.
+A graph is JSON, yet torch's own reader gives its texts to Python: symbolic sizes go through `eval` (sympify), names
+become source code that is compiled, an operator may be any callable below `torch` (`torch.os.system`), guards are
+executed. `graph` does none of this, and whoever else reads the file is not to be harmed either. So every text is held
+against a list of what a graph needs, and everything else is refused: unknown keys, names that are no identifiers,
+operators that are none, expressions beyond arithmetic, pickled or opaque objects.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import functools
 import keyword
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -75,7 +77,7 @@ class _RefusedError(Exception):
 
 
 def check_program(document: Any, name: str) -> None:
-    """Refuses a program (the content of models/<name>.json) that torch must not read.
+    """Refuses a program (the content of models/<name>.json) that must not be read.
 
     Which operators it may call is another question, see `unlisted`.
 
@@ -119,30 +121,31 @@ def check_payload(document: Any, name: str, kind: str) -> None:
     _run(name, check)
 
 
-def operators(document: Any) -> set[str]:
-    """Names of all operators in a program, "namespace.name.overload"."""
-    return {
-        text.removeprefix("torch.ops.")
-        for key, text in _texts(document, "")
-        if key in ("target", "as_operator") and text.startswith("torch.ops.")
-    }
+def calls(document: Any) -> Counter[str]:
+    """How often a program that `check_program` passed calls what, "torch.ops.namespace.name.overload" or a function."""
+    return Counter(text for key, text in _texts(document, "") if key in ("target", "as_operator"))
 
 
-def missing_operators(document: Any) -> set[str]:
-    """Those operators of a program that no imported package has registered."""
-    return {name for name in operators(document) if _resolve(name) is None}
+def operators(called: Iterable[str]) -> set[str]:
+    """The names of operators among what is called, "namespace.name.overload"."""
+    return {text.removeprefix("torch.ops.") for text in called if text.startswith("torch.ops.")}
 
 
-def unlisted(document: Any, named: Collection[str] = ()) -> set[str]:
-    """Those operators of a program that neither stand in the list nor are named by the caller.
+def missing_operators(names: Iterable[str]) -> set[str]:
+    """Those operators that no imported package has registered."""
+    return {name for name in names if resolve(name) is None}
+
+
+def unlisted(names: Iterable[str], named: Collection[str] = ()) -> set[str]:
+    """Those operators that neither stand in the list nor are named by the caller.
 
     Args:
-        document: a program that `check_program` passed.
+        names: operators of a program that `check_program` passed.
         named: what else may be called, "namespace::name" each.
     """
     return {
         name
-        for name in operators(document)
+        for name in names
         if name not in listed() and not name.startswith("higher_order.") and spelled(name) not in named
     }
 
@@ -359,7 +362,7 @@ def _operator(value: Any, place: str) -> None:
         namespace, name = parts[2], parts[3]
         allowed = namespace not in FORBIDDEN_NAMESPACES and f"{namespace}.{name}" not in FORBIDDEN_OPERATORS
         if allowed and not (namespace.startswith("__") or namespace in ("higher_order", "loaded_libraries")):
-            found = _resolve(".".join(parts[2:]))
+            found = resolve(".".join(parts[2:]))
             # One that nobody has registered is no danger either: it is named later, as a missing import.
             if found is None or isinstance(found, torch._ops.OpOverload):
                 return
@@ -373,7 +376,7 @@ _FUNCTIONS = (
 )
 
 
-def _resolve(name: str) -> Any:
+def resolve(name: str) -> Any:
     """The operator "namespace.name.overload"; None if nothing of the name is registered."""
     found: Any = torch.ops
     for part in name.split("."):
@@ -382,6 +385,12 @@ def _resolve(name: str) -> Any:
         except (AttributeError, RuntimeError):
             return None
     return found
+
+
+def symbol(text: str) -> str | None:
+    """The symbol that the text of a size is, as "s77"; None if it is another expression."""
+    short = _SYMBOL_CALL.sub(r"\1", text)
+    return short if _SYMBOL.fullmatch(short) else None
 
 
 def _expression(value: Any, place: str) -> None:
@@ -526,12 +535,17 @@ _TEXTS: dict[str, Callable[[Any, str], None]] = {
 }
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _texts(item, name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item, key)
-    elif isinstance(value, str):
-        yield key, value
+_VALUES = _words("tensor_values sym_int_values sym_float_values sym_bool_values")
+
+
+def _texts(document: Any, key: str) -> Iterator[tuple[str, str]]:
+    left = [(key, document)]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            # Only graphs have these keys; an argument that is called "graph" has none of them.
+            left += ((name, item) for name, item in value.items() if key != "graph" or name not in _VALUES)
+        elif isinstance(value, list):
+            left += [(key, item) for item in value]

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from modelpress_runner.errors import ArtifactError
-
-_STATE_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+from modelpress_runner.export.pt2.graph import STATE, Graph
 
 
 class Program(nn.Module):
@@ -27,8 +24,8 @@ class Program(nn.Module):
 
     def __init__(
         self,
-        eval_program: ExportedProgram,
-        train_program: ExportedProgram | None,
+        eval_graph: Graph,
+        train_graph: Graph | None,
         state: Mapping[str, torch.Tensor],
         eval_constants: Mapping[str, torch.Tensor],
         train_constants: Mapping[str, torch.Tensor],
@@ -36,22 +33,21 @@ class Program(nn.Module):
     ) -> None:
         """
         Args:
-            eval_program: what runs after eval().
-            train_program: what runs after train(); None: the same.
+            eval_graph: what runs after eval().
+            train_graph: what runs after train(); None: the same.
             state: parameters (instances of nn.Parameter) and persistent buffers by name.
-            eval_constants: tensors that `eval_program` needs besides `state`.
-            train_constants: tensors that `train_program` needs besides `state`.
+            eval_constants: tensors that `eval_graph` needs besides `state`.
+            train_constants: tensors that `train_graph` needs besides `state`.
             no_training: why train() does not work; None: it does.
         """
         super().__init__()
         self._mp_no_training = no_training
         for name, tensor in state.items():
             _register(self, name, tensor, persistent=True)
-        eval_graph = _Graph(self, eval_program, eval_constants, "constants_eval")
-        train_graph = eval_graph
-        if train_program is not None:
-            train_graph = _Graph(self, train_program, train_constants, "constants_train")
-        self._mp_graphs = {False: eval_graph, True: train_graph}
+        evaluated = trained = _Bound(self, eval_graph, eval_constants, "constants_eval")
+        if train_graph is not None:
+            trained = _Bound(self, train_graph, train_constants, "constants_train")
+        self._mp_graphs = {False: evaluated, True: trained}
         self.eval()
 
     @property
@@ -77,39 +73,33 @@ class Program(nn.Module):
         return ", ".join(self._mp_graphs[False].described())
 
 
-class _Graph:
-    """One exported graph, and where in the program's tree its state lies."""
+class _Bound:
+    """A graph, and where in the program's tree its state lies."""
 
-    def __init__(
-        self, root: nn.Module, program: ExportedProgram, constants: Mapping[str, torch.Tensor], folder: str
-    ) -> None:
-        self.module = program.graph_module
+    def __init__(self, root: nn.Module, graph: Graph, constants: Mapping[str, torch.Tensor], folder: str) -> None:
+        self.module, self.outputs, self.root = graph.module, graph.outputs, root
+        self.in_spec, self.out_spec = graph.in_spec, graph.out_spec
         self.sources: list[tuple[nn.Module, str] | None] = []
-        self.inputs: list[tuple[str, Any]] = []
-        self.outputs = [(spec.kind, spec.target) for spec in program.graph_signature.output_specs]
-        self.root = root
-        self.in_spec, self.out_spec = program.call_spec.in_spec, program.call_spec.out_spec
-        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
-        for spec, node in zip(program.graph_signature.input_specs, placeholders, strict=True):
-            if spec.kind == InputKind.USER_INPUT:
-                constant = isinstance(spec.arg, ConstantArgument)
-                self.inputs.append((str(node.target), spec.arg.value if constant else _expected(node.meta.get("val"))))
+        self.inputs = [(given.name, given.expected) for given in graph.inputs if given.kind not in STATE]
+        for given in graph.inputs:
+            if given.target is None:
                 self.sources.append(None)
                 continue
-            if spec.kind not in _STATE_KINDS or spec.target is None:
-                raise ArtifactError(f"model.pt2 has an input of the kind {spec.kind}; export the model again")
-            name = spec.target
+            name = given.target
             if not _has(root, name):
                 if name not in constants:
                     raise ArtifactError(f"model.pt2 lacks the tensor {name!r}; fetch the artifact again")
-                if spec.kind != InputKind.BUFFER:
+                if given.kind != "buffer":
                     name = f"{folder}.{name.replace('.', '_')}"
                 if not _has(root, name):
-                    _register(root, name, constants[spec.target], persistent=False)
+                    _register(root, name, constants[given.target], persistent=False)
             owner, _, leaf = name.rpartition(".")
             self.sources.append((root.get_submodule(owner), leaf))
-        signature = program.module_call_graph[0].signature
-        self.names = tuple(signature.forward_arg_names or ()) if signature else ()
+        for kind, target in graph.outputs:
+            own = kind == "user_input_mutation"
+            if target is not None and not (target in dict(self.inputs) if own else _has(root, target)):
+                raise ArtifactError(f"model.pt2 changes {target!r}, which it does not have; fetch the artifact again")
+        self.names = graph.names
         positional, named = self.in_spec.children()
         self.positional, self.named = positional.num_children, list(named.context or [])
         if len(self.names) != self.positional + len(self.named):
@@ -122,14 +112,14 @@ class _Graph:
         results = self.module(*inputs)
         returned = []
         for (kind, target), value in zip(self.outputs, results, strict=True):
-            if kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            if target is None:
+                returned.append(value)
+            elif kind == "user_input_mutation":
+                flat[[name for name, _ in self.inputs].index(target)].copy_(value)
+            else:
                 owner, _, leaf = target.rpartition(".")
                 with torch.no_grad():
                     _get(self.root.get_submodule(owner), leaf).copy_(value)
-            elif kind == OutputKind.USER_INPUT_MUTATION:
-                flat[[name for name, _ in self.inputs].index(target)].copy_(value)
-            else:
-                returned.append(value)
         return pytree.tree_unflatten(returned, self.out_spec)
 
     def described(self) -> list[str]:
@@ -173,20 +163,6 @@ class _Graph:
             )
         values = [given[name] for name in self.names]
         return tuple(values[: self.positional]), dict(zip(self.named, values[self.positional :], strict=True))
-
-
-def _expected(value: Any) -> Any:
-    """Of a tensor: its sizes, a number where fixed, the symbol's name where free, None where computed of a symbol."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    sizes: list[int | str | None] = []
-    for size in value.shape:
-        if isinstance(size, torch.SymInt):
-            text = str(size.node.expr)
-            sizes.append(text if text.isidentifier() else None)
-        else:
-            sizes.append(int(size))
-    return tuple(sizes)
 
 
 def _shape_text(expected: Any) -> str:

@@ -15,6 +15,7 @@ import io
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,12 @@ from modelpress_runner.export.pt2.archive import (
     Archive,
     damaged,
     open_archive,
-    torch_archive,
     write_archive,
 )
 from modelpress_runner.export.pt2.equivalence import NotPortableError, plain_output, prove, train_difference
+from modelpress_runner.export.pt2.graph import Graph, read_graph
 from modelpress_runner.export.pt2.module import Program
-from modelpress_runner.export.pt2.quiet import quiet, remembered_types
+from modelpress_runner.export.pt2.quiet import quiet
 from modelpress_runner.export.pt2.tensors import Payloads, check_entries, filled
 from modelpress_runner.runtime.example_inputs import (
     as_call,
@@ -53,6 +54,8 @@ from modelpress_runner.runtime.example_inputs import (
 from modelpress_runner.runtime.preserve import untouched
 
 VERSION = 1
+_CALLS, _BYTES_A_CALL = 4096, 512  # operators of any program, and one more for each so many bytes of its file
+_PARTS_A_CALL = 64  # mappings of JSON; honest programs have 20 to 40
 _EXPORT_BATCH = 2  # with a batch of 1 torch takes the dimension for a constant
 
 
@@ -65,6 +68,8 @@ class Exported:
     required_imports: list[str] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
     """Those that whoever opens the program has to name."""
+    calls: int = 0
+    """How many operators it calls."""
 
 
 def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
@@ -95,29 +100,31 @@ def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
         raise
 
 
-def open_program(path: Path, operators: Collection[str] = ()) -> Program:
+def open_program(path: Path, operators: Collection[str] = (), max_calls: int | None = None) -> Program:
     """Opens a program, in eval mode, on the CPU.
 
-    Opening runs, evaluates and unpickles nothing of the file: it is checked in full before torch reads any of it, see
+    Opening runs, evaluates and unpickles nothing of the file: it is checked in full before any of it is used, see
     `archive` and `graphcheck`. Running the program calls its operators: those of the list in operators.txt, and those
     that the caller names.
 
     Args:
         path: of the file.
         operators: others that it may call, "namespace::name" each.
+        max_calls: how many operators it may call; None: 4,096, and one more for each 512 bytes of the file.
 
     Raises:
         ArtifactError: the file is damaged, holds what no program holds, needs a newer torch or operators of a package
-            that is not imported, or that are neither in the list nor named.
+            that is not imported, or that are neither in the list nor named, or calls more of them than it may.
     """
     try:
-        return _open_program(Path(path), operators)
+        return _open_program(Path(path), operators, max_calls)
     except (MemoryError, RecursionError) as error:
         raise ArtifactError(f"{Path(path).name} needs more memory than there is to be opened") from error
 
 
-def _open_program(path: Path, operators: Collection[str]) -> Program:
+def _open_program(path: Path, operators: Collection[str], max_calls: int | None) -> Program:
     with open_archive(path) as archive:
+        left = _allowed(path) if max_calls is None else max_calls
         header = _header(archive)
         names = (EVAL, TRAIN) if header["train"] == "own" else (EVAL,)
         weights = archive.json(f"data/weights/{EVAL}_weights_config.json")
@@ -129,22 +136,28 @@ def _open_program(path: Path, operators: Collection[str]) -> Program:
             listings[name] = archive.json(f"data/constants/{name}_constants_config.json")
             graphcheck.check_payload(listings[name], f"{name} constants", "tensor")
         check_entries(archive, [("weights", weights), *(("constants", listing) for listing in listings.values())])
-        programs: dict[str, ExportedProgram] = {}
-        constants: dict[str, dict[str, torch.Tensor]] = {}
-        for name, listing in listings.items():
-            document = archive.json(f"models/{name}.json")
-            graphcheck.check_program(document, name)
-            _check_operators(document, header, operators)
-            programs[name] = _load(torch_archive(document, weights, listing), path)
-            constants[name] = filled(archive, programs[name].constants, listing, "constants")
-        state = filled(archive, programs[EVAL].state_dict, weights, "weights")
-    no_training = header["reason"] if header["train"] == "none" else None
-    try:
-        return Program(
-            programs[EVAL], programs.get(TRAIN), state, constants[EVAL], constants.get(TRAIN, {}), no_training
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(path, first_line(error)) from error
+        graphs: dict[str, Graph] = {}
+        try:
+            for name in names:
+                # First roughly, in the text, before time is spent on it; each weight is told of like an operator.
+                text = archive.document(f"models/{name}.json")
+                long = max(text.count(b'"target":') // 2, text.count(b"{") // _PARTS_A_CALL - len(weights["config"]))
+                _check_length(path, long, max(left, _CALLS))
+                document = archive.json(f"models/{name}.json")
+                graphcheck.check_program(document, name)
+                called = graphcheck.calls(document)
+                _check_length(path, called.total(), left)
+                left -= called.total()
+                _check_operators(graphcheck.operators(called), header, operators)
+                graphs[name] = read_graph(document)
+            state = filled(archive, weights, "weights")
+            constants = {name: filled(archive, listing, "constants") for name, listing in listings.items()}
+            no_training = header["reason"] if header["train"] == "none" else None
+            return Program(
+                graphs[EVAL], graphs.get(TRAIN), state, constants[EVAL], constants.get(TRAIN, {}), no_training
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(path, first_line(error)) from error
 
 
 def describe(path: Path) -> Exported:
@@ -155,7 +168,7 @@ def describe(path: Path) -> Exported:
     """
     with open_archive(Path(path)) as archive:
         header = _header(archive)
-    return _exported(header["reason"], sorted(set(header["packages"].values())), header.get("operators", []))
+    return _exported(header, Path(path))
 
 
 def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
@@ -167,26 +180,43 @@ def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
     except NotPortableError as error:
         reason = error.reason
     written = _write(path, evaluated, trained, reason)
-    program = _opened(path, written.operators)
+    program = _opened(path, written)
     prove(model, program, dummy_input)
     if reason is None:
         reason = train_difference(model, program, dummy_input)
         if reason is not None:
-            _write(path, evaluated, None, reason)
-    return _exported(reason, written.required_imports, written.operators)
+            return _write(path, evaluated, None, reason)
+    return written
 
 
-def _exported(reason: str | None, required_imports: list[str], operators: list[str]) -> Exported:
+def _exported(header: Mapping[str, Any], path: Path) -> Exported:
+    reason, operators, calls = header["reason"], header.get("operators", []), header.get("calls", 0)
     notes = [] if reason is None else [f"The program runs in eval mode only: {reason}."]
     if operators:
         named = ", ".join(repr(name) for name in operators)
         notes.append(f"The program calls operators that have to be named: mp.load(uri, operators=[{named}]).")
-    return Exported(trainable=reason is None, notes=notes, required_imports=required_imports, operators=operators)
+    if calls > _allowed(path):
+        notes.append(f"The program is long for its file: mp.load(uri, max_calls={calls}).")
+    packages = sorted(set(header["packages"].values()))
+    return Exported(reason is None, notes, packages, operators, calls)
 
 
-def _opened(path: Path, own: Collection[str]) -> Program:
+def _allowed(path: Path) -> int:
+    """How many operators a program may call, unless the caller names a number: opening takes 0.3 ms for each."""
+    return _CALLS + path.stat().st_size // _BYTES_A_CALL
+
+
+def _check_length(path: Path, calls: int, left: int) -> None:
+    if calls > left:
+        raise ArtifactError(
+            f"{path.name} is {calls} operators long, more than the {left} that a file of its size may be; if you trust "
+            "it, allow more: mp.load(uri, max_calls=...); else load the weights with mp.load(uri, into=model)"
+        )
+
+
+def _opened(path: Path, written: Exported) -> Program:
     try:
-        return open_program(path, own)
+        return open_program(path, written.operators, written.calls)
     except ArtifactError as error:
         raise NotPortableError(str(error).partition(";")[0]) from error
 
@@ -276,14 +306,14 @@ def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | No
         documents[f"data/weights/{name}_weights_config.json"] = weights
         documents[f"data/constants/{name}_constants_config.json"] = payloads.add(program.constants, "tensor")
         payloads.entries[f"data/sample_inputs/{name}.pt"] = b""  # other readers expect the entry
+    called = sum((graphcheck.calls(document) for _, document in programs.values()), Counter[str]())
+    names = graphcheck.operators(called)
     packages = {
         operator: _package(operator)
-        for _, document in programs.values()
-        for operator in sorted(graphcheck.operators(document))
+        for operator in sorted(names)
         if operator.partition(".")[0] not in graphcheck.BUILTIN_NAMESPACES
     }
-    unlisted = {name for _, document in programs.values() for name in graphcheck.unlisted(document)}
-    own = sorted({graphcheck.spelled(name) for name in unlisted})
+    own = sorted({graphcheck.spelled(name) for name in graphcheck.unlisted(names)})
     documents[HEADER] = {
         "version": VERSION,
         "torch": torch.__version__,
@@ -291,9 +321,10 @@ def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | No
         "reason": reason,
         "packages": packages,
         "operators": own,
+        "calls": called.total(),
     }
     write_archive(path, documents, payloads.entries)
-    return _exported(reason, sorted(set(packages.values())), own)
+    return _exported(documents[HEADER], path)
 
 
 def _document(program: ExportedProgram) -> Any:
@@ -372,9 +403,9 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d{1,6}", version.partition("+")[0])[:2])
 
 
-def _check_operators(document: Any, header: Mapping[str, Any], named: Collection[str]) -> None:
-    missing = sorted(graphcheck.missing_operators(document))
-    unlisted = sorted({graphcheck.spelled(name) for name in graphcheck.unlisted(document, named)})
+def _check_operators(names: Collection[str], header: Mapping[str, Any], named: Collection[str]) -> None:
+    missing = sorted(graphcheck.missing_operators(names))
+    unlisted = sorted({graphcheck.spelled(name) for name in graphcheck.unlisted(names, named)})
     naming = f"mp.load(uri, operators=[{', '.join(repr(name) for name in unlisted)}])"
     if missing:
         packages = sorted({header["packages"].get(name, name.partition(".")[0]) for name in missing})
@@ -393,14 +424,3 @@ def _check_operators(document: Any, header: Mapping[str, Any], named: Collection
             f"the program calls the operator {unlisted[0]}, which is not in the list of those that every program may "
             f"call; if you trust the file, name it: {naming}; else load the weights with mp.load(uri, into=model)"
         )
-
-
-def _load(buffer: io.BytesIO, path: Path) -> ExportedProgram:
-    try:
-        with quiet(), remembered_types():
-            return torch.export.load(buffer)
-    except Exception as error:
-        raise ArtifactError(
-            f"{path.name} cannot be read by torch {torch.__version__} ({first_line(error)}); fetch the artifact again, "
-            "or use the torch that its README.md names"
-        ) from error

@@ -1,15 +1,12 @@
-"""Around torch's exporter and its reader: silence, and what it works out again for every entry remembered."""
+"""Silence around torch's exporter."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import types
-import typing
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 
 @contextlib.contextmanager
@@ -24,26 +21,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextlib.contextmanager
-def remembered_types() -> Iterator[None]:
-    """torch's reader works out the types of a class's fields anew for each object: half of the time that it takes."""
-
-    known: dict[tuple[type, int], dict[str, Any]] = {}
-
-    def get_type_hints(kind: type, globalns: dict[str, Any]) -> dict[str, Any]:
-        key = kind, id(globalns)  # of a module of torch, which stays
-        if key not in known:
-            known[key] = typing.get_type_hints(kind, globalns=globalns)
-        return known[key]
-
-    from torch._export.serde import serialize  # seconds, which only a reader should pay
-
-    reader: Any = serialize
-    before = reader.typing
-    reader.typing = types.SimpleNamespace(**{**vars(typing), "get_type_hints": get_type_hints})
-    try:
-        yield
-    finally:
-        reader.typing = before

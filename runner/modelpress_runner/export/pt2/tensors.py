@@ -102,7 +102,7 @@ def _fills(sizes: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def check_entries(archive: Archive, lists: Iterable[tuple[str, Any]]) -> None:
-    """Refuses an archive whose raw entries are not exactly the tensors that its lists name, before torch sees a list.
+    """Refuses an archive whose raw entries are not exactly the tensors that its lists name.
 
     This is what makes an entry a tensor, not what its bytes look like: honest numbers can look like anything.
 
@@ -149,23 +149,26 @@ def _described(meta: Any, path: Path, name: str) -> tuple[torch.dtype, list[int]
     return dtype, [size["as_int"] for size in meta["sizes"]], [stride["as_int"] for stride in meta["strides"]]
 
 
-def filled(archive: Archive, empty: Mapping[str, Any], listed: Any, folder: str) -> dict[str, torch.Tensor]:
-    """The tensors of `empty`, with the numbers of an archive that `check_entries` passed; tied ones are one object."""
+def filled(archive: Archive, listed: Any, folder: str) -> dict[str, torch.Tensor]:
+    """The tensors of a list that `check_entries` passed, by name; tied weights are one object.
+
+    Raises:
+        ArtifactError: a truth value is neither 0 nor 1, or a parameter of whole numbers wants a gradient.
+    """
     filled: dict[str, torch.Tensor] = {}
     made: dict[Any, torch.Tensor] = {}
-    for name, meta in listed["config"].items():
-        like = empty[name]
-        key = (meta["path_name"], like.dtype, tuple(like.shape), like.stride(), isinstance(like, nn.Parameter))
+    for name, described in listed["config"].items():
+        dtype, sizes, strides = _described(described["tensor_meta"], archive.path, name)
+        learns, parameter = described["tensor_meta"].get("requires_grad") is True, described["is_param"]
+        key = (described["path_name"], dtype, *sizes, None, *strides, parameter)
         if key not in made or folder == "constants":
-            entry = f"data/{folder}/{meta['path_name']}"
-            if archive.size(entry) != like.numel() * like.element_size() or not _is_dense(like):
-                raise damaged(archive.path, f"{name} does not fit its numbers")
-            tensor = like.detach()
-            if like.numel():
-                flat = torch.frombuffer(bytearray(archive.read(entry)), dtype=torch.uint8)
-                if like.dtype == torch.bool and int(flat.max()) > 1:
-                    raise damaged(archive.path, f"{name} has truth values that are neither 0 nor 1")
-                tensor = flat.view(like.dtype).as_strided(like.shape, like.stride())
-            made[key] = nn.Parameter(tensor, like.requires_grad) if isinstance(like, nn.Parameter) else tensor
+            data = bytearray(archive.read(f"data/{folder}/{described['path_name']}"))
+            flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+            if dtype == torch.bool and data and int(flat.max()) > 1:
+                raise damaged(archive.path, f"{name} has truth values that are neither 0 nor 1")
+            tensor = flat.view(dtype).as_strided(sizes, strides)
+            if parameter and learns and not (dtype.is_floating_point or dtype.is_complex):
+                raise damaged(archive.path, f"{name} has whole numbers and wants a gradient")
+            made[key] = nn.Parameter(tensor, learns) if parameter else tensor
         filled[name] = made[key]
     return filled
