@@ -1,7 +1,7 @@
-"""One rank that trains with parameters of its own beside the model: own_worker.py OUT KIND [PLACE...].
+"""One rank that trains with parameters of its own beside the model: own_worker.py OUT [PLACE...].
 
-First without a break; then, for each PLACE, killed on every rank before its optimizer step of that number, and begun
-again. Writes weights and parameters to OUT/<kind>-<rank>-<world>.pt.
+With every kind of evaluator, first without a break; then, for each PLACE, killed on every rank before its optimizer
+step of that number, and begun again. Writes weights and parameters to OUT/<kind>-<rank>-<world>.pt.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def _adam(params: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=0.01)
 
 
-MAKERS = {"plain": plain, "module": module, "engine": engine, "trainer": trainer, "lightning": lightning}
+# accelerate takes every Trainer of a process for one with DeepSpeed once there has been one: that comes last.
+MAKERS = {"plain": plain, "module": module, "lightning": lightning, "trainer": trainer, "engine": engine}
 
 
 def run(kind: str, out: Path, store: str, attempt: int, dies: int | None = None) -> dict[str, Any]:
@@ -211,7 +212,6 @@ def run(kind: str, out: Path, store: str, attempt: int, dies: int | None = None)
 
 def main(out: Path, kind: str, places: list[int]) -> None:
     """What is written."""
-    stages._KINDS[AlongRules.name] = AlongRules()
     mine = f"{kind}-{ranks.world_size()}"
     seen: dict[str, Any] = {"whole": run(kind, out, str(out / f"{mine}-whole"), 1)}
     for place in places:
@@ -226,5 +226,7 @@ def main(out: Path, kind: str, places: list[int]) -> None:
 if __name__ == "__main__":
     if "WORLD_SIZE" in os.environ:
         ranks.init_process_group()
-    main(Path(sys.argv[1]), sys.argv[2], [int(place) for place in sys.argv[3:]])
+    stages._KINDS[AlongRules.name] = AlongRules()
+    for kind in MAKERS:
+        main(Path(sys.argv[1]), kind, [int(place) for place in sys.argv[2:]])
     ranks.destroy_process_group()

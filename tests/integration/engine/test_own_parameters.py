@@ -17,7 +17,7 @@ WORKER = Path(__file__).with_name("own_worker.py")
 PLACES = (2, 7)
 
 
-def start(out: Path, kind: str, world: int) -> list[subprocess.Popen]:
+def start(out: Path, world: int) -> list[subprocess.Popen]:
     """The processes of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -27,7 +27,7 @@ def start(out: Path, kind: str, world: int) -> list[subprocess.Popen]:
     group |= {"LOCAL_WORLD_SIZE": str(world)}
     return [
         subprocess.Popen(
-            [sys.executable, WORKER, out, kind, *map(str, PLACES)],
+            [sys.executable, WORKER, out, *map(str, PLACES)],
             env={**environment, **({**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -37,19 +37,26 @@ def start(out: Path, kind: str, world: int) -> list[subprocess.Popen]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["plain", "module", "engine", "trainer", "lightning"])
-def test_killed_or_on_two_ranks_they_end_alike(kind: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what one process and two saw."""
+    out = tmp_path_factory.mktemp("own")
+    for process in [*start(out, 2), *start(out, 1)]:
+        output, _ = process.communicate(timeout=580)
+        assert process.returncode == 0, output
+    return out
+
+
+@pytest.mark.parametrize("kind", ["plain", "module", "lightning", "trainer", "engine"])
+def test_killed_or_on_two_ranks_they_end_alike(kind: str, seen: Path) -> None:
     """The same bits whether it was killed or not, of weights and of the parameters beside them; both ranks are alike,
     and two ranks do what one does with the same batches."""
-    for process in [*start(tmp_path, kind, 2), *start(tmp_path, kind, 1)]:
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, output
-    first, second, alone = (torch.load(tmp_path / f"{kind}-{n}.pt", weights_only=True) for n in ("0-2", "1-2", "0-1"))
-    for seen in (alone, first, second):
-        whole = seen["whole"]
+    first, second, alone = (torch.load(seen / f"{kind}-{n}.pt", weights_only=True) for n in ("0-2", "1-2", "0-1"))
+    for each in (alone, first, second):
+        whole = each["whole"]
         assert whole["own"].tolist() != [0.5, -0.25]
         for place in PLACES:
-            again = seen[f"killed-{place}"]
+            again = each[f"killed-{place}"]
             assert again["notes"] == whole["notes"]
             assert torch.equal(again["own"], whole["own"]), place
             for name, value in whole["weights"].items():
