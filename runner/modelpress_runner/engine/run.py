@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
+from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Asked, Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
 from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, plan_stages
 from modelpress_runner.engine.records import stage_record
-from modelpress_runner.errors import CompressionError
+from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.replay.tape import Diverged
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
@@ -343,6 +344,11 @@ class _RecipeRun:
                 made = session.train(step.max_steps, step.epochs, resumed)
             except CompressionError as error:
                 raise error if error.path else CompressionError(str(error), stage.path) from error.__cause__
+            except UserCodeError as error:
+                hint = next((note for note in context.notes if note.startswith(UNREACHED)), None)
+                if hint is None:
+                    raise
+                raise UserCodeError(f"{error}. {hint}", error.path) from error.__cause__
             for note in session.notes:
                 self._context.note(note)
         return made

@@ -62,6 +62,10 @@ class Keeper(Protocol):
         """Whether checkpoints are kept at all."""
 
     @property
+    def beside_seconds(self) -> float:
+        """Processor time that keeping the last checkpoint has taken in a thread beside the training."""
+
+    @property
     def scores(self) -> bool:
         """Whether scores are wanted."""
 
@@ -194,6 +198,11 @@ class Session(Participation):
         self.finish()
         self._check_length(max_steps, max_epochs)
         self.notes += evaluator.remarks()
+        if self.steps == 0:
+            self.notes.append(
+                "no step of an optimizer was seen, though training changed weights, so that masks were put back behind "
+                "it alone; call step() of the optimizer or the engine that training is given"
+            )
         if self._tape is not None and self._tape.closed is not None:
             self.notes.append(f"an interrupted training would have begun anew from some step on: {self._tape.closed}")
         return self.steps
@@ -274,6 +283,8 @@ class Session(Participation):
             return False
         save, score = False, False
         if self._saving is not None and self._scoring is not None and self._keeper is not None:
+            self._scoring.beside = self._evaluator.interruption
+            self._saving.beside = self._scoring.beside + self._keeper.beside_seconds
             save = self._saves_now() and self._saving.is_due(steps)
             score = self._keeper.scores and self._evaluator.scores_inside and self._scoring.is_due(steps)
         asked = self._is_asked()

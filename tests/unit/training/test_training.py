@@ -70,15 +70,17 @@ def test_masks_do_not_stand_in_the_way_of_another_loss(task):
 
 
 def test_masks_hold_where_the_user_steps_an_optimizer_of_his_own(task):
-    """What the hooks cannot see is put right at the end."""
+    """What the hooks cannot see is put right at the end, and a note says so."""
     own = torch.optim.SGD(task.model.parameters(), lr=0.1)
 
     def training_func(model, optimizer, training_step, scheduler, max_steps, max_epochs):
         task.training_func(model, own, training_step, scheduler, max_steps, max_epochs)
 
     mask = torch.zeros(6, 4)
-    run(task.evaluator(training_func=training_func), task.model, {"0": {"weight": mask}})
+    with training_session(task.model, task.evaluator(training_func=training_func), {"0": {"weight": mask}}) as session:
+        assert session.train(max_epochs=1) == 0
     assert torch.count_nonzero(task.model[0].weight) == 0
+    assert any(note.startswith("no step of an optimizer was seen, though") for note in session.notes)
 
 
 def test_a_mask_that_no_longer_holds_is_an_error(task):

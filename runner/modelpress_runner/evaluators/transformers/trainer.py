@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy
 
 from modelpress_runner.errors import InvalidModelError
+from modelpress_runner.evaluators.torch_evaluator import is_scheduler
 from modelpress_runner.evaluators.trace import RebuildPlan, RecordedCall, call_of
 from modelpress_runner.runtime import rng
 from modelpress_runner.usercode.calling import user_code
@@ -113,6 +114,12 @@ class TransformersTrainerSource:
 
     def _check(self, trainer: Trainer) -> None:
         args = trainer.args
+        if is_scheduler(trainer.optimizer) or isinstance(trainer.lr_scheduler, torch.optim.Optimizer):
+            kind = type(trainer.optimizer if is_scheduler(trainer.optimizer) else trainer.lr_scheduler).__name__
+            raise InvalidModelError(
+                f"the Trainer's optimizers have a {kind} in the other's place; give (optimizer, scheduler), None for "
+                "what the Trainer shall make"
+            )
         refused = {
             "model_init": (trainer.model_init is not None, "give the model itself"),
             "push_to_hub": (args.push_to_hub, "push the artifact when it is done"),

@@ -384,6 +384,12 @@ def test_early_stopping_within_a_chunk_of_steps(task):
     assert steps == [3, 6, 7, 7]
 
 
+def in_places(task, places):
+    sgd = mp.trace(torch.optim.SGD)(task.model.parameters(), lr=0.5)
+    step = mp.trace(torch.optim.lr_scheduler.StepLR)(sgd, step_size=1)
+    return task.trainer(cls=mp.trace(Trainer), optimizers=places(sgd, step))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -398,6 +404,9 @@ def test_early_stopping_within_a_chunk_of_steps(task):
             ),
             "load_best_model_at_end, which cannot work.*resumable=False",
         ),
+        (lambda task: in_places(task, lambda sgd, step: (step, None)), "have a StepLR in the other's place"),
+        (lambda task: in_places(task, lambda sgd, step: (step, sgd)), "have a StepLR in the other's place"),
+        (lambda task: in_places(task, lambda sgd, step: (None, sgd)), r"have a \w*SGD in the other's place"),
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_made(task, make, message):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import modelpress as mp
-from modelpress_runner.dependency.reach import check_train_mode
+from modelpress_runner.dependency.train_mode import check_train_mode
 from modelpress_runner.edits.cuts import Cut
-from modelpress_runner.errors import CompressionError
+from modelpress_runner.errors import CompressionError, UserCodeError
 
 X = torch.zeros(2, 4)
 
@@ -35,12 +37,12 @@ class Supervised(nn.Module):
 @pytest.mark.parametrize("dummy", [X, X[:1]], ids=["two rows", "one row"])
 @pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
-def test_what_feeds_a_training_head_stays(detached: bool, norm: bool, dummy: torch.Tensor) -> None:
-    """The trunk keeps its width, also behind detach(); what comes after it is of no matter to the head."""
+def test_a_training_head_shrinks_with_what_feeds_it(detached: bool, norm: bool, dummy: torch.Tensor) -> None:
+    """The head takes fewer channels of the trunk, also behind detach()."""
     entries = [{"op_names_re": ["trunk|body"], "sparsity": 0.5}]
     result = mp.compress(Supervised(detached, norm), [{"prune": {"config_list": entries}}], None, dummy)
-    assert (result.model.trunk.out_features, result.model.body.out_features) == (8, 3)
-    assert any("'trunk'" in note and "they feed 'aux', which runs in train mode only" in note for note in result.notes)
+    assert (result.model.trunk.out_features, result.model.body.out_features) == (4, 3)
+    assert (result.model.aux.in_features, result.model.aux.out_features) == (4, 3)
     out, aux = result.model.train()(X)
     assert (out.shape, aux.shape) == ((2, 3), (2, 3))
 
@@ -64,3 +66,36 @@ def test_a_shrink_that_breaks_train_mode_is_refuted() -> None:
     with pytest.raises(CompressionError, match=r"outputs in train mode: shapes \[\(2, 3\), \(2, 3\)\] became"):
         check_train_mode(model, [Cut("aux", "out", (0, 1))], X)
     assert (model.trunk.out_features, model.aux.out_features) == (8, 3)
+
+
+class Projected(nn.Module):
+    """Has a head that forward() does not know; training asks it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.projection = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.trunk(x)))
+
+
+def test_a_training_that_uses_what_no_pass_reaches_is_told_so() -> None:
+    """The user's line is where it breaks, and the shrink is why: the error names the head and what to exclude."""
+    model = Projected()
+
+    def loop(model: nn.Module, optimizer: Any, step: Any, scheduler: Any, max_steps: Any, max_epochs: Any) -> None:
+        optimizer.zero_grad()
+        step(torch.ones(2, 4), model).backward()
+        optimizer.step()
+
+    def step(batch: torch.Tensor, model: Any) -> torch.Tensor:
+        return model.projection(torch.relu(model.trunk(batch))).square().mean() + model(batch).square().mean()
+
+    evaluator = mp.TorchEvaluator(loop, mp.trace(torch.optim.SGD)(model.parameters(), lr=0.1), step, dummy_input=X)
+    stages = [{"prune": {"config_list": [{"op_names": ["trunk"], "sparsity": 0.5}]}}, {"finetune": {"epochs": 1}}]
+    with pytest.raises(UserCodeError) as caught:
+        mp.compress(model, stages, evaluator, X)
+    assert "shapes cannot be multiplied" in str(caught.value)
+    assert "reaches 'projection' neither in eval nor in train mode. If your training uses that, exclude" in str(
+        caught.value
+    )
