@@ -59,6 +59,9 @@ gpu-check: setup  ## everything that needs a GPU, on this machine's: 6 minutes a
 gpu-wheels: setup  ## build/gpu-machine: what a machine with PyTorch alone lacks for that, and one script to run there
 	@tools/gpu_wheels.sh
 
+bench-training: setup  ## what finetuning takes beyond the user's plain script, for each evaluator, into benchmarks/results/
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/training_overhead.py
+
 # The second one wants Linux and root, as e2e does.
 bench-operator: setup  ## a sweep of 1,000 trials on a fake kubelet; one of 24 on a real node beside a bare Job; a start over 10,000
 	@$(PY) benchmarks/operator_sweep.py --output benchmarks/results/operator_sweep.json

@@ -6,16 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from . import plugins
 from .depth import MAX_DEPTH, too_deep
 from .errors import Location, Problem, SpecError, format_location, located_problems, near
+from .json_numbers import MAX_INTEGER_BITS, to_json_numbers
 from .messages import describe, in_words
 from .v1alpha1 import API_VERSION, PYTHON_SPELLING, CompressionJob, CompressionSweep
-from .yaml_loader import MAX_INTEGER_BITS, Document, parse, to_json_numbers
+
+if TYPE_CHECKING:
+    from .yaml_loader import Document
 
 MAX_FILE_BYTES = 1024 * 1024  # an API server takes no larger object
 
@@ -43,6 +46,8 @@ def load_file(path: str | Path) -> list[Loaded]:
     Raises:
         SpecError: the file cannot be read, or something in it is wrong; all that was found is listed.
     """
+    from .yaml_loader import parse  # a recipe given in Python needs no YAML
+
     plugins.load()
     file = Path(path)
     documents, problems = parse(_read(file))

@@ -17,10 +17,10 @@ import yaml
 
 from .depth import MAX_DEPTH
 from .errors import Location, Problem, format_location
+from .json_numbers import MAX_INTEGER_BITS, to_json_numbers
 from .messages import cut, describe
 
 MAX_NODES = 20_000  # of a file, each time an alias is used counted anew
-MAX_INTEGER_BITS = 1023  # what is larger is infinite as a float, and the API server takes numbers so
 
 _TAG = "tag:yaml.org,2002:"
 _TRUE = frozenset({"y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"})
@@ -75,15 +75,6 @@ def parse(text: str) -> tuple[list[Document], list[Problem]]:
     except yaml.YAMLError as error:
         problems.append(_syntax_problem(error, text))
     return documents, problems
-
-
-def to_json_numbers(value: Any) -> Any:
-    """The data as it looks after a way through JSON: a float without a fraction is an integer."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
-        return int(value)
-    if isinstance(value, dict):
-        return {key: to_json_numbers(item) for key, item in value.items()}
-    return [to_json_numbers(item) for item in value] if isinstance(value, list) else value
 
 
 class _TooMuchError(Exception):

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modelpress.api.json_numbers import to_json_numbers
 from modelpress.api.v1alpha1 import (
     CompressionJob,
     CompressionJobStatus,
@@ -23,7 +24,6 @@ from modelpress.api.v1alpha1 import (
     TrialRecord,
 )
 from modelpress.api.v1alpha1 import reasons as r
-from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import (
     Action,
     AdmitTrial,

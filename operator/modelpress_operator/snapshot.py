@@ -10,9 +10,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from modelpress.api.errors import Problem, SpecError, located_problems
+from modelpress.api.json_numbers import to_json_numbers
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialRecord
 from modelpress.api.v1alpha1 import reasons as r
-from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import JobObserved, ObservedJob, OwnerState, SweepObserved, naming
 from modelpress.reconcile.attempts import COLLECT_ROUNDS
 

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from plain_scripts import PARTS, Script, first, layers
+from plain_scripts import PARTS, Script
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -19,13 +19,9 @@ QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_mo
 class Module(pl.LightningModule):
     """A rate by epochs."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, net: nn.Module) -> None:
         super().__init__()
-        self.net = first(layers)
-        self.__dict__["script"] = script
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise TypeError("nobody need copy it")
+        self.net, self.script = net, script
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)
@@ -59,9 +55,8 @@ class Data(pl.LightningDataModule):
 class LightningScript(Script):
     """One fit."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(nn.Identity(), **options)
-        self.model = Module(self)
+    def made_of(self, net: nn.Module) -> nn.Module:
+        return Module(self, net)
 
     def data_module(self) -> Data:
         return Data(self)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,26 +36,29 @@ class Script:
     """A model, data, and what was trained on.
 
     Args:
-        model: to train; without, a small one.
+        net: makes the network; each time the same one.
         data: x, y and the samples' numbers.
         batch: samples of a micro batch.
-        note: called behind each note.
     """
 
-    def __init__(self, model: nn.Module | None = None, data: TensorDataset | None = None, batch: int = BATCH) -> None:
-        self.model = first(layers) if model is None else model
+    def __init__(
+        self, net: Callable[[], nn.Module] = layers, data: TensorDataset | None = None, batch: int = BATCH
+    ) -> None:
+        self.model = self.made_of(first(net))
         x = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(0))
         self.data = data or TensorDataset(x, (x[:, 0] > 0).long(), torch.arange(ROWS))
         self.batch = batch
         self.trace: list[tuple[list[int], float]] = []
-        self.note: Callable[[], None] = lambda: None
+
+    def made_of(self, net: nn.Module) -> nn.Module:
+        """The model around a network."""
+        return net
 
     def loader(self) -> DataLoader[Any]:
         return DataLoader(self.data, self.batch, shuffle=True)
 
     def saw(self, samples: torch.Tensor, optimizer: Any) -> None:
         self.trace.append((samples.tolist(), optimizer.param_groups[0]["lr"]))
-        self.note()
 
     def accuracy(self, model: nn.Module) -> torch.Tensor:
         x, y = self.data.tensors[:2]
@@ -123,11 +126,60 @@ class EpochScript(Script):
             self.trainer(self.model, optimizer, F.cross_entropy, epoch)
 
 
+class OwnLoopScript(LoopScript):
+    """A loop of the user's own that prunes with callbacks: single weights of the first layer, by magnitude."""
+
+    def train(self, callbacks: Any, epochs: Iterable[int], optimizer: Any, scheduler: Any) -> None:
+        """Trains; the scheduler moves behind each epoch."""
+        loader = self.loader()
+        self.model.train()
+        callbacks.on_train_begin()
+        for _ in epochs:
+            for number, (x, y, samples) in enumerate(loader, 1):
+                callbacks.on_step_begin(number)
+                self.saw(samples, optimizer)
+                (F.cross_entropy(self.model(x), y) / PARTS).backward()
+                if number % PARTS == 0:
+                    callbacks.on_before_optimizer_step()
+                    optimizer.step()
+                    callbacks.on_after_optimizer_step()
+                    optimizer.zero_grad()
+            scheduler.step()
+        callbacks.on_train_end()
+
+    def plain(self, steps: int | None, epochs: int | None) -> None:
+        self.train(ByHand(self.model), range(epochs or 0), *self.made(self.model))
+
+
+class ByHand:
+    """What callbacks do, written by hand: the smaller half of the first layer's weights goes, and stays away."""
+
+    def __init__(self, model: Any) -> None:
+        self.weight = model[0].weight
+
+    def on_train_begin(self) -> None:
+        size = self.weight.detach().abs().flatten()
+        self.kept = torch.ones_like(size, dtype=torch.bool)
+        self.kept[size.argsort()[: len(size) // 2]] = False
+        self.on_after_optimizer_step()
+
+    def on_step_begin(self, batch: Any) -> None:
+        """Nothing."""
+
+    def on_before_optimizer_step(self) -> None:
+        """Nothing."""
+
+    def on_after_optimizer_step(self) -> None:
+        self.weight.data.mul_(self.kept.view_as(self.weight))
+
+    def on_train_end(self) -> None:
+        """Nothing."""
+
+
 class EngineScript(Script):
     """A loop over a DeepSpeed engine, in one process."""
 
     def __init__(self, stage: int, **options: Any) -> None:
-        # The statistics of batches are no parameters: none of ZeRO's business.
         super().__init__(**options)
         self.config = {
             "train_micro_batch_size_per_gpu": self.batch,

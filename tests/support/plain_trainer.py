@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from plain_scripts import BATCH, PARTS, Script, first, layers
+from plain_scripts import PARTS, Script, first
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
@@ -20,9 +21,9 @@ class Model(PreTrainedModel):
 
     config_class = Config
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, net: nn.Module) -> None:
         super().__init__(config)
-        self.net = layers()
+        self.net = net
         self.post_init()
 
     def forward(self, x: torch.Tensor, labels: Any = None, samples: Any = None) -> dict[str, torch.Tensor]:
@@ -54,8 +55,11 @@ class TrainerScript(Script):
     """
 
     def __init__(self, folder: Any, own: bool = False, arguments: dict[str, Any] | None = None, **options: Any) -> None:
-        super().__init__(first(lambda: Model(Config())), **options)
+        super().__init__(**options)
         self.folder, self.own, self.arguments = str(folder), own, arguments or {}
+
+    def made_of(self, net: nn.Module) -> nn.Module:
+        return first(lambda: Model(Config(), net))
 
     def kind(self) -> type[Trainer]:
         script = self
@@ -73,7 +77,7 @@ class TrainerScript(Script):
         model, make = model or self.model, make or self.kind()
         given = {
             "output_dir": self.folder,
-            "per_device_train_batch_size": BATCH,
+            "per_device_train_batch_size": self.batch,
             "gradient_accumulation_steps": PARTS,
             "learning_rate": 0.05,
             "use_cpu": True,

@@ -20,7 +20,7 @@ PHASES = {
     "modelpress_runner.in_process.compress:copied": "copy",
     "modelpress_runner.measure.measuring:Measuring.dense": "measure",
     "modelpress_runner.measure.measuring:Measuring.compressed": "measure",
-    "modelpress_runner.stages.prune:find_coupling": "dependencies",
+    "modelpress_runner.stages.prune:find_dependencies": "dependencies",
     "modelpress_runner.stages.prune:prove_structure": "proof",
     "modelpress_runner.stages.prune:prove": "proof",
     "modelpress_runner.methods.prune.round:Round.scores": "score",
@@ -142,7 +142,6 @@ def run(size: str, device: str = "cpu", algorithm: str = "l1", export: bool = Fa
         algorithm: of the prune stage; "level" leaves the shape as it is.
         export: whether the artifact is written, too.
     """
-    import torch_pruning  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
     import modelpress as mp

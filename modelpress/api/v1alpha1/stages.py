@@ -215,8 +215,8 @@ class Prune(ApiModel):
         default=None, description="How algorithms that look at data collect their scores, before each round."
     )
     shrink: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
-    shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
-        default=300, description="Time limit for finding out which channels depend on each other."
+    shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
+        default=None, description="Without effect: the dependency analysis takes one forward pass. Still read."
     )
 
     earlier_names: ClassVar[dict[str, str]] = {"speedup": "shrink", "speedupTimeoutSeconds": "shrinkTimeoutSeconds"}

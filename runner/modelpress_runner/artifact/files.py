@@ -207,11 +207,7 @@ def spec_digest(spec: CompressionJobSpec | Mapping[str, Any]) -> str:
 def module_versions() -> dict[str, str]:
     """Versions of Python, modelpress and the packages that decide what an artifact is like."""
     found = {"python": platform.python_version(), "modelpress": __version__, "torch": torch.__version__}
-    for package in ("torch-pruning", "safetensors"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    found["safetensors"] = metadata.version("safetensors")
     return found
 
 

@@ -9,7 +9,6 @@ import torch
 
 from modelpress._version import __version__
 from modelpress.api.v1alpha1 import CompressionJobSpec
-from modelpress.store.manifest import canonical_json, digest_of
 
 
 def versions() -> dict[str, str]:
@@ -41,4 +40,6 @@ def dense_digest(spec: CompressionJobSpec, code_digest: str, inputs_digest: str 
 
 
 def _digest(value: Any) -> str:
+    from modelpress.store.manifest import canonical_json, digest_of
+
     return digest_of(canonical_json(value))

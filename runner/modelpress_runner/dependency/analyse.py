@@ -1,199 +1,206 @@
-"""Asks a child process which channels depend on each other, with a time limit."""
+"""Which channels of a model depend on each other, found out by labels that ride along a real forward pass.
+
+Every channel of every layer gets a label. A forward pass in eval mode is run, and what its operations hold together is
+joined (rules.py). So the model's Python code may do whatever it likes: it is run, not read.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from modelpress_runner.dependency import fork as forked
-from modelpress_runner.dependency.groups import ChannelDependencies
-from modelpress_runner.dependency.trace_graph import find_dependencies
-from modelpress_runner.errors import CompressionError
+from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis
+from modelpress_runner.dependency.planes import Plane
+from modelpress_runner.dependency.rules import RULES, pointwise, unknown
+from modelpress_runner.dependency.rules.contraction import by_group
+from modelpress_runner.dependency.trace import AttentionScale, LabelMode, Trace
+from modelpress_runner.dependency.units import Units
+from modelpress_runner.edits.axes import CONV, AxisView, module_axis
+from modelpress_runner.edits.computed import computed
+from modelpress_runner.errors import CompressionError, first_line
+from modelpress_runner.runtime.example_inputs import with_batch
+from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
-START_SECONDS = 300  # for a child to import torch and the user's code, and to read the model
-IN_PROCESS = "The dependency analysis ran inside the runner's process, as no other one can rebuild the model: {reason}"
+UNREACHED = "The dummy input reaches "
 
 
-def find_coupling(
-    model: nn.Module, dummy_input: Any, seconds: int, note: Callable[[str], None] = lambda text: None
-) -> ChannelDependencies:
-    """The coupling of `model`, which stays untouched, found on the CPU by a child process.
+@dataclass(frozen=True)
+class _LabelledAxis:
+    module: str
+    view: AxisView
+    producer: bool
+    atoms: torch.Tensor
 
-    The child is forked where that is sound (see forked.py), else a fresh process that gets the model pickled. A model
-    that a fresh one cannot unpickle (a class of a notebook or of a function, a lambda) is done in this process, under a
-    watchdog that interrupts Python code only; `note` is told.
+
+def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies:
+    """Finds out which channels of `model` hang together, from one forward pass in eval mode; it stays as it is.
+
+    Layers that this pass does not reach are looked for in a second one, in train mode.
 
     Raises:
-        CompressionError: it took longer than `seconds`, or the analysis failed.
+        CompressionError: the model cannot be copied, or the forward pass fails.
     """
-    answer = _ask_forked(model, dummy_input, seconds) if forked.possible() else _ask_fresh(model, dummy_input, seconds)
-    if "unreadable" in answer:
-        note(IN_PROCESS.format(reason=answer["unreadable"]))
-        return _in_process(model, dummy_input, seconds)
-    if "error" in answer:
-        raise CompressionError(answer["error"])
-    return ChannelDependencies.from_dict(answer["coupling"])
-
-
-def _ask_forked(model: nn.Module, dummy_input: Any, seconds: int) -> dict[str, Any]:
     try:
-        return forked.ask(model, dummy_input, seconds)
-    except TimeoutError:
-        raise _too_slow(seconds) from None
-
-
-def _ask_fresh(model: nn.Module, dummy_input: Any, seconds: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="modelpress-") as name:
-        folder = Path(name)
-        reason = _main_classes(model) or _pack(model, dummy_input, folder)
-        return {"unreadable": reason} if reason else _ask(folder, seconds)
-
-
-def _main_classes(model: nn.Module) -> str | None:
-    names = sorted({type(m).__qualname__ for m in model.modules() if type(m).__module__ == "__main__"})
-    return f"{', '.join(names)} defined in __main__" if names else None
-
-
-def _pack(model: nn.Module, dummy_input: Any, folder: Path) -> str | None:
-    try:
-        torch.save((model, dummy_input), folder / "model.pt")
-    except Exception as error:  # whatever a class's own __reduce__ may raise
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _ask(folder: Path, seconds: int) -> dict[str, Any]:
-    question = {"sys.path": sys.path, "seconds": seconds, "startSeconds": START_SECONDS}
-    (folder / "question.json").write_text(json.dumps(question))
-    # The package itself must be importable before the child can read sys.path out of the question.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    ready, started = os.pipe()
-    with (folder / "log").open("wb") as log, os.fdopen(ready, "rb", buffering=0) as signal_of_life:
-        try:
-            child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "modelpress_runner.dependency.trace_graph", str(folder), str(started)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                pass_fds=(started,),
-                start_new_session=True,
-            )
-        finally:
-            os.close(started)
-        try:
-            # Its time counts from when it has read the model: importing torch may take longer than a small limit.
-            if not select.select([signal_of_life], [], [], START_SECONDS)[0]:
-                raise CompressionError(f"the dependency analysis did not start within {START_SECONDS} s")
-            code = child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise _too_slow(seconds) from None
-        finally:
-            _end(child)
-    try:
-        answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
-    except FileNotFoundError:
-        lines = (folder / "log").read_text(errors="replace").strip().splitlines()
-        raise CompressionError(
-            f"the dependency analysis died with exit code {code}: {lines[-1] if lines else 'no message'}"
-        ) from None
-    return answer
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    # The session is the child's own, so its helpers (data loaders, compilers) go with it.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def _too_slow(seconds: int) -> CompressionError:
-    return CompressionError(
-        f"finding out which channels depend on each other took longer than shrinkTimeoutSeconds ({seconds}); "
-        "exclude the layers that make it hard (attention, recurrent layers), or set shrink: false"
-    )
-
-
-class _TimeUpError(BaseException):
-    """Not an Exception, so that no handler in a model's code swallows it."""
-
-
-def _in_process(model: nn.Module, dummy_input: Any, seconds: int) -> ChannelDependencies:
-    try:
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     except Exception as error:
         raise CompressionError(
-            f"the model can be neither pickled nor copied ({type(error).__name__}: {error}), so it cannot be shrunk; "
-            "set shrink: false"
+            f"the model cannot be copied ({type(error).__name__}: {error}), so it cannot be shrunk; set shrink: false"
         ) from error
-    try:
-        with watchdog(seconds):
-            return find_dependencies(twin, dummy_input)
-    except _TimeUpError:
-        raise _too_slow(seconds) from None
+    return _Analysis(twin).run(dummy_input)
 
 
-@contextlib.contextmanager
-def watchdog(seconds: float) -> Iterator[None]:
-    """Raises inside the block when it takes longer than `seconds`: SIGALRM in the main thread, else an asynchronous
-    exception. Both interrupt Python code only."""
-    in_main = threading.current_thread() is threading.main_thread()
-    with _alarm(seconds) if in_main else _async_exception(seconds):
-        yield
+class _Analysis:
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._units = model, Units()
+        self._axes: list[_LabelledAxis] = []
+        self._planes: dict[int, list[Plane]] = {}
+        self._kernels: dict[int, dict[str, torch.Tensor]] = {}
+        self._notes: list[str] = []
+        self._refused: dict[str, str] = {}  # modules that cannot lose channels, with the reason
+        for name, module in model.named_modules():
+            self._label(name, module)
+        self._spare_shared()
+        self._trace = Trace(self._units, self._planes, self._kernels)
 
+    def run(self, dummy_input: Any) -> ChannelDependencies:
+        try:
+            outputs = self._pass(dummy_input, train=False)
+        except Exception as error:
+            raise CompressionError(
+                f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"
+            ) from error
+        for tensor in outputs:
+            self._trace.freeze(self._trace.planes(tensor), "they reach the model's output")
+        self._reach_by_training(dummy_input)
+        self._trace.resolve_rectangles()
+        return self._found()
 
-@contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    def ring(number: int, frame: Any) -> None:
-        raise _TimeUpError
+    def _pass(self, inputs: Any, train: bool) -> list[torch.Tensor]:
+        self._model.train(train)
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        devices = sorted({tensor.device.index or 0 for tensor in self._model.parameters() if tensor.is_cuda})
+        mode = LabelMode(self._trace, RULES, pointwise, unknown)
+        try:
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng(devices=devices),
+                self._trace.following(self._model),
+                mode,
+                AttentionScale(self._trace),
+            ):
+                return tensors_in(call(self._model, map_tensors(inputs, torch.clone)))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
 
-    before = signal.signal(signal.SIGALRM, ring)
-    start = time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if left:  # somebody else's alarm goes on
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-3), interval)
+    def _reach_by_training(self, dummy_input: Any) -> None:
+        """Runs train mode where eval mode leaves layers out; tells of those that neither runs."""
+        if not self._silent():
+            return
+        try:
+            outputs = self._pass(dummy_input, train=True)
+        except Exception:
+            try:
+                outputs = self._pass(with_batch(dummy_input, 2), train=True)
+            except Exception:
+                outputs = []  # it does not run on example inputs in train mode
+        for tensor in outputs:
+            self._trace.freeze(self._trace.planes(tensor), "they reach the model's output in train mode")
+        silent = self._silent()
+        if silent:
+            named = ", ".join(f"'{name}'" for name in silent[:6])
+            named += f" and {len(silent) - 6} more" if silent[6:] else ""
+            self._notes.append(
+                f"{UNREACHED}{named} neither in eval nor in train mode. If your training uses that, "
+                "exclude the layers that feed it"
+            )
 
+    def _silent(self) -> list[str]:
+        return sorted(
+            name
+            for name, module in self._model.named_modules()
+            if (own := [p for p in module._parameters.values() if p is not None])
+            and not any(id(p) in self._trace.used for p in own)
+        )
 
-@contextlib.contextmanager
-def _async_exception(seconds: float) -> Iterator[None]:
-    thread = ctypes.c_ulong(threading.get_ident())
-    lock = threading.Lock()
-    over = False
+    # Labels of parameters ---------------------------------------------------------------------------------------------
 
-    def ring() -> None:
-        with lock:
-            if not over:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_TimeUpError))
+    def _label(self, name: str, module: nn.Module) -> None:
+        for side in ("out", "in"):
+            try:
+                view = module_axis(module, name, side)
+            except CompressionError as error:
+                if side == "out" and (module._parameters or any(computed(module, name))):
+                    self._refused[name] = str(error)
+                continue
+            if not view.tensors:
+                continue
+            grouped = isinstance(module, CONV) and by_group(module.groups, module.in_channels, module.out_channels)
+            if grouped and side == "in":
+                continue  # they go with the outputs
+            producer = isinstance(module, CONV | nn.Linear | nn.Embedding) and not grouped
+            atoms = self._units.atoms(view.size)
+            self._axes.append(_LabelledAxis(name, view, producer, atoms))
+            for tensor, layout in view.tensors.items():
+                self._place(getattr(view.owner, tensor), view, layout, atoms)
 
-    timer = threading.Timer(seconds, ring)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            over = True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
-        timer.cancel()
-        timer.join()
+    def _place(self, tensor: torch.Tensor, view: AxisView, layout: str, atoms: torch.Tensor) -> None:
+        self._kernels.setdefault(id(tensor), {}).setdefault(view.axis, atoms)
+        dim = 1 if layout == "cols" else 0
+        if tensor.shape[dim] != atoms.numel():
+            return  # a kernel in groups, whose channels one plane cannot tell
+        shape = [1] * tensor.dim()
+        shape[dim] = atoms.numel()
+        plane = Plane(atoms.reshape(shape), True)
+        planes = self._planes.setdefault(id(tensor), [])
+        for known in planes:
+            if known.labels.shape == plane.labels.shape:  # two modules share it
+                self._units.join(known.labels, plane.labels, "")
+        planes.append(plane)
+
+    # The result -------------------------------------------------------------------------------------------------------
+
+    def _found(self) -> ChannelDependencies:
+        reached = [axis for axis in self._axes if self._is_reached(axis)]
+        order = {name: number for number, name in enumerate(dict(self._model.named_modules()))}
+        reached.sort(key=lambda axis: (order[axis.module], axis.view.axis != "out"))
+        numbers: dict[int, int] = {}
+        frozen: dict[int, str] = {}
+        axes = []
+        for axis in reached:
+            units = []
+            for root in self._units.roots(axis.atoms).tolist():
+                unit = numbers.setdefault(root, len(numbers))
+                reason = self._units.reason(root)
+                if reason is not None:
+                    frozen.setdefault(unit, reason)
+                units.append(unit)
+            axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, tuple(units)))
+        made = {unit for each in axes if each.producer for unit in each.units}
+        for each in axes:
+            for unit in set(each.units) - made:
+                frozen.setdefault(unit, f"'{each.module}' takes these channels from outside the traced model")
+        for name, reason in self._refused.items():
+            unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
+            frozen[unit] = reason
+            axes.append(DependentAxis(name, "out", False, (unit,)))
+        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes))
+
+    def _is_reached(self, axis: _LabelledAxis) -> bool:
+        return any(id(getattr(axis.view.owner, tensor)) in self._trace.used for tensor in axis.view.tensors)
+
+    def _spare_shared(self) -> None:
+        """A weight of two modules stays: a cut of one would part them."""
+        owners: dict[int, list[str]] = {}
+        for name, module in self._model.named_modules():
+            for tensor, parameter in module._parameters.items():
+                if parameter is not None:
+                    owners.setdefault(id(parameter), []).append(f"{name}.{tensor}")
+        for axis in self._axes:
+            for tensor in axis.view.parameters:
+                if len(owners[id(getattr(axis.view.owner, tensor))]) > 1:
+                    self._units.freeze(axis.atoms, f"'{axis.module}.{tensor}' is shared with another module")

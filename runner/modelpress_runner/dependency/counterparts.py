@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.exact import Seen, Weights, cache_limit, exactly, widened
+from modelpress_runner.dependency.exact import FEW_BYTES, Seen, Weights, cache_limit, exactly, widened
 from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink
 from modelpress_runner.edits.cuts import Cut
@@ -69,6 +69,8 @@ class Counterparts:
             ) from error
         self._pieces: dict[str, list[tuple[AxisView, str, torch.Tensor]]] = defaultdict(list)
         self._masks: dict[str, torch.Tensor] = {}
+        self._places: dict[str, torch.Tensor] = {}
+        self._kept_bytes = 0  # of these two
         for each in cuts:
             self._cut(each)
         parameters = dict(self.masked.named_parameters(remove_duplicate=False))
@@ -81,6 +83,7 @@ class Counterparts:
         self._check_ties(parameters, small)
         self.sizes = (_count(parameters.values()), _count(small.values()))
         self._values = Values()
+        self._both: dict[str, torch.Tensor] = {}  # weights that both forms begin with
         self._wide: torch.dtype | None = torch.float64
         self._limit = cache_limit(self.sizes[0])
         self._weights = {
@@ -96,6 +99,7 @@ class Counterparts:
     def set(self, values: Values, wide: torch.dtype | None) -> None:
         """Takes these weights from now on, and the model's statistics or drawn ones; `wide` None: in its precision."""
         self._values, self._wide = values, wide
+        self._both.clear()
         for weights in self._weights.values():
             weights.forget()
         for name, real in self._buffers.items():
@@ -104,9 +108,7 @@ class Counterparts:
                 value = value if wide is None else value.to(wide)
                 value = value if values.draw is None else values.draw.buffer(name, value)
             _place(self.masked, name, value)
-            for view, tensor, kept in self._pieces.get(name, ()):
-                value = cut(view, tensor, value, kept)
-            _place(self.shrunk, name, value.clone())
+            _place(self.shrunk, name, self._small(name, value))
 
     def run(self, which: str, inputs: Any, seen: Seen | None = None) -> Any:
         """What the form "masked" or "shrunk" gives for `inputs`, which it may change; raises what its code raises."""
@@ -170,18 +172,31 @@ class Counterparts:
 
     def _masked_weight(self, name: str, parameter: nn.Parameter) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
-            return self._whole(name, parameter)
+            return self._drawn(name, parameter).clone()
 
         return make
+
+    def _drawn(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
+        """The weight as both forms begin with it, not to be written into; of a small model it is made once."""
+        if name in self._both:
+            return self._both[name]
+        value = self._whole(name, parameter)
+        if 8 * self.sizes[0] <= FEW_BYTES:
+            self._both[name] = value
+        return value
 
     def _small_weight(self, name: str, parameter: nn.Parameter) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
-            value = self._whole(name, parameter)
-            for view, tensor, kept in self._pieces.get(name, ()):
-                value = cut(view, tensor, value, kept)
-            return value
+            return self._small(name, self._drawn(name, parameter))
 
         return make
+
+    def _small(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """What the cuts leave of a tensor of the masked form, copied."""
+        if name not in self._pieces:
+            return whole.clone()
+        places = self._left(name, whole)
+        return whole.reshape(-1)[places.view(-1)].view(places.shape)
 
     @torch.no_grad()
     def _whole(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
@@ -207,14 +222,27 @@ class Counterparts:
         """Bool, shaped like the whole tensor: what the cuts take away of it."""
         if name in self._masks:
             return self._masks[name]
+        mask = torch.ones(real.numel(), dtype=torch.bool, device=real.device)
+        mask[self._left(name, real).view(-1)] = False
+        return self._keep(self._masks, name, mask.view(real.shape))
+
+    def _left(self, name: str, real: torch.Tensor) -> torch.Tensor:
+        """Shaped like what the cuts leave of the tensor: where in the whole one, flattened, each entry is."""
+        if name in self._places:
+            return self._places[name]
         place = torch.arange(real.numel(), device=real.device).view(real.shape)
         for view, tensor, kept in self._pieces[name]:
             place = cut(view, tensor, place, kept)
-        mask = torch.ones(real.numel(), dtype=torch.bool, device=real.device)
-        mask[place.flatten()] = False
-        if sum(known.numel() for known in self._masks.values()) + mask.numel() <= self._limit:
-            self._masks[name] = mask.view(real.shape)
-        return mask.view(real.shape)
+        return self._keep(self._places, name, place.contiguous())
+
+    def _keep(self, known: dict[str, torch.Tensor], name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, which is made anew for its next use only where all of them would take too much memory."""
+        self._kept_bytes += tensor.nbytes
+        if self._kept_bytes <= self._limit:
+            known[name] = tensor
+        else:
+            self._kept_bytes -= tensor.nbytes
+        return tensor
 
     def _uses(self, parameter: nn.Parameter) -> int:
         return sum(p is parameter for module in self.masked.modules() for p in module._parameters.values())

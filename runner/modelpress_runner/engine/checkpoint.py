@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +196,7 @@ class Checkpointer:
         self._attempt = attempt or 1 + max((int(name.split("-")[0]) for name in self._marks()), default=0)
         self._writing: threading.Thread | None = None
         self._failed: list[Exception] = []
+        self.written_seconds = 0.0  # processor time of all that was written beside the training
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -312,7 +314,9 @@ class Checkpointer:
                 before.join()
             try:
                 if not self._failed:
+                    began = time.thread_time()
                     write()
+                    self.written_seconds += time.thread_time() - began
             except Exception as error:
                 self._failed.append(error)
 

@@ -55,6 +55,7 @@ class StepKeeper:
         self.scores, self.score_seconds = scores, score_seconds
         self.resumed_at = self.saved = 0
         self._run, self._parts = 0, 0
+        self._written_before = 0.0  # the checkpointer's seconds before the last checkpoint
 
     @property
     def every(self) -> int | None:
@@ -65,6 +66,11 @@ class StepKeeper:
     def saves(self) -> bool:
         """As Keeper.saves."""
         return self._checkpointer is not None
+
+    @property
+    def beside_seconds(self) -> float:
+        """As Keeper.beside_seconds."""
+        return 0.0 if self._checkpointer is None else self._checkpointer.written_seconds - self._written_before
 
     def score(self, steps: int) -> None:
         """As Keeper.score."""
@@ -85,6 +91,7 @@ class StepKeeper:
     def save(self, inside: Inside) -> None:
         """As Keeper.save."""
         assert self._checkpointer is not None
+        self._written_before = self._checkpointer.written_seconds
         if inside.part is not None:
             content = {"events": inside.part.events, "weights": inside.part.weights}
             self._checkpointer.save_part(self._step, self._run, self._parts, content)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
-from modelpress_runner.dependency.reach import UNREACHED
+from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer

@@ -138,6 +138,11 @@ class Evaluator(abc.ABC):
                 it costs something; others call `hook` wherever they are at one.
         """
 
+    @property
+    def interruption(self) -> float:
+        """Seconds that the training stood still for the last safe point, besides what the hook there took."""
+        return 0.0
+
     def remarks(self) -> list[str]:
         """What is odd about the last call of `train`, as notes for the user."""
         return []

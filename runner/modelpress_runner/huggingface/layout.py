@@ -19,6 +19,8 @@ from modelpress_runner.runtime.example_inputs import tensors
 from modelpress_runner.runtime.preserve import untouched
 
 _MOST_CONFIGURATIONS = 64
+_HEADS = ("num_attention_heads", "num_key_value_heads")
+_HEAD_WIDTH = "head_dim"
 _OPTIONAL_SIZES = ("n_inner",)  # None: four times another size (GPT-2 and its kin)
 
 
@@ -123,14 +125,28 @@ def _configurations(
     if not changed or any(len(values) > 1 for values in changed.values()):
         return
     sizes = {old: values.pop() for old, values in changed.items()}
-    fields = {old: [key for key, value in vars(config).items() if type(value) is int and value == old] for old in sizes}
-    for names in fields.values():
-        names += [key for key in _OPTIONAL_SIZES if getattr(config, key, 0) is None]
-    for chosen in itertools.islice(itertools.product(*fields.values()), _MOST_CONFIGURATIONS):
+    changes = [_changes(config, old, new) for old, new in sizes.items()]
+    for chosen in itertools.islice(itertools.product(*changes), _MOST_CONFIGURATIONS):
         other = copy.deepcopy(config)
-        for old, key in zip(fields, chosen, strict=True):
-            setattr(other, key, sizes[old])
+        for key, value in (item for change in chosen for item in change.items()):
+            setattr(other, key, value)
         yield other
+
+
+def _changes(config: Any, old: int, new: int) -> list[dict[str, int]]:
+    """What may say that a size has changed: a field that had it, or numbers of heads whose width is a field, too."""
+    known = {key: value for key, value in vars(config).items() if type(value) is int}
+    changes = [{key: new} for key, value in known.items() if value == old]
+    changes += [{key: new} for key in _OPTIONAL_SIZES if getattr(config, key, 0) is None]
+    if hasattr(config, _HEAD_WIDTH):
+        heads = {key: known[key] for key in _HEADS if known.get(key)}
+        fewer = {
+            key: {key: new // (old // count), _HEAD_WIDTH: old // count}
+            for key, count in heads.items()
+            if old % count == 0 and new % (old // count) == 0
+        }
+        changes += [*fewer.values(), {key: value for each in fewer.values() for key, value in each.items()}]
+    return changes
 
 
 def _compare(model: nn.Module, again: nn.Module, dummy_input: Any) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
-from modelpress.search import ConstraintError, Spread, verdict
 from modelpress.store import layout as names
 from modelpress_runner.engine.run import RecipeOutcome, score_aside
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
@@ -112,6 +111,8 @@ class Measuring:
         return measured
 
     def _time(self, dense: nn.Module, compressed: nn.Module, measured: Measured) -> Timed:
+        from modelpress.search import ConstraintError, Spread, verdict  # only what is timed is judged here
+
         spec = self._spec
 
         def is_settled(timed: Timed) -> bool:

@@ -28,6 +28,7 @@ _MOST_ITEMS = 64
 _MOST_OBJECTS = 10_000
 _Kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, torch.amp.GradScaler)
 _LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, nn.Module, types.ModuleType, type)
+_SCALARS = frozenset({str, bytes, bool, int, float, complex, type(None), torch.Tensor, np.ndarray})  # lists are full of
 _OURS = frozenset({"modelpress", "modelpress_runner"})
 
 
@@ -119,7 +120,9 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             if value is not getattr(random, "_inst", None):
                 yield path, value
             continue
-        pending.extend((f"{path}.{name}", item, depth + 1) for name, item in _parts(value))
+        pending.extend(
+            (f"{path}.{name}", item, depth + 1) for name, item in _parts(value) if type(item) not in _SCALARS
+        )
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner.dependency.analyse import find_coupling
+from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
-from modelpress_runner.dependency.reach import check_train_mode
+from modelpress_runner.dependency.train_mode import check_train_mode
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.cuts import Cut
@@ -303,15 +303,11 @@ class PruneStage:
                 raise InvalidSpecError(NO_DUMMY_INPUT, f"{self.path}.shrink")
             check_copies(context.model, f"{self.path}.shrink")  # a shrink is proven on copies
             try:
-                limit = self.prune.shrink_timeout_seconds
-                found = ranks.on_rank_zero(
-                    lambda: find_coupling(
-                        context.model, context.dummy_input, limit, lambda text: context.note(text)
-                    ).to_dict()
-                )
+                found = ranks.on_rank_zero(lambda: find_dependencies(context.model, context.dummy_input).to_dict())
                 self.known = ChannelDependencies.from_dict(found)
-                for text in self.known.notes:
-                    context.note(text)
+                context.note(*self.known.notes)
+                if self.prune.shrink_timeout_seconds is not None:
+                    context.note(f"{self.path}.shrinkTimeoutSeconds has no effect any more; remove it")
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known

@@ -15,6 +15,10 @@ FIRST_SCORE = 10.0  # seconds of training before the first score, where nobody k
 class Pace:
     """One thing that is done now and then: at most once a second, and the longer the training the more seldom.
 
+    Attributes:
+        beside: seconds that doing it costs besides: where the training has to be ended for it and begun again, or
+            a thread beside the training takes processor time from it. Known once it was done.
+
     Args:
         share: of the time that it may take.
         cost: seconds that it takes once, as far as is known.
@@ -29,7 +33,7 @@ class Pace:
         every: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.cost = cost
+        self.cost, self.beside = cost, 0.0
         self._share, self._every, self._clock = share, every, clock
         self._began = self._last = clock()
         self._at = 0
@@ -39,7 +43,8 @@ class Pace:
         if self._every is not None and step - self._at >= self._every:
             return True
         now = self._clock()
-        return now - self._last >= max(self.cost / self._share, LEAST + SPREAD * (now - self._began))
+        cost = self.cost + self.beside
+        return now - self._last >= max(cost / self._share, LEAST + SPREAD * (now - self._began))
 
     def done(self, step: int, seconds: float) -> None:
         """It was done, and took so long."""

@@ -62,6 +62,10 @@ class Keeper(Protocol):
         """Whether checkpoints are kept at all."""
 
     @property
+    def beside_seconds(self) -> float:
+        """Processor time that keeping the last checkpoint has taken in a thread beside the training."""
+
+    @property
     def scores(self) -> bool:
         """Whether scores are wanted."""
 
@@ -279,6 +283,8 @@ class Session(Participation):
             return False
         save, score = False, False
         if self._saving is not None and self._scoring is not None and self._keeper is not None:
+            self._scoring.beside = self._evaluator.interruption
+            self._saving.beside = self._scoring.beside + self._keeper.beside_seconds
             save = self._saves_now() and self._saving.is_due(steps)
             score = self._keeper.scores and self._evaluator.scores_inside and self._scoring.is_due(steps)
         asked = self._is_asked()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from modelpress.api.json_numbers import to_json_numbers
 from modelpress.api.v1alpha1 import CompressionSweep
-from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import AdmitTrial, PatchStatus, Plan, reconcile_sweep
 from modelpress.search import strategy_for
 from modelpress.trials import History

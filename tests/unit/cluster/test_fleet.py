@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from modelpress.api.json_numbers import to_json_numbers
 from modelpress.api.v1alpha1 import CompressionJob
-from modelpress.api.yaml_loader import to_json_numbers
 from modelpress.reconcile import PatchStatus, Plan, SweepObserved, reconcile_sweep
 from modelpress.search import strategy_for
 from modelpress_operator.cache import Cache

@@ -200,6 +200,21 @@ def test_weights_are_made_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < most <= 1000
 
 
+class _Doubling(nn.Linear):
+    """Writes into its weight whenever it is called, behind the back of autograd."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data.mul_(2)
+        return super().forward(x)
+
+
+def test_a_model_that_writes_into_its_weights_does_so_in_each_form_by_itself() -> None:
+    """Both forms begin with the same weights, whatever the other one has made of them meanwhile."""
+    torch.manual_seed(0)
+    proof = prove(masked(nn.Linear(3, 4), nn.ReLU(), _Doubling(4, 2)), CUT, torch.randn(5, 3))
+    assert (proof.draws, proof.precision) == (3, "float64")
+
+
 def test_a_cut_that_parts_shared_weights_is_refused() -> None:
     """Two layers are one weight; cutting one of them would make two of it."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))

@@ -79,7 +79,8 @@ def test_peaks_are_those_of_each_phase() -> None:
         with peaks.phase("later"):
             pass
     assert list(peaks.peaks) == ["outer", "inner", "later"]
-    assert size <= peaks.peaks["inner"] < 2 * size
+    # What the process had before may shrink meanwhile: unused pages go back to the system.
+    assert 0.9 * size <= peaks.peaks["inner"] < 2 * size
     assert peaks.peaks["later"] < size / 2
 
 

@@ -166,6 +166,10 @@ class LightningEvaluator(Evaluator):
     def at_safe_points(self, hook: Callable[[], None], wanted: Callable[[], bool]) -> None:
         self._bound.at_safe_points(hook, wanted)
 
+    @property
+    def interruption(self) -> float:
+        return 0.0 if self._fit is None else self._fit.interruption
+
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         return iter(() if self._fit is None else self._fit.optimizers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -63,6 +64,8 @@ class Fit:
         self._ended = False  # the user's code has asked to stop
         self._until: tuple[int | None, int | None] | None = None  # the steps and epochs that the present call ends with
         self._cut = False  # the present fit is to be ended for a safe point
+        self._stands_since: float | None = None  # the clock when it was, without what the safe point itself takes
+        self.interruption = 0.0  # seconds between the last batch of a fit that was ended and the first of the next
         self._safe: Callable[[], None] | None = None
         self._wanted: Callable[[], bool] | None = None
         self._callbacks: dict[str, Any] = copy.deepcopy(source.callback_states)
@@ -177,7 +180,10 @@ class Fit:
             if over or self._ended or not self._cut:
                 break
             if self._safe is not None:
+                began = time.monotonic()
                 self._safe()
+                if self._stands_since is not None:
+                    self._stands_since += time.monotonic() - began
         self._until = None
 
     def _enough(self, trainer: Any, end: int | None) -> bool:
@@ -186,7 +192,10 @@ class Fit:
             return True
         # What was fetched ahead, where the length is not known, would be lost: then an epoch is not cut.
         whole = self._data.loader is None or trainer.fit_loop._data_fetcher.length is None
-        return self._cut and (not whole or bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch))
+        enough = self._cut and (not whole or bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch))
+        if enough and self._stands_since is None:
+            self._stands_since = time.monotonic()
+        return enough
 
     def _run_fit(self, end: int | None, epochs: int | None) -> None:
         whole = (
@@ -238,6 +247,8 @@ class Fit:
     def _remember(self, trainer: Any, loop: Any) -> None:
         self._loops = plain(trainer.fit_loop.state_dict())
         self._within = loop.within
+        if not self._within:  # what belongs to the end of an epoch came in between
+            self._stands_since = None
         if self._within:
             # Lightning counts an epoch that was cut as over; its rest comes in the next fit.
             for counts in self._loops["epoch_progress"].values():
@@ -264,6 +275,8 @@ class Fit:
 
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
+            if self._stands_since is not None:
+                self.interruption, self._stands_since = time.monotonic() - self._stands_since, None
             self._batch = args[0] if args else next(iter(kwargs.values()), None)
             output = original(*args, **kwargs)
             if not self.model.automatic_optimization:

@@ -43,15 +43,15 @@ class Draws:
     def read(self) -> Reading:
         """The states by the names of the generators; two readings are equal if nobody drew in between."""
         out: Reading = {
-            "torch": torch.get_rng_state().numpy().tobytes(),
+            "torch": _bytes(torch.default_generator.get_state()),
             "python": self._read_python(),
             "numpy": self._read_numpy(),
         }
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            out["cuda"] = tuple(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all())
+        if torch.cuda.is_initialized():
+            out["cuda"] = tuple(map(_bytes, torch.cuda.get_rng_state_all()))
         for path, generator in self._own.items():
             if isinstance(generator, torch.Generator):
-                out[f"own.{path}"] = generator.get_state().numpy().tobytes()
+                out[f"own.{path}"] = _bytes(generator.get_state())
             else:
                 out[f"own.{path}"] = generators.state_of(generator)["state"]
         return out
@@ -106,6 +106,10 @@ def checksum(states: Reading, names: list[str]) -> int:
     for name in names:
         total = zlib.crc32(repr(states.get(name)).encode(), total)
     return total
+
+
+def _bytes(state: torch.Tensor) -> bytes:
+    return ctypes.string_at(state.data_ptr(), state.numel())
 
 
 def _tensor(state: bytes) -> torch.Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+import functools
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,34 +13,70 @@ import torch
 _SAMPLED = 64  # numbers of a tensor that its checksum looks at
 _KEPT = 64  # numbers of a tensor that are kept as they are; of a larger one only its shape is
 _DEPTH = 6
+_WITHOUT_NUMPY = frozenset(
+    {torch.bfloat16} | {getattr(torch, name) for name in dir(torch) if name.startswith("float8")}
+)
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
-def digest(batch: Any) -> list[Any]:
-    """What tells one batch from another: types, shapes, and some numbers of each tensor, still where they are.
+def digest(batch: Any) -> int | list[Any]:
+    """What tells one batch from another: types, shapes, and some numbers of each tensor; its checksum, or its parts.
 
-    Nothing is copied to the host here: a training step must not wait for its device.
+    Nothing is copied to the host here, for a training step must not wait for its device: numbers that are on one are
+    left there, and `checksum` makes the number once there is time.
     """
-    return list(_digest(batch, 0))
+    parts: list[Any] = []
+    _collect(batch, 0, parts)
+    return parts if any(isinstance(part, torch.Tensor) for part in parts) else checksum(parts)
 
 
-def _digest(value: Any, depth: int) -> Iterator[Any]:
+def checksum(parts: int | list[Any]) -> int:
+    """Of what `digest` gave."""
+    if isinstance(parts, int):
+        return parts
+    total = 0
+    for part in parts:
+        total = zlib.crc32(_bytes(part.cpu()) if isinstance(part, torch.Tensor) else part, total)
+    return total
+
+
+def _collect(value: Any, depth: int, parts: list[Any]) -> None:
     if isinstance(value, torch.Tensor):
-        yield f"{tuple(value.shape)}"
+        parts.append(_in_text(value.shape))
         if value.layout is torch.strided and value.numel() and not value.is_complex() and not value.is_meta:
-            flat = value.detach().reshape(-1) if value.is_contiguous() else value.detach().flatten()
-            yield flat[:: max(1, flat.numel() // _SAMPLED)].clone()
+            parts.append(_sampled(value.detach(), max(1, value.numel() // _SAMPLED)))
     elif isinstance(value, _PLAIN):
-        yield value
-    elif isinstance(value, Mapping) and depth < _DEPTH:
-        for key, item in value.items():
-            yield str(key)
-            yield from _digest(item, depth + 1)
+        parts.append(repr(value).encode())
     elif isinstance(value, list | tuple) and depth < _DEPTH:
         for item in value:
-            yield from _digest(item, depth + 1)
+            _collect(item, depth + 1, parts)
+    elif isinstance(value, Mapping) and depth < _DEPTH:
+        for key, item in value.items():
+            parts.append(repr(str(key)).encode())
+            _collect(item, depth + 1, parts)
     else:
-        yield type(value).__name__
+        parts.append(repr(type(value).__name__).encode())
+
+
+@functools.lru_cache(maxsize=256)
+def _in_text(shape: torch.Size) -> bytes:
+    return repr(f"{tuple(shape)}").encode()
+
+
+def _sampled(value: torch.Tensor, every: int) -> bytes | torch.Tensor:
+    """Some numbers of a tensor: the same bytes, now or later, wherever it is."""
+    if value.is_cpu and value.dtype not in _WITHOUT_NUMPY:
+        sampled: bytes = (value.resolve_neg() if value.is_neg() else value).numpy().reshape(-1)[::every].tobytes()
+        return sampled
+    some = value.flatten()[::every].clone()
+    return _bytes(some) if value.is_cpu else some
+
+
+def _bytes(numbers: torch.Tensor) -> bytes:
+    if numbers.dtype in _WITHOUT_NUMPY:
+        numbers = numbers.view(torch.uint8)
+    data: bytes = numbers.resolve_neg().numpy().tobytes()
+    return data
 
 
 class Recorded:
@@ -64,7 +102,7 @@ def _kept(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Tensor):
         numbers = None
         if value.numel() <= _KEPT and not value.is_complex() and value.layout is torch.strided:
-            numbers = value.detach().clone()
+            numbers = _numbers(value.detach()) if value.is_cpu else value.detach().clone()
         return ["tensor", numbers, str(value.dtype), list(value.shape), str(value.device), value.requires_grad]
     if isinstance(value, _PLAIN):
         return ["plain", value]
@@ -83,8 +121,12 @@ def _kept(value: Any, depth: int) -> Any:
 
 def _plain(kept: Any) -> Any:
     if isinstance(kept, torch.Tensor):
-        return kept.double().tolist() if kept.is_floating_point() else kept.tolist()
+        return _numbers(kept)
     return [_plain(item) for item in kept] if isinstance(kept, list) else kept
+
+
+def _numbers(value: torch.Tensor) -> Any:
+    return value.double().tolist() if value.is_floating_point() and value.dtype is not torch.float32 else value.tolist()
 
 
 class _Unknown:

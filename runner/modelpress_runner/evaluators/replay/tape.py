@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from modelpress_runner.evaluators.optimizer_hooks import around, stepped_within
-from modelpress_runner.evaluators.replay import looks
+from modelpress_runner.evaluators.replay import looks, recorded
 from modelpress_runner.evaluators.replay.draws import Draws, changed, checksum
 from modelpress_runner.evaluators.replay.recorded import Recorded, digest
 from modelpress_runner.process.stopping import Stopped
@@ -176,7 +175,7 @@ class Tape:
         """One call of the training step: what `compute` gives, or gave."""
         if not self.live:
             event = self._next("loss")
-            if event["digest"] != _checked(digest(batch)):
+            if event["digest"] != recorded.checksum(digest(batch)):
                 raise Diverged("it sees other data")
             with self._leaving():
                 return Recorded.rebuilt(event["output"], self._fill)
@@ -451,24 +450,12 @@ def _saved(event: dict[str, Any]) -> dict[str, Any]:
     """An event as plain data; nothing of it is on a device any more."""
     out = dict(event)
     if "digest" in out:
-        out["digest"] = _checked(out["digest"])
+        out["digest"] = recorded.checksum(out["digest"])
     if "output" in out:
         out["output"] = out["output"].plain()
     if "values" in out:
         out["values"] = [float(value) for value in out["values"]]
     return out
-
-
-def _checked(parts: list[Any]) -> int:
-    total = 0
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            number = part.cpu()
-            data = number.view(torch.uint8) if number.dtype is torch.bfloat16 else number
-            total = zlib.crc32(data.numpy().tobytes(), total)
-        else:
-            total = zlib.crc32(repr(part).encode(), total)
-    return total
 
 
 def _own_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

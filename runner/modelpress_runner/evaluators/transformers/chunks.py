@@ -21,6 +21,7 @@ from transformers.trainer_utils import has_length
 
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
+from modelpress_runner.evaluators.replay.draws import Draws
 from modelpress_runner.runtime import rng
 
 LossPatch = Callable[[torch.Tensor, Any], torch.Tensor]
@@ -64,6 +65,7 @@ class ChunkedTrainer:
         self._length: int | None = None  # of an epoch, in optimizer steps
         self._due = False  # somebody wants a safe point
         self._draws = False  # making batches draws random numbers
+        self._generators = Draws({})
         self.goes_on_here = True
         self._epoch_rng: dict[str, Any] | None = None  # the generators when the epoch began
         self._resumed: dict[str, Any] | None = None  # the generators then, and behind the step to go on from
@@ -252,11 +254,9 @@ class ChunkedTrainer:
         self._fetches += 1
         if self._fetches == 1 or self._draws:
             return original(*args, **kwargs)
-        before = rng.capture()
+        before = self._generators.read()
         batches = original(*args, **kwargs)
-        after = rng.capture()
-        self._draws = before["python"] != after["python"] or not torch.equal(before["torch"], after["torch"])
-        self._draws = self._draws or before["numpy"]["pos"] != after["numpy"]["pos"]
+        self._draws = self._generators.read() != before
         return batches
 
     def _sync(self, original: Callable[..., Any], checkpoint: Any) -> None:

@@ -328,18 +328,28 @@ def test_one_ranking_over_global_layers() -> None:
 
 
 def test_layers_that_cannot_be_proven_stay_with_a_note_or_are_an_error_by_name() -> None:
-    """A convolution whose channels are averaged: by type it is left alone, weights and all; by name it is refused."""
-    model = local(prune_zoo.trained_like(prune_zoo.ChannelMean()))
+    """A convolution whose width stands in the code: by type it is left alone; by name it is refused."""
+    model = local(prune_zoo.trained_like(prune_zoo.FixedWidth()))
     dummy = torch.randn(prune_zoo.IMAGE, generator=torch.Generator().manual_seed(0))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    context = run(model, dummy, configList=[{"sparsity": 0.5}])
-    assert context.edits == []
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    before = model.conv1.weight.clone()
+    context = run(model, dummy, configList=[{"opNamesRe": ["conv1|fine"], "sparsity": 0.5}])
+    assert torch.equal(before[:, model.fine.weight.shape[0] :], before[:, 3:])
+    assert model.conv1.out_channels == 8
     (note,) = [note for note in context.notes if "conv1" in note]
-    assert note.startswith("Left as it was: 'conv1' cannot lose channels: the shrunk model's output differs from the")
+    assert note.startswith("Left as it was: 'conv1' cannot lose channels: the shrunk model does not run")
     with pytest.raises(InvalidSpecError, match="'conv1' cannot lose channels: the shrunk") as raised:
         run(model, dummy, configList=[{"opNames": ["conv1"], "sparsity": 0.5}])
     assert raised.value.path == "spec.stages[0].prune.configList[0].opNames"
+
+
+def test_what_the_analysis_keeps_is_an_error_where_nothing_else_is_selected() -> None:
+    """A convolution whose channels are averaged, with the operation and the line that does it."""
+    model = local(prune_zoo.trained_like(prune_zoo.ChannelMean()))
+    for entry in ({"sparsity": 0.5}, {"opNames": ["conv1"], "sparsity": 0.5}):
+        with pytest.raises(
+            InvalidSpecError, match=r"'conv1' cannot lose channels: mean \(prune_zoo.py:\d+\) runs over"
+        ):
+            run(model, torch.ones(prune_zoo.IMAGE), configList=[entry])
 
 
 @pytest.mark.parametrize(
@@ -458,21 +468,21 @@ def test_the_shrunk_model_exports_and_trains() -> None:
     assert all(itertools.compress(moved, weights))
 
 
-def test_an_importable_model_takes_one_child_for_the_whole_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rounds and the shrink ask once, in another process, and nothing needs a note."""
-    from modelpress_runner.dependency import analyse as plan
+def test_one_analysis_serves_the_whole_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rounds and the shrink ask once, and nothing but the time limit that has no effect needs a note."""
+    from modelpress_runner.stages import prune as stage
 
-    asked: list[int] = []
-    ask = plan.forked.ask
-    monkeypatch.setattr(plan.forked, "ask", lambda *given: asked.append(given[-1]) or ask(*given))
+    asked: list[nn.Module] = []
+    find = stage.find_dependencies
+    monkeypatch.setattr(stage, "find_dependencies", lambda *given: asked.append(given[0]) or find(*given))
     model = prune_zoo.trained_like(prune_zoo.Residual(8))
     context = run(
         model,
         torch.ones(2, 1, 8, 8),
         configList=[{"opTypes": ["Conv2d"], "sparsity": 0.5}],
         schedule={"type": "agp", "rounds": 3},
-        speedupTimeoutSeconds=120,
+        shrinkTimeoutSeconds=120,
     )
-    assert asked == [120]
-    assert context.notes == []
+    assert asked == [model]
+    assert context.notes == ["spec.stages[0].prune.shrinkTimeoutSeconds has no effect any more; remove it"]
     assert model.conv1.out_channels == 4

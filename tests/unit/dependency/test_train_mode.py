@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import modelpress as mp
-from modelpress_runner.dependency.reach import check_train_mode
+from modelpress_runner.dependency.train_mode import check_train_mode
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import CompressionError, UserCodeError
 
@@ -37,12 +37,12 @@ class Supervised(nn.Module):
 @pytest.mark.parametrize("dummy", [X, X[:1]], ids=["two rows", "one row"])
 @pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
-def test_what_feeds_a_training_head_stays(detached: bool, norm: bool, dummy: torch.Tensor) -> None:
-    """The trunk keeps its width, also behind detach(); what comes after it is of no matter to the head."""
+def test_a_training_head_shrinks_with_what_feeds_it(detached: bool, norm: bool, dummy: torch.Tensor) -> None:
+    """The head takes fewer channels of the trunk, also behind detach()."""
     entries = [{"op_names_re": ["trunk|body"], "sparsity": 0.5}]
     result = mp.compress(Supervised(detached, norm), [{"prune": {"config_list": entries}}], None, dummy)
-    assert (result.model.trunk.out_features, result.model.body.out_features) == (8, 3)
-    assert any("'trunk'" in note and "they feed 'aux', which runs in train mode only" in note for note in result.notes)
+    assert (result.model.trunk.out_features, result.model.body.out_features) == (4, 3)
+    assert (result.model.aux.in_features, result.model.aux.out_features) == (4, 3)
     out, aux = result.model.train()(X)
     assert (out.shape, aux.shape) == ((2, 3), (2, 3))
 

@@ -1,0 +1,216 @@
+"""Data movement: the same operation is run on the labels.
+
+Code that takes parts of an axis by number goes on to do so; what that allows to go is said here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from modelpress_runner.dependency.planes import Plane, meet, resolved
+from modelpress_runner.dependency.rules.arguments import argument
+from modelpress_runner.dependency.trace import Trace
+from modelpress_runner.runtime.graph import map_tensors, tensors_in
+
+_VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
+
+
+def moved(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """The same operation on the labels."""
+    source = args[0]
+    given = [map_tensors(arg, lambda tensor: tensor.cpu()) for arg in args[1:]]
+    results = tensors_in(out)
+    planes: list[list[Plane]] = [[] for _ in results]
+    for plane in trace.planes(source):
+        try:
+            found = tensors_in(_run(func, plane.expanded(source.shape), given, kwargs))
+        except Exception:
+            trace.freeze([plane], f"{trace.where(name)} has no rule for labels")
+            continue
+        for mine, labels in zip(planes, found, strict=True):
+            mine.append(plane.like(labels))
+    if name in _VIEWS and -1 in args[1]:
+        left_open = list(args[1]).index(-1)
+        parts = _parts(source.shape, results[0].shape, left_open)
+        planes[0] = trace.rigid(planes[0], parts, f"{trace.where(name)} parts them by number")
+    for result, mine in zip(results, planes, strict=True):
+        trace.put(result, mine)
+
+
+def _parts(old: Sequence[int], new: Sequence[int], left_open: int) -> list[int]:
+    """The dimensions beside `left_open` that come of the same dimension of the old shape.
+
+    They are numbers of the code; it is the one left open that follows when the old dimension gets shorter.
+    """
+    inside = math.prod(new[left_open + 1 :])
+    around = inside * new[left_open]  # positions of the old tensor from one step of the dimension before to the next
+    step = 1
+    for size in reversed(old):
+        if step <= inside and step * size >= around and size > 1:
+            first, last = step, step * size
+            break
+        step *= size
+    else:
+        return []
+    out, step = [], 1
+    for d in reversed(range(len(new))):
+        if d != left_open and new[d] > 1 and first <= step and step * new[d] <= last:
+            out.append(d)
+        step *= new[d]
+    return out
+
+
+def _run(func: Any, labels: torch.Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout", "pin_memory")}
+    if func._schema.name.removeprefix("aten::") in _VIEWS:
+        return labels.reshape(args[0])
+    try:
+        return func(labels, *args, **kwargs)
+    except (RuntimeError, NotImplementedError):
+        # Some kernels exist for floating point only; labels are far from 2^53.
+        return map_tensors(func(labels.double(), *args, **kwargs), lambda t: t.long())
+
+
+def sliced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """A part of an axis. Code that takes equal parts goes on to do so where all parts lose the same places."""
+    source, dim = args[0], argument(func, args, kwargs, "dim", 0) % args[0].dim()
+    size = source.shape[dim]
+    result = tensors_in(out)[0]
+    if result.shape[dim] == size and argument(func, args, kwargs, "step", 1) == 1:
+        return moved(trace, name, func, args, kwargs, out)
+    length = result.shape[dim]
+    start = (argument(func, args, kwargs, "start", 0) or 0) % max(size, 1)
+    reason = f"{trace.where(name)} takes some of them by number"
+    planes = trace.planes(source)
+    for plane in planes:
+        if dim not in plane.varying:
+            continue
+        equal = argument(func, args, kwargs, "step", 1) == 1 and length and size % length == 0 and start % length == 0
+        if equal and len(plane.varying) == 1:
+            _alike(trace, plane, dim, size // length, reason)
+        else:
+            trace.rigid([plane], [dim], reason)
+    moved(trace, name, func, args, kwargs, out)
+    return None
+
+
+def split(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Several parts of an axis; equal ones lose the same places, others make it rigid."""
+    source = args[0]
+    dim = argument(func, args, kwargs, "dim", 0) % source.dim()
+    parts = tensors_in(out)
+    reason = f"{trace.where(name)} parts them by number"
+    for plane in trace.planes(source):
+        if dim not in plane.varying or len(parts) == 1:
+            continue
+        if len({part.shape[dim] for part in parts}) == 1 and len(plane.varying) == 1:
+            _alike(trace, plane, dim, len(parts), reason)
+        else:
+            trace.rigid([plane], [dim], reason)
+    moved(trace, name, func, args, kwargs, out)
+
+
+def _alike(trace: Trace, plane: Plane, dim: int, parts: int, reason: str) -> None:
+    """Ties the places of `parts` equal parts of an axis."""
+    rows = plane.labels.movedim(dim, 0).reshape(parts, -1)
+    trace.units.join(rows[:1], rows, reason)
+
+
+def picked(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Positions by numbers that the code has: those of an axis with channels are rigid."""
+    source = args[0]
+    if name == "index":
+        dims = [d for d, index in enumerate(args[1]) if index is not None]
+        if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
+            dims = list(range(source.dim()))
+    elif name == "roll":
+        dims = [d % source.dim() for d in argument(func, args, kwargs, "dims", []) or range(source.dim())]
+    else:
+        dims = [argument(func, args, kwargs, "dim", 0) % source.dim()]
+    trace.rigid(trace.planes(source), dims, f"{trace.where(name)} takes some of them by number")
+    moved(trace, name, func, args, kwargs, out)
+
+
+def shuffled(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """pixel_shuffle and channel_shuffle: what one channel is made of goes as a whole; groups lose the same places."""
+    source, factor = args[:2]
+    dim = source.dim() - 3 if name == "pixel_shuffle" else 1
+    for plane in trace.planes(source):
+        if dim not in plane.varying:
+            continue
+        lines = plane.labels.movedim(dim, 0)
+        if name == "pixel_shuffle":
+            rows = lines.reshape(-1, factor * factor, *lines.shape[1:])
+            trace.units.join(rows[:, :1], rows, "")
+        else:
+            rows = lines.reshape(factor, -1, *lines.shape[1:])
+            trace.units.join(rows[:1], rows, "")
+    moved(trace, name, func, args, kwargs, out)
+
+
+def unbound(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Every position of an axis a tensor of its own: their number is rigid."""
+    dim = argument(func, args, kwargs, "dim", 0) % args[0].dim()
+    trace.rigid(trace.planes(args[0]), [dim], f"{trace.where(name)} takes them one by one")
+    moved(trace, name, func, args, kwargs, out)
+
+
+def joined(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Tensors side by side along an axis, an old one or a new one."""
+    result = tensors_in(out)[0]
+    dim = argument(func, args, kwargs, "dim", 0) % result.dim()
+    parts = [part for part in args[0] if name == "stack" or not (part.dim() == 1 and part.numel() == 0)]
+    each = [trace.planes(part) for part in parts]
+    if name == "stack":
+        each = [[Plane(plane.labels.unsqueeze(dim), plane.zero) for plane in planes] for planes in each]
+        parts = [part.unsqueeze(dim) for part in parts]
+    reason = f"{trace.where(name)} puts them beside something of a fixed size"
+    found: list[Plane] = []
+    # Planes along the axis itself stand side by side; across it, all parts lose the same.
+    along = [next((plane for plane in planes if plane.varying == [dim]), None) for planes in each]
+    if any(along):
+        rows = [
+            (torch.zeros(part.shape[dim], dtype=torch.long) if plane is None else plane.labels.flatten())
+            for part, plane in zip(parts, along, strict=True)
+        ]
+        shape = [1] * result.dim()
+        shape[dim] = result.shape[dim]
+        found.append(Plane(torch.cat(rows).reshape(shape), all(p is None or p.zero for p in along)))
+    across = [[plane for plane in planes if plane is not line] for planes, line in zip(each, along, strict=True)]
+    for number, planes in enumerate(across):
+        for other, partners in enumerate(across):
+            if number != other:
+                meet(
+                    trace.rigid(planes, [dim], reason),
+                    trace.rigid(partners, [dim], reason),
+                    [d for d in range(result.dim()) if d != dim and result.shape[d] > 1],
+                    trace.units,
+                    reason,
+                )
+    zero = all(all(plane.zero for plane in planes) for planes in across)
+    found += [Plane(plane.labels, zero) for planes in across for plane in trace.rigid(planes, [dim], reason)]
+    trace.put(result, found)
+
+
+def gated(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """glu: the halves of an axis, one times a function of the other."""
+    source = args[0]
+    dim = argument(func, args, kwargs, "dim", -1) % source.dim()
+    reason = f"{trace.where(name)} parts them by number"
+    planes = trace.planes(source)
+    for plane in planes:
+        if dim in plane.varying:
+            if len(plane.varying) == 1:
+                _alike(trace, plane, dim, 2, reason)
+            else:
+                trace.rigid([plane], [dim], reason)
+    size = out.shape[dim]
+    halves = [
+        Plane(p.labels.narrow(dim, 0, size) if dim in p.varying else p.labels, p.zero)
+        for p in resolved(planes, trace.units)
+    ]
+    trace.put(out, halves)

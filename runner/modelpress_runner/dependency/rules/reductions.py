@@ -1,0 +1,137 @@
+"""What takes positions of an axis together: reductions, pooling, padding, norms, look-ups in tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from modelpress_runner.dependency.planes import Plane, meet, resolved
+from modelpress_runner.dependency.rules.arguments import argument
+from modelpress_runner.dependency.trace import Trace
+from modelpress_runner.runtime.graph import tensors_in
+
+_ZERO_OF_ZEROS = frozenset(
+    ["mean", "sum", "amax", "amin", "max", "min", "norm", "linalg_vector_norm", "var", "std", "cumsum"]
+)
+
+
+def reduced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Reductions: what they run over is rigid, but a sum over what is zero."""
+    source = args[0]
+    dims = _dims(func, args, kwargs, source)
+    planes = trace.planes(source)
+    reason = f"{trace.where(name)} runs over them"
+    if name == "sum":
+        exact = [p for p in planes if p.zero and set(p.varying) <= set(dims)]
+        planes = [p for p in planes if p not in exact]
+    planes = trace.rigid(planes, dims, reason)
+    for result in tensors_in(out):
+        if result.dim() == source.dim():
+            trace.put(result, [Plane(p.labels, p.zero and name in _ZERO_OF_ZEROS) for p in planes])
+        elif result.dim() == source.dim() - len(dims):
+            kept = [d for d in range(source.dim()) if d not in dims]
+            trace.put(
+                result, [Plane(p.labels.permute(*kept, *dims).flatten(len(kept))[..., 0], p.zero) for p in planes]
+            )
+        elif planes and result.dim() > 0:
+            trace.freeze(planes, reason)
+
+
+def _dims(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: torch.Tensor) -> list[int]:
+    given = argument(func, args, kwargs, "dim", None)
+    if given is None or given == []:
+        return list(range(source.dim()))
+    return sorted({d % source.dim() for d in (given if isinstance(given, list | tuple) else [given])})
+
+
+def spatial(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Pooling, resizing and padding of images: samples and channels stay as they are."""
+    source = args[0]
+    first = source.dim() - _spatial_dims(name, source)
+    planes = trace.rigid(trace.planes(source), range(first, source.dim()), f"{trace.where(name)} runs over them")
+    for result in tensors_in(out):
+        if result.dim() == source.dim():
+            trace.put(result, [Plane(plane.labels, plane.zero) for plane in planes])
+
+
+def _spatial_dims(name: str, source: torch.Tensor) -> int:
+    return next((n for n in (1, 2, 3) if f"{n}d" in name), source.dim() - 2)
+
+
+def padded(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Constant padding: padded axes are rigid."""
+    source, widths = args[0], args[1]
+    dims = [source.dim() - 1 - d for d in range(len(widths) // 2) if widths[2 * d] or widths[2 * d + 1]]
+    planes = trace.rigid(trace.planes(source), dims, f"{trace.where(name)} adds something of a fixed size beside them")
+    trace.put(out, [Plane(plane.labels, plane.zero and not (args[2:] and args[2])) for plane in planes])
+
+
+def layer_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Statistics over the last dimensions."""
+    source, shape = args[0], args[1]
+    last = range(source.dim() - len(shape), source.dim())
+    reason = _norm_reason(trace, name)
+    given = trace.planes(source)
+    trace.rigid(given, last, reason)
+    for weight in tensors_in(args[2:4]):
+        trace.freeze(trace.planes(weight), reason)
+    trace.put(tensors_in(out)[0], [Plane(plane.labels) for plane in given])
+
+
+def batch_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Each channel alone, with a weight, a bias and statistics of its own."""
+    source = args[0]
+    vectors = tensors_in(args[1:5])
+    result = tensors_in(out)[0]
+    planes = _per_channel(trace, source, vectors, f"{trace.where(name)} meets them with something of a fixed size")
+    trace.put(result, planes)
+
+
+def group_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Statistics over each group: whole groups go."""
+    source, weight, bias, groups = args[0], args[1], args[2], args[6]
+    reason = _norm_reason(trace, name)
+    vectors = tensors_in((weight, bias))
+    planes = _per_channel(trace, source, vectors, reason)
+    for plane in planes:
+        if 1 not in plane.varying:
+            continue
+        rows = plane.labels.movedim(1, 0).reshape(groups, -1)
+        if groups == 1:
+            trace.freeze([plane], reason)
+        else:
+            trace.units.join(rows[:, :1], rows, reason)
+    trace.put(tensors_in(out)[0], planes)
+
+
+def _per_channel(trace: Trace, source: torch.Tensor, vectors: list[torch.Tensor], reason: str) -> list[Plane]:
+    dims = source.dim()
+    found = trace.rigid(trace.planes(source), [d for d in range(dims) if d != 1], reason)
+    shape = [1] * dims
+    for vector in vectors:
+        shape[1] = vector.numel()
+        own = [Plane(plane.labels.reshape(shape)) for plane in trace.planes(vector)]
+        meet(found, own, [1], trace.units, reason)
+        meet(own, found, [1], trace.units, reason)
+        found = resolved([*found, *own], trace.units)
+    return [Plane(plane.labels, bool(vectors)) for plane in found]
+
+
+def _norm_reason(trace: Trace, name: str) -> str:
+    where = trace.module
+    if where is None or "Norm" not in type(where[1]).__name__:
+        return f"{trace.where(name)} takes its statistics over them"
+    kind = type(where[1]).__name__
+    if kind == "GroupNorm" and getattr(where[1], "num_groups", 0) == 1:
+        return f"the GroupNorm '{where[0]}' has one group and takes its statistics over them"
+    return f"the {kind} '{where[0]}' takes its statistics over them"
+
+
+def looked_up(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Rows of a table."""
+    reason = f"{trace.where(name)} looks them up by number"
+    planes = trace.rigid(trace.planes(args[0]), [0], reason)
+    trace.freeze(trace.planes(args[1]), reason)
+    shape = (1,) * (out.dim() - 1)
+    trace.put(out, [Plane(plane.labels.reshape(*shape, -1), True) for plane in planes])

@@ -1,0 +1,199 @@
+"""Runs a model and lets planes of labels ride along with its tensors.
+
+A TorchDispatchMode sees every ATen operation that a forward pass really runs, whatever the Python code does. What an
+operation does to labels says its rule; an operation without one keeps everything that passes through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from modelpress_runner.dependency.planes import Plane, resolved, rigid
+from modelpress_runner.dependency.units import Units
+from modelpress_runner.runtime.graph import tensors_in
+
+_INSIDE = ("/torch/", "/modelpress_runner/")
+
+
+class Trace:
+    """Labels of a forward pass under way.
+
+    Args:
+        units: what is joined and frozen.
+        parameters: planes of parameters and buffers, by id.
+        axes: atoms of the "out" and "in" axes of kernels, by id: one plane cannot tell those of several groups.
+    """
+
+    def __init__(
+        self, units: Units, parameters: Mapping[int, list[Plane]], axes: Mapping[int, dict[str, torch.Tensor]]
+    ) -> None:
+        self.units, self.axes = units, axes
+        self._parameters = parameters
+        self._planes: Any = WeakTensorKeyDictionary()
+        self._modules: list[tuple[str, nn.Module]] = []
+        self._rectangles: dict[bytes, torch.Tensor] = {}
+        self.used: set[int] = set()  # ids of the parameters that an operation has taken
+
+    def planes(self, tensor: Any) -> list[Plane]:
+        """Those of a tensor now."""
+        if not isinstance(tensor, torch.Tensor):
+            return []
+        known = self._parameters.get(id(tensor))
+        if known is None:
+            known = self._planes.get(tensor)
+        return resolved(known, self.units) if known else []
+
+    def put(self, tensor: torch.Tensor, planes: Sequence[Plane]) -> None:
+        """Sets the planes of a tensor."""
+        kept = resolved(planes, self.units)
+        for plane in kept:
+            assert plane.labels.dim() == tensor.dim(), (plane.labels.shape, tensor.shape)
+            if len(plane.varying) > 1:
+                self._rectangles.setdefault(_key(plane.labels), plane.labels)
+        if kept and id(tensor) not in self._parameters:
+            self._planes[tensor] = kept
+
+    def freeze(self, planes: Sequence[Plane], reason: str) -> None:
+        """Keeps every channel of these planes."""
+        for plane in planes:
+            self.units.freeze(plane.labels, reason)
+
+    def rigid(self, planes: Sequence[Plane], dims: Sequence[int], reason: str) -> list[Plane]:
+        """As planes.rigid, of several."""
+        left = [rigid(plane, dims, self.units, reason) for plane in planes]
+        return resolved([plane for plane in left if plane is not None], self.units)
+
+    def resolve_rectangles(self) -> None:
+        """Decides what may go where a tensor has a channel in several dimensions: whole slices of one of them.
+
+        Taken is the dimension with the most slices that can go on their own, the first of equals.
+        """
+        for labels in self._rectangles.values():
+            now = resolved([Plane(labels)], self.units)
+            if not now or len(now[0].varying) < 2:
+                continue
+            best = max(now[0].varying, key=lambda d: (_slices(now[0].labels, d), -d))
+            others = [d for d in now[0].varying if d != best]
+            rigid(now[0], others, self.units, "")
+
+    def where(self, name: str) -> str:
+        """What an operation is called and where the user's code asked for it."""
+        text = f"{name.removeprefix('_')}"
+        if self._modules and self._modules[-1][0]:
+            text += f" in '{self._modules[-1][0]}'"
+        frame = sys._getframe(1)
+        while frame is not None:
+            path = frame.f_code.co_filename
+            if not any(part in path for part in _INSIDE) and not path.startswith("<"):
+                return f"{text} ({path.rsplit('/', 1)[-1]}:{frame.f_lineno})"
+            frame = frame.f_back  # type: ignore[assignment]
+        return text
+
+    @property
+    def module(self) -> tuple[str, nn.Module] | None:
+        """The innermost module that runs, with its name."""
+        return self._modules[-1] if self._modules else None
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Knows inside which module of `model` an operation runs."""
+        names = {id(module): name for name, module in model.named_modules()}
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if id(module) in names:
+                self._modules.append((names[id(module)], module))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in names and self._modules:
+                self._modules.pop()
+
+        first = nn.modules.module.register_module_forward_pre_hook(enter)
+        last = nn.modules.module.register_module_forward_hook(leave, always_call=True)
+        try:
+            yield
+        finally:
+            first.remove()
+            last.remove()
+            self._modules.clear()
+
+
+Rule = Callable[[Trace, str, Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class LabelMode(TorchDispatchMode):
+    """Runs every operation, and its rule on the labels."""
+
+    def __init__(self, trace: Trace, rules: Mapping[str, Rule], pointwise: Rule, unknown: Rule) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
+        self._trace, self._rules, self._pointwise, self._unknown = trace, rules, pointwise, unknown
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to say so would import the compiler, which takes seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = tensors_in((args, kwargs))
+        trace = self._trace
+        trace.used.update(id(tensor) for tensor in given)
+        if not any(trace.planes(tensor) for tensor in given):
+            return out
+        if not isinstance(func, torch._ops.OpOverload):
+            self._unknown(trace, str(func), func, args, kwargs, out)
+            return out
+        name = func._schema.name.rpartition("::")[2]
+        rule = self._pointwise if torch.Tag.pointwise in func.tags else None
+        rule = rule or self._rules.get(name) or self._rules.get(name.rstrip("_")) or self._unknown
+        rule(trace, name, func, args, kwargs, out)
+        return out
+
+
+class AttentionScale(TorchFunctionMode):
+    """scaled_dot_product_attention divides by the root of a size that it reads itself: that size is rigid.
+
+    Where it runs as a kernel its rule knows that; where it is taken apart, nothing in its parts shows it.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
+            for tensor in [*args[:2], *(kwargs[key] for key in ("query", "key") if key in kwargs)]:
+                self._trace.rigid(self._trace.planes(tensor), [tensor.dim() - 1], self._trace.where("attention"))
+        return func(*args, **kwargs)
+
+
+def _key(labels: torch.Tensor) -> bytes:
+    return repr(tuple(labels.shape)).encode() + labels.contiguous().numpy().tobytes()
+
+
+def _slices(labels: torch.Tensor, dim: int) -> int:
+    """How many groups of slices along `dim` share no label."""
+    flat = labels.movedim(dim, 0).reshape(labels.shape[dim], -1)
+    parent = list(range(flat.shape[0]))
+
+    def find(n: int) -> int:
+        while parent[n] != n:
+            n = parent[n]
+        return n
+
+    owner: dict[int, int] = {}
+    for number, row in enumerate(flat.tolist()):
+        for label in set(row):
+            if label:
+                first = owner.setdefault(label, number)
+                parent[find(number)] = find(first)
+    return len({find(n) for n in range(flat.shape[0])})

@@ -1,0 +1,87 @@
+"""Units: sets of channels that only go together, joined while a model runs.
+
+A channel of an axis of a module is an *atom*, a number from 1 on. Atoms that an operation holds together are joined
+(union-find); what must stay is frozen, with the reason, and what is joined to it is frozen for the same reason.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class Units:
+    """Atoms, joined and frozen. Label 0 stands for a position that is no channel of anything, and never changes."""
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(1, dtype=np.int64)
+        self._reasons: dict[int, str] = {}  # by root
+
+    def atoms(self, count: int) -> torch.Tensor:
+        """New atoms, int64 (count,)."""
+        first = len(self._parent)
+        fresh = np.arange(first, first + count, dtype=np.int64)
+        self._parent = np.concatenate([self._parent, fresh])
+        return torch.from_numpy(fresh.copy())
+
+    def roots(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels with every atom replaced by the one that stands for its unit."""
+        places = labels.numpy()
+        while True:
+            up = self._parent[places]
+            if np.array_equal(up, places):
+                return torch.from_numpy(up)
+            places = up
+
+    def join(self, first: torch.Tensor, second: torch.Tensor, reason: str) -> None:
+        """Joins atoms at the same position of two int64 tensors, which broadcast.
+
+        An atom that meets a 0 is tied to what cannot change: it is frozen for `reason`.
+        """
+        first, second = torch.broadcast_tensors(self.roots(first), self.roots(second))
+        differ = first != second
+        if not bool(differ.any()):
+            return
+        pairs = torch.unique(torch.stack([first[differ], second[differ]]), dim=1)
+        for a, b in zip(*pairs.tolist(), strict=True):
+            if a == 0 or b == 0:
+                self._freeze(self._find(a or b), reason)
+            else:
+                self._unite(self._find(a), self._find(b))
+        self._flatten(pairs)
+
+    def freeze(self, labels: torch.Tensor, reason: str) -> None:
+        """Keeps the units of these atoms; the first reason that is given is the one that is told."""
+        for atom in torch.unique(labels).tolist():
+            if atom:
+                self._freeze(self._find(atom), reason)
+
+    def reason(self, root: int) -> str | None:
+        """Why the unit of this root must stay; None: it need not."""
+        return self._reasons.get(root)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _find(self, atom: int) -> int:
+        parent = self._parent
+        while parent[atom] != atom:
+            parent[atom] = parent[parent[atom]]
+            atom = int(parent[atom])
+        return int(atom)
+
+    def _unite(self, a: int, b: int) -> None:
+        if a == b:
+            return
+        # The smaller number stands for both, so that the order of joining does not matter.
+        root, other = (a, b) if a < b else (b, a)
+        self._parent[other] = root
+        reason = self._reasons.pop(other, None)
+        if reason is not None:
+            self._reasons.setdefault(root, reason)
+
+    def _freeze(self, root: int, reason: str) -> None:
+        self._reasons.setdefault(root, reason)
+
+    def _flatten(self, atoms: torch.Tensor) -> None:
+        for atom in torch.unique(atoms).tolist():
+            self._parent[atom] = self._find(atom)
