@@ -190,9 +190,10 @@ def _block(dice: random.Random, channels: int, depth: int) -> tuple[nn.Module, i
         lambda: Fixed(lambda x: x * x.sum(1, keepdim=True)),
         lambda: Fixed(lambda x: F.normalize(x, dim=1)),
     ]
+    if even and channels > 2:
+        same.append(lambda: Fixed(_shuffled))  # of two channels the 2 in its code is the channels
     if even:
         same += [
-            lambda: Fixed(_shuffled),
             lambda: nn.GroupNorm(2, channels),
             lambda: nn.Conv2d(channels, channels, 1, groups=2),
         ]

@@ -41,7 +41,6 @@ class Trace:
         self._planes: Any = WeakTensorKeyDictionary()
         self._modules: list[tuple[str, nn.Module]] = []
         self._rectangles: dict[bytes, torch.Tensor] = {}
-        self._open: dict[bytes, int] = {}  # the dimension whose size the code leaves to torch, of some of them
         self.used: set[int] = set()  # ids of the parameters that an operation has taken
 
     def planes(self, tensor: Any) -> list[Plane]:
@@ -53,16 +52,13 @@ class Trace:
             known = self._planes.get(tensor)
         return resolved(known, self.units) if known else []
 
-    def put(self, tensor: torch.Tensor, planes: Sequence[Plane], left_open: int | None = None) -> None:
-        """Sets the planes of a tensor; `left_open` is the dimension whose size the code leaves to torch (-1)."""
+    def put(self, tensor: torch.Tensor, planes: Sequence[Plane]) -> None:
+        """Sets the planes of a tensor."""
         kept = resolved(planes, self.units)
         for plane in kept:
             assert plane.labels.dim() == tensor.dim(), (plane.labels.shape, tensor.shape)
             if len(plane.varying) > 1:
-                key = _key(plane.labels)
-                self._rectangles.setdefault(key, plane.labels)
-                if left_open in plane.varying:
-                    self._open[key] = left_open
+                self._rectangles.setdefault(_key(plane.labels), plane.labels)
         if kept and id(tensor) not in self._parameters:
             self._planes[tensor] = kept
 
@@ -79,16 +75,13 @@ class Trace:
     def resolve_rectangles(self) -> None:
         """Decides what may go where a tensor has a channel in several dimensions: whole slices of one of them.
 
-        Taken is the dimension whose size the code leaves open, else that with the most slices that can go on their
-        own, the first of equals.
+        Taken is the dimension with the most slices that can go on their own, the first of equals.
         """
-        for key, labels in sorted(self._rectangles.items(), key=lambda item: item[0] not in self._open):
+        for labels in self._rectangles.values():
             now = resolved([Plane(labels)], self.units)
             if not now or len(now[0].varying) < 2:
                 continue
-            best = self._open.get(key, -1)
-            if best not in now[0].varying:
-                best = max(now[0].varying, key=lambda d: (_slices(now[0].labels, d), -d))
+            best = max(now[0].varying, key=lambda d: (_slices(now[0].labels, d), -d))
             others = [d for d in now[0].varying if d != best]
             rigid(now[0], others, self.units, "")
 
