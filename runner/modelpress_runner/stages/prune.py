@@ -38,13 +38,13 @@ from modelpress_runner.methods.prune.round import (
 )
 from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (
-    DEFAULT_STEPS,
     NO_DUMMY_INPUT,
     Scores,
     check_needs,
     collect,
     is_data_driven,
 )
+from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import Accompanied, StageKind
 from modelpress_runner.subject.subject import Subject
@@ -96,7 +96,8 @@ class PruneKind(StageKind[Prune]):
 
     def check(self, block: Prune, path: str, subject: Subject) -> None:
         """As StageKind.check."""
-        check_needs(block, path, subject.evaluator, subject.dummy_input)
+        sources = Sources(subject.evaluator, subject.calibration_data)
+        check_needs(block, path, sources, subject.dummy_input)
 
     def steps(self, block: Prune, index: int) -> list[Step]:
         """As `steps`."""
@@ -144,9 +145,9 @@ class PruneStage:
         return [Transform("shrink", self.shrink)] if self.shrinks else []
 
     @property
-    def scoring_steps(self) -> int:
-        """How many training steps data-driven methods score by."""
-        return self.prune.scores.steps if self.prune.scores else DEFAULT_STEPS
+    def scoring_steps(self) -> int | None:
+        """How many training steps or batches data-driven methods score by; None: as their pass has it."""
+        return self.prune.scores.steps if self.prune.scores else None
 
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
