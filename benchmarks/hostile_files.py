@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_folders
 import torch
 from PIL import Image
 from torch import nn
@@ -35,6 +37,7 @@ from modelpress.api.errors import SpecError
 from modelpress.api.load import load_file
 from modelpress.local.errors import StateError
 from modelpress.local.journal import Journal
+from modelpress_operator.progress.message import MessageError
 from modelpress_runner.errors import RunnerError
 from modelpress_runner.export.pt2.program import export_program, open_program
 from modelpress_runner.inputs import rows
@@ -44,6 +47,7 @@ MAX_SECONDS, MAX_MIB = 2.0, 256.0
 FILES = {
     "program": "model.pt2", "manifest": "manifest.json", "journal": "commit.json", "image": "x.png",
     "recipe": "job.yaml", "archive": "code.tar.gz", "csv": "x.csv", "jsonl": "x.jsonl", "parquet": "x.parquet",
+    **hostile_folders.FILES,
 }  # fmt: skip
 JOB = (
     "apiVersion: modelpress.dev/v1alpha1\nkind: CompressionJob\nmetadata: {name: a}\n"
@@ -69,7 +73,10 @@ def main() -> int:
             place = Path(folder) / name.replace(" ", "-").replace("/", "-")
             place.mkdir()
             file = FILES[kind]
-            make(place / file)
+            if callable(make):
+                make(place / file)
+            else:
+                (place / file).write_bytes(make)
             size = (place / file).stat().st_size
             found = _measured(kind, place / file)
             seconds, mib = found.get("seconds", 60.0), found.get("mib", 0.0)
@@ -118,6 +125,7 @@ def _opened(kind: str, path: Path) -> dict[str, Any]:
         "csv": lambda: rows.read(path, "csv", "train"),
         "jsonl": lambda: rows.read(path, "jsonl", "train"),
         "parquet": lambda: rows.read(path, "parquet", "train"),
+        **{name: functools.partial(call, path) for name, call in hostile_folders.calls().items()},
     }
     before, peak, over = _resident(), [0], threading.Event()
 
@@ -130,7 +138,7 @@ def _opened(kind: str, path: Path) -> dict[str, Any]:
     try:
         calls[kind]()
         end = "opened"
-    except (RunnerError, StateError, SpecError) as error:
+    except (RunnerError, StateError, SpecError, MessageError) as error:
         end = type(error).__name__
     except Exception as error:
         end = f"RAW {type(error).__name__}"
@@ -227,7 +235,7 @@ def _cases(honest: dict[str, bytes]) -> list[tuple[str, str, Callable[[Path], An
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")),
         ("image: 169 megapixels", "image", _pixels),
     ]  # fmt: skip
-    return cases + _accepted(honest, program) + _recipes() + _archives() + _rows()
+    return cases + _accepted(honest, program) + _recipes() + _archives() + _rows() + hostile_folders.cases()
 
 
 def _accepted(

@@ -15,8 +15,9 @@ from typing import Literal
 Family = Literal["prune"]
 # What one score stands for: a single weight, or an output channel with all its weights.
 Granularity = Literal["weight", "channel"]
-# What a method needs besides the model. activations, gradients: of training steps over the frozen model, collected
-# before each round. evaluate: scores of the model on the way. dummy_input: something to run the model on.
+# What a method needs besides the model. activations: what modules take and give in a pass over calibration data, else
+# over the evaluation, else in training steps. gradients: of training steps. Both are collected before each round, over
+# the frozen model. evaluate: scores of the model on the way. dummy_input: something to run the model on.
 Need = Literal["activations", "gradients", "evaluate", "dummy_input"]
 
 DATA: frozenset[Need] = frozenset({"activations", "gradients"})
@@ -58,13 +59,20 @@ class Algorithm:
 
     @property
     def data_driven(self) -> bool:
-        """Whether its scores are collected from training steps."""
+        """Whether it looks at a pass over data."""
         return bool(self.needs & DATA)
 
     @property
     def data(self) -> str:
-        """What of the training steps it is scored by, as a message says it: `gradients`."""
+        """What of the pass it looks at, as a message says it: `gradients`."""
         return " and ".join(sorted(self.needs & DATA))
+
+    @property
+    def data_sentence(self) -> str:
+        """What it needs to be given for that, for documents; "" if nothing."""
+        if "gradients" in self.needs:
+            return "needs an evaluator that can train"
+        return "needs calibration data or an evaluator" if self.data_driven else ""
 
     @property
     def place(self) -> str:

@@ -51,7 +51,7 @@ class Data(ApiModel):
 
     train: DataSource | None = Field(default=None, description="What training goes over.")
     validation: DataSource | None = Field(default=None, description="What the score is taken on.")
-    calibration: CalibrationData | None = Field(default=None, description="What calibrates.")
+    calibration: CalibrationData | None = Field(default=None, description="What methods look at that need activations.")
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(

@@ -85,8 +85,7 @@ def _schedule_rules() -> tuple[Cel, ...]:
 
 def _algorithm_text() -> str:
     return " ".join(
-        f"{row.described}{'; needs an evaluator that can train' if row.data_driven else ''}."
-        for row in algorithms.algorithms("prune")
+        "; ".join(filter(None, (row.described, row.data_sentence))) + "." for row in algorithms.algorithms("prune")
     )
 
 
@@ -187,10 +186,12 @@ class ConfigEntry(ApiModel):
 
 
 class Scores(ApiModel):
-    """How scores are collected: from training steps in which the model does not change."""
+    """How scores are collected: from a pass over data in which the model does not change."""
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=10, description="Optimizer steps that the evaluator's training makes; their scores are summed."
+        default=10,
+        description="For gradients: optimizer steps that the evaluator's training makes. For activations: batches of "
+        "the calibration data or of the evaluation, at most; without `scores` it is all of them.",
     )
 
     other_spellings: ClassVar[dict[str, str]] = {"training_steps": "steps"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,10 @@ class Trace:
         self._planes: Any = WeakTensorKeyDictionary()
         self._modules: list[tuple[str, nn.Module]] = []
         self._rectangles: dict[bytes, torch.Tensor] = {}
-        self._open: dict[bytes, int] = {}  # the dimension whose size the code leaves to torch, of some of them
+        self.named: Collection[int] = ()  # dimensions of the view under way whose sizes are attributes
+        self.sizes: list[
+            tuple[NamedSize, int, torch.Tensor | None]
+        ] = []  # with the dimension, and labels that it parts
         self.used: set[int] = set()  # ids of the parameters that an operation has taken
 
     def planes(self, tensor: Any) -> list[Plane]:
@@ -53,16 +56,13 @@ class Trace:
             known = self._planes.get(tensor)
         return resolved(known, self.units) if known else []
 
-    def put(self, tensor: torch.Tensor, planes: Sequence[Plane], left_open: int | None = None) -> None:
-        """Sets the planes of a tensor; `left_open` is the dimension whose size the code leaves to torch (-1)."""
+    def put(self, tensor: torch.Tensor, planes: Sequence[Plane]) -> None:
+        """Sets the planes of a tensor."""
         kept = resolved(planes, self.units)
         for plane in kept:
             assert plane.labels.dim() == tensor.dim(), (plane.labels.shape, tensor.shape)
             if len(plane.varying) > 1:
-                key = _key(plane.labels)
-                self._rectangles.setdefault(key, plane.labels)
-                if left_open in plane.varying:
-                    self._open[key] = left_open
+                self._rectangles.setdefault(_key(plane.labels), plane.labels)
         if kept and id(tensor) not in self._parameters:
             self._planes[tensor] = kept
 
@@ -79,16 +79,13 @@ class Trace:
     def resolve_rectangles(self) -> None:
         """Decides what may go where a tensor has a channel in several dimensions: whole slices of one of them.
 
-        Taken is the dimension whose size the code leaves open, else that with the most slices that can go on their
-        own, the first of equals.
+        Taken is the dimension with the most slices that can go on their own, the first of equals.
         """
-        for key, labels in sorted(self._rectangles.items(), key=lambda item: item[0] not in self._open):
+        for labels in self._rectangles.values():
             now = resolved([Plane(labels)], self.units)
             if not now or len(now[0].varying) < 2:
                 continue
-            best = self._open.get(key, -1)
-            if best not in now[0].varying:
-                best = max(now[0].varying, key=lambda d: (_slices(now[0].labels, d), -d))
+            best = max(now[0].varying, key=lambda d: (_slices(now[0].labels, d), -d))
             others = [d for d in now[0].varying if d != best]
             rigid(now[0], others, self.units, "")
 
@@ -165,10 +162,26 @@ class LabelMode(TorchDispatchMode):
         return out
 
 
-class AttentionScale(TorchFunctionMode):
-    """scaled_dot_product_attention divides by the root of a size that it reads itself: that size is rigid.
+class NamedSize(int):
+    """A whole number that knows which attribute of which module it is."""
 
-    Where it runs as a kernel its rule knows that; where it is taken apart, nothing in its parts shows it.
+    module: str
+    name: str
+
+    @classmethod
+    def of(cls, value: int, module: str, name: str) -> NamedSize:
+        """The number with its name."""
+        size = cls(value)
+        size.module, size.name = module, name
+        return size
+
+
+class Calls(TorchFunctionMode):
+    """What shows only where Python calls torch.
+
+    - scaled_dot_product_attention divides by the root of a size that it reads itself: that size is rigid. Where it runs
+      as a kernel its rule knows that; where it is taken apart, nothing in its parts shows it.
+    - Sizes of a view that are attributes of a module: they can change with what is cut.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -180,7 +193,31 @@ class AttentionScale(TorchFunctionMode):
         if func is nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
             for tensor in [*args[:2], *(kwargs[key] for key in ("query", "key") if key in kwargs)]:
                 self._trace.rigid(self._trace.planes(tensor), [tensor.dim() - 1], self._trace.where("attention"))
-        return func(*args, **kwargs)
+        named = _named_sizes(func, args, kwargs)
+        if not named:
+            return func(*args, **kwargs)
+        self._trace.named = named.keys()
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._trace.named = ()
+        for dim, size in named.items():
+            planes = [plane for plane in self._trace.planes(out) if dim in plane.varying]
+            self._trace.sizes.append((size, dim, planes[0].labels if planes else None))
+        return out
+
+
+def _named_sizes(func: Any, args: Any, kwargs: Any) -> dict[int, NamedSize]:
+    """The named ones of the sizes that a view is asked for, by dimension of the result."""
+    name = getattr(func, "__name__", "")
+    if name not in ("view", "reshape", "unflatten") or not args or not isinstance(args[0], torch.Tensor):
+        return {}
+    given = [*args[1:], *kwargs.values()]
+    first = 0
+    if name == "unflatten":
+        first, given = given[0] % args[0].dim() if isinstance(given[0], int) else 0, given[1:]
+    sizes = given[0] if given and isinstance(given[0], tuple | list) else given
+    return {first + d: size for d, size in enumerate(sizes) if isinstance(size, NamedSize)}
 
 
 def _key(labels: torch.Tensor) -> bytes:

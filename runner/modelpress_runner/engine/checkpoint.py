@@ -1,4 +1,4 @@
-"""Checkpoints of a run in its store: what is needed to go on within, or behind, a training step of its recipe.
+"""Checkpoints of a run in its store: what is needed to go on within, or behind, a step of its recipe.
 
 Of several processes that train together rank 0 writes, and the others read; only what differs between them (states of
 random number generators, what their training functions did, optimizers that are spread over the ranks) is kept of each.
@@ -36,7 +36,7 @@ from modelpress_runner.errors import InvalidSpecError, StoreError
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.runtime import distributed as ranks
 
-FORMAT = 4
+FORMAT = 5
 EVERY = "MODELPRESS_CHECKPOINT_STEPS"
 
 
@@ -73,12 +73,27 @@ class Within:
     participants: list[dict[str, Any]]
 
 
-@dataclass
-class Checkpoint:
-    """The state of a run within a training step, or behind one.
+@dataclass(frozen=True)
+class Asked:
+    """How the procedure of a stage came to the step that a checkpoint is of.
 
     Attributes:
-        step: index of the training step among all steps of the recipe.
+        state: of the procedure, before it was asked for that step.
+        score: what it was asked with.
+        seen: what came of the step, if it is an evaluation and over.
+    """
+
+    state: dict[str, Any]
+    score: dict[str, float] | None = None
+    seen: dict[str, float] | None = None
+
+
+@dataclass
+class Checkpoint:
+    """The state of a run within a training step, or behind a training or an evaluation.
+
+    Attributes:
+        step: index of that step among all steps of the recipe.
         within: where in it; None: it is over.
         trainer: state of optimizers and schedulers; empty where every rank's part is a file of its own.
         generators: GeneratorStates of every rank, as plain data.
@@ -86,6 +101,7 @@ class Checkpoint:
         steps: optimizer steps of the whole recipe so far, and those of the present stage.
         seconds: time spent on the stage so far.
         score: the last intermediate score, if there is one.
+        asked: how the procedure of the stage came to the step; None: in a loop of the user's own.
     """
 
     step: int
@@ -101,6 +117,7 @@ class Checkpoint:
     steps: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     score: dict[str, float] | None = None
+    asked: Asked | None = None
 
     @property
     def world(self) -> int:
@@ -116,6 +133,7 @@ class Checkpoint:
         return {
             **self.__dict__,
             "within": None if self.within is None else dict(self.within.__dict__),
+            "asked": None if self.asked is None else dict(self.asked.__dict__),
             "edits": write(self.edits),
         }
 
@@ -123,7 +141,8 @@ class Checkpoint:
     def from_plain(cls, value: dict[str, Any]) -> Checkpoint:
         """The inverse of to_plain."""
         within = None if value["within"] is None else Within(**value["within"])
-        return cls(**{**value, "edits": read(value["edits"]), "within": within})
+        asked = None if value["asked"] is None else Asked(**value["asked"])
+        return cls(**{**value, "edits": read(value["edits"]), "within": within, "asked": asked})
 
     def set_weights(self, model: nn.Module) -> None:
         """Sets parameters and buffers of a model that has the checkpoint's shapes."""

@@ -104,6 +104,12 @@ class StepKeeper:
         if self._checkpointer is not None:
             self._save(None, {}, steps)
 
+    def mark(self) -> None:
+        """A step is over that trains nothing, an evaluation say."""
+        if self._checkpointer is not None:
+            self._checkpointer.save(self._checkpoint(None, {}, 0))
+            self.saved += 1
+
     def _save(self, within: Within | None, trainer: dict[str, Any], steps: int) -> None:
         assert self._checkpointer is not None
         if self._evaluator.sharded and within is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -13,23 +13,25 @@ from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
 from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
-from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer
+from modelpress_runner.engine.checkpoint import Asked, Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
+from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, plan_stages
 from modelpress_runner.engine.records import stage_record
-from modelpress_runner.errors import CompressionError, InvalidSpecError, UserCodeError
+from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.replay.tape import Diverged
-from modelpress_runner.methods.context import StageContext, Step, TrainingContext
+from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
+from modelpress_runner.methods.procedure import plain_state
 from modelpress_runner.process.progress import Event, EventCallback, silent
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
-from modelpress_runner.stages import kind
-from modelpress_runner.subject.subject import ModuleEvaluator, Subject
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.pace import CHECKPOINT_SHARE, Pace
 from modelpress_runner.training.participants import check_masks
 from modelpress_runner.training.run import training_session
-from modelpress_runner.training.session import Resumed
+from modelpress_runner.training.session import BYTES_A_SECOND, SAVING_SECONDS, Resumed
 from modelpress_runner.training.step import Training
 
 _SCORING = 2**31 - 1  # part of the seed for scoring: every score of a run sees the same random numbers
@@ -71,24 +73,6 @@ class RecipeOutcome:
             "repeated": max(0, self.executed - self.steps),
             "checkpoints": self.checkpoints,
         }
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """One step of the recipe with its place in it."""
-
-    index: int  # among all steps
-    step: Step
-
-
-@dataclass(frozen=True)
-class _PlannedStage:
-    name: str
-    method: str
-    algorithm: str | None  # of this stage, or of the last one before that has one
-    record: dict[str, Any]  # what the kind of stage adds to its record
-    path: str
-    steps: tuple[_Planned, ...]
 
 
 @dataclass
@@ -142,70 +126,13 @@ def run_stages(
             checkpointer.wait()
 
 
-def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[_PlannedStage]:
-    """The recipe as steps, checked against what the evaluator can do.
-
-    Raises:
-        InvalidSpecError: a stage needs something that the evaluator or the subject does not have.
-    """
-    planned: list[_PlannedStage] = []
-    index, algorithm = 0, None
-    for number, stage in enumerate(_with_module_finetuning(subject.evaluator, stages)):
-        path = f"spec.stages[{number}].{stage.method}"
-        known, block = kind(stage.method), stage.block
-        algorithm = known.algorithm(block) or algorithm
-        known.check(block, path, subject)
-        steps = []
-        for step in known.steps(block, number):
-            if isinstance(step, Training):
-                _check_can_train(subject.evaluator, step, stage.method, algorithm, path)
-            steps.append(_Planned(index, step))
-            index += 1
-        name = stage.name or f"{number}-{stage.method}"
-        planned.append(_PlannedStage(name, stage.method, algorithm, known.record(block), path, tuple(steps)))
-    return planned
-
-
-def _with_module_finetuning(evaluator: Evaluator | None, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, and the finetuning that a CompressionModule asks for where the recipe has none of its own.
-
-    It stands behind the last stage that takes weights away: what follows, a conversion for one, may not be trainable.
-    """
-    out = list(stages)
-    if not isinstance(evaluator, ModuleEvaluator) or any(kind(stage.method).recovers for stage in out):
-        return out
-    removing = [number for number, stage in enumerate(out) if kind(stage.method).removes]
-    algorithms = [kind(out[number].method).algorithm(out[number].block) for number in removing]
-    epochs = evaluator.finetune_epochs(algorithms[-1] if algorithms else None)
-    if epochs:
-        place = removing[-1] + 1 if removing else len(out)
-        finetuning = Stage.model_validate({"name": "post-compress-finetuning", "finetune": {"epochs": epochs}})
-        out.insert(place, finetuning)
-    return out
-
-
-def _check_can_train(
-    evaluator: Evaluator | None, step: Training, method: str, algorithm: str | None, path: str
-) -> None:
-    if evaluator is None:
-        raise InvalidSpecError("this stage trains, but there is no evaluator; give one that can train", path)
-    evaluator.on_stage_begin(method, algorithm)
-    if not evaluator.can_train:
-        raise InvalidSpecError(
-            f"this stage trains, but the evaluator cannot; give it {evaluator.train_needs}, or remove the training",
-            path,
-        )
-    if step.max_steps is not None and not evaluator.supports_max_steps:
-        raise InvalidSpecError("this evaluator trains by epochs; give epochs instead of maxSteps", path)
-
-
 class _RecipeRun:
     """One run over a plan."""
 
     def __init__(
         self,
         subject: Subject,
-        plan: list[_PlannedStage],
+        plan: list[PlannedStage],
         seed: int,
         checkpointer: Checkpointer | None,
         report: EventCallback,
@@ -217,10 +144,13 @@ class _RecipeRun:
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
         self._evaluator = subject.evaluator
         self._scoring = scores and self._evaluator is not None and self._evaluator.can_evaluate
-        trainings = [step.step for stage in plan for step in stage.steps if isinstance(step.step, Training)]
-        # 0: not known, for nobody knows how many steps an epoch has.
-        self._total = sum(step.max_steps or 0 for step in trainings) if all(s.max_steps for s in trainings) else 0
-        self._trains = bool(trainings)
+        announced = [step for stage in plan for step in stage.procedure.trainings()]
+        self._trains = bool(announced)
+        self._by_epochs = any(step.max_steps is None for step in announced)
+        self._step = 0  # among all steps of the recipe
+        self._asked: Asked | None = None
+        self._present: Training | None = None
+        self._marking: Pace | None = None
         self._progress = _Progress()
         self._stage = ""
         self._began = 0.0
@@ -234,6 +164,7 @@ class _RecipeRun:
             seed=seed,
             report=self._say,
             stop=stop,
+            calibration_data=subject.calibration_data,
         )
 
     def run(self) -> RecipeOutcome:
@@ -287,46 +218,94 @@ class _RecipeRun:
         self._progress.steps, self._progress.within = checkpoint.steps
         return checkpoint
 
-    def _run_stage(self, stage: _PlannedStage, checkpoint: Checkpoint | None) -> None:
+    def _run_stage(self, stage: PlannedStage, checkpoint: Checkpoint | None) -> None:
         self._stage = stage.name
         self._began = time.perf_counter() - (checkpoint.seconds if checkpoint else 0.0)
         self._score = None
         if checkpoint is None:
             self._progress.within = 0
-        for planned in stage.steps:
-            if checkpoint is not None and planned.index < checkpoint.step:
-                continue
-            self._stop_together()
-            rng.seed_all(rng.derive(self._seed, planned.index))
-            if isinstance(planned.step, Training):
-                at_work = checkpoint if checkpoint is not None and planned.index == checkpoint.step else None
-                self._train(stage, planned, at_work)
-            else:
-                self._say(planned.step.label)
-                planned.step.apply(self._context)
-                self._score = None
+        score: Score | None = None
+        if checkpoint is not None:
+            assert checkpoint.asked is not None
+            stage.procedure.load_state_dict(checkpoint.asked.state)
+            score, self._step = checkpoint.asked.score, checkpoint.step
+        while True:
+            state, announced = plain_state(stage.procedure), stage.procedure.trainings()
+            step = stage.procedure.next(score)
+            if step is None:
+                break
+            if isinstance(step, Training) and step not in announced:
+                check_can_train(self._evaluator, step, stage.method, stage.algorithm, stage.path)
+                self._trains, self._by_epochs = True, self._by_epochs or step.max_steps is None
+            self._asked = Asked(state, score)
+            score = self._carry_out(stage, step, checkpoint)
+            checkpoint = None
+            self._step += 1
         check_masks(self._context.model, self._context.masks, f"stage {stage.name}")
         self._finish_stage(stage)
 
-    def _train(self, stage: _PlannedStage, planned: _Planned, checkpoint: Checkpoint | None) -> None:
-        context, evaluator, step = self._context, self._evaluator, planned.step
-        assert evaluator is not None
-        assert isinstance(step, Training)
+    def _carry_out(self, stage: PlannedStage, step: Step, checkpoint: Checkpoint | None) -> Score | None:
+        """Carries a step out; its score, if it is an evaluation. With a checkpoint of this step it goes on."""
         if checkpoint is not None:
             self._score = checkpoint.score
-            if checkpoint.within is None:
-                return
-        keeper = StepKeeper(
-            context,
-            evaluator,
+        if checkpoint is not None and checkpoint.within is None:
+            assert checkpoint.asked is not None
+            return checkpoint.asked.seen
+        self._stop_together()
+        rng.seed_all(rng.derive(self._seed, self._step))
+        if isinstance(step, Training):
+            self._train(stage, step, checkpoint)
+            return None
+        self._say(step.label)
+        if isinstance(step, Transform):
+            step.apply(self._context)
+            self._score = None
+            return None
+        check_can_evaluate(self._evaluator, stage.path)
+        score = self._score = self._scored()
+        self._mark(score)
+        self._say(f"{step.label}: done", score[DEFAULT_METRIC])
+        return score
+
+    def _mark(self, score: Score) -> None:
+        """Keeps a checkpoint behind an evaluation, if it is time for one or the run is to stop."""
+        assert self._asked is not None
+        if self._checkpointer is None:
+            return
+        if self._marking is None:
+            size = sum(value.numel() * value.element_size() for value in self._context.model.parameters())
+            every = None if self._checkpointer.every is None else 1
+            self._marking = Pace(CHECKPOINT_SHARE, SAVING_SECONDS + size / BYTES_A_SECOND, every)
+        due = ranks.broadcast_object(self._marking.is_due(self._step + 1))
+        asked = ranks.any_rank(self._is_asked())
+        if due or asked:
+            began = time.monotonic()
+            self._asked = replace(self._asked, seen=dict(score))
+            keeper = self._keeper("")
+            keeper.mark()
+            self._progress.checkpoints += keeper.saved
+            self._marking.done(self._step + 1, time.monotonic() - began)
+        if asked:
+            raise Stopped
+
+    def _keeper(self, label: str) -> StepKeeper:
+        assert self._evaluator is not None
+        return StepKeeper(
+            self._context,
+            self._evaluator,
             self._checkpointer,
-            planned.index,
+            self._step,
             self._complete,
-            lambda steps: self._score_within(step.label, steps),
-            lambda steps: self._say(f"{step.label}: step {steps}", None, steps),
+            lambda steps: self._score_within(label, steps),
+            lambda steps: self._say(f"{label}: step {steps}", None, steps),
             scores=self._scoring,
             score_seconds=self._score_seconds,
         )
+
+    def _train(self, stage: PlannedStage, step: Training, checkpoint: Checkpoint | None) -> None:
+        evaluator = self._evaluator
+        assert evaluator is not None
+        keeper, self._present = self._keeper(step.label), step
         evaluator.on_stage_begin(stage.method, stage.algorithm)
         resumed: Resumed | None = None
         moved = checkpoint is not None and checkpoint.world != ranks.world_size()
@@ -340,11 +319,12 @@ class _RecipeRun:
                 resumed = keeper.resumed(checkpoint)
             else:
                 keeper.begin()
-            made = self._session(stage, planned, keeper, resumed)
+            made = self._session(stage, step, keeper, resumed)
         except Diverged as error:
-            self._start_over(planned, keeper, error)
-            made = self._session(stage, planned, keeper, None)
+            self._start_over(keeper, error)
+            made = self._session(stage, step, keeper, None)
         self._bring_together(stage)
+        self._present = None
         self._progress.steps += made
         self._progress.within += made
         self._score = self._scored() if self._scoring else None
@@ -353,11 +333,10 @@ class _RecipeRun:
         self._progress.checkpoints += keeper.saved
         self._say(f"{step.label}: {made} steps", None if self._score is None else self._score[DEFAULT_METRIC])
 
-    def _session(self, stage: _PlannedStage, planned: _Planned, keeper: StepKeeper, resumed: Resumed | None) -> int:
+    def _session(self, stage: PlannedStage, step: Training, keeper: StepKeeper, resumed: Resumed | None) -> int:
         """One call of the training; the optimizer steps that it made."""
-        context, evaluator, step = self._context, self._evaluator, planned.step
+        context, evaluator = self._context, self._evaluator
         assert evaluator is not None
-        assert isinstance(step, Training)
         evaluator.on_training_begin(step.max_steps, step.epochs)
         along = step.participants(TrainingContext(context, evaluator, self._say))
         with training_session(context.model, evaluator, lambda: context.masks, self._stop, keeper, along) as session:
@@ -374,7 +353,7 @@ class _RecipeRun:
                 self._context.note(note)
         return made
 
-    def _start_over(self, planned: _Planned, keeper: StepKeeper, error: Diverged) -> None:
+    def _start_over(self, keeper: StepKeeper, error: Diverged) -> None:
         if not error.everywhere and ranks.is_distributed():
             ranks.any_rank(True)
         if self._checkpointer is None:
@@ -383,7 +362,7 @@ class _RecipeRun:
             f"a training began anew where the run was resumed, as training_func, called again, is not the same: {error}"
         )
         keeper.start_over()
-        rng.seed_all(rng.derive(self._seed, planned.index))
+        rng.seed_all(rng.derive(self._seed, self._step))
 
     def _complete(self, checkpoint: Checkpoint, steps: int) -> None:
         """What a checkpoint says of the run: the training has made so many steps by then."""
@@ -392,13 +371,14 @@ class _RecipeRun:
         checkpoint.steps = (progress.steps, progress.within)
         checkpoint.seconds = time.perf_counter() - self._began
         checkpoint.score = self._score
+        checkpoint.asked = self._asked
 
     def _score_within(self, label: str, steps: int) -> None:
         score = self._scored()
         self._score = score
         self._say(f"{label}: step {steps}", score[DEFAULT_METRIC], steps)
 
-    def _bring_together(self, stage: _PlannedStage) -> None:
+    def _bring_together(self, stage: PlannedStage) -> None:
         """After a training every rank gets rank 0's weights and statistics; the weights should have been the same.
 
         Raises:
@@ -417,13 +397,15 @@ class _RecipeRun:
 
     def _stop_together(self) -> None:
         """Raises Stopped on every rank if one of them is to stop: at places where all of them come by."""
-        asked = False
+        if ranks.any_rank(self._is_asked()):
+            raise Stopped
+
+    def _is_asked(self) -> bool:
         try:
             self._stop()
         except Stopped:
-            asked = True
-        if ranks.any_rank(asked):
-            raise Stopped
+            return True
+        return False
 
     def _scored(self) -> Score:
         assert self._evaluator is not None
@@ -432,7 +414,7 @@ class _RecipeRun:
         self._score_seconds = time.perf_counter() - began
         return score
 
-    def _finish_stage(self, stage: _PlannedStage) -> None:
+    def _finish_stage(self, stage: PlannedStage) -> None:
         model = self._context.model
         if self._scoring and self._score is None:
             self._score = self._scored()
@@ -447,6 +429,16 @@ class _RecipeRun:
     def _say(self, message: str, value: float | None = None, within: int = 0) -> None:
         """Reports, `within` steps behind the trainings that are over."""
         self._report(Event(self._stage, self._progress.steps + within, self._total, message, value))
+
+    @property
+    def _total(self) -> int:
+        """Steps of the trainings that are over, the present one's and those that may still come; 0: not known, for
+        nobody knows how many steps an epoch has."""
+        coming = [step for stage in self._plan[len(self._progress.records) :] for step in stage.procedure.trainings()]
+        coming += [] if self._present is None else [self._present]
+        if self._by_epochs:
+            return 0
+        return self._progress.steps + sum(step.max_steps or 0 for step in coming)
 
 
 def score_aside(evaluator: Evaluator, model: nn.Module, seed: int) -> Score:

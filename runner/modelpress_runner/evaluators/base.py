@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from modelpress_runner.errors import InvalidModelError
-from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, Hook, TensorHook
+from modelpress_runner.evaluators.ddp import move_to_rank_device
+from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, Hook, TensorHook, found, module_called
 from modelpress_runner.evaluators.parameter_groups import ParameterGroup
+from modelpress_runner.runtime.preserve import devices_restored
 
 if TYPE_CHECKING:
     from modelpress_runner.evaluators.replay.tape import Tape
 
-T = TypeVar("T")
 Score = dict[str, float]  # evaluator metrics; "default" is the score
 
 
@@ -115,6 +115,13 @@ class Evaluator(abc.ABC):
             InvalidModelError: no number, no key `default`, NaN or infinity, or a reserved name.
         """
 
+    @contextlib.contextmanager
+    def placed(self, model: nn.Module) -> Iterator[None]:
+        """Inside, a model that is not bound is where it can be called by others; afterwards it is where it was."""
+        with devices_restored(model):
+            move_to_rank_device(model)
+            yield
+
     @abc.abstractmethod
     def optimizers(self) -> Iterator[torch.optim.Optimizer]:
         """The optimizers of the bound model."""
@@ -167,7 +174,7 @@ class Evaluator(abc.ABC):
         """
         name = tensor if isinstance(tensor, str) else "the tensor"
         if isinstance(tensor, str):
-            tensor = _named(dict(self.model.named_parameters(remove_duplicate=False)), tensor, "parameter")
+            tensor = found(dict(self.model.named_parameters(remove_duplicate=False)), tensor, "parameter")
         if not tensor.requires_grad:
             raise InvalidModelError(f"{name} requires no gradient, so no hook can see one; set requires_grad")
         self._remember(hook)
@@ -179,9 +186,9 @@ class Evaluator(abc.ABC):
         Raises:
             InvalidModelError: there is no such module.
         """
-        found = _named(dict(self.model.named_modules(remove_duplicate=False)), module, "module")
+        target = module_called(self.model, module)
         self._remember(hook)
-        hook.attach(found)
+        hook.attach(target)
 
     def register_backward_hook(self, module: str, hook: BackwardHook) -> None:
         """Puts `hook` on the module of this name in the bound model, until unbound.
@@ -189,9 +196,9 @@ class Evaluator(abc.ABC):
         Raises:
             InvalidModelError: there is no such module.
         """
-        found = _named(dict(self.model.named_modules(remove_duplicate=False)), module, "module")
+        target = module_called(self.model, module)
         self._remember(hook)
-        hook.attach(found)
+        hook.attach(target)
 
     def _remember(self, hook: Hook) -> None:
         if not any(hook is known for known in self._hooks):
@@ -208,11 +215,3 @@ class Evaluator(abc.ABC):
         For evaluators that spread parameters over ranks; all ranks must enter it together, and change alike.
         """
         yield
-
-
-def _named(known: Mapping[str, T], name: str, kind: str) -> T:
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    shown = ", ".join(map(repr, near or list(known)[:5]))
-    raise InvalidModelError(f"the model has no {kind} {name!r}; {'near' if near else 'it has'}: {shown}")

@@ -11,13 +11,17 @@ hook.buffer
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from modelpress_runner.errors import InvalidModelError
+
+T = TypeVar("T")
 Buffer = list[Any]
 
 
@@ -26,15 +30,17 @@ class Hook:
 
     Attributes:
         buffer: for the function to collect in. It is left as it is when the hook is removed.
+        when: asked before each call: whether the function is to be called.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.buffer: Buffer = []
+        self.when: Callable[[], bool] = lambda: True
         self._handles: list[RemovableHandle] = []
 
     def _call(self, *args: Any) -> Any:
-        return self.function(self.buffer, *args)
+        return self.function(self.buffer, *args) if self.when() else None
 
     def remove(self) -> None:
         """Takes the hook off again, wherever it is. Does nothing if it is nowhere."""
@@ -78,3 +84,26 @@ class BackwardHook(Hook):
     def attach(self, module: nn.Module) -> None:
         """Puts the hook on a module."""
         self._handles.append(module.register_full_backward_hook(self._call))
+
+
+def module_called(model: nn.Module, name: str) -> nn.Module:
+    """The module of this name.
+
+    Raises:
+        InvalidModelError: there is none.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    return found(modules, name, "module")
+
+
+def found(known: Mapping[str, T], name: str, kind: str) -> T:
+    """What has this name.
+
+    Raises:
+        InvalidModelError: nothing has; the message lists what is near.
+    """
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    shown = ", ".join(map(repr, near or list(known)[:5]))
+    raise InvalidModelError(f"the model has no {kind} {name!r}; {'near' if near else 'it has'}: {shown}")

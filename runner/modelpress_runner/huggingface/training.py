@@ -72,6 +72,11 @@ class TaskEvaluator(TorchEvaluator):
         with on_accelerator(self.model, self.optimizers()):
             super().train(max_steps, max_epochs)
 
+    @contextlib.contextmanager
+    def placed(self, model: nn.Module) -> Iterator[None]:
+        with on_accelerator(model):
+            yield
+
     def _loop(
         self, model: nn.Module, optimizer: Any, step: Any, _: Any, max_steps: int | None, max_epochs: int | None
     ) -> None:
@@ -127,11 +132,12 @@ def _add_up(model: nn.Module) -> None:
 
 
 def calibration_batches(spec: HuggingFace, task: Task, inputs: Inputs) -> list[dict[str, torch.Tensor]] | None:
-    """Batches of model inputs from data.calibration, all as long as the example inputs; None: there is none."""
+    """Batches of model inputs from data.calibration, all as long as the example inputs, whether the rows have labels or
+    not; None: there is none."""
     rows = inputs.data.get("calibration")
     if rows is None:
         return None
-    examples = task.examples(rows)
+    examples = task.unlabeled(rows)
     return [
         task.inputs(examples[first : first + spec.batch_size]) for first in range(0, len(examples), spec.batch_size)
     ]

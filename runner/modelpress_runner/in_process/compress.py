@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ def compress(
     evaluator: Any = None,
     dummy_input: Any = None,
     *,
+    calibration_data: Iterable[Any] | None = None,
     seed: int = 0,
     target: Mapping[str, Any] | ApiModel | None = None,
     benchmark: Mapping[str, Any] | ApiModel | None = None,
@@ -109,6 +110,8 @@ def compress(
         stages: the recipe, as under `stages` of a CompressionJob; snake_case and older tools' spellings are fine.
         evaluator: a TorchEvaluator or another Evaluator, or a function model -> number; none: nothing trains or scores.
         dummy_input: an example input, batch first; else the evaluator's.
+        calibration_data: batches for methods that need to see data, each as dummy_input; a list or DataLoader. None:
+            the evaluator's evaluation shows them.
         seed: equal seeds give equal results.
         target: {"format": "eager" | "pt2"}: the form that the score and the size are taken of.
         benchmark: {"warmup": ..., "iterations": ..., ...}: times dense and compressed model; none: nothing is timed.
@@ -124,7 +127,7 @@ def compress(
         raise InvalidModelError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     model = unwrapped(model)
     spec = recipe({"entrypoint": _entrypoint(model)}, stages, seed, target, benchmark)
-    subject = Subject(model, evaluator, dummy_input)
+    subject = Subject(model, evaluator, dummy_input, calibration_data)
     given = subject.evaluator
     if given is not None:
         given.record_parameter_names(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class StageContext:
     report: Callable[[str], None] = lambda message: None  # a line of progress for people
     stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
+    calibration_data: Iterable[Any] | None = None  # batches as the model takes them, the same on every rank
 
     def note(self, *texts: str) -> None:
         """Adds what the model card should say, each text once."""
@@ -51,9 +52,9 @@ class TrainingContext:
     earlier: Sequence[Participant] = ()
 
 
-# A stage is a list of steps. The engine runs them in order, writes checkpoints within and behind each training, and
-# after a restart goes on from the last one; so a Transform must give the same result when it runs again from the same
-# model, masks, edits and seed.
+# The engine carries out the steps of a stage in order (methods.procedure), writes checkpoints within and behind each
+# training, and after a restart goes on from the last one; so a Transform must give the same result when it runs again
+# from the same model, masks, edits and seed.
 
 
 @dataclass(frozen=True)
@@ -64,4 +65,11 @@ class Transform:
     apply: Callable[[StageContext], None]
 
 
-Step = Transform | Training
+@dataclass(frozen=True)
+class Evaluation:
+    """A step that takes the score of the model as it is, for what comes next to depend on."""
+
+    label: str
+
+
+Step = Transform | Training | Evaluation

@@ -19,7 +19,8 @@ from modelpress_runner.artifact import commit as upload
 from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest
 from modelpress_runner.edits.copies import check_copies, copied
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import RecipeOutcome, plan_stages, run_stages
+from modelpress_runner.engine.plan import plan_stages
+from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.inputs.gather import Inputs, gathered

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -14,6 +14,7 @@ from modelpress_runner.errors import CompressionError, RunnerError
 from modelpress_runner.runtime import wire
 
 T = TypeVar("T")
+Reduction = Literal["sum", "mean", "max"]
 
 # Rank 0 works alone now and then (a dependency analysis, a benchmark) while the others wait for what comes of it. A
 # rank that dies closes its connections, so that nobody waits that long for it.
@@ -73,15 +74,20 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
-def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean of every rank's `value`; same shape, precision and device, equal on all."""
+def all_reduce(value: torch.Tensor, how: Reduction) -> torch.Tensor:
+    """Every rank's `value` as one, in float64 if it is of floats; same shape, type and device, equal on all."""
     if not is_distributed():
         return value
-    total = value.detach().to(_device()).clone()
-    distributed.all_reduce(total)
-    # Rank 0's sum for all: a reduction may differ between ranks in its last bits.
+    total = value.detach().to(_device(), torch.float64 if value.is_floating_point() else value.dtype, copy=True)
+    distributed.all_reduce(total, distributed.ReduceOp.MAX if how == "max" else distributed.ReduceOp.SUM)
+    # Rank 0's for all: a reduction may differ between ranks in its last bits.
     distributed.broadcast(total, src=0)
-    return total.to(value.device) / world_size()
+    return (total / world_size() if how == "mean" else total).to(value.device, value.dtype)
+
+
+def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean of every rank's `value`; same shape, type and device, equal on all."""
+    return all_reduce(value, "mean")
 
 
 def broadcast_object(value: T) -> T:
@@ -162,6 +168,16 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     if told is not None:
         raise _error(told)
     return broadcast_object(value)  # type: ignore[return-value]
+
+
+def raise_together(error: RunnerError | None) -> None:
+    """Raises on every rank what one of them has to raise: its own, or that of the first that has one."""
+    told = all_gather_object(None if error is None else _told_of(error))
+    if error is not None:
+        raise error
+    for each in told:
+        if each is not None:
+            raise _error(each)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from modelpress.api.v1alpha1 import ApiModel
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import Step, TrainingContext, Transform
+from modelpress_runner.methods.procedure import Procedure, StepList
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.participants import Participant
 
@@ -56,12 +57,20 @@ class StageKind(Generic[B]):
         """
 
     def steps(self, block: B, index: int) -> list[Step]:
-        """The steps of stage number `index`, in order.
+        """The steps of stage number `index`, in order, where they are known beforehand.
 
         Raises:
             InvalidSpecError: the block asks for what no step can do.
         """
         raise NotImplementedError
+
+    def procedure(self, block: B, index: int) -> Procedure:
+        """What stage number `index` does: `steps`, or steps that depend on what came of those before.
+
+        Raises:
+            InvalidSpecError: the block asks for what no step can do.
+        """
+        return StepList(self.steps(block, index))
 
     def participants(self, block: B, path: str, index: int, name: str) -> Accompanied:
         """What the stage does in the course of a training that others run: a `together`, or a loop of the user's own.

@@ -15,7 +15,9 @@ from modelpress_runner.dependency.groups import ChannelDependencies, DependencyG
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.train_mode import check_train_mode
+from modelpress_runner.edits.attributes import Attribute
 from modelpress_runner.edits.axes import axis_of
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
@@ -36,13 +38,13 @@ from modelpress_runner.methods.prune.round import (
 )
 from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (
-    DEFAULT_STEPS,
     NO_DUMMY_INPUT,
     Scores,
     check_needs,
     collect,
     is_data_driven,
 )
+from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import Accompanied, StageKind
 from modelpress_runner.subject.subject import Subject
@@ -94,7 +96,8 @@ class PruneKind(StageKind[Prune]):
 
     def check(self, block: Prune, path: str, subject: Subject) -> None:
         """As StageKind.check."""
-        check_needs(block, path, subject.evaluator, subject.dummy_input)
+        sources = Sources(subject.evaluator, subject.calibration_data)
+        check_needs(block, path, sources, subject.dummy_input)
 
     def steps(self, block: Prune, index: int) -> list[Step]:
         """As `steps`."""
@@ -142,9 +145,9 @@ class PruneStage:
         return [Transform("shrink", self.shrink)] if self.shrinks else []
 
     @property
-    def scoring_steps(self) -> int:
-        """How many training steps data-driven methods score by."""
-        return self.prune.scores.steps if self.prune.scores else DEFAULT_STEPS
+    def scoring_steps(self) -> int | None:
+        """How many training steps or batches data-driven methods score by; None: as their pass has it."""
+        return self.prune.scores.steps if self.prune.scores else None
 
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
@@ -214,16 +217,16 @@ class PruneStage:
         good, bad, figures = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
-        cuts = _cuts(dependencies, _only(removed, [groups[index] for index in good]))
-        if not cuts:
+        edits = _edits(dependencies, _only(removed, [groups[index] for index in good]))
+        if not edits:
             context.note(f"Nothing was shrunk by {self.path}: no cut was proven")
             return
         masks: Masks = {name: dict(tensors) for name, tensors in context.masks.items()}
-        replay(model, cuts, masks)
+        replay(model, edits, masks)
         context.masks = {
             name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())
         }
-        context.edits += cuts
+        context.edits += edits
         before, after, macs, new_macs = figures
         context.report(f"shrunk: {before} -> {after} parameters, {macs} -> {new_macs} MACs")
 
@@ -238,9 +241,9 @@ class PruneStage:
         figures: list[int] = []
 
         def proof(part: list[int]) -> None:
-            cuts = _cuts(dependencies, _only(removed, [groups[index] for index in part]))
-            found = prove(context.model, cuts, context.dummy_input)
-            check_train_mode(context.model, cuts, context.dummy_input)
+            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            found = prove(context.model, edits, context.dummy_input)
+            check_train_mode(context.model, edits, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
 
         try:
@@ -283,8 +286,8 @@ class PruneStage:
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
-            cuts = _cuts(dependencies, _only(removed, [groups[index] for index in part]))
-            prove_structure(context.model, cuts, context.dummy_input, draws=_FIRST_DRAWS)
+            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            prove_structure(context.model, edits, context.dummy_input, draws=_FIRST_DRAWS)
 
         def bad() -> list[tuple[int, str]]:
             return list(without_culprits(list(range(len(groups))), proof)[1].items())
@@ -313,11 +316,13 @@ class PruneStage:
         return self.known
 
 
-def _cuts(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Cut]:
-    return [
+def _edits(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
+    cuts = [
         Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist()))
         for axis, kept in dependencies.kept(removed)
     ]
+    changed = dependencies.changed(removed)
+    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed)]
 
 
 def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from modelpress_runner.methods.context import TrainingContext
 from modelpress_runner.methods.prune.schedule import last_step, next_step, prunes_at, sparsity_at
 from modelpress_runner.methods.prune.score_window import ScoreWindow
 from modelpress_runner.methods.prune.selection import Choice, Selection, select
+from modelpress_runner.passes.run import DEFAULT_STEPS
 from modelpress_runner.stages.prune import PruneStage
 from modelpress_runner.training.participants import Participant
 
@@ -138,8 +139,9 @@ class StepPruner(Participant):
 
     def _scores_at(self, step: int) -> bool:
         """Whether step number `step` is one of those that are scored by, as it is soon time to prune."""
+        steps = self._stage.scoring_steps or DEFAULT_STEPS
         coming = (self._next(choice, step - 1) for choice in self._choices)
-        return any(due is not None and due - step < self._stage.scoring_steps for due in coming)
+        return any(due is not None and due - step < steps for due in coming)
 
     def _next(self, choice: Choice, step: int) -> int | None:
         """When the sparsity of a module grows next."""

@@ -20,10 +20,11 @@ from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain
 from modelpress_runner.evaluators.parameter_groups import join
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
 from modelpress_runner.export.layout import Layout
+from modelpress_runner.passes.forward import first_batch
+from modelpress_runner.passes.frozen import scoring_passes
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime.example_inputs import as_call, batch_size, map_tensors, tensors, with_batch
 from modelpress_runner.runtime.preserve import flags_restored, untouched
-from modelpress_runner.training.frozen import scoring_passes
 from modelpress_runner.usercode.calling import user_code
 
 
@@ -35,7 +36,9 @@ class Subject:
         model: the dense model; it is taken out of DistributedDataParallel and torch.compile, inside it too.
         evaluator: an Evaluator, a function model -> number (or dict with the key 'default'), or None.
         example_inputs: as the model takes them: a tensor, or a tuple, list or dict; else the evaluator's dummy_input.
-        calibration_data: batches for methods that need to see data.
+        calibration_data: batches for methods that need to see data, as the model takes them (each like
+            example_inputs), without labels; a list or DataLoader, which can be gone through again. The same on every
+            rank: each takes a share of the batches.
         layout: another library's layout, to be written into the artifact too.
 
     Raises:
@@ -69,8 +72,11 @@ class Subject:
         return self.evaluator.dummy_input
 
     def find_inputs(self) -> None:
-        """Where there are no example inputs, takes those of the first call that scoring makes of the model, else those
-        of the first that training makes. Model, optimizers and random numbers stay as they were."""
+        """Where there are no example inputs, takes the first batch of the calibration data, else the inputs of the
+        first call that scoring makes of the model, else those of the first that training makes. Model, optimizers and
+        random numbers stay as they were."""
+        if self.dummy_input is None and self.calibration_data is not None:
+            self.example_inputs = few_rows(self.model, first_batch(self.calibration_data))
         if self.dummy_input is not None or self.evaluator is None:
             return
         found: list[Any] = []
@@ -207,10 +213,22 @@ class CompressionModule:
         """Example inputs for the model."""
         return None
 
+    @classmethod
+    def calibration_data(cls) -> Iterable[Any] | None:
+        """Batches for methods that need to see data, as Subject.calibration_data."""
+        return None
+
 
 _REQUIRED = ("model", "evaluator")
 _TRAINERS = ("sparsifying_trainer", "post_compress_finetuning_trainer")
-_OPTIONAL = ("optimizer_factory", "criterion", *_TRAINERS, "post_compress_finetuning_epochs", "example_inputs")
+_OPTIONAL = (
+    "optimizer_factory",
+    "criterion",
+    *_TRAINERS,
+    "post_compress_finetuning_epochs",
+    "example_inputs",
+    "calibration_data",
+)
 
 
 def subject_of(module: type[CompressionModule] | CompressionModule, **args: Any) -> Subject:
@@ -234,14 +252,16 @@ def subject_of(module: type[CompressionModule] | CompressionModule, **args: Any)
         raise InvalidModelError(f"{name}.evaluator() returned None; return a function model -> number")
     with user_code(f"{name}.example_inputs", InvalidModelError):
         example_inputs = module.example_inputs()
+    with user_code(f"{name}.calibration_data", InvalidModelError):
+        calibration_data = module.calibration_data()
     if not given.can_train:
-        return Subject(model, ModuleEvaluator(module, given), example_inputs)
+        return Subject(model, ModuleEvaluator(module, given), example_inputs, calibration_data)
     own = [part for part in _TRAINERS if _defines(module, part)]
     if own:
         raise InvalidModelError(
             f"{name}.evaluator() returned an evaluator that trains, and {name} defines {own[0]}(), too; keep one"
         )
-    return Subject(model, given, example_inputs)
+    return Subject(model, given, example_inputs, calibration_data)
 
 
 def module_name(module: type[CompressionModule] | CompressionModule) -> str:

@@ -21,7 +21,7 @@ import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -38,13 +38,15 @@ from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.errors import InvalidModelError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
+from modelpress_runner.passes.collectors import Collector, Pass
+from modelpress_runner.passes.frozen import scoring_passes
+from modelpress_runner.passes.run import Kind, Sources, run_pass
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.calls import Call
-from modelpress_runner.training.frozen import scoring_passes
 from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.run import training_session
 
@@ -631,6 +633,66 @@ class EvaluatorContract:
         assert traces(model) == before
         assert [module.training for module in model.modules()] == modes
         assert all(parameter.grad is None for parameter in model.parameters())
+
+    @pytest.mark.parametrize("kind", [Kind.EVALUATION, Kind.TRAINING])
+    def test_a_pass_sees_activations(self, make: Make, kind: Kind) -> None:
+        """Sums of |output| of a module are those that a hook of torch's own sees in an evaluation, or in three steps
+        over the frozen model; weights, modes, random numbers and hooks are as they were."""
+        evaluator, model = make()
+        evaluator.record_parameter_names(model)
+        evaluator.on_stage_begin("prune", "taylor")
+        name = _first_weight(model)[0].rpartition(".")[0]
+        model.train()
+        values, state, before = _values(model), rng.capture(), traces(model)
+        found, count = run_pass(
+            model, Sources(evaluator), kind, lambda data: {"": _Outputs(name, data)}, batches=3, seed=4
+        )
+        assert count >= 1
+        assert _same(_values(model), values)
+        assert _same(rng.capture(), state)
+        assert traces(model) == before
+        assert all(module.training for module in model.modules())
+        noted: list[torch.Tensor] = []
+
+        def note(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            if kind is Kind.EVALUATION or torch.is_grad_enabled():
+                noted.append(output.detach().double().abs().sum())
+
+        handle = model.get_submodule(name).register_forward_hook(note)
+        with rng.fork_rng(4):
+            if kind is Kind.TRAINING:
+                steps: list[int] = []
+                scoring_passes(model, evaluator, 3, before_step=lambda: steps.append(len(noted)))
+                noted = noted[: steps[-1]]
+            else:
+                evaluator.evaluate(model)
+                noted = noted[: int(found[""].calls)]
+        handle.remove()
+        assert noted
+        assert int(found[""].calls) == len(noted)
+        assert float(found[""].compute()) == float(sum(noted))
+
+
+class _Outputs(Collector):
+    """The sum of |output| of a module, and its calls."""
+
+    states: ClassVar = {"total": "sum", "calls": "sum"}
+
+    def __init__(self, name: str, data: Pass) -> None:
+        self._name, self._data = name, data
+        self.total, self.calls = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
+
+    def attach(self) -> None:
+        self._hook = ForwardHook(lambda buffer, module, args, output: buffer.append(output.detach()))
+        self._data.register_forward_hook(self._name, self._hook)
+
+    def update(self) -> None:
+        for output in self._hook.buffer:
+            self.total, self.calls = self.total + output.double().abs().sum(), self.calls + 1
+        self._hook.buffer.clear()
+
+    def compute(self) -> torch.Tensor:
+        return self.total
 
 
 class _Triple(Participant):

@@ -5,8 +5,10 @@
         modules = {**MODULES, "MyLayer": lambda: MyLayer(4, 6)}     # if the row's default types are not torch's own
 
 What a test asks depends on the row: its granularity (a score for each weight, or for each output channel) and its needs
-(scores that need activations or gradients are collected from training steps, the others come from the module alone).
-Several methods are tested by one class if it overrides the fixture `each`.
+(scores that need activations or gradients are collected from a pass over data, the others come from the module alone).
+Several methods are tested by one class if it overrides the fixture `each`. What prunes is tried as a stage by itself,
+as part of a `together`, and in a loop of the user's own; with other evaluators than plain PyTorch if a class overrides
+`net`, `evaluator` and the fixture `way`.
 """
 
 from __future__ import annotations
@@ -18,15 +20,21 @@ import pytest
 import torch
 from torch import nn
 
-from modelpress.api.v1alpha1 import Prune
+from modelpress.api.v1alpha1 import Prune, Stage
+from modelpress_runner.edits.masks import Masks
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.in_process.prepare import prepare_compression
 from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.protocol import DataDrivenMethod, PruneMethod
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
 from modelpress_runner.methods.prune.statistics import collect
+from modelpress_runner.passes.collectors import TrainingPass
+from modelpress_runner.runtime import rng
 from modelpress_runner.stages.prune import steps
+from modelpress_runner.subject.subject import Subject
 
 # A small module of 6 outputs by the name of its type.
 MODULES: Mapping[str, Callable[[], nn.Module]] = {
@@ -52,8 +60,14 @@ def inputs(module: nn.Module) -> torch.Tensor:
     return torch.randn(2, channels, *[4] * (weight.dim() - 2), dtype=weight.dtype)
 
 
-def trainer(model: nn.Module, inputs: Callable[[nn.Module], torch.Tensor] = inputs) -> Evaluator:
-    """Trains every part of a sequence on its own, on random inputs: the loss is the sum of the squared outputs."""
+def loss_of(model: nn.Module, inputs: Callable[[nn.Module], torch.Tensor] = inputs) -> torch.Tensor:
+    """The sum of the squared outputs of every child on its own, on random inputs."""
+    losses = [part(inputs(part)).square().sum() for part in model.children()]
+    return torch.stack([loss.float() for loss in losses]).sum()
+
+
+def trainer(model: nn.Module) -> Evaluator:
+    """Trains by `loss_of`."""
 
     def training_func(
         model: Any, optimizer: Any, training_step: Any, scheduler: Any, max_steps: Any, max_epochs: Any
@@ -64,10 +78,12 @@ def trainer(model: nn.Module, inputs: Callable[[nn.Module], torch.Tensor] = inpu
             optimizer.step()
 
     return TorchEvaluator(
-        training_func,
-        lambda params: torch.optim.SGD(params, lr=0.1),
-        lambda batch, model: sum(part(inputs(part)).square().sum() for part in model),
+        training_func, lambda params: torch.optim.SGD(params, lr=0.1), lambda batch, model: loss_of(model)
     )
+
+
+def _nothing() -> None:
+    """Nobody watches."""
 
 
 def masked(model: nn.Module, evaluator: Evaluator | None = None, **settings: Any) -> StageContext:
@@ -150,10 +166,9 @@ class PruneMethodContract:
             evaluator = trainer(parent)
             evaluator.bind(parent)
             assert isinstance(each, DataDrivenMethod)
-            collector = each.collector("0", model, evaluator)
+            collector = each.collector("0", model, TrainingPass(evaluator))
             collector.attach()
-            with torch.no_grad():
-                parent(torch.full((2, 300), 0.5, dtype=model.weight.dtype))
+            parent(torch.full((2, 300), 0.5, dtype=model.weight.dtype))
             model.weight.grad = torch.full_like(model.weight, 0.5)
             collector.update()
             totals.append(collector.compute())
@@ -163,17 +178,90 @@ class PruneMethodContract:
         else:
             assert torch.equal(*totals)
 
-    def test_masks_cover_weight_and_bias(self, each: PruneMethod) -> None:
-        """Masks are shaped and typed like the parameters, hold 0 and 1, and are applied at once."""
+    # Stages: alone, along with a training, and in a loop of the user's own --------------------------------------------
+
+    @pytest.fixture(params=["stage", "together", "loop"])
+    def way(self, request: pytest.FixtureRequest) -> str:
+        """How a stage is carried out."""
+        way: str = request.param
+        return way
+
+    def net(self, *modules: nn.Module) -> nn.Module:
+        """A model whose children are these, called "0", "1" and so on."""
+        return nn.Sequential(*modules)
+
+    def evaluator(self, model: nn.Module) -> Evaluator:
+        """Trains every child on its own; one step an epoch where it knows epochs only."""
+        return trainer(model)
+
+    def pruned(
+        self, way: str, model: nn.Module, settings: dict[str, Any], seed: int = 0, watch: Callable[[], None] = _nothing
+    ) -> Masks:
+        """The masks of one prune stage, and no shrink. Rounds are steps where it goes along with a training.
+
+        Args:
+            way: as the fixture gives it.
+            settings: of the block.
+            watch: called behind each round, or before each step and at the end.
+        """
+        block = {"speedup": False, **settings}
+        if way == "stage":
+            context = StageContext(model, self.evaluator(model), None, seed)
+            for step in steps(Prune.model_validate(block), 0):
+                assert isinstance(step, Transform)
+                step.apply(context)
+                watch()
+            return context.masks
+        schedule = dict(block.pop("schedule", {}))
+        rounds = schedule.pop("rounds", None)
+        counted = {"startStep": 1} if rounds is None else {"startStep": 1, "endStep": 1 + rounds, "frequency": 1}
+        part = {"prune": {**block, "schedule": {**schedule, **counted}}}
+        run = self._along if way == "together" else self._in_a_loop
+        with rng.fork_rng(seed):
+            return run(model, part, 2 if rounds is None else 1 + rounds, seed, watch)
+
+    def _along(self, model: nn.Module, part: dict[str, Any], count: int, seed: int, watch: Callable[[], None]) -> Masks:
+        evaluator = self.evaluator(model)
+        bind = evaluator.bind
+
+        def bound(model: nn.Module) -> None:
+            bind(model)
+            evaluator.before_optimizer_step(watch)
+
+        evaluator.bind = bound  # type: ignore[method-assign]
+        length = {"maxSteps" if evaluator.supports_max_steps else "epochs": count}
+        stage = Stage.model_validate({"together": {**length, "of": [part]}})
+        outcome = run_stages(Subject(model, evaluator), [stage], seed=seed, scores=False)
+        watch()
+        return outcome.masks
+
+    def _in_a_loop(
+        self, model: nn.Module, part: dict[str, Any], count: int, seed: int, watch: Callable[[], None]
+    ) -> Masks:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        compression = prepare_compression(model, [{"together": {"of": [part]}}], optimizers=optimizer, seed=seed)
+        callbacks = compression.callbacks
+        callbacks.on_train_begin()
+        for number in range(count):
+            callbacks.on_step_begin(number)
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            callbacks.on_before_optimizer_step()
+            watch()
+            optimizer.step()
+            callbacks.on_after_optimizer_step()
+        watch()
+        callbacks.on_train_end()
+        return compression.result.masks
+
+    def test_masks_cover_weight_and_bias(self, each: PruneMethod, way: str) -> None:
+        """Masks are shaped and typed like the parameters, hold 0 and 1, and are in force."""
         if not {"Conv2d", "Linear"} <= set(each.op_types):
             pytest.skip("takes no Conv2d and Linear")
-        model = nn.Sequential(nn.Conv2d(3, 8, 3).double(), nn.Linear(4, 8, bias=False))
-        context = masked(model, algorithm=each.name, configList=[{"sparsity": 0.5}])
-        assert {name: set(tensors) for name, tensors in context.masks.items()} == {
-            "0": {"weight", "bias"},
-            "1": {"weight"},
-        }
-        for name, tensors in context.masks.items():
+        model = self.net(nn.Conv2d(3, 8, 3).double(), nn.Linear(4, 8, bias=False))
+        masks = self.pruned(way, model, {"algorithm": each.name, "configList": [{"sparsity": 0.5}]})
+        assert {name: set(tensors) for name, tensors in masks.items()} == {"0": {"weight", "bias"}, "1": {"weight"}}
+        for name, tensors in masks.items():
             for parameter, mask in tensors.items():
                 value = getattr(model.get_submodule(name), parameter)
                 assert mask.shape == value.shape
@@ -181,57 +269,55 @@ class PruneMethodContract:
                 assert set(mask.unique().tolist()) <= {0.0, 1.0}
                 assert bool((value[mask == 0] == 0).all())
             assert float(tensors["weight"].mean()) == 0.5
-        assert float(context.masks["0"]["bias"].mean()) == (1.0 if each.facts.granularity == "weight" else 0.5)
+        assert float(masks["0"]["bias"].mean()) == (1.0 if each.facts.granularity == "weight" else 0.5)
 
     @pytest.mark.parametrize("scope", ["local", "global"])
-    def test_rounds_never_give_back(self, each: PruneMethod, scope: str) -> None:
+    def test_rounds_never_give_back(self, each: PruneMethod, scope: str, way: str) -> None:
         """From round to round zeros are only added, although weights change in between."""
         if "Linear" not in each.op_types:
             pytest.skip("takes no Linear")
-        model = nn.Sequential(nn.Linear(6, 20), nn.Linear(20, 20))
-        context = StageContext(model, trainer(model), None, 3)
+        model = self.net(nn.Linear(6, 20), nn.Linear(20, 20))
         before: dict[str, torch.Tensor] = {}
         shares = []
+
+        def look() -> None:
+            zeros = 0
+            for name, part in model.named_children():
+                weight: Any = part.weight
+                gone = weight.detach() == 0
+                assert not bool((before.get(name, gone) & ~gone).any())
+                before[name] = gone
+                zeros += int(gone.sum())
+                if way == "stage":
+                    with torch.no_grad():
+                        weight.copy_(torch.randn(weight.shape, generator=generator(9)))
+            shares.append(round(zeros / (120 + 400), 2))
+
         settings = {
             "algorithm": each.name,
             "scope": scope,
-            "speedup": False,
             "configList": [{"sparsity": 0.8}],
             "schedule": {"type": "linear", "rounds": 4},
         }
-        for step in steps(Prune.model_validate(settings), 0):
-            assert isinstance(step, Transform)
-            step.apply(context)
-            for name, tensors in context.masks.items():
-                assert bool((tensors["weight"] <= before.get(name, tensors["weight"])).all())
-                before[name] = tensors["weight"]
-            zeros = sum(int((mask == 0).sum()) for mask in before.values())
-            shares.append(round(zeros / (120 + 400), 2))
-            with torch.no_grad():
-                for part in model:
-                    weight: Any = part.weight
-                    weight.copy_(torch.randn(weight.shape, generator=generator(9)))
+        self.pruned(way, model, settings, 3, look)
         assert shares == sorted(shares)
+        assert shares[-1] > 0
         if scope == "local":
-            assert shares == [0.2, 0.4, 0.6, 0.8]
+            assert shares == ([0.2, 0.4, 0.6, 0.8] if way == "stage" else [0.0, 0.0, 0.2, 0.4, 0.6, 0.8])
 
-    def test_a_step_run_twice_gives_the_same(self, each: PruneMethod) -> None:
-        """A round that runs again from the same state, as after a restart, gives the same masks."""
+    def test_a_stage_run_twice_gives_the_same(self, each: PruneMethod, way: str) -> None:
+        """A stage that runs again from the same state, as after a restart, gives the same masks."""
         if "Linear" not in each.op_types:
             pytest.skip("takes no Linear")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = nn.Sequential(nn.Linear(6, 20))
-        settings = {"algorithm": each.name, "speedup": False, "configList": [{"sparsity": 0.3}]}
-        (step,) = steps(Prune.model_validate(settings), 2)
-        assert isinstance(step, Transform)
+            weights = nn.Linear(6, 20).state_dict()
+        settings = {"algorithm": each.name, "configList": [{"sparsity": 0.3}]}
         results = []
         for _ in range(2):
-            copy = nn.Sequential(nn.Linear(6, 20))
-            copy.load_state_dict(model.state_dict())
-            context = StageContext(copy, trainer(copy), None, 7)
-            step.apply(context)
-            results.append(context.masks["0"]["weight"])
+            layer = nn.Linear(6, 20)
+            layer.load_state_dict(weights)
+            results.append(self.pruned(way, self.net(layer), settings, 7)["0"]["weight"])
         assert torch.equal(*results)
         assert int((results[0] == 0).sum()) == 36
 

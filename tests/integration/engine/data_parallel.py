@@ -14,9 +14,9 @@ import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.evaluators.hooks import ForwardHook
+from modelpress_runner.passes.frozen import scoring_passes
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.subject import CompressionModule, Subject, subject_of
-from modelpress_runner.training.frozen import scoring_passes
 
 
 class Net(nn.Module):

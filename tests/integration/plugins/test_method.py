@@ -55,6 +55,20 @@ def test_a_job_prunes_by_a_method_of_a_plugin(modelpress: Callable[..., Any], tm
     assert [cut["kept"] for cut in shrunk["edits"]] == [[1, 3, 4, 5], [1, 3, 4, 5]]
 
 
+def test_calibration_data_of_an_entrypoint_are_looked_at(modelpress: Callable[..., Any], tmp_path: Path) -> None:
+    """In them the two channels are the loudest: they stay, and two others go."""
+    path = job(tmp_path / "job.yaml")
+    document = yaml.safe_load(Path(path).read_text())
+    document["spec"]["model"]["args"] = {"calibration": True}
+    Path(path).write_text(yaml.safe_dump(document))
+    done = modelpress("run", path, "--no-progress", plugin=CODE)
+    assert done.returncode == 0, done.stderr
+    shrunk = json.loads(next(tmp_path.glob("modelpress-runs/default/quiet-*/*/shrink.json")).read_text())
+    kept = {tuple(cut["kept"]) for cut in shrunk["edits"]}
+    assert len(kept) == 1
+    assert {0, 2} < set(*kept)
+
+
 def test_validation_and_crd_know_it(modelpress: Callable[..., Any], tmp_path: Path) -> None:
     """Its row says that it looks at data and removes channels; the CRD made beside the plug-in lists both names."""
     done = modelpress("validate", job(tmp_path / "job.yaml"), plugin=CODE)

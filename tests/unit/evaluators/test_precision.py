@@ -12,10 +12,10 @@ from modelpress.api.v1alpha1 import Stage
 from modelpress.store import open_store
 from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import run_stages
+from modelpress_runner.passes.frozen import scoring_passes
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.subject.subject import Subject
-from modelpress_runner.training.frozen import scoring_passes
 
 X = torch.tensor([[1.0, 2.0]])
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from activations import mean_activation
 from tiny_models import bert, rows, subject
 
 import modelpress as mp
@@ -140,3 +141,24 @@ def test_what_cannot_work_is_said_before_anything_is_compressed(
     with pytest.raises(error) as caught:
         run(folder, prune(0.5), **spec)
     assert str(caught.value).startswith(message)
+
+
+def test_calibration_data_show_activations(folder: Path) -> None:
+    """Three rows of data.calibration, in batches of two and one: the features of a layer that say least there go."""
+    layer = "bert.encoder.layer.0.intermediate.dense"
+    (folder / "other.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in SENTENCES[::-1]))
+    data = {"calibration": {"uri": "other.jsonl", "samples": 3}}
+    with mean_activation():
+        stage = {"prune": {"algorithm": "mean_activation", "configList": [{"opNames": [layer], "sparsity": 0.5}]}}
+        run(folder, stage, data=data)
+    found = subject(folder / "model", "text-classification", rows("calibration", *SENTENCES[:0:-1]))
+    seen: list[torch.Tensor] = []
+    found.model.get_submodule(layer).register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    found.model.eval()
+    with torch.no_grad():
+        for batch in found.calibration_data:
+            found.model(**batch)
+    means = torch.cat([output.flatten(0, -2) for output in seen]).double().abs().mean(dim=0)
+    [file] = (folder / "store").rglob("shrink.json")
+    cut = next(each for each in json.loads(file.read_text())["edits"] if each["module"] == layer)
+    assert cut["kept"] == sorted(means.argsort()[len(means) // 2 :].tolist())

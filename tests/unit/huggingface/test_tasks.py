@@ -292,6 +292,23 @@ def test_calibration_needs_no_labels(tmp_path):
     assert not found.evaluator.can_evaluate
 
 
+@pytest.mark.parametrize(
+    ("task", "kind", "row"),
+    [
+        ("text-classification", ("BertForSequenceClassification",), {"text": "red cat"}),
+        ("token-classification", ("BertForTokenClassification", TAGS), {"tokens": ["red", "cat"]}),
+    ],
+)
+def test_calibration_of_what_has_labels_needs_none(tmp_path, task, kind, row):
+    """Text alone, or words alone; what the model takes is what it takes of labeled rows."""
+    found = subject(bert(tmp_path, *kind), task, rows("calibration", row, row))
+    [batch] = found.calibration_data
+    assert batch["input_ids"].shape == (2, LENGTH)
+    assert batch["input_ids"][0, :4].tolist() == [2, 5, 7, 3]
+    assert "labels" not in batch
+    assert found.model(**batch)["logits"].shape[0] == 2
+
+
 def test_roberta_counts_positions_from_behind_the_padding(tmp_path):
     """A RoBERTa of 10 positions takes 9 tokens: the first position is the padding's."""
     from tiny_models import SPECIAL, WORDS, tokenizer

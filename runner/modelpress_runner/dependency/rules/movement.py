@@ -5,6 +5,7 @@ Code that takes parts of an axis by number goes on to do so; what that allows to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,35 @@ def moved(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dic
             continue
         for mine, labels in zip(planes, found, strict=True):
             mine.append(plane.like(labels))
-    sizes = args[1] if name in _VIEWS else ()
-    left_open = list(sizes).index(-1) if -1 in sizes else None
+    if name in _VIEWS and -1 in args[1]:
+        left_open = list(args[1]).index(-1)
+        parts = [d for d in _parts(source.shape, results[0].shape, left_open) if d not in trace.named]
+        planes[0] = trace.rigid(planes[0], parts, f"{trace.where(name)} parts them by number")
     for result, mine in zip(results, planes, strict=True):
-        trace.put(result, mine, left_open)
+        trace.put(result, mine)
+
+
+def _parts(old: Sequence[int], new: Sequence[int], left_open: int) -> list[int]:
+    """The dimensions beside `left_open` that come of the same dimension of the old shape.
+
+    They are numbers of the code; it is the one left open that follows when the old dimension gets shorter.
+    """
+    inside = math.prod(new[left_open + 1 :])
+    around = inside * new[left_open]  # positions of the old tensor from one step of the dimension before to the next
+    step = 1
+    for size in reversed(old):
+        if step <= inside and step * size >= around and size > 1:
+            first, last = step, step * size
+            break
+        step *= size
+    else:
+        return []
+    out, step = [], 1
+    for d in reversed(range(len(new))):
+        if d != left_open and new[d] > 1 and first <= step and step * new[d] <= last:
+            out.append(d)
+        step *= new[d]
+    return out
 
 
 def _run(func: Any, labels: torch.Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -65,8 +65,16 @@ class Task(abc.ABC):
         """Example inputs of the model: one row, full of content."""
 
     @abc.abstractmethod
+    def unlabeled(self, rows: Rows) -> Sequence[Any]:
+        """The rows, checked and ready for `inputs`; of labels nothing is asked.
+
+        Raises:
+            InvalidSpecError: a column is missing, or a value is not what the task needs.
+        """
+
+    @abc.abstractmethod
     def inputs(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """What the model is called with for these examples, without labels: a batch for calibration."""
+        """What the model is called with for these examples, labeled or not: a batch for calibration."""
 
 
 class TextTask(Task):

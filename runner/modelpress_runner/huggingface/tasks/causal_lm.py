@@ -38,6 +38,9 @@ class CausalLm(TextTask):
             for block in blocks
         ]
 
+    def unlabeled(self, rows: Rows) -> Sequence[Any]:
+        return self.examples(rows)
+
     def batch(self, examples: Sequence[Any], whole: bool = False) -> Batch:
         return {"inputs": self.padded(examples, whole)}
 

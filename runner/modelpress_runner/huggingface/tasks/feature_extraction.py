@@ -21,8 +21,6 @@ class FeatureExtraction(TextTask):
 
     def examples(self, rows: Rows) -> Sequence[Any]:
         texts = self.texts(rows, self.text_column, "text")
-        if rows.name == "calibration" and PAIR_COLUMN not in rows.columns and self.columns.text_pair is None:
-            return [{"text": item} for item in self.encoded(texts)]
         pairs = self.texts(rows, self.columns.text_pair or PAIR_COLUMN, "textPair")
         numbers: dict[str, int] = {}
         for pair in pairs:
@@ -31,6 +29,9 @@ class FeatureExtraction(TextTask):
             {"text": text, "pair": pair, "number": numbers[name]}
             for text, pair, name in zip(self.encoded(texts), self.encoded(pairs), pairs, strict=True)
         ]
+
+    def unlabeled(self, rows: Rows) -> Sequence[Any]:
+        return [{"text": item} for item in self.encoded(self.texts(rows, self.text_column, "text"))]
 
     def batch(self, examples: Sequence[Any], whole: bool = False) -> Batch:
         return {

@@ -21,6 +21,9 @@ class ImageClassification(Task):
         labels = label_ids(rows.column("label"), self.config, rows.where)
         return _Images(rows, labels)
 
+    def unlabeled(self, rows: Rows) -> Sequence[Any]:
+        return _Images(rows, [0] * len(rows))
+
     def batch(self, examples: Sequence[Any], whole: bool = False) -> Batch:
         return {
             "inputs": self.inputs(examples),

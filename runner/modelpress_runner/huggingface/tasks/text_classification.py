@@ -19,11 +19,15 @@ class TextClassification(TextTask):
 
     def examples(self, rows: Rows) -> Sequence[Any]:
         column = self.columns.label or LABEL_COLUMNS[self.spec.task]
-        texts = self.texts(rows, self.text_column, "text")
-        pairs = None if self.columns.text_pair is None else self.texts(rows, self.columns.text_pair, "textPair")
+        items = self.unlabeled(rows)
         rows.need(column, "spec.model.huggingFace.columns.label")
         labels = label_ids(rows.column(column), self.config, rows.where)
-        return [{**item, "label": label} for item, label in zip(self.encoded(texts, pairs), labels, strict=True)]
+        return [{**item, "label": label} for item, label in zip(items, labels, strict=True)]
+
+    def unlabeled(self, rows: Rows) -> Sequence[Any]:
+        texts = self.texts(rows, self.text_column, "text")
+        pairs = None if self.columns.text_pair is None else self.texts(rows, self.columns.text_pair, "textPair")
+        return self.encoded(texts, pairs)
 
     def batch(self, examples: Sequence[Any], whole: bool = False) -> Batch:
         return {

@@ -54,6 +54,15 @@ class TokenClassification(TextTask):
             )
         return out
 
+    def unlabeled(self, rows: Rows) -> Sequence[Any]:
+        path = "spec.model.huggingFace.columns.text"
+        rows.need(self.text_column, path)
+        listed = [
+            [str(word) for word in _listed(words, number, rows, self.text_column, path)]
+            for number, words in enumerate(rows.column(self.text_column), 1)
+        ]
+        return [self._encode(words, [IGNORED] * len(words)) for words in listed]
+
     def _encode(self, words: list[str], ids: list[int]) -> dict[str, Any]:
         given = self.processor(words, is_split_into_words=True, truncation=True, max_length=self.length)
         labels, before = [], None

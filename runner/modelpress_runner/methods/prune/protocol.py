@@ -1,15 +1,14 @@
-"""Interface of pruning methods and of their collectors."""
+"""Interface of pruning methods."""
 
 from __future__ import annotations
 
-import abc
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
-from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook
+from modelpress_runner.passes.collectors import Collector, Pass
 
 
 class PruneMethod:
@@ -52,57 +51,13 @@ class PruneMethod:
         `generator` is the module's own; a method without chance leaves it alone. Of a data-driven method it is not
         asked: see DataDrivenMethod.
         """
-        raise TypeError(f"the scores of {self.name} are collected from training steps")
-
-
-class Pass(Protocol):
-    """A pass over data, as a collector sees it: every evaluator is one, and so is a loop of the user's own."""
-
-    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """The whole gradient of a parameter, seen before an optimizer step; None: there is none."""
-
-    def register_forward_hook(self, module: str, hook: ForwardHook) -> None:
-        """Puts `hook` on the module of this name until the pass is over."""
-
-    def register_backward_hook(self, module: str, hook: BackwardHook) -> None:
-        """Puts `hook` on the module of this name until the pass is over."""
-
-
-class Collector(abc.ABC):
-    """Gathers the scores of one module from the steps of a pass."""
-
-    def attach(self) -> None:  # noqa: B027
-        """The pass begins: hooks can be put in place, `Pass.register_forward_hook` for one."""
-
-    @abc.abstractmethod
-    def update(self) -> None:
-        """A step has run forward and, where gradients are needed, backward; parameters are whole."""
-
-    @abc.abstractmethod
-    def compute(self) -> torch.Tensor:
-        """This rank's scores of all steps together, as PruneMethod.score gives them. Nothing else leaves the device.
-
-        Raises:
-            CompressionError: there is nothing to score by.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was gathered so far, for a checkpoint: tensors and plain data.
-
-        As it is here, all attributes that are tensors, numbers or None; a class that gathers in others says so itself.
-        """
-        kinds = (torch.Tensor, bool, int, float, type(None))
-        return {name: value for name, value in vars(self).items() if isinstance(value, kinds)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was."""
-        vars(self).update(state)
+        raise TypeError(f"the scores of {self.name} are collected from a pass over data")
 
 
 class DataDrivenMethod(PruneMethod):
     """A method whose row needs activations or gradients: it scores by a pass over data.
 
-    A method that needs activations puts its hooks in place when its collector starts.
+    Its collectors compute what PruneMethod.score would give. They put their hooks in place when they are attached.
     """
 
     def collector(self, name: str, module: nn.Module, data: Pass) -> Collector:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator
-from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, Hook
 from modelpress_runner.methods.prune.channels import weight_of
-from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod
-from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice
-from modelpress_runner.methods.prune.statistics import Scores, is_data_driven
-from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.methods.prune.statistics import Scores, collector, is_data_driven
+from modelpress_runner.passes.collectors import Collector, TrainingPass
 
 
 class ScoreWindow:
@@ -37,7 +33,7 @@ class ScoreWindow:
     def __init__(self, model: nn.Module, choices: Iterable[Choice], path: str, evaluator: Evaluator) -> None:
         self._model, self._path, self._evaluator = model, path, evaluator
         self._choices = [choice for choice in choices if is_data_driven(choice)]
-        self._watched = _Watched(evaluator)
+        self._watched = TrainingPass(evaluator)
         self._collectors: dict[str, Collector] | None = None
         self._made()
 
@@ -48,8 +44,8 @@ class ScoreWindow:
         """Collecting begins, unless it has."""
         if self._collectors is None:
             self._collectors = self._made()
-            for collector in self._collectors.values():
-                collector.attach()
+            for each in self._collectors.values():
+                each.attach()
 
     def step(self) -> None:
         """The gradients of one more step are there. A step with one that is not finite does not count: scalers of mixed
@@ -58,8 +54,8 @@ class ScoreWindow:
         assert self._collectors is not None
         with self._evaluator.gathered_parameters():
             if all(self._is_finite(choice) for choice in self._choices):
-                for collector in self._collectors.values():
-                    collector.update()
+                for each in self._collectors.values():
+                    each.update()
 
     def scores(self) -> Scores:
         """What was collected, the same on every rank; afterwards the window is empty again.
@@ -69,7 +65,9 @@ class ScoreWindow:
         """
         collectors = self._made() if self._collectors is None else self._collectors
         try:
-            return {name: ranks.all_reduce_mean(each.compute()) for name, each in collectors.items()}
+            for each in collectors.values():
+                each.sync()
+            return {name: each.compute() for name, each in collectors.items()}
         finally:
             self.close()
 
@@ -95,35 +93,4 @@ class ScoreWindow:
         return gradient is None or bool(torch.isfinite(gradient).all())
 
     def _made(self) -> dict[str, Collector]:
-        made: dict[str, Collector] = {}
-        for choice in self._choices:
-            pruner = cast(DataDrivenMethod, method(choice.algorithm))
-            try:
-                module = self._model.get_submodule(choice.module)
-                made[choice.module] = pruner.collector(choice.module, module, self._watched)
-            except InvalidModelError as error:
-                raise InvalidSpecError(str(error), f"{self._path}.configList[{choice.entry}]") from error
-        return made
-
-
-class _Watched:
-    """A training that goes on, as one pass over data: hooks go when the pass is over, and not with the training."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-        self._hooks: list[Hook] = []
-
-    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        return self._evaluator.gradient(parameter)
-
-    def register_forward_hook(self, module: str, hook: ForwardHook) -> None:
-        self._hooks.append(hook)
-        self._evaluator.register_forward_hook(module, hook)
-
-    def register_backward_hook(self, module: str, hook: BackwardHook) -> None:
-        self._hooks.append(hook)
-        self._evaluator.register_backward_hook(module, hook)
-
-    def close(self) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+        return {choice.module: collector(choice, self._model, self._watched, self._path) for choice in self._choices}

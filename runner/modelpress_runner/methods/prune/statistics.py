@@ -1,26 +1,23 @@
-"""Scores that need data: collected from training steps over the frozen model, alike on every rank."""
+"""Scores that need data: collected from passes over the frozen model, alike on every rank."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 
 from modelpress.api.v1alpha1 import Prune
-from modelpress.api.v1alpha1 import Scores as ScoreSettings
-from modelpress.api.v1alpha1.algorithms import algorithm
+from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
-from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.methods.context import StageContext
-from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod
+from modelpress_runner.methods.prune.protocol import DataDrivenMethod
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice, Selection
-from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.passes.collectors import Collector, Pass
+from modelpress_runner.passes.run import Kind, Sources, run_pass
 from modelpress_runner.runtime import rng
-from modelpress_runner.training.frozen import scoring_passes
 
-DEFAULT_STEPS = ScoreSettings().steps
 NO_DUMMY_INPUT = (
     "shrinking needs a dummy_input to find out which channels depend on each other; give the evaluator one, or set "
     "shrink: false"
@@ -30,12 +27,13 @@ _COLLECTING = 2**30  # part of the seed: the streams of collecting are others th
 Scores = Mapping[str, torch.Tensor]  # of modules by name, as PruneMethod.score gives them
 
 
-def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_input: object) -> None:
+def check_needs(prune: Prune, path: str, sources: Sources, dummy_input: object) -> None:
     """Checks that what the stage's methods need is there; `path` is that of the stage (spec.stages[0].prune).
 
     Raises:
         InvalidSpecError: it is not.
     """
+    evaluator = sources.evaluator
     for number, entry in enumerate(prune.config_list):
         if entry.exclude:
             continue
@@ -43,16 +41,9 @@ def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_inpu
         pruner = method(entry.algorithm or prune.algorithm)
         needs = pruner.facts.needs
         if pruner.facts.data_driven:
-            what = f"{pruner.name} scores by the {pruner.facts.data} of training steps"
-            if evaluator is None:
-                raise InvalidSpecError(f"{what}, but there is no evaluator; give one that can train", where)
-            evaluator.on_stage_begin("prune", pruner.name)
-            if not evaluator.can_train:
-                raise InvalidSpecError(
-                    f"{what}, but the evaluator cannot train; give it {evaluator.train_needs}, or take an algorithm "
-                    "that looks at weights only, such as l1",
-                    where,
-                )
+            if evaluator is not None:
+                evaluator.on_stage_begin("prune", pruner.name)
+            _check_data(pruner.facts, sources, where)
         if "evaluate" in needs and (evaluator is None or not evaluator.can_evaluate):
             missing = "an evaluator" if evaluator is None else evaluator.evaluate_needs
             raise InvalidSpecError(f"{pruner.name} evaluates the model; give {missing}", where)
@@ -62,63 +53,101 @@ def check_needs(prune: Prune, path: str, evaluator: Evaluator | None, dummy_inpu
             raise InvalidSpecError(f"{pruner.name} runs the model; give the evaluator a dummy_input", where)
 
 
+def _check_data(row: Algorithm, sources: Sources, path: str) -> None:
+    of = "training steps" if "gradients" in row.needs else "a pass over data"
+    try:
+        missing = sources.missing(row.needs)
+    except InvalidModelError as error:
+        raise InvalidModelError(f"{row.name} scores by the {row.data} of {of}, but {error}", path) from error
+    if missing is not None:
+        raise InvalidSpecError(
+            f"{row.name} scores by the {row.data} of {of}, but {missing}, or take an algorithm that looks at weights "
+            "only, such as l1",
+            path,
+        )
+
+
 def is_data_driven(choice: Choice) -> bool:
     """Whether the scores of a module are to be collected."""
     return algorithm("prune", choice.algorithm).data_driven
 
 
-def collect(context: StageContext, selection: Selection, steps: int, part: tuple[int, int], path: str) -> Scores:
+def collector(choice: Choice, model: torch.nn.Module, data: Pass, path: str) -> Collector:
+    """What collects the scores of a module whose method is data-driven; `path` is that of the stage.
+
+    Raises:
+        InvalidSpecError: the module cannot be scored.
+    """
+    pruner = cast(DataDrivenMethod, method(choice.algorithm))
+    try:
+        return pruner.collector(choice.module, model.get_submodule(choice.module), data)
+    except InvalidModelError as error:
+        raise InvalidSpecError(str(error), f"{path}.configList[{choice.entry}]") from error
+
+
+def collect(context: StageContext, selection: Selection, steps: int | None, part: tuple[int, int], path: str) -> Scores:
     """The scores of all selected modules whose method is data-driven; nothing runs if there is none.
 
-    The model keeps every bit of its state. Equal seeds and `part` (stage and round) see the same random numbers, so a
-    round that is repeated after a restart gives the same scores. The sums are taken in float64 and averaged over ranks,
-    with the same bits on each.
+    Methods that need the same kind of pass share one. The model keeps every bit of its state. Equal seeds and `part`
+    (stage and round) see the same random numbers, so a round that is repeated after a restart gives the same scores.
+    The sums are taken in float64 over all ranks, with the same bits on each.
 
     Args:
-        steps: optimizer steps to go over, on every rank.
+        steps: batches, or optimizer steps on every rank, to go over at most; None: as passes.run.run_pass says.
         path: of the stage, for messages.
 
     Raises:
-        InvalidSpecError: a module cannot be scored, or nothing can train.
+        InvalidSpecError: a module cannot be scored, or there is nothing to score by.
         CompressionError: a module gets no gradient, or one that is not finite, or training makes no steps.
-        UserCodeError: the user's training raised.
+        UserCodeError: the user's code raised.
         Stopped: the run should end.
     """
-    choices = [choice for choice in selection.choices.values() if is_data_driven(choice)]
-    if not choices:
-        return {}
-    evaluator = context.evaluator
-    if evaluator is None:
-        raise InvalidSpecError(
-            f"{choices[0].algorithm} scores by training steps, but nothing here can train; give an evaluator that can",
-            f"{path}.algorithm",
-        )
-    collectors: dict[str, Collector] = {}
-    for choice in choices:
-        pruner = cast(DataDrivenMethod, method(choice.algorithm))
-        try:
-            collectors[choice.module] = pruner.collector(
-                choice.module, context.model.get_submodule(choice.module), evaluator
+    sources = Sources(context.evaluator, context.calibration_data)
+    by_kind: dict[Kind, list[Choice]] = {}
+    for choice in filter(is_data_driven, selection.choices.values()):
+        row = algorithm("prune", choice.algorithm)
+        if context.evaluator is not None:
+            context.evaluator.on_stage_begin("prune", choice.algorithm)
+        kind = sources.kind(row.needs)
+        if kind is None:
+            _check_data(row, sources, f"{path}.algorithm")
+            raise AssertionError
+        if kind is Kind.TRAINING and "gradients" not in row.needs:
+            context.note(
+                f"{row.name} scored by the {row.data} of training steps, as there is neither calibration data nor an "
+                "evaluation"
             )
-        except InvalidModelError as error:
-            raise InvalidSpecError(str(error), f"{path}.configList[{choice.entry}]") from error
+        by_kind.setdefault(kind, []).append(choice)
+    scores: dict[str, torch.Tensor] = {}
+    for kind, choices in by_kind.items():
+        scores |= _pass(context, sources, kind, choices, steps, part, path)
+    return scores
 
-    def start() -> None:
-        for each in collectors.values():
-            each.attach()
 
-    def step() -> None:
-        with evaluator.gathered_parameters():
-            for each in collectors.values():
-                each.update()
-
-    evaluator.on_stage_begin("prune", choices[0].algorithm)
+def _pass(
+    context: StageContext,
+    sources: Sources,
+    kind: Kind,
+    choices: Sequence[Choice],
+    steps: int | None,
+    part: tuple[int, int],
+    path: str,
+) -> dict[str, torch.Tensor]:
+    if sources.evaluator is not None:
+        sources.evaluator.on_stage_begin("prune", choices[0].algorithm)
     stage, number = part
     try:
-        with rng.fork_rng(rng.derive(rng.derive(context.seed, _COLLECTING + stage), number)):
-            scoring_passes(context.model, evaluator, steps, before_step=step, bound=start, stop=context.stop)
-        scores = {name: ranks.all_reduce_mean(each.compute()) for name, each in collectors.items()}
-    except CompressionError as error:
-        raise error if error.path else CompressionError(str(error), f"{path}.algorithm") from error
-    context.report(f"scored {len(scores)} modules by {steps} training steps")
+        collectors, count = run_pass(
+            context.model,
+            sources,
+            kind,
+            lambda data: {choice.module: collector(choice, context.model, data, path) for choice in choices},
+            batches=steps,
+            seed=rng.derive(rng.derive(context.seed, _COLLECTING + stage), number),
+            stop=context.stop,
+        )
+        scores = {name: each.compute() for name, each in collectors.items()}
+    except (CompressionError, InvalidModelError) as error:
+        raise error if error.path else type(error)(str(error), f"{path}.algorithm") from error
+    context.report(f"scored {len(scores)} modules by {count} {kind}")
     return scores

@@ -1,8 +1,8 @@
-"""A pruning method in one file: output channels that say least, by the mean of |output| over training steps."""
+"""A pruning method in one file: output channels that say least, by the mean of |output| over data."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from modelpress.api.v1alpha1.algorithms import Algorithm, SparsitySchedule, register
 
@@ -29,23 +29,29 @@ def __getattr__(name: str) -> Any:
     from torch import nn
 
     from modelpress_runner.evaluators.hooks import ForwardHook
-    from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod, Pass
+    from modelpress_runner.methods.prune.protocol import DataDrivenMethod
+    from modelpress_runner.passes.collectors import Collector, Pass
 
     class Means(Collector):
+        states: ClassVar = {"total": "sum", "count": "sum"}
+
         def __init__(self, name: str, module: nn.Module, data: Pass) -> None:
-            self.name, self.data, self.total_ = name, data, torch.zeros(module.out_features).double()
+            self.name, self.data = name, data
+            self.total = torch.zeros(module.out_features).double()
+            self.count = torch.zeros(())
+            self.hook = ForwardHook(lambda buffer, module, args, output: buffer.append(output.detach()))
 
         def attach(self) -> None:
-            self.hook = ForwardHook(lambda buffer, module, args, output: buffer.append(output.detach().double()))
             self.data.register_forward_hook(self.name, self.hook)
 
         def update(self) -> None:
             for output in self.hook.buffer:
-                self.total_ = self.total_ + output.flatten(0, -2).abs().mean(dim=0).cpu()
+                rows = output.flatten(0, -2).double().abs().cpu()
+                self.total, self.count = self.total + rows.sum(dim=0), self.count + len(rows)
             self.hook.buffer.clear()
 
         def compute(self) -> torch.Tensor:
-            return self.total_
+            return self.total / self.count
 
     class MeanActivation(DataDrivenMethod):
         name = "mean_activation"

@@ -6,7 +6,7 @@ from torch import nn
 import modelpress as mp
 
 
-def create():
+def create(calibration=False):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 2))
@@ -29,4 +29,5 @@ def create():
         dummy_input=rows[:2],
         evaluating_func=lambda model: -float(model(rows).square().mean()),
     )
-    return mp.Subject(model, evaluator=evaluator, example_inputs=rows[:2])
+    waves = [torch.tensor([[1.0, -1.0, 1.0, -1.0]])] * 3  # here the two are louder than all others
+    return mp.Subject(model, evaluator, rows[:2], calibration_data=waves if calibration else None)

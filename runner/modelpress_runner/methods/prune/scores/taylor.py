@@ -9,13 +9,16 @@ steps ranks alike.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.methods.prune.channels import in_blocks, weight_of
-from modelpress_runner.methods.prune.protocol import Collector, DataDrivenMethod, Pass
+from modelpress_runner.methods.prune.protocol import DataDrivenMethod
+from modelpress_runner.passes.collectors import Collector, Pass
 
 
 class Taylor(DataDrivenMethod):
@@ -33,13 +36,16 @@ class Taylor(DataDrivenMethod):
 
 
 class TaylorCollector(Collector):
-    """Sums (w g)^2 of each channel in float64."""
+    """Sums (w g)^2 of each channel in float64; over ranks it is the mean."""
+
+    states: ClassVar = {"_sum": "mean", "_bad": "max", "_seen": "max"}
 
     def __init__(self, name: str, module: nn.Module, data: Pass) -> None:
         self._name, self._module, self._data = name, module, data
         self._axis = module_axis(module, name, "out")
-        self._sum: torch.Tensor | None = None
-        self._bad: torch.Tensor | None = None  # the first step with a gradient that is not finite; 0: none so far
+        self._sum = torch.zeros(self._axis.size, dtype=torch.float64)
+        self._seen = torch.zeros((), dtype=torch.long)  # whether there was a gradient
+        self._bad = torch.zeros((), dtype=torch.long)  # the first step with a gradient that is not finite; 0: none
         self._steps = 0
         if not module.weight.requires_grad:
             raise InvalidModelError(
@@ -57,20 +63,21 @@ class TaylorCollector(Collector):
             return
         rows = [self._axis.rows("weight", tensor.detach()) for tensor in (weight, gradient)]
         scores = in_blocks(lambda some, gradients: (some * gradients).square_().sum(dim=1), *rows)
-        if self._sum is None or self._bad is None:
-            self._sum, self._bad = torch.zeros_like(scores), torch.zeros((), dtype=torch.long, device=scores.device)
+        if self._sum.device != scores.device or not self._seen:
+            self._sum, self._bad = self._sum.to(scores), self._bad.to(scores.device)
+            self._seen = torch.ones_like(self._seen)
         self._sum += scores
         # Asked for in the end only: to look at a number of a device is to wait for it.
         self._bad = torch.where((self._bad == 0) & ~torch.isfinite(scores).all(), self._steps, self._bad)
 
     def compute(self) -> torch.Tensor:
         """As Collector.compute."""
-        if self._bad is not None and (step := int(self._bad)):
+        if step := int(self._bad):
             raise CompressionError(
                 f"the gradient of '{self._name}' is NaN or infinite in training step {step}, so it has no score; lower "
                 "the loss scale, or train in another precision"
             )
-        if self._sum is None:
+        if not self._seen:
             raise CompressionError(
                 f"no gradient reached '{self._name}' in {self._steps} training steps, so it has no score; let the loss "
                 "depend on it, or exclude the module"

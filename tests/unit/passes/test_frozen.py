@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
 from modelpress_runner.errors import CompressionError, UserCodeError
+from modelpress_runner.passes.frozen import scoring_passes
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
-from modelpress_runner.training.frozen import scoring_passes
 
 
 class Busy(nn.Module):

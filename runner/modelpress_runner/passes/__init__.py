@@ -1,0 +1,1 @@
+"""Passes over data in which the model stays as it is: calibration, training steps, evaluation."""
