@@ -9,18 +9,20 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
-from modelpress.search import Spread
 from modelpress_runner.errors import InvalidModelError, first_line
 from modelpress_runner.measure.clocks import Clock, clock_of
 from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
 from modelpress_runner.runtime.preserve import untouched
+
+if TYPE_CHECKING:
+    from modelpress.search import Spread
 
 BATCHES = 10  # of calls, for the spread of a median
 MOST_ROUNDS = 10  # times `benchmark.iterations` calls of each model, where the verdict stays open
@@ -44,7 +46,7 @@ class Timing:
         return {**spread, "iterations": self.iterations}
 
 
-Settled = Callable[[Timing, Timing, Spread], bool]
+Settled = Callable[[Timing, Timing, "Spread"], bool]
 
 
 def compare(
@@ -121,6 +123,8 @@ def spread_of(dense: list[int], compressed: list[int]) -> Spread:
     batch's medians lies in it with a probability of 1 - 2 (1 + 10) / 2^10 = 0.979. Fewer calls than BATCHES are taken
     one by one, from the lowest to the highest.
     """
+    from modelpress.search import Spread
+
     count = min(BATCHES, len(dense))
     spare = 1 if count == BATCHES else 0
     times = [[float(np.median(part)) for part in np.array_split(side, count)] for side in (dense, compressed)]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
-from modelpress.search import Spread
 from modelpress_runner.export.weights import safetensors_bytes
 from modelpress_runner.measure import counts, latency
 from modelpress_runner.measure.clocks import Clock
+
+if TYPE_CHECKING:
+    from modelpress.search import Spread
 
 
 @dataclass(frozen=True)

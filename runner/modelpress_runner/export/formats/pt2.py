@@ -11,8 +11,6 @@ from modelpress.store import layout as names
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.export.formats.base import Format
 from modelpress_runner.export.layout import Layout
-from modelpress_runner.export.pt2.equivalence import NotPortableError
-from modelpress_runner.export.pt2.program import describe, export_program, open_program
 
 
 class Pt2(Format):
@@ -25,6 +23,9 @@ class Pt2(Format):
 
     def write(self, model: nn.Module, example: Any, path: Path, layout: Layout | None) -> Path | None:
         """Exports it."""
+        from modelpress_runner.export.pt2.equivalence import NotPortableError
+        from modelpress_runner.export.pt2.program import export_program
+
         try:
             export_program(model, example, path)
         except NotPortableError as error:
@@ -36,6 +37,8 @@ class Pt2(Format):
 
     def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:
         """The program, as mp.load opens it."""
+        from modelpress_runner.export.pt2.program import describe, open_program
+
         assert path is not None
         written = describe(path)  # right before, of the user's own model
         return open_program(path, written.operators, written.calls)
