@@ -339,7 +339,7 @@ def main() -> None:
         return
     result: dict[str, Any] = {
         "benchmark": "training_overhead",
-        "machine": {"python": platform.python_version(), "cpu": platform.machine(), "threads": 1},
+        "machine": {"python": platform.python_version(), "cpu": platform.machine(), "load": os.getloadavg()[0]},
         "rounds": arguments.rounds,
         "steps": arguments.steps,
         "limit": MOST,
