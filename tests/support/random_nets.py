@@ -84,6 +84,8 @@ class Attention(nn.Module):
         else:
             self.q, self.k, self.v = (nn.Linear(channels, rows) for _ in range(3))
         self.out = nn.Linear(rows, channels)
+        if kind == "biased":  # a number for each head and distance
+            self.bias = nn.Embedding(2 * SIZE * SIZE, heads)
 
     def forward(self, x: Image) -> Image:
         samples, _, height, wide = x.shape
@@ -98,6 +100,10 @@ class Attention(nn.Module):
             )
         if self.kind == "kernel":
             seen = F.scaled_dot_product_attention(q, k, v)
+        elif self.kind == "biased":
+            place = torch.arange(height * wide)
+            bias = self.bias(place[:, None] - place + height * wide).permute(2, 0, 1)
+            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         elif self.kind == "einsum":
             weights = torch.softmax(torch.einsum("bhtd,bhsd->bhts", q, k) * 0.5, -1)
             seen = torch.einsum("bhts,bhsd->bhtd", weights, v)
@@ -173,7 +179,10 @@ def _block(dice: random.Random, channels: int, depth: int) -> tuple[nn.Module, i
         lambda: Gate(channels),
         lambda: Twice(channels),
         lambda: Attention(
-            channels, dice.randint(2, 4), dice.randint(2, 3), dice.choice(["fused", "kernel", "einsum", "plain"])
+            channels,
+            dice.randint(2, 4),
+            dice.randint(2, 3),
+            dice.choice(["fused", "kernel", "biased", "einsum", "plain"]),
         ),
         lambda: ChannelsLast(nn.Linear(channels, channels)),
         lambda: ChannelsLast(nn.LayerNorm(channels)),

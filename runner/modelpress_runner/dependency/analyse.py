@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis
-from modelpress_runner.dependency.planes import Plane
+from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNumber
+from modelpress_runner.dependency.planes import Plane, resolved
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
 from modelpress_runner.dependency.rules.contraction import by_group
-from modelpress_runner.dependency.trace import AttentionScale, LabelMode, Trace
+from modelpress_runner.dependency.trace import Calls, LabelMode, NamedSize, Trace
 from modelpress_runner.dependency.units import Units
 from modelpress_runner.edits.axes import CONV, AxisView, module_axis
 from modelpress_runner.edits.computed import computed
@@ -63,6 +63,7 @@ class _Analysis:
         self._refused: dict[str, str] = {}  # modules that cannot lose channels, with the reason
         for name, module in model.named_modules():
             self._label(name, module)
+            self._name_sizes(name, module)
         self._spare_shared()
         self._trace = Trace(self._units, self._planes, self._kernels)
 
@@ -91,7 +92,7 @@ class _Analysis:
                 torch.random.fork_rng(devices=devices),
                 self._trace.following(self._model),
                 mode,
-                AttentionScale(self._trace),
+                Calls(self._trace),
             ):
                 return tensors_in(call(self._model, map_tensors(inputs, torch.clone)))
         finally:
@@ -148,6 +149,15 @@ class _Analysis:
             for tensor, layout in view.tensors.items():
                 self._place(getattr(view.owner, tensor), view, layout, atoms)
 
+    def _name_sizes(self, name: str, module: nn.Module) -> None:
+        """Numbers among a module's attributes know from now on whose they are; those of torch's layers follow cuts."""
+        if type(module).__module__.startswith("torch.nn."):
+            return
+        own = vars(module)
+        for key, value in own.items():
+            if type(value) is int and value > 1:
+                own[key] = NamedSize.of(value, name, key)
+
     def _place(self, tensor: torch.Tensor, view: AxisView, layout: str, atoms: torch.Tensor) -> None:
         self._kernels.setdefault(id(tensor), {}).setdefault(view.axis, atoms)
         dim = 1 if layout == "cols" else 0
@@ -180,6 +190,7 @@ class _Analysis:
                     frozen.setdefault(unit, reason)
                 units.append(unit)
             axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, tuple(units)))
+        sizes = self._numbers(numbers)
         made = {unit for each in axes if each.producer for unit in each.units}
         for each in axes:
             for unit in set(each.units) - made:
@@ -188,7 +199,23 @@ class _Analysis:
             unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
             frozen[unit] = reason
             axes.append(DependentAxis(name, "out", False, (unit,)))
-        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes))
+        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes)
+
+    def _numbers(self, units: dict[int, int]) -> tuple[DependentNumber, ...]:
+        """The attributes that are sizes of what may be cut, and of nothing else."""
+        found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+        for size, dim, labels in self._trace.sizes:
+            known = found.setdefault((size.module, size.name), set())
+            now = resolved([] if labels is None else [Plane(labels)], self._units)
+            if now and now[0].varying == [dim]:
+                known.add(tuple(units.get(root, -1) for root in now[0].labels.flatten().tolist()))
+            else:
+                known.add(())  # a size that stays
+        return tuple(
+            DependentNumber(module, name, next(iter(vectors)))
+            for (module, name), vectors in found.items()
+            if len(vectors) == 1 and min(next(iter(vectors)), default=-1) >= 0
+        )
 
     def _is_reached(self, axis: _LabelledAxis) -> bool:
         return any(id(getattr(axis.view.owner, tensor)) in self._trace.used for tensor in axis.view.tensors)

@@ -18,6 +18,7 @@ from torch import nn
 from modelpress_runner.dependency.exact import FEW_BYTES, Seen, Weights, cache_limit, exactly, widened
 from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.runtime.graph import call, map_tensors
@@ -50,13 +51,13 @@ class Counterparts:
 
     Args:
         model: the model, its masks applied.
-        cuts: what makes it small.
+        edits: what makes it small.
 
     Raises:
         CompressionError: it cannot be copied, a cut does not fit it, or one parts weights that two modules share.
     """
 
-    def __init__(self, model: nn.Module, cuts: Sequence[Cut]) -> None:
+    def __init__(self, model: nn.Module, edits: Sequence[Edit]) -> None:
         shared = {id(parameter): parameter for parameter in model.parameters()}
         try:
             self.masked = copy.deepcopy(model, dict(shared)).eval()
@@ -71,8 +72,11 @@ class Counterparts:
         self._masks: dict[str, torch.Tensor] = {}
         self._places: dict[str, torch.Tensor] = {}
         self._kept_bytes = 0  # of these two
-        for each in cuts:
-            self._cut(each)
+        for each in edits:
+            if isinstance(each, Cut):
+                self._cut(each)
+            else:
+                each.apply(self.shrunk)
         parameters = dict(self.masked.named_parameters(remove_duplicate=False))
         small = dict(self.shrunk.named_parameters(remove_duplicate=False))
         self._names: dict[int, str] = {}  # of the masked form's parameters, the first of a shared one

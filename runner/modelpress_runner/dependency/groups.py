@@ -34,6 +34,15 @@ class DependentAxis:
 
 
 @dataclass(frozen=True)
+class DependentNumber:
+    """A number that a module has as an attribute and gives as a size: how many positions there are of these units."""
+
+    module: str
+    name: str
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DependencyGroup:
     """Units with the same producers: the candidates of one ranking, because their layers shrink together."""
 
@@ -53,6 +62,7 @@ class ChannelDependencies:
     frozen: dict[int, str] = field(default_factory=dict)
     refuted: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a user should know of the model
+    numbers: tuple[DependentNumber, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -65,6 +75,7 @@ class ChannelDependencies:
             ],
             "frozen": dict(reasons),
             "notes": list(self.notes),
+            "numbers": [{"module": n.module, "name": n.name, "units": list(n.units)} for n in self.numbers],
         }
 
     @classmethod
@@ -72,7 +83,8 @@ class ChannelDependencies:
         """What `to_dict` gave."""
         axes = tuple(DependentAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
-        return cls(axes, frozen, notes=tuple(data["notes"]))
+        numbers = tuple(DependentNumber(n["module"], n["name"], tuple(n["units"])) for n in data["numbers"])
+        return cls(axes, frozen, notes=tuple(data["notes"]), numbers=numbers)
 
     @cached_property
     def unit_count(self) -> int:
@@ -119,6 +131,15 @@ class ChannelDependencies:
             gone = removed[axis.vector]
             if gone.any():
                 out.append((axis, ~gone))
+        return out
+
+    def changed(self, removed: torch.Tensor) -> list[tuple[DependentNumber, int]]:
+        """Every number that changes, with its new value. `removed` as in `kept`."""
+        out = []
+        for number in self.numbers:
+            gone = int(removed[list(number.units)].sum())
+            if gone:
+                out.append((number, len(number.units) - gone))
         return out
 
     @cached_property

@@ -23,7 +23,7 @@ from modelpress_runner.dependency.counterparts import Counterparts, UnprovableEr
 from modelpress_runner.dependency.exact import Seen
 from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.dependency.varied import CHANGES, Change, Examples
-from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime.graph import tensors_in
 
@@ -76,8 +76,8 @@ class _UndecidedError(Exception):
     """A comparison that says nothing; the message is the reason."""
 
 
-def prove(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> Proof:
-    """Compares `model`, whose masks are applied, with what `cuts` make of it; it stays as it is.
+def prove(model: nn.Module, edits: Sequence[Edit], dummy_input: Any) -> Proof:
+    """Compares `model`, whose masks are applied, with what `edits` make of it; it stays as it is.
 
     Proven: fewer parameters, fewer multiply-accumulates of one forward pass (of convolutions and matrix products, where
     there are any), outputs of the same number and shapes, and equal outputs: on the real weights, and on DRAWS draws of
@@ -87,21 +87,21 @@ def prove(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> Proof:
     Raises:
         CompressionError: one of them does not hold, the model does not run, or nothing could be compared.
     """
-    return _Comparison(model, cuts, dummy_input).run(real=True)
+    return _Comparison(model, edits, dummy_input).run(real=True)
 
 
-def prove_structure(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any, draws: int = DRAWS) -> Proof:
+def prove_structure(model: nn.Module, edits: Sequence[Edit], dummy_input: Any, draws: int = DRAWS) -> Proof:
     """As `prove`, of so many draws only: `model` need not be masked.
 
     Raises:
         CompressionError: as `prove`.
     """
-    return _Comparison(model, cuts, dummy_input).run(real=False, draws=draws)
+    return _Comparison(model, edits, dummy_input).run(real=False, draws=draws)
 
 
 class _Comparison:
-    def __init__(self, model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> None:
-        self._forms = Counterparts(model, cuts)
+    def __init__(self, model: nn.Module, edits: Sequence[Edit], dummy_input: Any) -> None:
+        self._forms = Counterparts(model, edits)
         before, after = self._forms.sizes
         if after >= before:
             raise CompressionError(f"the shrink removed nothing: {before} parameters before, {after} after")

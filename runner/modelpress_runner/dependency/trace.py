@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ class Trace:
         self._planes: Any = WeakTensorKeyDictionary()
         self._modules: list[tuple[str, nn.Module]] = []
         self._rectangles: dict[bytes, torch.Tensor] = {}
+        self.named: Collection[int] = ()  # dimensions of the view under way whose sizes are attributes
+        self.sizes: list[
+            tuple[NamedSize, int, torch.Tensor | None]
+        ] = []  # with the dimension, and labels that it parts
         self.used: set[int] = set()  # ids of the parameters that an operation has taken
 
     def planes(self, tensor: Any) -> list[Plane]:
@@ -158,10 +162,26 @@ class LabelMode(TorchDispatchMode):
         return out
 
 
-class AttentionScale(TorchFunctionMode):
-    """scaled_dot_product_attention divides by the root of a size that it reads itself: that size is rigid.
+class NamedSize(int):
+    """A whole number that knows which attribute of which module it is."""
 
-    Where it runs as a kernel its rule knows that; where it is taken apart, nothing in its parts shows it.
+    module: str
+    name: str
+
+    @classmethod
+    def of(cls, value: int, module: str, name: str) -> NamedSize:
+        """The number with its name."""
+        size = cls(value)
+        size.module, size.name = module, name
+        return size
+
+
+class Calls(TorchFunctionMode):
+    """What shows only where Python calls torch.
+
+    - scaled_dot_product_attention divides by the root of a size that it reads itself: that size is rigid. Where it runs
+      as a kernel its rule knows that; where it is taken apart, nothing in its parts shows it.
+    - Sizes of a view that are attributes of a module: they can change with what is cut.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -173,7 +193,31 @@ class AttentionScale(TorchFunctionMode):
         if func is nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
             for tensor in [*args[:2], *(kwargs[key] for key in ("query", "key") if key in kwargs)]:
                 self._trace.rigid(self._trace.planes(tensor), [tensor.dim() - 1], self._trace.where("attention"))
-        return func(*args, **kwargs)
+        named = _named_sizes(func, args, kwargs)
+        if not named:
+            return func(*args, **kwargs)
+        self._trace.named = named.keys()
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._trace.named = ()
+        for dim, size in named.items():
+            planes = [plane for plane in self._trace.planes(out) if dim in plane.varying]
+            self._trace.sizes.append((size, dim, planes[0].labels if planes else None))
+        return out
+
+
+def _named_sizes(func: Any, args: Any, kwargs: Any) -> dict[int, NamedSize]:
+    """The named ones of the sizes that a view is asked for, by dimension of the result."""
+    name = getattr(func, "__name__", "")
+    if name not in ("view", "reshape", "unflatten") or not args or not isinstance(args[0], torch.Tensor):
+        return {}
+    given = [*args[1:], *kwargs.values()]
+    first = 0
+    if name == "unflatten":
+        first, given = given[0] % args[0].dim() if isinstance(given[0], int) else 0, given[1:]
+    sizes = given[0] if given and isinstance(given[0], tuple | list) else given
+    return {first + d: size for d, size in enumerate(sizes) if isinstance(size, NamedSize)}
 
 
 def _key(labels: torch.Tensor) -> bytes:

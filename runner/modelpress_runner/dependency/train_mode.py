@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.runtime.example_inputs import with_batch
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
 
-def check_train_mode(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) -> None:
-    """Runs a copy of `model` once in train mode before and once after `cuts`.
+def check_train_mode(model: nn.Module, edits: Sequence[Edit], dummy_input: Any) -> None:
+    """Runs a copy of `model` once in train mode before and once after `edits`.
 
     Raises:
         CompressionError: it runs before them, and does not after them, or gives outputs of other shapes.
@@ -27,7 +27,7 @@ def check_train_mode(model: nn.Module, cuts: Sequence[Cut], dummy_input: Any) ->
         before = [tuple(tensor.shape) for tensor in _train_pass(twin, dummy_input)]
     except Exception:  # it does not run on example inputs in train mode at all
         return
-    replay(twin, cuts)
+    replay(twin, edits)
     try:
         after = [tuple(tensor.shape) for tensor in _train_pass(twin, dummy_input)]
     except Exception as error:

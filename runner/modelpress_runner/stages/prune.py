@@ -15,7 +15,9 @@ from modelpress_runner.dependency.groups import ChannelDependencies, DependencyG
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.train_mode import check_train_mode
+from modelpress_runner.edits.attributes import Attribute
 from modelpress_runner.edits.axes import axis_of
+from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
@@ -215,16 +217,16 @@ class PruneStage:
         good, bad, figures = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
-        cuts = _cuts(dependencies, _only(removed, [groups[index] for index in good]))
-        if not cuts:
+        edits = _edits(dependencies, _only(removed, [groups[index] for index in good]))
+        if not edits:
             context.note(f"Nothing was shrunk by {self.path}: no cut was proven")
             return
         masks: Masks = {name: dict(tensors) for name, tensors in context.masks.items()}
-        replay(model, cuts, masks)
+        replay(model, edits, masks)
         context.masks = {
             name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())
         }
-        context.edits += cuts
+        context.edits += edits
         before, after, macs, new_macs = figures
         context.report(f"shrunk: {before} -> {after} parameters, {macs} -> {new_macs} MACs")
 
@@ -239,9 +241,9 @@ class PruneStage:
         figures: list[int] = []
 
         def proof(part: list[int]) -> None:
-            cuts = _cuts(dependencies, _only(removed, [groups[index] for index in part]))
-            found = prove(context.model, cuts, context.dummy_input)
-            check_train_mode(context.model, cuts, context.dummy_input)
+            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            found = prove(context.model, edits, context.dummy_input)
+            check_train_mode(context.model, edits, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
 
         try:
@@ -284,8 +286,8 @@ class PruneStage:
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
-            cuts = _cuts(dependencies, _only(removed, [groups[index] for index in part]))
-            prove_structure(context.model, cuts, context.dummy_input, draws=_FIRST_DRAWS)
+            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            prove_structure(context.model, edits, context.dummy_input, draws=_FIRST_DRAWS)
 
         def bad() -> list[tuple[int, str]]:
             return list(without_culprits(list(range(len(groups))), proof)[1].items())
@@ -314,11 +316,13 @@ class PruneStage:
         return self.known
 
 
-def _cuts(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Cut]:
-    return [
+def _edits(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
+    cuts = [
         Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist()))
         for axis, kept in dependencies.kept(removed)
     ]
+    changed = dependencies.changed(removed)
+    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed)]
 
 
 def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:

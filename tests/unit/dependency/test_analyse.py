@@ -152,9 +152,9 @@ def test_grouped_convolutions(groups_: int, transposed: bool, expected: dict[str
     check_removal(model, found, seed=0)
 
 
-@pytest.mark.parametrize("kind", ["fused", "kernel", "einsum", "plain"])
+@pytest.mark.parametrize("kind", ["fused", "kernel", "biased", "einsum", "plain"])
 def test_attention_loses_heads(kind: str) -> None:
-    """Four heads of width 3, in all four ways to write it."""
+    """Four heads of width 3, in all ways to write it; a table of biases has a column for each."""
     model = nn.Sequential(
         nn.Conv2d(3, 5, 1), Attention(5, 4, 3, kind), nn.Conv2d(5, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
     )
@@ -165,7 +165,9 @@ def test_attention_loses_heads(kind: str) -> None:
     else:
         assert units(found, "1.q") == units(found, "1.k") == units(found, "1.v") == heads
     assert units(found, "1.out", "in") == heads
-    assert sorted(groups(found).values()) == [4, 5, 5, 6]
+    if kind == "biased":
+        assert units(found, "1.bias") == [0, 1, 2, 3]
+    assert sorted(groups(found).values()) == [4, 5, 5, 6]  # heads; the convolutions before, behind, and the one after
     check_removal(model, found, seed=1)
 
 

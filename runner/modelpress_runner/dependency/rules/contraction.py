@@ -186,6 +186,10 @@ def attention(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs:
     heads = range(dims - 2)
     members = [(query, q), (key, k), (value, v)]
     members = [(tensor, _repeated(planes, tensor, query)) for tensor, planes in members]
+    for mask in tensors_in((args[3:], kwargs)):
+        across = range(mask.dim() - 2, mask.dim())
+        bias = trace.rigid(trace.planes(mask), across, f"{where} adds them to what it compares")
+        members.append((mask[(None,) * (dims - mask.dim())], [plane.aligned(dims) for plane in bias]))
     for number, (_, planes) in enumerate(members):
         for other, (tensor, partners) in enumerate(members):
             if number != other:

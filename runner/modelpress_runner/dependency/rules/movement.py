@@ -35,7 +35,7 @@ def moved(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dic
             mine.append(plane.like(labels))
     if name in _VIEWS and -1 in args[1]:
         left_open = list(args[1]).index(-1)
-        parts = _parts(source.shape, results[0].shape, left_open)
+        parts = [d for d in _parts(source.shape, results[0].shape, left_open) if d not in trace.named]
         planes[0] = trace.rigid(planes[0], parts, f"{trace.where(name)} parts them by number")
     for result, mine in zip(results, planes, strict=True):
         trace.put(result, mine)
