@@ -6,8 +6,9 @@ random number generators, what their training functions did, optimizers that are
 All files hold tensors and plain data only and are read with weights_only. `<prefix>/checkpoint/state.pt` is the last
 checkpoint; each write replaces it as a whole. What it refers to is written before it:
 `begin/<step>.pt`, what its training step began with, where the training function is called again to go on;
-`parts/<step>-<run>/<number>-<rank>.pt`, what that function did, bit by bit; and `ranks/<step>-<position>/<rank>.pt`,
-optimizers that are spread over the ranks. `made/<attempt>-<step>` says how many optimizer steps an attempt made.
+`parts/<step>-<run>/<number>-<rank>.pt`, what that function did, bit by bit; and
+`ranks/<step>-<run>-<position>/<rank>.pt`, optimizers that are spread over the ranks. `made/<attempt>-<step>` says how
+many optimizer steps an attempt made.
 """
 
 from __future__ import annotations
@@ -395,4 +396,4 @@ class _OtherError(Exception):
 
 
 def _place(step: int, within: Within | None) -> str:
-    return f"{step}-{'end' if within is None else within.steps}"
+    return f"{step}-end" if within is None else f"{step}-{within.run}-{within.steps}"

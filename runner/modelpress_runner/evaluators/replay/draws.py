@@ -18,6 +18,9 @@ from modelpress_runner.runtime import user_rng as generators
 
 _WORDS = 624  # of a Mersenne Twister, and its position behind them
 _BYTES = 4 * (_WORDS + 1)
+# Whether somebody drew is seen from the position and the first words: behind as many draws as bring the position back
+# to where it was, all words are others.
+_SIGN = 16
 
 # One generator's state: bytes, or plain data where it has no bytes of its own.
 Reading = dict[str, Any]
@@ -38,7 +41,8 @@ class Draws:
         }
         self._python = _address_of_python()
         self._numpy = int(np.random.mtrand._rand._bit_generator.ctypes.state_address)
-        self._numpy_words, self._gauss = b"", (0, 0.0)
+        self._python_seen: tuple[bytes, tuple[bytes, float | None]] = (b"", (b"", None))
+        self._numpy_seen: tuple[bytes, tuple[bytes, int, float]] = (b"", (b"", 0, 0.0))
 
     def read(self) -> Reading:
         """The states by the names of the generators; two readings are equal if nobody drew in between."""
@@ -78,21 +82,24 @@ class Draws:
 
     def _read_python(self) -> tuple[bytes, float | None]:
         """Position and words, in the order in which CPython keeps them."""
-        if self._python is not None:
-            gauss: float | None = random._inst.gauss_next  # type: ignore[attr-defined]
-            return ctypes.string_at(self._python, _BYTES), gauss
-        return _python_words()
+        if self._python is None:
+            return _python_words()
+        gauss: float | None = random._inst.gauss_next  # type: ignore[attr-defined]
+        sign = ctypes.string_at(self._python, _SIGN)
+        if sign != self._python_seen[0] or gauss != self._python_seen[1][1]:
+            self._python_seen = (sign, (ctypes.string_at(self._python, _BYTES), gauss))
+        return self._python_seen[1]
 
     def _read_numpy(self) -> tuple[bytes, int, float]:
         """Words and position, and the second of two normal numbers, which NumPy keeps elsewhere: read where it can
         have changed only, for that is slow.
         """
-        words = ctypes.string_at(self._numpy, _BYTES)
-        if words != self._numpy_words or self._gauss[0]:
-            self._numpy_words = words
+        sign = ctypes.string_at(self._numpy, _SIGN) + ctypes.string_at(self._numpy + _BYTES - 4, 4)
+        if sign != self._numpy_seen[0] or self._numpy_seen[1][1]:
             state: dict[str, Any] = np.random.get_state(legacy=False)
-            self._gauss = (int(state["has_gauss"]), float(state["gauss"]))
-        return (words, *self._gauss)
+            words = ctypes.string_at(self._numpy, _BYTES)
+            self._numpy_seen = (sign, (words, int(state["has_gauss"]), float(state["gauss"])))
+        return self._numpy_seen[1]
 
 
 def changed(before: Reading, after: Reading) -> list[str]:

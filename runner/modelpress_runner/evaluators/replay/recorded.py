@@ -43,8 +43,9 @@ def checksum(parts: int | list[Any]) -> int:
 def _collect(value: Any, depth: int, parts: list[Any]) -> None:
     if isinstance(value, torch.Tensor):
         parts.append(_in_text(value.shape))
-        if value.layout is torch.strided and value.numel() and not value.is_complex() and not value.is_meta:
-            parts.append(_sampled(value.detach(), max(1, value.numel() // _SAMPLED)))
+        some = _sampled(value)
+        if some is not None:
+            parts.append(some)
     elif isinstance(value, _PLAIN):
         parts.append(repr(value).encode())
     elif isinstance(value, list | tuple) and depth < _DEPTH:
@@ -63,12 +64,22 @@ def _in_text(shape: torch.Size) -> bytes:
     return repr(f"{tuple(shape)}").encode()
 
 
-def _sampled(value: torch.Tensor, every: int) -> bytes | torch.Tensor:
-    """Some numbers of a tensor: the same bytes, now or later, wherever it is."""
-    if value.is_cpu and value.dtype not in _WITHOUT_NUMPY:
-        sampled: bytes = (value.resolve_neg() if value.is_neg() else value).numpy().reshape(-1)[::every].tobytes()
-        return sampled
-    some = value.flatten()[::every].clone()
+def _sampled(value: torch.Tensor) -> bytes | torch.Tensor | None:
+    """Some numbers of a tensor, the same bytes wherever it is; None: it has none that could be looked at."""
+    if value.is_cpu and not value.requires_grad:
+        try:
+            array = value.numpy()
+        except (TypeError, RuntimeError):  # a type that NumPy has not, or no plain memory
+            pass
+        else:
+            size = array.size
+            if not size or array.dtype.kind == "c":
+                return None
+            sampled: bytes = array.reshape(-1)[:: max(1, size // _SAMPLED)].tobytes()
+            return sampled
+    if value.layout is not torch.strided or not value.numel() or value.is_complex() or value.is_meta:
+        return None
+    some = value.detach().flatten()[:: max(1, value.numel() // _SAMPLED)].clone()
     return _bytes(some) if value.is_cpu else some
 
 
@@ -100,6 +111,8 @@ class Recorded:
 
 def _kept(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Tensor):
+        if value.is_cpu and value.dim() == 0 and value.is_floating_point():  # as a loss is
+            return ["tensor", value.item(), _type_in_text(value.dtype), [], "cpu", value.requires_grad]
         numbers = None
         if value.numel() <= _KEPT and not value.is_complex() and value.layout is torch.strided:
             numbers = _numbers(value.detach()) if value.is_cpu else value.detach().clone()
@@ -117,6 +130,11 @@ def _kept(value: Any, depth: int) -> Any:
                 return ["named", type(value).__name__, list(value._fields), items]
             return ["tuple" if isinstance(value, tuple) else "list", items]
     return ["other"]
+
+
+@functools.lru_cache(maxsize=64)
+def _type_in_text(dtype: torch.dtype) -> str:
+    return str(dtype)
 
 
 def _plain(kept: Any) -> Any:
