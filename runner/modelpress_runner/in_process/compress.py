@@ -18,8 +18,8 @@ from modelpress.api.semantic import job_problems
 from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, CompressionJobSpec
 from modelpress_runner.artifact.identity import checkpoint_identity
 from modelpress_runner.edits.base import Edit
-from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.copies import copied
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.engine.checkpoint import Checkpointer
