@@ -19,6 +19,7 @@ from modelpress.api.v1alpha1 import API_VERSION, ApiModel, CompressionJob, Compr
 from modelpress_runner.artifact.identity import checkpoint_identity
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import copied
+from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.engine.checkpoint import Checkpointer
@@ -55,6 +56,11 @@ class CompressionResult:
     notes: list[str] = field(default_factory=list)
     _spec: CompressionJobSpec | None = field(default=None, repr=False)
     _dummy_input: Any = field(default=None, repr=False)
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """Those of the edits that took channels away."""
+        return [edit for edit in self.edits if isinstance(edit, Cut)]
 
     def save(self, uri: str | Path) -> str:
         """Writes the artifact: weights, shrink.json, program where it exports, card, manifest.json last.

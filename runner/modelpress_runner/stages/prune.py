@@ -222,6 +222,7 @@ class PruneStage:
             context.note(f"Nothing was shrunk by {self.path}: no cut was proven")
             return
         masks: Masks = {name: dict(tensors) for name, tensors in context.masks.items()}
+        context.masks = {}  # so that each old mask goes when its smaller one is there
         replay(model, edits, masks)
         context.masks = {
             name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())

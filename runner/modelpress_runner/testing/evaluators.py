@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modelpress.api.v1alpha1 import Stage
+from modelpress.api import stages as rules
+from modelpress.api.stages import StageRules
+from modelpress.api.v1alpha1 import Finetune, Stage
 from modelpress.api.v1alpha1.algorithms import CHANNEL_TYPES
 from modelpress.store import open_store
 from modelpress_runner.edits.axes import axis_of
@@ -38,6 +41,7 @@ from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.errors import InvalidModelError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.hooks import BackwardHook, ForwardHook, TensorHook
+from modelpress_runner.methods.context import Step, TrainingContext
 from modelpress_runner.passes.collectors import Collector, Pass
 from modelpress_runner.passes.frozen import scoring_passes
 from modelpress_runner.passes.run import Kind, Sources, run_pass
@@ -45,10 +49,12 @@ from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime import user_rng as generators
 from modelpress_runner.runtime.graph import call
+from modelpress_runner.stages.base import StageKind
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.calls import Call
 from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.run import training_session
+from modelpress_runner.training.step import Training
 
 Make = Callable[[], tuple[Evaluator, nn.Module]]
 
@@ -231,7 +237,7 @@ class EvaluatorContract:
         stages = [Stage.model_validate({"finetune": {"epochs": 3} if unit == "epochs" else {"maxSteps": 5}})]
         self._resumed(make, stages, after, tmp_path)
 
-    def _resumed(self, make: Make, stages: list[Stage], after: int, folder: Path) -> RecipeOutcome:
+    def _resumed(self, make: Make, stages: list[Any], after: int, folder: Path) -> RecipeOutcome:
         """What a run gives that was interrupted after some steps, compared with one that was not."""
         evaluator, model = make()
         whole = run_stages(Subject(model, evaluator), stages, seed=5, scores=False)
@@ -512,6 +518,25 @@ class EvaluatorContract:
         mask = outcome.masks[name]["weight"]
         assert int((mask == 0).sum()) == rows // 2 * (mask.numel() // rows)
 
+    @pytest.mark.parametrize("after", [1, 3, 4])
+    def test_parameters_of_its_own_go_on_where_they_were(
+        self, make: Make, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Stopped after some steps and resumed, the model and the parameters that trained along end bit for bit alike;
+        each of both depends on the other in every step."""
+        evaluator, _ = make()
+        if evaluator.sharded:
+            pytest.skip("it takes none")
+        made: list[Entangled] = []
+        monkeypatch.setitem(rules._KINDS, AlongRules.name, AlongRules())
+        monkeypatch.setattr(AlongKind, "made", made)
+        length = {"max_steps": 5} if evaluator.supports_max_steps else {"epochs": 3}
+        self._resumed(make, [along_stage(**length)], after, tmp_path)
+        whole, last = made[0], made[-1]
+        assert len(made) == 3
+        assert not _same(whole.own.detach(), torch.tensor(Entangled.BEGIN))
+        assert _same(whole.own.detach(), last.own.detach())
+
     # What is left -----------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("ending", ["well", "in the loss", "before a step", "after a step", "in a hook", "broken"])
@@ -693,6 +718,51 @@ class _Outputs(Collector):
 
     def compute(self) -> torch.Tensor:
         return self.total
+
+
+class Entangled(Participant):
+    """Two parameters of its own; every loss hangs on them, and their gradients on the loss."""
+
+    BEGIN = (0.5, -0.25)
+
+    def __init__(self) -> None:
+        self.own = nn.Parameter(torch.tensor(self.BEGIN))
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        return [{"params": [self.own]}]
+
+    def loss(self, call: Call | None, loss: torch.Tensor) -> torch.Tensor:
+        return loss * (1 + 0.1 * self.own[0]) + (self.own[1] * loss.detach() - 1).square()
+
+
+class AlongRules(StageRules[Finetune]):
+    """A stage that trains with an Entangled beside the model."""
+
+    name = "along"
+    block = Finetune
+    runner = f"{__name__}:ALONG"
+
+
+class AlongKind(StageKind[Finetune]):
+    """What runs it. `made` has the participants of all trainings, in order."""
+
+    name = "along"
+    made: ClassVar[list[Entangled]] = []
+
+    def steps(self, block: Finetune, index: int) -> list[Step]:
+        def participants(training: TrainingContext) -> list[Participant]:
+            self.made.append(Entangled())
+            return [self.made[-1]]
+
+        return [Training("along", block.epochs, block.max_steps, participants)]
+
+
+ALONG = AlongKind()
+
+
+def along_stage(**length: int) -> Any:
+    """A stage of this kind, where it is known."""
+    return types.SimpleNamespace(name=None, method=AlongRules.name, block=Finetune(**length))
 
 
 class _Triple(Participant):

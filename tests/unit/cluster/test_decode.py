@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -159,6 +160,26 @@ def test_what_others_write_into_metadata_is_not_kept() -> None:
     assert meta["ownerReferences"] == [owners[1]]
     assert "finalizers" not in meta
     assert "annotations" not in transform(JOBS, raw)["metadata"]
+
+
+def test_texts_that_came_by_are_not_kept_for_ever() -> None:
+    """Texts are shared among objects, and the latest are remembered: as many again cost nothing more."""
+
+    def come_by(number: int) -> None:
+        for part in range(16):
+            transform(COMPRESSION_JOBS, job({"a": [f"{number}-{part}-{word}" for word in range(5000)]}))
+
+    come_by(0)
+    tracemalloc.start()
+    try:
+        come_by(1)
+        before, _ = tracemalloc.get_traced_memory()
+        come_by(2)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert before > 2**22  # 65,536 texts
+    assert after - before < 2**20
 
 
 def test_what_cannot_be_read_keeps_its_metadata() -> None:

@@ -63,6 +63,11 @@ def test_heads_go_and_the_module_knows_how_many_are_left(sparsity: float, tmp_pa
     model: Any = result.model
     assert (model.heads, model.width, model.rows, model.o.in_features) == (left, 3, 3 * left, 3 * left)
     assert {type(model.heads), type(model.width)} == {int}
+    assert {(cut.module, cut.axis) for cut in result.cuts} == {("q", "out"), ("k", "out"), ("v", "out"), ("o", "in")}
+    assert [edit for edit in result.edits if edit not in result.cuts] == [
+        Attribute("", "heads", left),
+        Attribute("", "rows", 3 * left),
+    ]
     result.save(str(tmp_path / "artifact"))
     again: Any = mp.load(str(tmp_path / "artifact"), into=Heads())
     assert (again.heads, again.rows) == (left, 3 * left)
