@@ -15,7 +15,7 @@ import torch
 from modelpress_runner.dependency.units import Units
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plane:
     """Labels of the positions of one tensor.
 
@@ -31,6 +31,12 @@ class Plane:
     def varying(self) -> list[int]:
         """The dimensions along which labels change."""
         return [d for d, size in enumerate(self.labels.shape) if size > 1]
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether it can be that of a tensor of this shape."""
+        return len(shape) == self.labels.dim() and all(
+            n in (1, size) for n, size in zip(self.labels.shape, shape, strict=True)
+        )
 
     def like(self, labels: torch.Tensor) -> Plane:
         """The same with other labels, made compact."""

@@ -158,7 +158,11 @@ class LabelMode(TorchDispatchMode):
         name = func._schema.name.rpartition("::")[2]
         rule = self._pointwise if torch.Tag.pointwise in func.tags else None
         rule = rule or self._rules.get(name) or self._rules.get(name.rstrip("_")) or self._unknown
-        rule(trace, name, func, args, kwargs, out)
+        try:
+            rule(trace, name, func, args, kwargs, out)
+        except Exception as error:  # an overload, or arguments, that the rule does not know
+            for tensor in given:
+                trace.freeze(trace.planes(tensor), f"{trace.where(name)} cannot be followed: {type(error).__name__}")
         return out
 
 

@@ -82,6 +82,7 @@ def _by_view(x: torch.Tensor) -> torch.Tensor:
         (4, lambda x: F.interpolate(F.pad(x, (1, 1)), scale_factor=2, mode="bilinear"), 4, [0, 1, 2, 3]),
         (4, lambda x: torch.stack([x, x.flip(3)]).sum(0), 4, [0, 1, 2, 3]),
         (4, lambda x: x * x.sum(1, keepdim=True), 4, [0, 1, 2, 3]),  # what is masked adds nothing
+        (4, lambda x: x * torch.cat([x, x.flip(1)], 1).sum(1, keepdim=True), 4, [0, 1, 2, 3]),
         (4, lambda x: torch.einsum("bchw->bhwc", x).permute(0, 3, 1, 2), 4, [0, 1, 2, 3]),
     ],
 )
@@ -242,6 +243,13 @@ def test_a_forward_pass_that_fails_is_told_in_one_sentence() -> None:
         find_dependencies(Uncopied(2, 2), torch.ones(2, 2))
 
 
+def followed(model: nn.Module) -> ChannelDependencies:
+    """The dependencies of a model all of whose operations have a rule."""
+    found = find_dependencies(model, IMAGE)
+    assert not [told for told in found.frozen.values() if "cannot be followed" in told or "not known" in told]
+    return found
+
+
 def check_removal(model: nn.Module, found: ChannelDependencies, seed: int, dummy: torch.Tensor = IMAGE) -> bool:
     """Proves that a random part of every group's units may go; False: there is none."""
     dice = torch.Generator().manual_seed(seed)
@@ -262,9 +270,10 @@ def check_removal(model: nn.Module, found: ChannelDependencies, seed: int, dummy
 
 @pytest.mark.parametrize("part", range(4))
 def test_what_may_go_of_random_models_is_proven(part: int) -> None:
-    """A refusal by the proof is an error of a rule. Each model is of up to thirty operations of forty kinds."""
+    """A refusal by the proof is an error of a rule, and so is a rule that raises. Up to thirty operations of forty
+    kinds."""
     proven = sum(
-        check_removal(model, find_dependencies(model, IMAGE), seed)
+        check_removal(model, followed(model), seed)
         for seed in range(20 * part, 20 * part + 20)
         if (model := random_net(seed))
     )
@@ -276,4 +285,4 @@ def test_what_may_go_of_many_random_models_is_proven() -> None:
     """The same for 600 more."""
     for seed in range(10_000, 10_600):
         model = random_net(seed)
-        check_removal(model, find_dependencies(model, IMAGE), seed)
+        check_removal(model, followed(model), seed)

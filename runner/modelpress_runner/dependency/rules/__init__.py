@@ -8,7 +8,17 @@ operation that is not in the table keeps everything that passes through it.
 from __future__ import annotations
 
 from modelpress_runner.dependency.rules.contraction import CONTRACTIONS
-from modelpress_runner.dependency.rules.movement import gated, joined, moved, picked, shuffled, sliced, split, unbound
+from modelpress_runner.dependency.rules.movement import (
+    gated,
+    joined,
+    moved,
+    picked,
+    restrided,
+    shuffled,
+    sliced,
+    split,
+    unbound,
+)
 from modelpress_runner.dependency.rules.pointwise import dropped, nothing, pointwise, same, unknown
 from modelpress_runner.dependency.rules.reductions import (
     batch_norm,
@@ -42,6 +52,7 @@ def _table() -> dict[str, Rule]:
     add(split, "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk split_copy")
     add(picked, "index index_select select roll")
     add(shuffled, "pixel_shuffle channel_shuffle native_channel_shuffle")
+    add(restrided, "as_strided")
     add(unbound, "unbind")
     add(joined, "cat stack")
     add(

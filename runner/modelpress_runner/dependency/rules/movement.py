@@ -196,6 +196,18 @@ def joined(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: di
     trace.put(result, found)
 
 
+def restrided(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """as_strided: the same tensor laid out otherwise, as pooling does with channels last; anything else is unknown."""
+    source, sizes, strides = args[:3]
+    planes = trace.planes(source)
+    steps = torch.empty(sizes, device="meta").stride()
+    kept = all(size == 1 or step == stride for size, step, stride in zip(sizes, steps, strides, strict=True))
+    if kept and all(plane.fits(sizes) for plane in planes):
+        trace.put(out, planes)
+    else:
+        trace.freeze(planes, f"it is not known what {trace.where(name)} does with them")
+
+
 def gated(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """glu: the halves of an axis, one times a function of the other."""
     source = args[0]

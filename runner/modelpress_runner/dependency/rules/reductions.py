@@ -23,8 +23,7 @@ def reduced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: d
     planes = trace.planes(source)
     reason = f"{trace.where(name)} runs over them"
     if name == "sum":
-        exact = [p for p in planes if p.zero and set(p.varying) <= set(dims)]
-        planes = [p for p in planes if p not in exact]
+        planes = [plane for plane in planes if not (plane.zero and set(plane.varying) <= set(dims))]
     planes = trace.rigid(planes, dims, reason)
     for result in tensors_in(out):
         if result.dim() == source.dim():
