@@ -28,10 +28,10 @@ demo: setup  ## the main job on real data: a sweep over pruning recipes of a dig
 	@tools/demo.sh
 
 test: binaries  ## unit and integration tests, but for the long ones
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
+	@$(PY) -m pytest -n $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: setup  ## trainings in several processes, by every framework, killed and resumed; many random tensors
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long tests
+	@$(PY) -m pytest -n $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder -m long tests
 
 e2e:  ## a real cluster on this machine (Linux, root): images, chart, examples, S3
 	@tools/cluster/e2e.sh run

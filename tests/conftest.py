@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -18,3 +20,37 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Seeded, and without a clock: a busy machine is no defect.
 settings.register_profile("modelpress", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modelpress")
+
+# A worker that dies takes its place with it (`--max-worker-restart 0`: xdist waits for ever on a new one at times). Which
+# tests it left undone is kept with those that failed, so that `pytest --last-failed` runs them all.
+_collected: set[str] = set()
+_reported: set[str] = set()
+_died: list[str] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """In the process that hands out the tests, as are the others."""
+    _collected.update(ids)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """The worker has ended; with an error if it was not told to."""
+    if error:
+        _died.append(node.gateway.id)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A test was run, or a worker died in it."""
+    _reported.add(report.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Before the cache is written."""
+    left = _collected - _reported
+    known = session.config.pluginmanager.get_plugin("lfplugin")
+    if _died and left and known is not None:
+        known.lastfailed.update(dict.fromkeys(left, True))
+        print(f"\nworker {', '.join(_died)} died; {len(left)} tests were not run: pytest --last-failed runs them")

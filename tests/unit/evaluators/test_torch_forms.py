@@ -381,7 +381,7 @@ def test_what_a_later_stage_needs_is_missed_before_the_first_one_starts(task):
     """A shrink without dummy_input behind a training: nothing has been trained when the error comes."""
     evaluator = task.evaluator(dummy_input=None)
     stages = [Stage.model_validate(RECIPES[name]) for name in ("train", "shrink")]
-    with pytest.raises(InvalidSpecError, match=r"^spec\.stages\[1\]\.prune\.speedup: shrinking needs a dummy_input"):
+    with pytest.raises(InvalidSpecError, match=r"^spec\.stages\[1\]\.prune\.shrink: shrinking needs a dummy_input"):
         run_stages(Subject(task.model, evaluator), stages, seed=0)
     assert task.calls == []
 
