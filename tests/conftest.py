@@ -21,8 +21,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("modelpress", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modelpress")
 
-# A worker that dies takes its place with it (`--max-worker-restart 0`: xdist waits for ever on a new one at times). Which
-# tests it left undone is kept with those that failed, so that `pytest --last-failed` runs them all.
+# A worker that dies is not replaced (`--max-worker-restart 0`): at times xdist then waits for ever. What was not run is
+# kept with what failed, so that `pytest --last-failed` runs it all.
 _collected: set[str] = set()
 _reported: set[str] = set()
 _died: list[str] = []
