@@ -25,6 +25,7 @@ TICK_SECONDS = 5.0
 WAITING_TICKS = 2  # that a connection may be open without a request
 ASKING_TICKS = 6  # that one request may take, until its answer was read
 BACKLOG = 128
+STOP_SECONDS = 3.0  # that requests under way may take once the server stops
 
 
 class Server:
@@ -46,7 +47,7 @@ class Server:
         """
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_refusing])
         app.add_routes(self._routes)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_SECONDS)
         await self._runner.setup()
         server, loop = self._runner.server, asyncio.get_running_loop()
         assert server is not None
@@ -58,7 +59,7 @@ class Server:
         return int(self._listening.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Stop listening, and close all connections."""
+        """Stop listening, close all connections, and end handlers that are still busy STOP_SECONDS later."""
         if self._listening is not None:
             self._listening.close()
         self._gate.close()

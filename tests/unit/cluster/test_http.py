@@ -25,6 +25,7 @@ from modelpress_operator.http import Server
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "TICK_SECONDS", 0.2)
+    monkeypatch.setattr(http, "STOP_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ async def port() -> AsyncIterator[int]:
     server = Server(routes, "127.0.0.1", 0)
     number = await server.start()
     yield number
-    await server.stop()
+    async with asyncio.timeout(5):  # whoever is still busy
+        await server.stop()
 
 
 async def away(function: Any, *arguments: Any) -> Any:
