@@ -75,6 +75,7 @@ except Stopped:
 print(json.dumps({**found, "seen": seen}))
 ranks.destroy_process_group()
 """
+LIMIT = 500  # seconds for ranks that wait for each other for ever; a busy machine takes its time
 LOOKS = (
     "an interrupted training would have begun anew from some step on: training_func looks at the weights after nearly "
     "every step (as an average of weights does)"
@@ -97,10 +98,13 @@ def play(folder: Path, attempt: int, stop_at: int, what: str) -> list[dict]:
         command = [sys.executable, str(script), str(folder / "store"), str(attempt), str(stop_at), what]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True))
     try:
-        out = [process.communicate(timeout=200)[0] for process in started]
+        out = [process.communicate(timeout=LIMIT)[0] for process in started]
     finally:
         for process in started:
             process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
     assert [process.returncode for process in started] == [0, 0], out
     return [json.loads(text.splitlines()[-1]) for text in out]
 
