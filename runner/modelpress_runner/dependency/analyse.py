@@ -1,7 +1,7 @@
 """Which channels of a model depend on each other, found out by labels that ride along a real forward pass.
 
 Every channel of every layer gets a label. A forward pass in eval mode is run, and what its operations hold together is
-joined (rules.py). So the model's Python code may do whatever it likes: it is run, not read.
+joined (rules/). So the model's Python code may do whatever it likes: it is run, not read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from modelpress_runner.dependency.planes import Plane, resolved
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
 from modelpress_runner.dependency.rules.contraction import by_group
 from modelpress_runner.dependency.trace import Calls, LabelMode, NamedSize, Trace
+from modelpress_runner.dependency.train_mode import on_enough_rows
 from modelpress_runner.dependency.units import Units
 from modelpress_runner.edits.axes import CONV, AxisView, module_axis
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import CompressionError, first_line
-from modelpress_runner.runtime.example_inputs import with_batch
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
 UNREACHED = "The dummy input reaches "
@@ -69,7 +70,7 @@ class _Analysis:
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
         try:
-            outputs = self._pass(dummy_input, train=False)
+            outputs = self._pass(map_tensors(dummy_input, torch.clone), train=False)
         except Exception as error:
             raise CompressionError(
                 f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"
@@ -84,17 +85,16 @@ class _Analysis:
         self._model.train(train)
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        devices = sorted({tensor.device.index or 0 for tensor in self._model.parameters() if tensor.is_cuda})
         mode = LabelMode(self._trace, RULES, pointwise, unknown)
         try:
             with (
                 torch.no_grad(),
-                torch.random.fork_rng(devices=devices),
+                rng.fork_rng(),
                 self._trace.following(self._model),
                 mode,
                 Calls(self._trace),
             ):
-                return tensors_in(call(self._model, map_tensors(inputs, torch.clone)))
+                return tensors_in(call(self._model, inputs))
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
@@ -103,12 +103,9 @@ class _Analysis:
         if not self._silent():
             return
         try:
-            outputs = self._pass(dummy_input, train=True)
+            outputs = on_enough_rows(lambda inputs: self._pass(inputs, train=True), dummy_input)
         except Exception:
-            try:
-                outputs = self._pass(with_batch(dummy_input, 2), train=True)
-            except Exception:
-                outputs = []  # it does not run on example inputs in train mode
+            outputs = []  # it does not run on example inputs in train mode
         for tensor in outputs:
             self._trace.freeze(self._trace.planes(tensor), "they reach the model's output in train mode")
         silent = self._silent()

@@ -107,6 +107,18 @@ def rigid(plane: Plane, dims: Iterable[int], units: Units, reason: str) -> Plane
     return replace(plane, labels=compact(units.roots(first)))
 
 
+def tied(
+    first: tuple[Sequence[Plane], Sequence[int]],
+    second: tuple[Sequence[Plane], Sequence[int]],
+    units: Units,
+    reason: str,
+) -> list[Plane]:
+    """As `meet`, both ways: each operand's planes with the dimensions that it is real along. The planes of both."""
+    meet(first[0], second[0], second[1], units, reason)
+    meet(second[0], first[0], first[1], units, reason)
+    return resolved([*first[0], *second[0]], units)
+
+
 def meet(planes: Sequence[Plane], other: Sequence[Plane], real: Sequence[int], units: Units, reason: str) -> None:
     """Ties planes of one operand to those of another whose positions they meet one by one.
 

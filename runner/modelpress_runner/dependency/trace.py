@@ -42,10 +42,9 @@ class Trace:
         self._modules: list[tuple[str, nn.Module]] = []
         self._rectangles: dict[bytes, torch.Tensor] = {}
         self.named: Collection[int] = ()  # dimensions of the view under way whose sizes are attributes
-        self.sizes: list[
-            tuple[NamedSize, int, torch.Tensor | None]
-        ] = []  # with the dimension, and labels that it parts
-        self.used: set[int] = set()  # ids of the parameters that an operation has taken
+        # Where views had such a size: its dimension, and the labels that change along it.
+        self.sizes: list[tuple[NamedSize, int, torch.Tensor | None]] = []
+        self.used: set[int] = set()  # ids of what operations have taken
 
     def planes(self, tensor: Any) -> list[Plane]:
         """Those of a tensor now."""
@@ -55,6 +54,10 @@ class Trace:
         if known is None:
             known = self._planes.get(tensor)
         return resolved(known, self.units) if known else []
+
+    def carries(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor may have planes."""
+        return id(tensor) in self._parameters or tensor in self._planes
 
     def put(self, tensor: torch.Tensor, planes: Sequence[Plane]) -> None:
         """Sets the planes of a tensor."""
@@ -87,7 +90,7 @@ class Trace:
                 continue
             best = max(now[0].varying, key=lambda d: (_slices(now[0].labels, d), -d))
             others = [d for d in now[0].varying if d != best]
-            rigid(now[0], others, self.units, "")
+            rigid(now[0], others, self.units, "a view parts them together with something of a fixed size")
 
     def where(self, name: str) -> str:
         """What an operation is called and where the user's code asked for it."""
@@ -150,7 +153,7 @@ class LabelMode(TorchDispatchMode):
         given = tensors_in((args, kwargs))
         trace = self._trace
         trace.used.update(id(tensor) for tensor in given)
-        if not any(trace.planes(tensor) for tensor in given):
+        if not any(trace.carries(tensor) for tensor in given):
             return out
         if not isinstance(func, torch._ops.OpOverload):
             self._unknown(trace, str(func), func, args, kwargs, out)
@@ -230,18 +233,15 @@ def _key(labels: torch.Tensor) -> bytes:
 
 def _slices(labels: torch.Tensor, dim: int) -> int:
     """How many groups of slices along `dim` share no label."""
-    flat = labels.movedim(dim, 0).reshape(labels.shape[dim], -1)
-    parent = list(range(flat.shape[0]))
-
-    def find(n: int) -> int:
-        while parent[n] != n:
-            n = parent[n]
-        return n
-
-    owner: dict[int, int] = {}
-    for number, row in enumerate(flat.tolist()):
-        for label in set(row):
-            if label:
-                first = owner.setdefault(label, number)
-                parent[find(number)] = find(first)
-    return len({find(n) for n in range(flat.shape[0])})
+    rows = labels.movedim(dim, 0).reshape(labels.shape[dim], -1)
+    slices = Units()
+    atoms = slices.atoms(len(rows))
+    first: dict[int, int] = {}  # slice of each label
+    pairs = [
+        (first.setdefault(label, atom), atom)
+        for atom, row in zip(atoms.tolist(), rows.tolist(), strict=True)
+        for label in set(row) - {0}
+    ]
+    one, other = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+    slices.join(one, other, "")
+    return len(set(slices.roots(atoms).tolist()))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,8 +12,11 @@ from torch import nn
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError
+from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.example_inputs import with_batch
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
+
+T = TypeVar("T")
 
 
 def check_train_mode(model: nn.Module, edits: Sequence[Edit], dummy_input: Any) -> None:
@@ -39,13 +42,16 @@ def check_train_mode(model: nn.Module, edits: Sequence[Edit], dummy_input: Any) 
         raise CompressionError(f"the shrink changed the model's outputs in train mode: shapes {before} became {after}")
 
 
+def on_enough_rows(run: Callable[[Any], T], dummy_input: Any) -> T:
+    """What `run` gives for the example inputs, else for two rows of them, as statistics over a batch need."""
+    try:
+        return run(map_tensors(dummy_input, torch.clone))
+    except Exception:
+        return run(map_tensors(with_batch(dummy_input, 2), torch.clone))
+
+
 def _train_pass(model: nn.Module, dummy_input: Any) -> list[torch.Tensor]:
-    """The outputs of one pass in train mode; with two rows, as statistics over a batch need."""
+    """The outputs of one pass in train mode."""
     model.train()
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.is_cuda})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(0)
-        try:
-            return tensors_in(call(model, map_tensors(dummy_input, torch.clone)))
-        except Exception:
-            return tensors_in(call(model, map_tensors(with_batch(dummy_input, 2), torch.clone)))
+    with rng.fork_rng(0), torch.no_grad():
+        return on_enough_rows(lambda inputs: tensors_in(call(model, inputs)), dummy_input)

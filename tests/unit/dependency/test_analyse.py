@@ -55,6 +55,18 @@ class Net(nn.Module):
         return self.c(torch.relu(self.b(self._call[0](self.a(x)))))
 
 
+class Unscaled(nn.Module):
+    """A BatchNorm without a weight gives something else than zero for a masked channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        return x * x.sum(1, keepdim=True)
+
+
 def _by_view(x: torch.Tensor) -> torch.Tensor:
     return x.view(x.shape[0], 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
@@ -108,6 +120,7 @@ def test_channels_that_go_together(
         (lambda x: x[:, [0, 1, 2, 3]], "index"),
         (lambda x: x * torch.arange(1.0, 5.0).view(1, 4, 1, 1), "mul"),
         (lambda x: torch.cos(x) * torch.cos(x).sum(1, keepdim=True), "sum"),  # cos(0) is 1
+        (Unscaled(), "sum"),
         (lambda x: torch.fft.fft(x, dim=1).real, "fft_r2c"),
         (lambda x: F.normalize(x, dim=1), "linalg_vector_norm"),
         (lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2), "native_layer_norm"),

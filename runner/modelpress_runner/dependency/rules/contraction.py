@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from modelpress_runner.dependency.planes import Plane, compact, meet, resolved, rigid
+from modelpress_runner.dependency.planes import Plane, compact, meet, resolved, rigid, tied
 from modelpress_runner.dependency.trace import Rule, Trace
 from modelpress_runner.runtime.graph import tensors_in
 
@@ -93,16 +93,22 @@ def vectors(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: d
 
 
 def _put(trace: Trace, out: torch.Tensor, found: list[Plane], bias: torch.Tensor | None, name: str) -> None:
-    """The result; a bias ties its channels to those of the product, and is zero where its channel is masked."""
+    """The result, with a bias or without."""
     if bias is not None:
         own = [plane.aligned(out.dim()) for plane in trace.planes(bias)]
         reason = f"{trace.where(name)} meets them with something of a fixed size"
         real = [d for d in range(out.dim() - bias.dim(), out.dim()) if bias.shape[d - out.dim()] > 1]
-        meet(found, own, real, trace.units, reason)
-        meet(own, found, [d for d in range(out.dim()) if out.shape[d] > 1], trace.units, reason)
-        zero = bool(own) and all(plane.zero for plane in own)
-        found = [Plane(plane.labels, plane.zero and zero) for plane in resolved(found, trace.units)]
+        found = _biased(trace, found, own, [d for d, size in enumerate(out.shape) if size > 1], real, reason)
     trace.put(out, found)
+
+
+def _biased(
+    trace: Trace, found: list[Plane], own: list[Plane], wide: Sequence[int], real: Sequence[int], reason: str
+) -> list[Plane]:
+    """Planes of a product, real along `wide`, plus a bias, real along `real`: zero where both are."""
+    tied((found, wide), (own, real), trace.units, reason)
+    zero = bool(own) and all(plane.zero for plane in own)
+    return [Plane(plane.labels, plane.zero and zero) for plane in resolved(found, trace.units)]
 
 
 def convolution(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -131,21 +137,16 @@ def convolution(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwarg
     shape[1] = out.shape[1]
     found = resolved([Plane(compact(made_labels.reshape(shape)), True)], trace.units)
     if bias is not None:
-        vector = [Plane(plane.labels.reshape(shape), plane.zero) for plane in trace.planes(bias)]
-        meet(found, vector, [1], trace.units, reason)
-        meet(vector, found, [1], trace.units, reason)
-        zero = all(plane.zero for plane in vector) and bool(vector)
-        found = [Plane(plane.labels, zero) for plane in resolved(found, trace.units)]
+        own = [Plane(plane.labels.reshape(shape), plane.zero) for plane in trace.planes(bias)]
+        found = _biased(trace, found, own, [1], [1], reason)
     trace.put(out, found)
 
 
 def _flat(planes: Sequence[Plane], size: int) -> torch.Tensor:
     """Labels (size,); 0: no channels."""
     for plane in planes:
-        if plane.labels.numel() == size and plane.varying:
+        if plane.labels.numel() == size:
             return plane.labels.flatten()
-        if plane.labels.numel() == 1:
-            return plane.labels.flatten().expand(size)
     return torch.zeros(size, dtype=torch.long)
 
 

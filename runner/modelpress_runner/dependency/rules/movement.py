@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from modelpress_runner.dependency.planes import Plane, meet, resolved
+from modelpress_runner.dependency.planes import Plane, meet
 from modelpress_runner.dependency.rules.arguments import argument
+from modelpress_runner.dependency.rules.pointwise import unknown
 from modelpress_runner.dependency.trace import Trace
 from modelpress_runner.runtime.graph import map_tensors, tensors_in
 
@@ -81,21 +82,14 @@ def sliced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: di
     size = source.shape[dim]
     result = tensors_in(out)[0]
     if result.shape[dim] == size and argument(func, args, kwargs, "step", 1) == 1:
-        return moved(trace, name, func, args, kwargs, out)
+        moved(trace, name, func, args, kwargs, out)
+        return
     length = result.shape[dim]
     start = (argument(func, args, kwargs, "start", 0) or 0) % max(size, 1)
     reason = f"{trace.where(name)} takes some of them by number"
-    planes = trace.planes(source)
-    for plane in planes:
-        if dim not in plane.varying:
-            continue
-        equal = argument(func, args, kwargs, "step", 1) == 1 and length and size % length == 0 and start % length == 0
-        if equal and len(plane.varying) == 1:
-            _alike(trace, plane, dim, size // length, reason)
-        else:
-            trace.rigid([plane], [dim], reason)
+    equal = argument(func, args, kwargs, "step", 1) == 1 and length and size % length == 0 and start % length == 0
+    _part(trace, source, dim, size // length if equal else None, reason)
     moved(trace, name, func, args, kwargs, out)
-    return None
 
 
 def split(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -103,21 +97,22 @@ def split(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dic
     source = args[0]
     dim = argument(func, args, kwargs, "dim", 0) % source.dim()
     parts = tensors_in(out)
-    reason = f"{trace.where(name)} parts them by number"
-    for plane in trace.planes(source):
-        if dim not in plane.varying or len(parts) == 1:
-            continue
-        if len({part.shape[dim] for part in parts}) == 1 and len(plane.varying) == 1:
-            _alike(trace, plane, dim, len(parts), reason)
-        else:
-            trace.rigid([plane], [dim], reason)
+    if len(parts) > 1:
+        equal = len({part.shape[dim] for part in parts}) == 1
+        _part(trace, source, dim, len(parts) if equal else None, f"{trace.where(name)} parts them by number")
     moved(trace, name, func, args, kwargs, out)
 
 
-def _alike(trace: Trace, plane: Plane, dim: int, parts: int, reason: str) -> None:
-    """Ties the places of `parts` equal parts of an axis."""
-    rows = plane.labels.movedim(dim, 0).reshape(parts, -1)
-    trace.units.join(rows[:1], rows, reason)
+def _part(trace: Trace, source: torch.Tensor, dim: int, equal: int | None, reason: str) -> None:
+    """An axis in so many equal parts, whose places are tied; None, or channels in other dimensions too: it is rigid."""
+    for plane in trace.planes(source):
+        if dim not in plane.varying:
+            continue
+        if equal is not None and len(plane.varying) == 1:
+            rows = plane.labels.reshape(equal, -1)
+            trace.units.join(rows[:1], rows, reason)
+        else:
+            trace.rigid([plane], [dim], reason)
 
 
 def picked(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -139,16 +134,17 @@ def shuffled(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: 
     """pixel_shuffle and channel_shuffle: what one channel is made of goes as a whole; groups lose the same places."""
     source, factor = args[:2]
     dim = source.dim() - 3 if name == "pixel_shuffle" else 1
+    reason = f"{trace.where(name)} takes them together with something of a fixed size"
     for plane in trace.planes(source):
         if dim not in plane.varying:
             continue
         lines = plane.labels.movedim(dim, 0)
         if name == "pixel_shuffle":
             rows = lines.reshape(-1, factor * factor, *lines.shape[1:])
-            trace.units.join(rows[:, :1], rows, "")
+            trace.units.join(rows[:, :1], rows, reason)
         else:
             rows = lines.reshape(factor, -1, *lines.shape[1:])
-            trace.units.join(rows[:1], rows, "")
+            trace.units.join(rows[:1], rows, reason)
     moved(trace, name, func, args, kwargs, out)
 
 
@@ -205,24 +201,14 @@ def restrided(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs:
     if kept and all(plane.fits(sizes) for plane in planes):
         trace.put(out, planes)
     else:
-        trace.freeze(planes, f"it is not known what {trace.where(name)} does with them")
+        unknown(trace, name, func, args, kwargs, out)
 
 
 def gated(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """glu: the halves of an axis, one times a function of the other."""
     source = args[0]
     dim = argument(func, args, kwargs, "dim", -1) % source.dim()
-    reason = f"{trace.where(name)} parts them by number"
-    planes = trace.planes(source)
-    for plane in planes:
-        if dim in plane.varying:
-            if len(plane.varying) == 1:
-                _alike(trace, plane, dim, 2, reason)
-            else:
-                trace.rigid([plane], [dim], reason)
+    _part(trace, source, dim, 2, f"{trace.where(name)} parts them by number")
     size = out.shape[dim]
-    halves = [
-        Plane(p.labels.narrow(dim, 0, size) if dim in p.varying else p.labels, p.zero)
-        for p in resolved(planes, trace.units)
-    ]
-    trace.put(out, halves)
+    planes = trace.planes(source)
+    trace.put(out, [p.like(p.labels.narrow(dim, 0, size)) if dim in p.varying else p for p in planes])

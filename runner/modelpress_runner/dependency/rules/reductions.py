@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from modelpress_runner.dependency.planes import Plane, meet, resolved
+from modelpress_runner.dependency.planes import Plane, tied
 from modelpress_runner.dependency.rules.arguments import argument
 from modelpress_runner.dependency.trace import Trace
 from modelpress_runner.runtime.graph import tensors_in
@@ -80,19 +80,15 @@ def layer_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs
 
 def batch_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Each channel alone, with a weight, a bias and statistics of its own."""
-    source = args[0]
-    vectors = tensors_in(args[1:5])
-    result = tensors_in(out)[0]
-    planes = _per_channel(trace, source, vectors, f"{trace.where(name)} meets them with something of a fixed size")
-    trace.put(result, planes)
+    reason = f"{trace.where(name)} meets them with something of a fixed size"
+    trace.put(tensors_in(out)[0], _per_channel(trace, args[0], args[1], args[2:5], reason))
 
 
 def group_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Statistics over each group: whole groups go."""
     source, weight, bias, groups = args[0], args[1], args[2], args[6]
     reason = _norm_reason(trace, name)
-    vectors = tensors_in((weight, bias))
-    planes = _per_channel(trace, source, vectors, reason)
+    planes = _per_channel(trace, source, weight, bias, reason)
     for plane in planes:
         if 1 not in plane.varying:
             continue
@@ -104,17 +100,19 @@ def group_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs
     trace.put(tensors_in(out)[0], planes)
 
 
-def _per_channel(trace: Trace, source: torch.Tensor, vectors: list[torch.Tensor], reason: str) -> list[Plane]:
+def _per_channel(
+    trace: Trace, source: torch.Tensor, weight: torch.Tensor | None, others: Any, reason: str
+) -> list[Plane]:
+    """Planes of a norm's result, whose weight and other vectors have an entry for each channel."""
     dims = source.dim()
     found = trace.rigid(trace.planes(source), [d for d in range(dims) if d != 1], reason)
     shape = [1] * dims
-    for vector in vectors:
+    for vector in tensors_in((weight, others)):
         shape[1] = vector.numel()
         own = [Plane(plane.labels.reshape(shape)) for plane in trace.planes(vector)]
-        meet(found, own, [1], trace.units, reason)
-        meet(own, found, [1], trace.units, reason)
-        found = resolved([*found, *own], trace.units)
-    return [Plane(plane.labels, bool(vectors)) for plane in found]
+        found = tied((found, [1]), (own, [1]), trace.units, reason)
+    # A masked weight, and with it a masked bias, give zero whatever the statistics are.
+    return [Plane(plane.labels, weight is not None) for plane in found]
 
 
 def _norm_reason(trace: Trace, name: str) -> str:
