@@ -140,8 +140,6 @@ class LoopState:
         named = loop.model.named_parameters()
         gradients = {name: p.grad.detach().to("cpu", copy=True) for name, p in named if p.grad is not None}
         states = GeneratorStates(rng.capture(), generators.save(self._roots)).to_plain()
-        self._checkpointer.made(0, loop.steps - self._resumed_at)
-        self._saved += 1
         self._checkpointer.save(
             Checkpoint(
                 step=0,
@@ -161,6 +159,13 @@ class LoopState:
                 seconds=time.perf_counter() - self._began,
             )
         )
+        self._checkpointer.made(0, loop.steps - self._resumed_at)
+        self._saved += 1
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is written; raises what the store raised."""
+        if self._checkpointer is not None:
+            self._checkpointer.wait()
 
     def finish(self, outcome: RecipeOutcome) -> None:
         """Says in the outcome how many steps were made, and whether they could have been resumed."""

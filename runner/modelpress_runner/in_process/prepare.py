@@ -252,6 +252,7 @@ class Compression:
         """Takes everything off again that was put on optimizers; nothing can be trained any more. Safe to repeat."""
         self.callbacks.close()
         self._attached.close()
+        self._state.wait()
 
     def __del__(self) -> None:
         if not hasattr(self, "callbacks"):  # it was never complete

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import modelpress as mp
 from modelpress.request import RunRequest
 from modelpress.store import open_store
+from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError, UserCodeError
 from modelpress_runner.process.progress import Event
 from modelpress_runner.process.stopping import StopFlag, Stopped
@@ -238,6 +240,23 @@ def test_a_script_that_was_stopped_goes_on_behind_its_last_epoch(desk, alone, wh
     metrics = json.loads(desk.files()["metrics.json"].read_text())
     assert (metrics["training"]["steps"], metrics["training"]["repeated"]) == (12, 0)
     assert not list((desk.folder / "store/default/own").rglob("state.pt"))
+
+
+def test_a_stopped_script_ends_when_its_last_checkpoint_is_written(desk, monkeypatch):
+    """The end of the process would cut the write short, and an epoch would be trained twice."""
+    written: list[str] = []
+    write = Checkpointer._write
+
+    def slowly(self: Checkpointer, path: str, content: Any) -> None:
+        time.sleep(0.5)
+        write(self, path, content)
+        written.append(path)
+
+    monkeypatch.setattr(Checkpointer, "_write", slowly)
+    desk.at(1, desk.stop.ask)
+    with pytest.raises(Stopped):
+        desk.run(desk.request())
+    assert written == ["state.pt"]
 
 
 def test_a_loop_that_does_not_give_its_optimizers_begins_anew_and_says_so(desk):
