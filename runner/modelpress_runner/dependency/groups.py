@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class DependentAxis:
-    """Axis of a module (or of a plain parameter). `units[i]` is the unit of its channel i.
+    """Axis of a module (or "dimN" of a plain parameter). `units[i]` is the unit of its channel i.
 
     A producer makes its output channels (convolution, linear layer); others only hand on what they get (norms,
     depthwise convolutions).
@@ -108,7 +108,7 @@ class ChannelDependencies:
         producers: dict[int, list[str]] = defaultdict(list)
         followers: dict[int, list[str]] = defaultdict(list)
         for axis in self.axes:
-            if axis.axis == "out":
+            if axis.axis != "in":
                 known = producers if axis.producer else followers
                 for unit in set(axis.units):
                     known[unit].append(axis.module)

@@ -14,8 +14,8 @@ BLOCK = 1 << 22  # entries that are in float64 at a time, but for channels that 
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
-    """module.weight; selection has seen to it that there is one."""
-    return cast(nn.Parameter, module.weight)
+    """The weight that scores a module; selection has seen to it that there is one."""
+    return cast(nn.Parameter, module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight)
 
 
 def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -24,7 +24,7 @@ def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]
     `reduce` gets the weights of some channels, float64, (n, weights of one), and gives (n,).
     """
     axis = module_axis(module, type(module).__name__, "out")
-    return in_blocks(reduce, axis.rows("weight", weight_of(module).detach()))
+    return in_blocks(reduce, axis.rows(axis.main, weight_of(module).detach()))
 
 
 def in_blocks(reduce: Callable[..., torch.Tensor], *matrices: torch.Tensor) -> torch.Tensor:

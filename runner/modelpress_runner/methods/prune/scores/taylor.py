@@ -47,7 +47,7 @@ class TaylorCollector(Collector):
         self._seen = torch.zeros((), dtype=torch.long)  # whether there was a gradient
         self._bad = torch.zeros((), dtype=torch.long)  # the first step with a gradient that is not finite; 0: none
         self._steps = 0
-        if not module.weight.requires_grad:
+        if not weight_of(module).requires_grad:
             raise InvalidModelError(
                 f"taylor scores by gradients, and the weight of '{name}' has none (requires_grad is False); let it be "
                 "trained, or exclude the module"
@@ -61,7 +61,7 @@ class TaylorCollector(Collector):
         gradient = self._data.gradient(weight)
         if gradient is None:
             return
-        rows = [self._axis.rows("weight", tensor.detach()) for tensor in (weight, gradient)]
+        rows = [self._axis.rows(self._axis.main, tensor.detach()) for tensor in (weight, gradient)]
         scores = in_blocks(lambda some, gradients: (some * gradients).square_().sum(dim=1), *rows)
         if self._sum.device != scores.device or not self._seen:
             self._sum, self._bad = self._sum.to(scores), self._bad.to(scores.device)
