@@ -40,6 +40,9 @@ class Calls(TorchFunctionMode):
             only = bool(kwargs.get("enable_gqa")) and key.dim() > 2 and key.shape[-3] == 1
             with self._copying([key.dim() - 2] if only else []):
                 return func(*args, **kwargs)
+        if func is nn.functional.multi_head_attention_forward:
+            with self._copying([1]):  # a mask of padding, for each head
+                return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__" and func.__self__ is _SHAPE:
             return trace.read(args[0])
@@ -58,13 +61,11 @@ class Calls(TorchFunctionMode):
         if name in _SPLITS and not kwargs.keys() - {"dim", "split_size", "split_size_or_sections"}:
             return self._parted(func, name, args, kwargs)
         if name == "expand":
-            sizes = args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:]
-            copies = [dim for dim, size in enumerate(sizes) if is_attribute(size)]
-            if trace.module is not None and isinstance(trace.module[1], nn.MultiheadAttention):
-                copies = [1]  # a mask of padding, for each head
+            given = args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:]
+            copies = [dim for dim, size in enumerate(given) if is_attribute(size)]
             with self._copying(copies):
                 out = func(*args, **kwargs)
-            for dim, size in enumerate(sizes):
+            for dim, size in enumerate(given):
                 trace.use(size, dim, trace.along(out, dim), name)
             return out
         return func(*args, **kwargs)

@@ -135,7 +135,7 @@ def follow(
         units: what is joined and frozen.
     """
     read = {number: _along(labels, dim, units, labels.shape[dim]) for number, (dim, labels) in enumerate(shapes)}
-    values = {**attributes, **{number: len(vector) for number, vector in read.items()}}
+    values: dict[Name, int] = {**attributes, **{number: len(vector) for number, vector in read.items()}}
     asked = [(use, _vector(use, units)) for use in uses]
     found: dict[tuple[str, str], list[int]] = {}
     for some in _together(asked):

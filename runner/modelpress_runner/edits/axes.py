@@ -98,7 +98,7 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
     elif isinstance(module, nn.MultiheadAttention):
         size, tensors = _attention_axis(module, name, axis)
     elif is_conv1d(module):
-        size = module.weight.shape[1 if axis == "out" else 0]
+        size = module.get_parameter("weight").shape[1 if axis == "out" else 0]
         tensors = {"weight": "cols", "bias": "rows"} if axis == "out" else {"weight": "rows"}
     elif isinstance(module, nn.RNNBase) and axis == "in":
         size = module.input_size
