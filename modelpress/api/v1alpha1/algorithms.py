@@ -22,10 +22,8 @@ Need = Literal["activations", "gradients", "evaluate", "dummy_input"]
 
 DATA: frozenset[Need] = frozenset({"activations", "gradients"})
 FAMILIES: dict[Family, str] = {"prune": "modelpress_runner.methods.prune.scores"}
-# Types whose weights, and whose output channels, can be scored and removed; Conv1D is transformers' linear layer.
-_CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-WEIGHT_TYPES = (*_CONVOLUTIONS, "Linear", "Conv1D")
-CHANNEL_TYPES = (*WEIGHT_TYPES, "MultiheadAttention")
+# Types whose output channels can be scored and physically removed.
+CHANNEL_TYPES = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             family="prune",
             granularity="weight",
             needs=_needs(),
-            default_types=WEIGHT_TYPES,
+            default_types=CHANNEL_TYPES,
             paper="Han et al. 2015, arXiv 1506.02626",
             sentence="single weights of smallest magnitude",
             aliases=("magnitude", "level_pruner", "basic_magnitude", "unstructured"),

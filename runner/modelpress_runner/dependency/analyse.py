@@ -7,6 +7,7 @@ joined (rules/). So the model's Python code may do whatever it likes: it is run,
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from modelpress_runner.dependency.calls import Calls
-from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNumber
+from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNorm, DependentNumber
+from modelpress_runner.dependency.norms import RootMeanSquare, root_mean_square
 from modelpress_runner.dependency.planes import Plane
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
 from modelpress_runner.dependency.rules.contraction import by_group
+from modelpress_runner.dependency.rules.reductions import norm
 from modelpress_runner.dependency.sizes import Name, NamedSize, follow
 from modelpress_runner.dependency.trace import LabelMode, Trace
 from modelpress_runner.dependency.train_mode import on_enough_rows
@@ -80,6 +83,10 @@ class _Analysis:
             self._name_sizes(name, module)
         self._spare_shared()
         self._trace = Trace(self._units, self._planes, self._kernels)
+        self._norms = self._find_norms()
+        self._trace.norms = {
+            id(module): functools.partial(norm, self._trace, module, form) for module, (_, form) in self._norms.items()
+        }
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
         try:
@@ -94,6 +101,20 @@ class _Analysis:
         self._reach_by_training(dummy_input)
         self._trace.resolve_rectangles()
         return self._found()
+
+    def _find_norms(self) -> dict[nn.Module, tuple[str, RootMeanSquare]]:
+        """Norms that stay exact when channels leave them, with their names; modules of one kind are tried once."""
+        known: dict[Any, RootMeanSquare | None] = {}
+        found = {}
+        for name, module in self._model.named_modules():
+            plain = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str)}
+            kind = (type(module), *((key, p.shape) for key, p in module._parameters.items() if p is not None))
+            kind = (*kind, *sorted(plain.items()))
+            if kind not in known:
+                known[kind] = root_mean_square(module)
+            if (form := known[kind]) is not None:
+                found[module] = (name, form)
+        return found
 
     def _pass(self, inputs: Any, train: bool) -> list[torch.Tensor]:
         self._model.train(train)
@@ -223,6 +244,7 @@ class _Analysis:
         numbers: dict[int, int] = {}
         frozen: dict[int, str] = {}
         axes = []
+        by_place: dict[tuple[str, str], tuple[int, ...]] = {}
         for axis in reached:
             units = []
             for root in self._units.roots(axis.atoms).tolist():
@@ -232,6 +254,8 @@ class _Analysis:
                     frozen.setdefault(unit, reason)
                 units.append(unit)
             axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, tuple(units)))
+            owner = axis.module if axis.view.axis in ("in", "out") else axis.module.rpartition(".")[0]
+            by_place[owner, axis.view.main] = tuple(units)
         sizes = self._numbers(followed, numbers)
         made = {unit for each in axes if each.producer for unit in each.units}
         for each in axes:
@@ -241,7 +265,13 @@ class _Analysis:
             unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
             frozen[unit] = reason
             axes.append(DependentAxis(name, "out", False, (unit,)))
-        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes)
+        norms = tuple(
+            DependentNorm(name, form.parameter, form.epsilon, form.offset, vector)
+            for name, form in self._norms.values()
+            for vector in (by_place.get((name, form.parameter)),)
+            if vector is not None
+        )
+        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes, norms=norms)
 
     def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:
         """The attributes that count what may be cut."""

@@ -43,6 +43,17 @@ class DependentNumber:
 
 
 @dataclass(frozen=True)
+class DependentNorm:
+    """A norm by a mean of squares over these units, one for each position: see edits.rescale.Rescale."""
+
+    module: str
+    parameter: str
+    epsilon: str | None
+    offset: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DependencyGroup:
     """Units with the same producers: the candidates of one ranking, because their layers shrink together."""
 
@@ -63,6 +74,7 @@ class ChannelDependencies:
     refuted: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a user should know of the model
     numbers: tuple[DependentNumber, ...] = ()
+    norms: tuple[DependentNorm, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -76,6 +88,7 @@ class ChannelDependencies:
             "frozen": dict(reasons),
             "notes": list(self.notes),
             "numbers": [{"module": n.module, "name": n.name, "units": list(n.units)} for n in self.numbers],
+            "norms": [{**vars(norm), "units": list(norm.units)} for norm in self.norms],
         }
 
     @classmethod
@@ -84,7 +97,8 @@ class ChannelDependencies:
         axes = tuple(DependentAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
         numbers = tuple(DependentNumber(n["module"], n["name"], tuple(n["units"])) for n in data["numbers"])
-        return cls(axes, frozen, notes=tuple(data["notes"]), numbers=numbers)
+        norms = tuple(DependentNorm(**{**n, "units": tuple(n["units"])}) for n in data["norms"])
+        return cls(axes, frozen, notes=tuple(data["notes"]), numbers=numbers, norms=norms)
 
     @cached_property
     def unit_count(self) -> int:
@@ -141,6 +155,11 @@ class ChannelDependencies:
             if gone:
                 out.append((number, len(number.units) - gone))
         return out
+
+    def rescaled(self, removed: torch.Tensor) -> list[tuple[DependentNorm, int]]:
+        """Every norm that loses channels, with how many are left. `removed` as in `kept`."""
+        left = [(norm, len(norm.units) - int(removed[list(norm.units)].sum())) for norm in self.norms]
+        return [(norm, count) for norm, count in left if count < len(norm.units)]
 
     @cached_property
     def _outputs(self) -> dict[str, DependentAxis]:

@@ -48,6 +48,8 @@ class Trace:
         self.copies: Collection[int] = ()  # dimensions of the expansion under way that are as long as others need
         self.uses: list[Use] = []
         self.shapes: list[tuple[int, torch.Tensor]] = []  # of sizes that were read: the dimension, and its labels
+        self.norms: Mapping[int, Callable[[torch.Tensor, torch.Tensor], None]] = {}  # by id of the module: its rule
+        self._inside: list[nn.Module] = []  # such norms that run: their parts have no rules
         self.used: set[int] = set()  # ids of what operations have taken
 
     def planes(self, tensor: Any) -> list[Plane]:
@@ -145,6 +147,11 @@ class Trace:
         return text
 
     @property
+    def silent(self) -> bool:
+        """Whether what runs is part of something that has a rule as a whole."""
+        return bool(self._inside)
+
+    @property
     def module(self) -> tuple[str, nn.Module] | None:
         """The innermost module that runs, with its name."""
         return self._modules[-1] if self._modules else None
@@ -157,8 +164,15 @@ class Trace:
         def enter(module: nn.Module, args: Any) -> None:
             if id(module) in names:
                 self._modules.append((names[id(module)], module))
+            if id(module) in self.norms and args and isinstance(args[0], torch.Tensor):
+                self._inside.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if self._inside and self._inside[-1] is module:
+                self._inside.pop()
+                if isinstance(output, torch.Tensor):
+                    self.settle(args[0])
+                    self.norms[id(module)](args[0], output)
             if id(module) in names and self._modules:
                 self._modules.pop()
 
@@ -170,6 +184,7 @@ class Trace:
             first.remove()
             last.remove()
             self._modules.clear()
+            self._inside.clear()
 
 
 Rule = Callable[[Trace, str, Any, tuple[Any, ...], dict[str, Any], Any], None]
@@ -192,7 +207,7 @@ class LabelMode(TorchDispatchMode):
         given = tensors_in((args, kwargs))
         trace = self._trace
         trace.used.update(id(tensor) for tensor in given)
-        if not trace.copies and not any(trace.carries(tensor) for tensor in given):
+        if trace.silent or (not trace.copies and not any(trace.carries(tensor) for tensor in given)):
             return out
         for tensor in given:
             trace.settle(tensor)

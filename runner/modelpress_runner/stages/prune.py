@@ -22,6 +22,7 @@ from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
+from modelpress_runner.edits.rescale import Rescale
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.channels import weight_of
@@ -323,7 +324,11 @@ def _edits(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edi
         for axis, kept in dependencies.kept(removed)
     ]
     changed = dependencies.changed(removed)
-    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed)]
+    scaled = [
+        Rescale(norm.module, norm.parameter, norm.epsilon, norm.offset, len(norm.units), left)
+        for norm, left in dependencies.rescaled(removed)
+    ]
+    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed), *scaled]
 
 
 def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
+from modelpress_runner.dependency.norms import RootMeanSquare
 from modelpress_runner.dependency.planes import Plane, resolved, tied
 from modelpress_runner.dependency.rules.arguments import argument
 from modelpress_runner.dependency.trace import Trace
@@ -89,6 +91,29 @@ def layer_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs
     for weight in tensors_in(args[2:4]):
         trace.freeze(trace.planes(weight), reason)
     trace.put(tensors_in(out)[0], [Plane(plane.labels) for plane in given])
+
+
+def norm(trace: Trace, module: nn.Module, form: RootMeanSquare, source: torch.Tensor, result: torch.Tensor) -> None:
+    """A norm by the root of a mean of squares as a whole: channels that are zero may leave it."""
+    reason = f"{trace.where('norm')} meets them with something of a fixed size"
+    last = source.dim() - 1
+    weight = module._parameters[form.parameter]
+    assert weight is not None
+    found = []
+    for plane in trace.planes(source):
+        if plane.varying != [last] or not plane.zero:
+            found += trace.rigid(
+                [plane], [last], f"{trace.where('norm')} takes their squares where they need not be zero"
+            )
+        else:
+            found.append(plane)
+    shape = [1] * last + [weight.numel()]
+    own = [Plane(plane.labels.reshape(shape)) for plane in trace.planes(weight)]
+    along = [plane for plane in found if last in plane.varying]
+    across = [plane for plane in found if last not in plane.varying]
+    trace.put(
+        result, [Plane(p.labels, True) for p in tied((along, [last]), (own, [last]), trace.units, reason)] + across
+    )
 
 
 def batch_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

@@ -10,6 +10,10 @@ from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 
+# Types besides a row's whose output channels can be scored by their weights: transformers' linear layer, the rows of
+# queries, keys and values that nn.MultiheadAttention has in one weight, and embeddings, where residual
+# streams begin.
+OTHER_TYPES = ("Conv1D", "MultiheadAttention", "Embedding")
 BLOCK = 1 << 22  # entries that are in float64 at a time, but for channels that have more
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 from modelpress_runner.errors import CompressionError, InvalidModelError
-from modelpress_runner.methods.prune.channels import in_blocks, weight_of
+from modelpress_runner.methods.prune.channels import OTHER_TYPES, in_blocks, weight_of
 from modelpress_runner.methods.prune.protocol import DataDrivenMethod
 from modelpress_runner.passes.collectors import Collector, Pass
 
@@ -28,6 +28,7 @@ class Taylor(DataDrivenMethod):
     """
 
     name = "taylor"
+    extra_op_types = OTHER_TYPES
     globally_comparable = True
 
     def collector(self, name: str, module: nn.Module, data: Pass) -> TaylorCollector:
