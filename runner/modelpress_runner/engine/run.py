@@ -95,6 +95,7 @@ def run_stages(
     stop: Callable[[], None] = lambda: None,
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
+    target_device: str = "cpu",
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
@@ -110,6 +111,7 @@ def run_stages(
         stop: called at safe points; raises Stopped to end the run there.
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
+        target_device: where the result is to run, cpu or cuda.
 
     Raises:
         InvalidSpecError: a stage does not fit the model or the evaluator.
@@ -118,7 +120,7 @@ def run_stages(
         Stopped: `stop` raised it.
     """
     plan = plan_stages(subject, stages)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, target_device)
     try:
         return run.run()
     finally:
@@ -139,6 +141,7 @@ class _RecipeRun:
         stop: Callable[[], None],
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
+        target_device: str,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
@@ -165,6 +168,7 @@ class _RecipeRun:
             report=self._say,
             stop=stop,
             calibration_data=subject.calibration_data,
+            target_device=target_device,
         )
 
     def run(self) -> RecipeOutcome:

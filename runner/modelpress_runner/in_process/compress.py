@@ -148,7 +148,15 @@ def compress(
         baseline = measuring.dense(model)
         # A score between the stages costs a pass over the data: only where somebody sees it.
         shown = report is not silent
-        outcome = run_stages(subject, spec.stages, seed=seed, checkpointer=store, report=events, scores=shown)
+        outcome = run_stages(
+            subject,
+            spec.stages,
+            seed=seed,
+            checkpointer=store,
+            report=events,
+            scores=shown,
+            target_device=spec.target.device,
+        )
         with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             measured = measuring.compressed(outcome, model, baseline, Path(folder))
     if store is not None:

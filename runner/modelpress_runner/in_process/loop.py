@@ -66,8 +66,10 @@ class Loop:
         static: Callable[[nn.Module], dict[str, float]] | None = None,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         schedulers: Sequence[Any] = (),
+        target_device: str = "cpu",
     ) -> None:
-        self.context = StageContext(subject.model, subject.evaluator, subject.dummy_input, seed)
+        given = subject.model, subject.evaluator, subject.dummy_input, seed
+        self.context = StageContext(*given, target_device=target_device)
         self.epochs = self.total = 0
         self.stop = stop
         self._report, self._static, self._optimizers = report, static, optimizers
