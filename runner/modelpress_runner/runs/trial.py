@@ -97,6 +97,7 @@ def _run(
             report=events,
             stop=stop,
             static=static_counts(subject.dummy_input),
+            dense=original,
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)
