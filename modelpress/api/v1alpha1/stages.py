@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from . import algorithms
-from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, rebuild
+from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, rebuild
 from .distill import Distill
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ def _other_algorithms() -> dict[str, str]:
         what = f"it is a schedule: write schedule: {{type: {name}}}, and l1 or level here"
         hints |= dict.fromkeys((name, f"{name}_pruner"), what)
     return hints
+
+
+def _known_algorithms() -> dict[str, str]:
+    """What other tools call an algorithm, as `plain` has it -> its name."""
+    return {plain(alias): name for alias, name in algorithms.spellings("prune").items()}
 
 
 # Keys of other tools that stand elsewhere here, or under no name at all -> what to write.
@@ -169,6 +174,7 @@ class ConfigEntry(ApiModel):
     }
     elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
     other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
             "!self.exclude || !(has(self.sparsity) || has(self.algorithm) || has(self.scope) || has(self.schedule))",
@@ -239,6 +245,7 @@ class Prune(ApiModel):
         ),
     }
     other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
 
 
 class Finetune(Duration):
@@ -332,6 +339,7 @@ def _follow() -> None:
     for holder, annotation in ((Prune, names), (ConfigEntry, names | None)):
         holder.model_fields["algorithm"].annotation = annotation
         holder.other_values = {"algorithm": _other_algorithms()}
+        holder.value_spellings = {"algorithm": _known_algorithms()}
     Prune.model_fields["algorithm"].description = _algorithm_text()
     types: Any = Literal[tuple(row.name for row in algorithms.schedules())]
     for schedule in (EntrySchedule, Schedule):
