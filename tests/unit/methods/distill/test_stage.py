@@ -194,7 +194,10 @@ def test_an_entrypoint_teaches(task, tmp_path, monkeypatch):
     assert torch.equal(task.model[0].weight, other.model[0].weight)
     for entrypoint, message in (
         ("teachers:create", r"spec.stages\[0\].distill.teacher.args: teachers:create needs the argument 'scale'"),
-        ("teachers:creat", r"spec.stages\[0\].distill.teacher.entrypoint: teachers has no 'creat'; did you mean create"),
+        (
+            "teachers:creat",
+            r"spec.stages\[0\].distill.teacher.entrypoint: teachers has no 'creat'; did you mean create",
+        ),
         ("teachers:broken", r"spec.stages\[0\].distill.teacher.entrypoint: teachers:broken raised ValueError: no"),
     ):
         with pytest.raises(InvalidModelError, match=message):
