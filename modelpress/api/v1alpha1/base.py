@@ -151,8 +151,8 @@ def exactly_one(model: BaseModel, *names: str) -> str:
     """
     given = [name for name in names if getattr(model, name) is not None]
     if len(given) != 1:
-        listed = ", ".join(to_camel(name) for name in names)
-        found = ", ".join(to_camel(name) for name in given) or "none of them"
+        keys = {name: type(model).model_fields[name].alias or to_camel(name) for name in names}
+        listed, found = ", ".join(keys.values()), ", ".join(keys[name] for name in given) or "none of them"
         raise PydanticCustomError(
             "exactly_one", "exactly one of {listed} is needed; found {found}", {"listed": listed, "found": found}
         )

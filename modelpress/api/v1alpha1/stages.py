@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
+from .distill import Distill
 
 if TYPE_CHECKING:
     PruneAlgorithm = str
@@ -370,8 +371,9 @@ class TogetherPart(_OneBlock):
     """A stage that goes along with the training of a together."""
 
     prune: Prune | None = None
+    distill: Distill | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune",)
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "distill")
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 
@@ -407,9 +409,10 @@ class Stage(_OneBlock):
     name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
     prune: Prune | None = None
     finetune: Finetune | None = None
+    distill: Distill | None = None
     together: Together | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "together")
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "distill", "together")
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 

@@ -12,10 +12,11 @@ from torch import nn
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
 from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
+from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Asked, Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
-from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, plan_stages
+from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, needs_dense, plan_stages
 from modelpress_runner.engine.records import stage_record
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
@@ -95,6 +96,7 @@ def run_stages(
     stop: Callable[[], None] = lambda: None,
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
+    dense: nn.Module | None = None,
     target_device: str = "cpu",
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
@@ -111,6 +113,7 @@ def run_stages(
         stop: called at safe points; raises Stopped to end the run there.
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
+        dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
         target_device: where the result is to run, cpu or cuda.
 
     Raises:
@@ -120,7 +123,9 @@ def run_stages(
         Stopped: `stop` raised it.
     """
     plan = plan_stages(subject, stages)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, target_device)
+    if dense is None and needs_dense(subject, stages):
+        dense = copied(subject.model)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, dense, target_device)
     try:
         return run.run()
     finally:
@@ -141,6 +146,7 @@ class _RecipeRun:
         stop: Callable[[], None],
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
+        dense: nn.Module | None,
         target_device: str,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
@@ -168,6 +174,8 @@ class _RecipeRun:
             report=self._say,
             stop=stop,
             calibration_data=subject.calibration_data,
+            dense=dense,
+            teacher=subject.teacher,
             target_device=target_device,
         )
 

@@ -97,6 +97,7 @@ def _run(
             report=events,
             stop=stop,
             static=static_counts(subject.dummy_input),
+            dense=original,
             target_device=spec.target.device,
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
