@@ -25,6 +25,10 @@ class PruneRules(StageRules[Prune]):
     def problems(self, block: Prune, path: str) -> Iterator[Problem]:
         """Entries, schedules and algorithms that do not go together."""
         yield from _prune_problems(block, path)
+        yield from _sparsify_problems(block, path)
+        if block.schedule.rewind_to is not None and block.schedule.train is None:
+            message = "there is no training that weights could go back from"
+            yield Problem(f"{path}.schedule.rewindTo", message, "add train to the schedule, or remove it")
 
     def problems_along(self, block: Prune, path: str) -> Iterator[Problem]:
         """Schedules must count steps, and nothing is trained between rounds."""
@@ -34,14 +38,22 @@ class PruneRules(StageRules[Prune]):
         if block.schedule.train is not None:
             message = "the training that it goes along with has no rounds, so there is nothing to train between them"
             yield Problem(f"{path}.schedule.train", message, "remove it")
+        for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
+            if block.sparsify is not None and getattr(block.sparsify, name) is not None:
+                message = "the training that it goes along with says how long; the term lasts until the schedule ends"
+                yield Problem(f"{path}.sparsify.{alias}", message, "remove it")
 
     def problems_outside(self, block: Prune, path: str) -> Iterator[Problem]:
-        """Schedules must count rounds."""
+        """Schedules must count rounds, and what trains by itself says how long."""
+        if block.sparsify is not None and block.sparsify.epochs is None and block.sparsify.max_steps is None:
+            yield Problem(f"{path}.sparsify", "nothing says how long to train", "add epochs or maxSteps")
         for schedule, where in _schedules(block, path):
             yield from _outside(schedule, where)
 
     def training(self, block: Prune) -> Iterator[str]:
         """Training between rounds."""
+        if block.sparsify is not None:
+            yield ".sparsify"
         if block.schedule.train is not None:
             yield ".schedule.train"
 
@@ -92,6 +104,20 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     if prune.round_to is not None and not units:
         message = f"{listed} removes single weights, so there are no channels to count"
         yield Problem(f"{path}.roundTo", message, f"remove it, or use {others}")
+
+
+def _sparsify_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    if prune.sparsify is None:
+        return
+    admm = prune.sparsify.penalty == "admm"
+    if not admm and prune.sparsify.frequency is not None:
+        message = f"{prune.sparsify.penalty} projects nothing"
+        yield Problem(f"{path}.sparsify.frequency", message, "remove it, or set penalty to admm")
+    rows = [_row(prune, entry) for entry in prune.config_list if not entry.exclude]
+    looking = next((row for row in rows if row.data_driven), None)
+    if admm and looking is not None:
+        message = f"admm projects by weights, and {looking.name} scores by {looking.data}"
+        yield Problem(f"{path}.sparsify.penalty", message, "take an algorithm that looks at weights, such as l1")
 
 
 def kept_of(pattern: str) -> tuple[int, int] | None:

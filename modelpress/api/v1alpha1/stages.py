@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
+from .sparsify import Sparsify
 
 if TYPE_CHECKING:
     PruneAlgorithm = str
@@ -55,6 +56,10 @@ def _other_algorithms() -> dict[str, str]:
     for name in algorithms.gradual():
         what = f"it is a schedule: write schedule: {{type: {name}}}, and l1 or level here"
         hints |= dict.fromkeys((name, f"{name}_pruner"), what)
+    ticket = "write schedule: {type: exp, rounds: 5, rewindTo: 0, train: {epochs: 1}}, and l1 or level here"
+    admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
+    hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
+    hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
     return hints
 
 
@@ -158,6 +163,12 @@ class Schedule(EntrySchedule):
     """How sparsity grows over rounds, and how the model is trained after each of them."""
 
     train: Duration | None = Field(default=None, description="Training after each round; none if left out.")
+    rewind_to: LoopStep | None = Field(
+        default=None,
+        description="Lottery ticket (Frankle and Carbin 2018, arXiv 1803.03635; to a later step: Frankle et al. 2019, "
+        "arXiv 1912.05671): the model is trained before the first round, too, and after each round what is left gets "
+        "the weights back that it had after so many optimizer steps of the stage; 0: those that the stage began with.",
+    )
 
 
 _ONE_AMOUNT = Cel(
@@ -306,6 +317,9 @@ class Prune(ApiModel):
     schedule: Schedule = Field(default_factory=Schedule)
     scores: Scores | None = Field(
         default=None, description="How algorithms that look at data collect their scores, before each round."
+    )
+    sparsify: Sparsify | None = Field(
+        default=None, description="Training with a term in the loss that drives what will be removed towards zero."
     )
     shrink: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
