@@ -34,6 +34,9 @@ class PruneRules(StageRules[Prune]):
         if block.schedule.train is not None:
             message = "the training that it goes along with has no rounds, so there is nothing to train between them"
             yield Problem(f"{path}.schedule.train", message, "remove it")
+        if block.reconstruct != "none":
+            message = f"{block.reconstruct} would be trained over: the training that it goes along with recovers"
+            yield Problem(f"{path}.reconstruct", message, "remove it, or prune in a stage of its own")
 
     def problems_outside(self, block: Prune, path: str) -> Iterator[Problem]:
         """Schedules must count rounds."""
@@ -53,8 +56,10 @@ class PruneRules(StageRules[Prune]):
     def sentence(self, block: Mapping[str, Any]) -> str:
         """By which algorithm, to which sparsities."""
         shares = {entry.get("sparsity", block.get("sparsity")) for entry in block.get("configList", [])} - {None}
+        after = block.get("reconstruct", "none")
+        recovered = f" and reconstructed ({after})" if after != "none" else ""
         amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
-        return f"pruned with {block.get('algorithm', 'l1')}{amount}"
+        return f"pruned with {block.get('algorithm', 'l1')}{amount}{recovered}"
 
 
 def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
@@ -79,7 +84,11 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         message = f"{listed} needs no data, so there are no scores to collect"
         others = in_words(row.name for row in known if row.data_driven)
         yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
-    if prune.shrink and not any(row.structured for row in known if row.name in used):
+    structured = any(row.structured for row in known if row.name in used)
+    if prune.reconstruct == "leastSquares" and not structured:
+        message = f"it refits layers that lost whole inputs, and {listed} removes single weights"
+        yield Problem(f"{path}.reconstruct", message, "write bias or auto")
+    if prune.shrink and not structured:
         message = f"{listed} removes single weights, which leaves nothing to shrink"
         others = in_words(row.name for row in known if row.structured)
         yield Problem(f"{path}.shrink", message, f"write 'shrink: false', or use {others}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
+from modelpress.api.v1alpha1 import DEFAULT_METRIC, Goal, Stage
 from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
@@ -95,6 +95,7 @@ def run_stages(
     stop: Callable[[], None] = lambda: None,
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
+    goal: Goal = "maximize",
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
@@ -110,6 +111,7 @@ def run_stages(
         stop: called at safe points; raises Stopped to end the run there.
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
+        goal: of the evaluator's score.
 
     Raises:
         InvalidSpecError: a stage does not fit the model or the evaluator.
@@ -118,7 +120,7 @@ def run_stages(
         Stopped: `stop` raised it.
     """
     plan = plan_stages(subject, stages)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal)
     try:
         return run.run()
     finally:
@@ -139,6 +141,7 @@ class _RecipeRun:
         stop: Callable[[], None],
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
+        goal: Goal,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
@@ -166,6 +169,8 @@ class _RecipeRun:
             stop=stop,
             calibration_data=subject.calibration_data,
         )
+        if self._evaluator is not None and self._evaluator.can_evaluate:
+            self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)
 
     def run(self) -> RecipeOutcome:
         if self._evaluator is not None:
@@ -413,6 +418,11 @@ class _RecipeRun:
         score = score_aside(self._evaluator, self._context.model, self._seed)
         self._score_seconds = time.perf_counter() - began
         return score
+
+    def _own_score(self, sign: int) -> float:
+        """For a step that goes by scores, a safe point of the run."""
+        self._stop_together()
+        return sign * self._scored()[DEFAULT_METRIC]
 
     def _finish_stage(self, stage: PlannedStage) -> None:
         model = self._context.model
