@@ -10,7 +10,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from . import algorithms
-from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, rebuild
+from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, rebuild
+from .distill import Distill
 
 if TYPE_CHECKING:
     PruneAlgorithm = str
@@ -34,6 +35,11 @@ def _other_algorithms() -> dict[str, str]:
         what = f"it is a schedule: write schedule: {{type: {name}}}, and l1 or level here"
         hints |= dict.fromkeys((name, f"{name}_pruner"), what)
     return hints
+
+
+def _known_algorithms() -> dict[str, str]:
+    """What other tools call an algorithm, as `plain` has it -> its name."""
+    return {plain(alias): name for alias, name in algorithms.spellings("prune").items()}
 
 
 # Keys of other tools that stand elsewhere here, or under no name at all -> what to write.
@@ -169,6 +175,7 @@ class ConfigEntry(ApiModel):
     }
     elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
     other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
             "!self.exclude || !(has(self.sparsity) || has(self.algorithm) || has(self.scope) || has(self.schedule))",
@@ -246,6 +253,7 @@ class Prune(ApiModel):
         ),
     }
     other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
 
 
 class Finetune(Duration):
@@ -288,8 +296,9 @@ class TogetherPart(_OneBlock):
     """A stage that goes along with the training of a together."""
 
     prune: Prune | None = None
+    distill: Distill | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune",)
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "distill")
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 
@@ -325,9 +334,10 @@ class Stage(_OneBlock):
     name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
     prune: Prune | None = None
     finetune: Finetune | None = None
+    distill: Distill | None = None
     together: Together | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "together")
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "distill", "together")
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 
@@ -337,6 +347,7 @@ def _follow() -> None:
     for holder, annotation in ((Prune, names), (ConfigEntry, names | None)):
         holder.model_fields["algorithm"].annotation = annotation
         holder.other_values = {"algorithm": _other_algorithms()}
+        holder.value_spellings = {"algorithm": _known_algorithms()}
     Prune.model_fields["algorithm"].description = _algorithm_text()
     types: Any = Literal[tuple(row.name for row in algorithms.schedules())]
     for schedule in (EntrySchedule, Schedule):

@@ -12,10 +12,11 @@ from torch import nn
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Goal, Stage
 from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
+from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Asked, Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
-from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, plan_stages
+from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, needs_dense, plan_stages
 from modelpress_runner.engine.records import stage_record
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
@@ -96,6 +97,7 @@ def run_stages(
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
     goal: Goal = "maximize",
+    dense: nn.Module | None = None,
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
@@ -112,6 +114,7 @@ def run_stages(
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
         goal: of the evaluator's score.
+        dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
 
     Raises:
         InvalidSpecError: a stage does not fit the model or the evaluator.
@@ -120,7 +123,9 @@ def run_stages(
         Stopped: `stop` raised it.
     """
     plan = plan_stages(subject, stages)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal)
+    if dense is None and needs_dense(subject, stages):
+        dense = copied(subject.model)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal, dense)
     try:
         return run.run()
     finally:
@@ -142,6 +147,7 @@ class _RecipeRun:
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
         goal: Goal,
+        dense: nn.Module | None,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
@@ -168,6 +174,8 @@ class _RecipeRun:
             report=self._say,
             stop=stop,
             calibration_data=subject.calibration_data,
+            dense=dense,
+            teacher=subject.teacher,
         )
         if self._evaluator is not None and self._evaluator.can_evaluate:
             self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)

@@ -98,6 +98,7 @@ def _run(
             stop=stop,
             static=static_counts(subject.dummy_input),
             goal=goal_of(DEFAULT_METRIC, spec.metrics),
+            dense=original,
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)

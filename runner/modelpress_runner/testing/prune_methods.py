@@ -45,7 +45,17 @@ MODULES: Mapping[str, Callable[[], nn.Module]] = {
     "ConvTranspose2d": lambda: nn.ConvTranspose2d(4, 6, 3),
     "ConvTranspose3d": lambda: nn.ConvTranspose3d(2, 6, 2),
     "Linear": lambda: nn.Linear(4, 6),
+    "BatchNorm1d": lambda: norm(nn.BatchNorm1d(6)),
+    "BatchNorm2d": lambda: norm(nn.BatchNorm2d(6)),
+    "BatchNorm3d": lambda: norm(nn.BatchNorm3d(6)),
 }
+
+
+def norm(module: nn.Module) -> nn.Module:
+    """The norm with factors that differ."""
+    weight: Any = module.weight
+    nn.init.uniform_(weight, 0.1, 1.0)
+    return module
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,8 +64,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def inputs(module: nn.Module) -> torch.Tensor:
-    """Random inputs for a linear or convolutional module, in the type of its weight."""
+    """Random inputs for a linear or convolutional module or a batch norm, in the type of its weight."""
     weight: Any = module.weight
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return torch.randn(2, module.num_features, *[4] * int(type(module).__name__[-2]), dtype=weight.dtype)
     channels: Any = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     return torch.randn(2, channels, *[4] * (weight.dim() - 2), dtype=weight.dtype)
 
@@ -116,6 +128,14 @@ class PruneMethodContract:
         context = StageContext(model, trainer(model), None, seed)
         return collect(context, select(model, prune, "here"), 2, (0, 1), "here")["0"]
 
+    def layer(self, each: PruneMethod, inputs: int, outputs: int) -> nn.Module:
+        """A module that the method prunes: a linear layer, else a norm of so many outputs, which takes as many."""
+        if "Linear" in each.op_types:
+            return nn.Linear(inputs, outputs)
+        if "BatchNorm1d" in each.op_types:
+            return norm(nn.BatchNorm1d(outputs))
+        pytest.skip("takes neither Linear nor BatchNorm1d")
+
     def shape(self, each: PruneMethod, module: nn.Module) -> tuple[int, ...]:
         """Of the scores of a module of 6 outputs."""
         weight: Any = module.weight
@@ -155,7 +175,7 @@ class PruneMethodContract:
 
         Those of single weights are in float32 then, which is as exact for numbers that are not summed.
         """
-        module, same = nn.Linear(300, 4).bfloat16(), nn.Linear(300, 4).double()
+        module, same = self.layer(each, 300, 4).bfloat16(), self.layer(each, 300, 4).double()
         same.load_state_dict(module.state_dict())
         if not each.facts.data_driven:
             assert torch.equal(each.score(module, generator()).double(), each.score(same, generator()))
@@ -168,8 +188,9 @@ class PruneMethodContract:
             assert isinstance(each, DataDrivenMethod)
             collector = each.collector("0", model, TrainingPass(evaluator))
             collector.attach()
-            parent(torch.full((2, 300), 0.5, dtype=model.weight.dtype))
-            model.weight.grad = torch.full_like(model.weight, 0.5)
+            weight: Any = model.weight
+            parent(torch.full((2, 300), 0.5, dtype=weight.dtype))
+            weight.grad = torch.full_like(weight, 0.5)
             collector.update()
             totals.append(collector.compute())
             evaluator.unbind()
@@ -274,11 +295,10 @@ class PruneMethodContract:
     @pytest.mark.parametrize("scope", ["local", "global"])
     def test_rounds_never_give_back(self, each: PruneMethod, scope: str, way: str) -> None:
         """From round to round zeros are only added, although weights change in between."""
-        if "Linear" not in each.op_types:
-            pytest.skip("takes no Linear")
-        model = self.net(nn.Linear(6, 20), nn.Linear(20, 20))
+        model = self.net(self.layer(each, 6, 20), self.layer(each, 20, 20))
         before: dict[str, torch.Tensor] = {}
         shares = []
+        of = sum(value.numel() for name, value in model.named_parameters() if name.endswith("weight"))
 
         def look() -> None:
             zeros = 0
@@ -291,7 +311,7 @@ class PruneMethodContract:
                 if way == "stage":
                     with torch.no_grad():
                         weight.copy_(torch.randn(weight.shape, generator=generator(9)))
-            shares.append(round(zeros / (120 + 400), 2))
+            shares.append(round(zeros / of, 2))
 
         settings = {
             "algorithm": each.name,
@@ -307,19 +327,17 @@ class PruneMethodContract:
 
     def test_a_stage_run_twice_gives_the_same(self, each: PruneMethod, way: str) -> None:
         """A stage that runs again from the same state, as after a restart, gives the same masks."""
-        if "Linear" not in each.op_types:
-            pytest.skip("takes no Linear")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            weights = nn.Linear(6, 20).state_dict()
+            weights = self.layer(each, 6, 20).state_dict()
         settings = {"algorithm": each.name, "configList": [{"sparsity": 0.3}]}
         results = []
         for _ in range(2):
-            layer = nn.Linear(6, 20)
+            layer = self.layer(each, 6, 20)
             layer.load_state_dict(weights)
             results.append(self.pruned(way, self.net(layer), settings, 7)["0"]["weight"])
         assert torch.equal(*results)
-        assert int((results[0] == 0).sum()) == 36
+        assert float((results[0] == 0).float().mean()) == pytest.approx(0.3)
 
     def test_its_row_is_complete(self, each: PruneMethod) -> None:
         """It is the object that the row names, the row says in a sentence what it does, and it can be collected if the

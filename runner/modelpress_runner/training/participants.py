@@ -36,6 +36,8 @@ class Participant:
       added to it.
     """
 
+    takes_teacher_output = False  # it reads Call.teacher_output
+
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
         """Parameters of its own that train along, as an optimizer takes them: [{"params": [...], "lr": 0.1}].
 

@@ -9,6 +9,7 @@ import pytest
 import modelpress as mp
 from modelpress.api.errors import SpecError
 from modelpress.api.load import load_dict
+from modelpress.api.v1alpha1 import PYTHON_SPELLING, Prune
 
 
 def _problem(stage: dict[str, Any], *, python: bool) -> str:
@@ -52,7 +53,8 @@ def test_keys(key: str, value: Any, fix: str, python: bool, of_entry: bool) -> N
         ("taylorfo", "did you mean taylor?"),
         ("taylor_fo_weight_filter", "did you mean taylor?"),
         ("agp", "schedule: {type: agp}"),
-        ("fpgm", "write one of them"),
+        ("Activation-APoZ-Rank-Filter", "did you mean apoz?"),
+        ("foo", "write one of them"),
     ],
 )
 def test_algorithms(name: str, fix: str, of_entry: bool) -> None:
@@ -75,3 +77,14 @@ def test_an_entry_takes_pruning_type_as_the_stage_does() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     entry = {"pruning_type": "l2", "op_names": ["0"], "target_sparsity": 0.5}
     assert mp.compress(model, [{"prune": {"config_list": [entry]}}], None, torch.ones(1, 4)).model[0].out_features == 2
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [("taylorfo", "taylor"), ("L1Filter_Pruner", "l1"), ("activation_apoz_rank_filter", "apoz"), ("level", "level")],
+)
+def test_python_takes_them_for_ours(spelled: str, name: str) -> None:
+    """Of the stage and of an entry; what is kept has the name."""
+    block = {"algorithm": spelled, "config_list": [{"sparsity": 0.5, "pruning_type": spelled}]}
+    prune = Prune.model_validate(block, context=PYTHON_SPELLING)
+    assert prune.to_dict()["algorithm"] == prune.to_dict()["configList"][0]["algorithm"] == name

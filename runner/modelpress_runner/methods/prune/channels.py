@@ -23,12 +23,16 @@ def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]
 
     `reduce` gets the weights of some channels, float64, (n, weights of one), and gives (n,).
     """
-    axis = module_axis(module, type(module).__name__, "out")
-    return in_blocks(reduce, axis.rows("weight", weight_of(module).detach()))
+    return in_blocks(reduce, channel_rows(module))
+
+
+def channel_rows(module: nn.Module) -> torch.Tensor:
+    """The weights of each output channel, without the bias, (channels, weights of one), in the weight's own type."""
+    return module_axis(module, type(module).__name__, "out").rows("weight", weight_of(module).detach())
 
 
 def in_blocks(reduce: Callable[..., torch.Tensor], *matrices: torch.Tensor) -> torch.Tensor:
-    """reduce(*matrices), for all (n, m) alike, over some rows at a time, which it gets in float64; (n,), float64.
+    """reduce(*matrices), for all (n, m) alike, over some rows at a time, which it gets in float64; (n, ...), float64.
 
     Everything stays on the matrices' device, but for devices without float64, whose rows are brought to the CPU.
     """

@@ -54,6 +54,22 @@ def remove_local(one: Candidates, sparsity: float) -> torch.Tensor:
     return removed
 
 
+def remove_by_row(one: Candidates, rows: int, sparsity: float) -> torch.Tensor:
+    """As `remove_local`, but every row of the scores as (rows, n / rows) loses the same number, or one more.
+
+    One more lose, until there are floor(n * sparsity), the rows whose next score is lowest.
+    """
+    scores = rounded(one.scores).view(rows, -1).masked_fill(one.already_pruned.view(rows, -1), -math.inf)
+    each, more = divmod(removed_count(scores.numel(), sparsity), rows)
+    ascending, order = torch.sort(scores, dim=1, stable=True)
+    removed = one.already_pruned.view(rows, -1).clone()
+    removed.scatter_(1, order[:, :each], True)
+    if more:
+        first = torch.sort(ascending[:, each], stable=True).indices[:more]
+        removed[first, order[first, each]] = True
+    return removed.flatten()
+
+
 def remove_global(many: Sequence[Candidates], sparsity: float, globally_comparable: bool = False) -> list[torch.Tensor]:
     """As `remove_local`, in one ranking over all members; each of them keeps at least one.
 

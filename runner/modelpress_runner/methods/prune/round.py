@@ -19,7 +19,7 @@ from modelpress_runner.dependency.groups import ChannelDependencies, DependencyG
 from modelpress_runner.edits.axes import AxisView, axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.methods.prune.ranking import Candidates, remove_global, remove_local
+from modelpress_runner.methods.prune.ranking import Candidates, remove_by_row, remove_global, remove_local
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.schedule import sparsity_at
 from modelpress_runner.methods.prune.selection import Choice, Selection
@@ -73,6 +73,7 @@ class _Pool:
     choice: Choice
     sparsity: float
     apply: Callable[[torch.Tensor], None]
+    outputs: int | None = None  # rows of the candidates that are ranked by themselves, in a local ranking
 
 
 def round_masks(
@@ -182,6 +183,8 @@ def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Roun
     else:
         away = (leaving["weight"] == 0).to(gone.device) if "weight" in leaving else torch.zeros_like(gone)
     pool = _Pool(candidates, choice, sparsity_at(choice.schedule, choice.sparsity, round_.number), apply)
+    if pruner.by_output:
+        pool.outputs = len(scores)
     return _of_what_is_left(pool, away.flatten())
 
 
@@ -219,6 +222,9 @@ def _together(
                 f"{choice.scope}) lose the same channels; give them one algorithm and one scope, or set shrink: false",
                 f"{path}.configList[{choice.entry}]",
             )
+    whole = method(first.algorithm).score_group(model, dependencies, group)
+    if whole is not None:
+        total, count = whole, torch.ones_like(whole)
     now = {c.module: sparsity_at(c.schedule, c.sparsity, round_.number) for c in members}
     if len({choice.sparsity for choice in members}) > 1:
         asked = ", ".join(f"'{choice.module}' ({choice.sparsity:g})" for choice in members)
@@ -258,7 +264,11 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
         if pool.choice.scope == "global":
             shared[pool.choice.algorithm, pool.sparsity].append(pool)
         else:
-            pool.apply(removed := remove_local(pool.candidates, pool.sparsity))
+            if pool.outputs is None:
+                removed = remove_local(pool.candidates, pool.sparsity)
+            else:
+                removed = remove_by_row(pool.candidates, pool.outputs, pool.sparsity)
+            pool.apply(removed)
             if 0 < pool.sparsity == pool.choice.sparsity and not removed.any():
                 whole[pool.sparsity, len(removed)].append(pool.choice.module)
     for (algorithm, sparsity), members in shared.items():
@@ -330,6 +340,8 @@ def prunable(dependencies: ChannelDependencies, selection: Selection) -> list[tu
 def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: frozenset[str]) -> str | None:
     barred = [name for name in (*group.producers, *group.followers) if name in excluded]
     missing = [name for name in group.producers if name not in choices]
+    if any(name in choices and method(choices[name].algorithm).takes_followers for name in group.followers):
+        missing = []
     if barred:
         return f"can lose channels only together with {_list(barred)}, which is excluded"
     if missing:
