@@ -98,6 +98,7 @@ def run_stages(
     static: Callable[[nn.Module], dict[str, float]] | None = None,
     goal: Goal = "maximize",
     dense: nn.Module | None = None,
+    target_device: str = "cpu",
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
@@ -115,6 +116,7 @@ def run_stages(
         static: counts of a model for the records (parameters, macs); none: parameters only.
         goal: of the evaluator's score.
         dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
+        target_device: where the result is to run, cpu or cuda.
 
     Raises:
         InvalidSpecError: a stage does not fit the model or the evaluator.
@@ -125,7 +127,7 @@ def run_stages(
     plan = plan_stages(subject, stages)
     if dense is None and needs_dense(subject, stages):
         dense = copied(subject.model)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal, dense)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal, dense, target_device)
     try:
         return run.run()
     finally:
@@ -148,6 +150,7 @@ class _RecipeRun:
         static: Callable[[nn.Module], dict[str, float]] | None,
         goal: Goal,
         dense: nn.Module | None,
+        target_device: str,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
@@ -176,6 +179,7 @@ class _RecipeRun:
             calibration_data=subject.calibration_data,
             dense=dense,
             teacher=subject.teacher,
+            target_device=target_device,
         )
         if self._evaluator is not None and self._evaluator.can_evaluate:
             self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)

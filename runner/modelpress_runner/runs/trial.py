@@ -99,6 +99,7 @@ def _run(
             static=static_counts(subject.dummy_input),
             goal=goal_of(DEFAULT_METRIC, spec.metrics),
             dense=original,
+            target_device=spec.target.device,
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)

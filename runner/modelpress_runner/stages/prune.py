@@ -175,7 +175,7 @@ class PruneStage:
             for choice in selection.choices.values()
             if is_data_driven(choice)
         }
-        dry = Round(context.seed, self.index, 0, equal)
+        dry = Round(context.seed, self.index, 0, equal, device=context.target_device)
         round_masks(context.model, selection, dependencies, context.masks, dry, self.path)
 
     def round(
@@ -203,7 +203,7 @@ class PruneStage:
             selection,
             dependencies,
             context.masks,
-            Round(context.seed, self.index, number, scores, leaving),
+            Round(context.seed, self.index, number, scores, leaving, context.target_device),
             self.path,
         )
         self.units = outcome.units

@@ -15,6 +15,7 @@ from modelpress.api.v1alpha1 import Prune, Reconstruct
 from modelpress_runner.edits.axes import CONV
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.methods.context import StageContext
+from modelpress_runner.methods.prune.patterns import CHANNEL
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.reconstruct.batch_norm import ChannelMoments, keeps_statistics
 from modelpress_runner.methods.reconstruct.inputs import is_matrix_product, weight_matrix
@@ -256,8 +257,11 @@ def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def is_structured(prune: Prune) -> bool:
     """Whether something in the stage removes whole channels."""
-    algorithms = {entry.algorithm or prune.algorithm for entry in prune.config_list if not entry.exclude}
-    return any(method(name).structured for name in algorithms)
+    return any(
+        method(entry.algorithm or prune.algorithm).structured or (entry.pattern or prune.pattern) == CHANNEL
+        for entry in prune.config_list
+        if not entry.exclude
+    )
 
 
 def check_reconstruct(prune: Prune, path: str, sources: Sources, dummy_input: object) -> None:
