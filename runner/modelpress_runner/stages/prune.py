@@ -26,10 +26,10 @@ from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerE
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import Procedure, StepList
 from modelpress_runner.methods.prune.channels import weight_of
-from modelpress_runner.methods.prune.patterns import CHANNEL
 from modelpress_runner.methods.prune.penalties import ADMM, L1, PROJECTION, GroupLasso, Penalty
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
+from modelpress_runner.methods.prune.rewind import Rewind, Rewinding, Steps
 from modelpress_runner.methods.prune.round import (
     Round,
     RoundOutcome,
@@ -48,6 +48,12 @@ from modelpress_runner.methods.prune.statistics import (
     collect,
     is_data_driven,
 )
+from modelpress_runner.methods.reconstruct.recover import (
+    Reconstruction,
+    check_reconstruct,
+    is_structured,
+    parameters,
+)
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import Accompanied, StageKind
@@ -58,7 +64,7 @@ from modelpress_runner.training.step import Training
 _FIRST_DRAWS = 1  # by which groups are tried before anything is pruned; what is cut in the end is proven in full
 
 
-def steps(prune: Prune, index: int) -> _Steps:
+def steps(prune: Prune, index: int) -> Steps:
     """The steps of prune stage number `index`: for each round its masks and, if asked for, training; then the shrink.
     What prepares pruning, or keeps weights to go back to, comes before the first round.
 
@@ -83,7 +89,7 @@ def steps(prune: Prune, index: int) -> _Steps:
         out.append(
             Training("sparsify", prune.sparsify.epochs, prune.sparsify.max_steps, lambda training: [along(training)])
         )
-    rewind = _Rewind() if prune.schedule.rewind_to is not None else None
+    rewind = Rewind() if prune.schedule.rewind_to is not None else None
     if rewind is not None and train is not None:
         if prune.schedule.rewind_to:
             out.append(Training("train before weights are kept", max_steps=prune.schedule.rewind_to))
@@ -96,58 +102,15 @@ def steps(prune: Prune, index: int) -> _Steps:
             out.append(Transform(f"rewind after {label}", rewind.rewind))
         if train is not None:
             out.append(Training(f"train after {label}", epochs=train.epochs, max_steps=train.max_steps))
-    return _Steps([*out, *stage.shrinking], rewind)
-
-
-class _Rewind:
-    """Weights that were kept, and are put back where they were not pruned."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, torch.Tensor] = {}
-
-    def keep(self, context: StageContext) -> None:
-        """Keeps all parameters and buffers."""
-        self.kept = {name: value.detach().clone() for name, value in _values(context.model)}
-
-    @torch.no_grad()
-    def rewind(self, context: StageContext) -> None:
-        """Puts them back; what is masked stays zero."""
-        for name, value in _values(context.model):
-            value.data.copy_(self.kept[name])
-        apply_masks(context.model, context.masks)
-
-
-def _values(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
-class _Steps(list[Step]):
-    """The steps of a stage, and what they share beyond it."""
-
-    def __init__(self, steps: Sequence[Step], rewind: _Rewind | None) -> None:
-        super().__init__(steps)
-        self.rewind = rewind
-
-
-class _Rewinding(StepList):
-    """Steps with the weights that some of them go back to."""
-
-    def __init__(self, steps: Sequence[Step], rewind: _Rewind) -> None:
-        super().__init__(steps)
-        self._rewind = rewind
-
-    def state_dict(self) -> dict[str, Any]:
-        """As StepList's, with the weights."""
-        return {**super().state_dict(), "kept": dict(self._rewind.kept)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As Procedure.load_state_dict."""
-        super().load_state_dict(state)
-        self._rewind.kept = dict(state["kept"])
+    return Steps([*out, *stage.shrinking], rewind)
 
 
 def _round(stage: PruneStage, number: int, context: StageContext) -> None:
+    kind = stage.prune.reconstruct
+    before = {} if kind == "none" else parameters(context.model)
     context.report(stage.round(context, number))
+    if kind != "none":
+        context.report(Reconstruction(context, before, f"{stage.path}.reconstruct").run(kind))
 
 
 class PruneKind(StageKind[Prune]):
@@ -164,6 +127,7 @@ class PruneKind(StageKind[Prune]):
         """As StageKind.check."""
         sources = Sources(subject.evaluator, subject.calibration_data)
         check_needs(block, path, sources, subject.dummy_input)
+        check_reconstruct(block, f"{path}.reconstruct", sources, subject.dummy_input)
 
     def steps(self, block: Prune, index: int) -> list[Step]:
         """As `steps`."""
@@ -172,7 +136,7 @@ class PruneKind(StageKind[Prune]):
     def procedure(self, block: Prune, index: int) -> Procedure:
         """The steps, with the weights that a rewind goes back to."""
         found = steps(block, index)
-        return StepList(found) if found.rewind is None else _Rewinding(found, found.rewind)
+        return StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
 
     def participants(self, block: Prune, path: str, index: int, name: str) -> Accompanied:
         """A StepPruner; the shrink comes behind the training."""
@@ -212,12 +176,12 @@ class PruneStage:
     @property
     def shrinks(self) -> bool:
         """Single weights leave nothing to shrink."""
-        return self.prune.shrink and any(
-            method(entry.algorithm or self.prune.algorithm).structured
-            or (entry.pattern or self.prune.pattern) == CHANNEL
-            for entry in self.prune.config_list
-            if not entry.exclude
-        )
+        return self.prune.shrink and is_structured(self.prune)
+
+    @property
+    def couples(self) -> bool:
+        """Whether layers that depend on each other lose the same channels, and those that take them their inputs."""
+        return self.shrinks or (self.prune.reconstruct not in ("none", "batchNorm") and is_structured(self.prune))
 
     @property
     def shrinking(self) -> list[Transform]:
@@ -255,7 +219,7 @@ class PruneStage:
     ) -> RoundOutcome:
         """As `round`, but nothing is pruned."""
         selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.shrinks else None
+        dependencies = self._sound(context, selection) if self.couples else None
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         leaving: Masks = {}
@@ -274,7 +238,7 @@ class PruneStage:
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.shrinks else None
+        dependencies = self._sound(context, selection) if self.couples else None
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
