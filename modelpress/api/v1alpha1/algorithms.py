@@ -8,6 +8,7 @@ row and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -41,6 +42,7 @@ class Algorithm:
         aliases: what other tools call it. Python and `modelpress convert` take them, in any case, with hyphens or
             underscores or none, for the name; YAML is answered with the name.
         runner: module and attribute of its object; "": METHOD in the module of its name in the family's room.
+        threshold: it takes no sparsity, and removes what scores below this.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Algorithm:
     sentence: str
     aliases: tuple[str, ...] = ()
     runner: str = ""
+    threshold: float | None = None
 
     @property
     def structured(self) -> bool:
@@ -118,9 +121,10 @@ def _row(
     needs: Need | None = None,
     aliases: tuple[str, ...] = (),
     default_types: tuple[str, ...] = CHANNEL_TYPES,
+    threshold: float | None = None,
 ) -> Algorithm:
     wanted: frozenset[Need] = frozenset() if needs is None else frozenset({needs})
-    return Algorithm(name, "prune", granularity, wanted, default_types, paper, sentence, aliases)
+    return Algorithm(name, "prune", granularity, wanted, default_types, paper, sentence, aliases, threshold=threshold)
 
 
 _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
@@ -237,6 +241,7 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             "Sun et al. 2023, arXiv 2306.11695",
             "activations",
         ),
+        _row("pattern_lock", "weight", "no weight but those that are zero, which stay zero", threshold=0.5),
     )
 }
 _SCHEDULES: dict[str, SparsitySchedule] = {
@@ -250,6 +255,13 @@ _SCHEDULES: dict[str, SparsitySchedule] = {
             "s+(i-s)(1-t/n)^3",
             "Zhu and Gupta 2017, arXiv 1710.01878",
         ),
+        SparsitySchedule(
+            "exp", lambda i, s, done: 1 - (1 - i) * ((1 - s) / (1 - i)) ** done, "1-(1-i)((1-s)/(1-i))^(t/n)"
+        ),
+        SparsitySchedule(
+            "cos", lambda i, s, done: i + (s - i) * (1 - math.cos(math.pi / 2 * done)), "i+(s-i)(1-cos(pi/2 t/n))"
+        ),
+        SparsitySchedule("cube", lambda i, s, done: i + (s - i) * done**3, "i+(s-i)(t/n)^3"),
     )
 }
 _LISTENERS: list[Callable[[], None]] = []

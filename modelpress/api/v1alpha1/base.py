@@ -193,6 +193,11 @@ def _subclasses(kind: type[ApiModel]) -> Iterator[type[ApiModel]]:
         yield from _subclasses(each)
 
 
+def plain_text(value: Any) -> Any:
+    """An integer is as good as its text: cpu: 2."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _rfc3339(value: dt.datetime) -> str:
     return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

@@ -97,6 +97,7 @@ def run_stages(
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
     dense: nn.Module | None = None,
+    target_device: str = "cpu",
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
@@ -113,6 +114,7 @@ def run_stages(
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
         dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
+        target_device: where the result is to run, cpu or cuda.
 
     Raises:
         InvalidSpecError: a stage does not fit the model or the evaluator.
@@ -123,7 +125,7 @@ def run_stages(
     plan = plan_stages(subject, stages)
     if dense is None and needs_dense(subject, stages):
         dense = copied(subject.model)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, dense)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, dense, target_device)
     try:
         return run.run()
     finally:
@@ -145,6 +147,7 @@ class _RecipeRun:
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
         dense: nn.Module | None,
+        target_device: str,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
@@ -173,6 +176,7 @@ class _RecipeRun:
             calibration_data=subject.calibration_data,
             dense=dense,
             teacher=subject.teacher,
+            target_device=target_device,
         )
 
     def run(self) -> RecipeOutcome:

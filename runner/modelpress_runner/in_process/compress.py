@@ -151,7 +151,14 @@ def compress(
         # A score between the stages costs a pass over the data: only where somebody sees it.
         shown = report is not silent
         outcome = run_stages(
-            subject, spec.stages, seed=seed, checkpointer=store, report=events, scores=shown, dense=model
+            subject,
+            spec.stages,
+            seed=seed,
+            checkpointer=store,
+            report=events,
+            scores=shown,
+            target_device=spec.target.device,
+            dense=model,
         )
         with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             measured = measuring.compressed(outcome, model, baseline, Path(folder))

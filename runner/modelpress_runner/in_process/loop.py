@@ -68,9 +68,16 @@ class Loop:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         schedulers: Sequence[Any] = (),
         dense: nn.Module | None = None,
+        target_device: str = "cpu",
     ) -> None:
         self.context = StageContext(
-            subject.model, subject.evaluator, subject.dummy_input, seed, dense=dense, teacher=subject.teacher
+            subject.model,
+            subject.evaluator,
+            subject.dummy_input,
+            seed,
+            dense=dense,
+            teacher=subject.teacher,
+            target_device=target_device,
         )
         self.epochs = self.total = 0
         self.stop = stop

@@ -177,10 +177,8 @@ class Compression:
         self._attached = contextlib.ExitStack()  # everything that others have of this object
         events = self._attached.enter_context(reporting(report))
         counts = static_counts(subject.dummy_input)
-        given = state.optimizers, state.schedulers
-        self._loop = Loop(
-            subject, spec.stages, spec.seed, events, stop, counts, *given, self._dense if looked_at else None
-        )
+        given = state.optimizers, state.schedulers, self._dense if looked_at else None, spec.target.device
+        self._loop = Loop(subject, spec.stages, spec.seed, events, stop, counts, *given)
         self._attached.callback(self._loop.close)
         self.callbacks = Callbacks(self._loop, self._end)
         # A hook must not keep alive what nobody else needs any more.

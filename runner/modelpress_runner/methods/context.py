@@ -31,6 +31,7 @@ class StageContext:
     calibration_data: Iterable[Any] | None = None  # batches as the model takes them, the same on every rank
     dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it
     teacher: nn.Module | None = None  # what the code gave as a teacher
+    target_device: str = "cpu"  # where the result is to run: cpu or cuda
 
     def note(self, *texts: str) -> None:
         """Adds what the model card should say, each text once."""

@@ -98,6 +98,7 @@ def _run(
             stop=stop,
             static=static_counts(subject.dummy_input),
             dense=original,
+            target_device=spec.target.device,
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)

@@ -25,6 +25,7 @@ from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.patterns import CHANNEL
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.round import (
@@ -136,8 +137,12 @@ class PruneStage:
     @property
     def shrinks(self) -> bool:
         """Single weights leave nothing to shrink."""
-        algorithms = {entry.algorithm or self.prune.algorithm for entry in self.prune.config_list if not entry.exclude}
-        return self.prune.shrink and any(method(name).structured for name in algorithms)
+        return self.prune.shrink and any(
+            method(entry.algorithm or self.prune.algorithm).structured
+            or (entry.pattern or self.prune.pattern) == CHANNEL
+            for entry in self.prune.config_list
+            if not entry.exclude
+        )
 
     @property
     def shrinking(self) -> list[Transform]:
@@ -160,7 +165,7 @@ class PruneStage:
             for choice in selection.choices.values()
             if is_data_driven(choice)
         }
-        dry = Round(context.seed, self.index, 0, equal)
+        dry = Round(context.seed, self.index, 0, equal, device=context.target_device)
         round_masks(context.model, selection, dependencies, context.masks, dry, self.path)
 
     def round(
@@ -188,7 +193,7 @@ class PruneStage:
             selection,
             dependencies,
             context.masks,
-            Round(context.seed, self.index, number, scores, leaving),
+            Round(context.seed, self.index, number, scores, leaving, context.target_device),
             self.path,
         )
         self.units = outcome.units

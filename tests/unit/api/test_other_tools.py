@@ -28,10 +28,9 @@ def _problem(stage: dict[str, Any], *, python: bool) -> str:
         ("excluded_op_names", ["a.*"], "an entry of its own in configList: {opNamesRe: [...], exclude: true}"),
         ("exclude_op_names", ["a"], "an entry of its own in configList: {opNames: [...], exclude: true}"),
         ("start_step", 1, "it belongs into schedule: {startStep, endStep, frequency}"),
-        ("sparsity_decay_type", "exp", "schedule: {type: linear} or {type: agp}"),
+        ("sparsity_decay_type", "exp", "schedule: {type: exp}"),
         ("total_sparsity", 0.5, "write it as sparsity, with scope: global"),
         ("expand_op_names", True, "write one entry for each layer"),
-        ("max_sparsity_ratio_per_op", 0.9, "there is no bound for each layer"),
     ],
 )
 @pytest.mark.parametrize("of_entry", [True, False])
@@ -88,3 +87,12 @@ def test_python_takes_them_for_ours(spelled: str, name: str) -> None:
     block = {"algorithm": spelled, "config_list": [{"sparsity": 0.5, "pruning_type": spelled}]}
     prune = Prune.model_validate(block, context=PYTHON_SPELLING)
     assert prune.to_dict()["algorithm"] == prune.to_dict()["configList"][0]["algorithm"] == name
+
+
+@pytest.mark.parametrize("key", ["max_sparsity_ratio_per_op", "max_sparsity_ratio_per_layer", "max_sparse_ratio"])
+def test_bounds_of_other_tools(key: str) -> None:
+    """In Python they are taken, of the stage and of an entry; YAML is told the name."""
+    prune = Prune.model_validate({key: 0.9, "config_list": [{"sparsity": 0.5, key: 0.8}]}, context=PYTHON_SPELLING)
+    assert (prune.max_sparsity, prune.config_list[0].max_sparsity) == (0.9, 0.8)
+    stage = {"configList": [{"sparsity": 0.5}], key: 0.9}
+    assert "write maxSparsity" in _problem(stage, python=False)
