@@ -34,6 +34,9 @@ class PruneRules(StageRules[Prune]):
         if block.schedule.train is not None:
             message = "the training that it goes along with has no rounds, so there is nothing to train between them"
             yield Problem(f"{path}.schedule.train", message, "remove it")
+        if block.reconstruct != "none":
+            message = f"{block.reconstruct} would be trained over: the training that it goes along with recovers"
+            yield Problem(f"{path}.reconstruct", message, "remove it, or prune in a stage of its own")
 
     def problems_outside(self, block: Prune, path: str) -> Iterator[Problem]:
         """Schedules must count rounds."""
@@ -53,11 +56,13 @@ class PruneRules(StageRules[Prune]):
     def sentence(self, block: Mapping[str, Any]) -> str:
         """By which algorithm, to which sparsities."""
         shares = {entry.get("sparsity", block.get("sparsity")) for entry in block.get("configList", [])} - {None}
+        after = block.get("reconstruct", "none")
+        recovered = f" and reconstructed ({after})" if after != "none" else ""
         amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
         patterns = dict.fromkeys(entry.get("pattern", block.get("pattern")) for entry in block.get("configList", []))
         if listed := [pattern for pattern in patterns if pattern]:
             amount += f" in blocks of {in_words(listed)}"
-        return f"pruned with {block.get('algorithm', 'l1')}{amount}"
+        return f"pruned with {block.get('algorithm', 'l1')}{amount}{recovered}"
 
 
 def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
@@ -86,6 +91,9 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
     units = any(_removes_units(prune, entry) for _, entry in entries)
     others = in_words(row.name for row in known if row.structured)
+    if prune.reconstruct == "leastSquares" and not units:
+        message = f"it refits layers that lost whole inputs, and {listed} removes single weights"
+        yield Problem(f"{path}.reconstruct", message, "write bias or auto")
     if prune.shrink and not units:
         message = f"{listed} removes single weights, which leaves nothing to shrink"
         yield Problem(f"{path}.shrink", message, f"write 'shrink: false', or use {others}")

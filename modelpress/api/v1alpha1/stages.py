@@ -20,6 +20,7 @@ else:  # the rows of algorithms.py; `_follow` keeps the types that use them up t
     PruneAlgorithm = Literal[algorithms.names("prune")]
     ScheduleType = Literal[tuple(row.name for row in algorithms.schedules())]
 Scope = Literal["local", "global"]
+Reconstruct = Literal["none", "bias", "leastSquares", "batchNorm", "auto"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Threshold = Annotated[float, Field(ge=-1e30, le=1e30)]
@@ -306,6 +307,13 @@ class Prune(ApiModel):
     schedule: Schedule = Field(default_factory=Schedule)
     scores: Scores | None = Field(
         default=None, description="How algorithms that look at data collect their scores, before each round."
+    )
+    reconstruct: Reconstruct = Field(
+        default="none",
+        description="What comes back without training or labels, over calibration data, behind each round's masks. "
+        "bias: layers that lost inputs get their mean (An et al. 2023, arXiv 2312.11983). leastSquares: they are "
+        "refitted to their dense outputs by ridge regression (He et al. 2017, arXiv 1707.06168). batchNorm: statistics "
+        "are taken anew (Li et al. 2020, arXiv 2007.02491). auto: what scores best of all these and of none.",
     )
     shrink: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(

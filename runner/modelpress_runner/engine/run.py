@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
+from modelpress.api.v1alpha1 import DEFAULT_METRIC, Goal, Stage
 from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import copied
@@ -96,6 +96,7 @@ def run_stages(
     stop: Callable[[], None] = lambda: None,
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
+    goal: Goal = "maximize",
     dense: nn.Module | None = None,
     target_device: str = "cpu",
 ) -> RecipeOutcome:
@@ -113,6 +114,7 @@ def run_stages(
         stop: called at safe points; raises Stopped to end the run there.
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
+        goal: of the evaluator's score.
         dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
         target_device: where the result is to run, cpu or cuda.
 
@@ -125,7 +127,7 @@ def run_stages(
     plan = plan_stages(subject, stages)
     if dense is None and needs_dense(subject, stages):
         dense = copied(subject.model)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, dense, target_device)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal, dense, target_device)
     try:
         return run.run()
     finally:
@@ -146,6 +148,7 @@ class _RecipeRun:
         stop: Callable[[], None],
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
+        goal: Goal,
         dense: nn.Module | None,
         target_device: str,
     ) -> None:
@@ -178,6 +181,8 @@ class _RecipeRun:
             teacher=subject.teacher,
             target_device=target_device,
         )
+        if self._evaluator is not None and self._evaluator.can_evaluate:
+            self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)
 
     def run(self) -> RecipeOutcome:
         if self._evaluator is not None:
@@ -425,6 +430,11 @@ class _RecipeRun:
         score = score_aside(self._evaluator, self._context.model, self._seed)
         self._score_seconds = time.perf_counter() - began
         return score
+
+    def _own_score(self, sign: int) -> float:
+        """For a step that goes by scores, a safe point of the run."""
+        self._stop_together()
+        return sign * self._scored()[DEFAULT_METRIC]
 
     def _finish_stage(self, stage: PlannedStage) -> None:
         model = self._context.model

@@ -25,7 +25,6 @@ from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
 from modelpress_runner.methods.prune.channels import weight_of
-from modelpress_runner.methods.prune.patterns import CHANNEL
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.round import (
@@ -44,6 +43,12 @@ from modelpress_runner.methods.prune.statistics import (
     check_needs,
     collect,
     is_data_driven,
+)
+from modelpress_runner.methods.reconstruct.recover import (
+    Reconstruction,
+    check_reconstruct,
+    is_structured,
+    parameters,
 )
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
@@ -82,7 +87,11 @@ def steps(prune: Prune, index: int) -> list[Step]:
 
 
 def _round(stage: PruneStage, number: int, context: StageContext) -> None:
+    kind = stage.prune.reconstruct
+    before = {} if kind == "none" else parameters(context.model)
     context.report(stage.round(context, number))
+    if kind != "none":
+        context.report(Reconstruction(context, before, f"{stage.path}.reconstruct").run(kind))
 
 
 class PruneKind(StageKind[Prune]):
@@ -99,6 +108,7 @@ class PruneKind(StageKind[Prune]):
         """As StageKind.check."""
         sources = Sources(subject.evaluator, subject.calibration_data)
         check_needs(block, path, sources, subject.dummy_input)
+        check_reconstruct(block, f"{path}.reconstruct", sources, subject.dummy_input)
 
     def steps(self, block: Prune, index: int) -> list[Step]:
         """As `steps`."""
@@ -137,12 +147,12 @@ class PruneStage:
     @property
     def shrinks(self) -> bool:
         """Single weights leave nothing to shrink."""
-        return self.prune.shrink and any(
-            method(entry.algorithm or self.prune.algorithm).structured
-            or (entry.pattern or self.prune.pattern) == CHANNEL
-            for entry in self.prune.config_list
-            if not entry.exclude
-        )
+        return self.prune.shrink and is_structured(self.prune)
+
+    @property
+    def couples(self) -> bool:
+        """Whether layers that depend on each other lose the same channels, and those that take them their inputs."""
+        return self.shrinks or (self.prune.reconstruct not in ("none", "batchNorm") and is_structured(self.prune))
 
     @property
     def shrinking(self) -> list[Transform]:
@@ -157,7 +167,7 @@ class PruneStage:
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.shrinks else None
+        dependencies = self._sound(context, selection) if self.couples else None
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
@@ -181,7 +191,7 @@ class PruneStage:
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         """
         selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.shrinks else None
+        dependencies = self._sound(context, selection) if self.couples else None
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         leaving: Masks = {}
