@@ -1,7 +1,7 @@
 """What embedding distillation brings back of a pruned sentence encoder, without labels.
 
-all-MiniLM-L6-v2 loses a quarter of each feed-forward layer by L1 norm and learns the dense model's token embeddings (mean
-square error, no other loss) on the docstrings of Python's standard library; it is scored on the questions of
+all-MiniLM-L6-v2 loses a quarter of each feed-forward layer by L1 norm and learns the dense model's token embeddings
+(mean square error, no other loss) on the docstrings of Python's standard library; it is scored on the questions of
 examples/minilm, none of which it has seen. Both jobs run as `modelpress run` does.
 
 Usage: python benchmarks/distill_minilm.py [--steps 250] [--texts 4000] [--sparsity 0.25]
