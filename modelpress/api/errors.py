@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from .messages import FIXES, describe, fix_pattern, in_words, keys_in_words, typed_fix, typed_message
 from .v1alpha1 import reasons
-from .v1alpha1.base import ApiModel
+from .v1alpha1.base import ApiModel, plain
 
 Location = tuple[str | int, ...]
 
@@ -69,11 +69,11 @@ def format_location(location: Iterable[str | int]) -> str:
 
 def near(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely stands for, regardless of case, `_` and `-`; None if none is near."""
-    plain = {_plain(name): name for name in known}
-    if _plain(word) in plain:
-        return plain[_plain(word)]
-    found = difflib.get_close_matches(_plain(word), list(plain), n=1, cutoff=0.7)
-    return plain[found[0]] if found else None
+    names = {plain(name): name for name in known}
+    if plain(word) in names:
+        return names[plain(word)]
+    found = difflib.get_close_matches(plain(word), list(names), n=1, cutoff=0.7)
+    return names[found[0]] if found else None
 
 
 def problems_of(error: ValidationError, model: type[ApiModel], *, root: str = "") -> list[Problem]:
@@ -110,17 +110,13 @@ MAX_PROBLEMS = 100  # of one document that are explained
 _REQUIRED = "is required"
 
 
-def _plain(word: str) -> str:
-    return word.replace("_", "").replace("-", "").lower()
-
-
 def _value_of_another_tool(model: type[ApiModel], location: Location, value: str) -> str | None:
     """What to write instead of another tool's name for the value of a field."""
     _, owner, _ = _resolve(model, location[:-1])
     if not (isinstance(owner, type) and issubclass(owner, ApiModel)):
         return None
-    plain = {_plain(name): hint for name, hint in owner.other_values.get(str(location[-1]), {}).items()}
-    return plain.get(_plain(value))
+    hints = {plain(name): hint for name, hint in owner.other_values.get(str(location[-1]), {}).items()}
+    return hints.get(plain(value))
 
 
 def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: bool, model: type[ApiModel]) -> Problem:

@@ -16,6 +16,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "lower-case letters, digits and '-', first a letter, last a letter or digit",
         "rename it, for example to {slug}",
     ),
+    r"^(1xchannel|channelx1|[1-9][0-9]{0,3}x[1-9][0-9]{0,3}|[1-9][0-9]{0,2}:[1-9][0-9]{0,2})$": (
+        "a block such as 4x1 (outputs x inputs), 1xchannel or channelx1, or N:M, which keeps N weights of every M",
+        "write for example 4x1 or 2:4",
+    ),
+    r"^(auto|[1-9][0-9]{0,3})$": ("a number from 1 to 9999, or auto", "write for example 8"),
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": (
         "lower-case letters, digits and '-', first and last a letter or digit",
         "rename it, for example to {slug}",

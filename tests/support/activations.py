@@ -22,7 +22,7 @@ TRAINING = [torch.tensor([[4.0, 0.25], [-4.0, 0.25]]), torch.tensor([[6.0, 0.25]
 SCORES = {"calibration": [4.0, 5.0, 1.0], "evaluation": [0.5, 4.0, 4.0], "training": [4.0, 0.25, 3.875]}
 STAGE = {
     "prune": {
-        "algorithm": "mean_activation",
+        "algorithm": "mean_magnitude",
         "speedup": False,
         "configList": [{"opNames": ["first"], "sparsity": 0.34}],
     }
@@ -67,7 +67,7 @@ def training_step(batch, model) -> torch.Tensor:
 
 
 @contextmanager
-def mean_activation() -> Iterator[None]:
+def mean_magnitude() -> Iterator[None]:
     """The method of tests/integration/plugins is known, and is forgotten afterwards."""
     rows = dict(algorithms._ALGORITHMS)
     schedules = dict(algorithms._SCHEDULES)

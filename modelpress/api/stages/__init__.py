@@ -11,11 +11,13 @@ from typing import Any
 from modelpress.api.v1alpha1 import Stage, TogetherPart
 
 from .base import StageRules
+from .distill import DistillRules
 from .finetune import FinetuneRules
 from .prune import PruneRules
 from .together import TogetherRules
 
-_KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in (PruneRules(), FinetuneRules(), TogetherRules())}
+_SHIPPED = (PruneRules(), FinetuneRules(), DistillRules(), TogetherRules())
+_KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in _SHIPPED}
 
 
 def rules(name: str) -> StageRules[Any]:

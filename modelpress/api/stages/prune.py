@@ -25,6 +25,10 @@ class PruneRules(StageRules[Prune]):
     def problems(self, block: Prune, path: str) -> Iterator[Problem]:
         """Entries, schedules and algorithms that do not go together."""
         yield from _prune_problems(block, path)
+        yield from _sparsify_problems(block, path)
+        if block.schedule.rewind_to is not None and block.schedule.train is None:
+            message = "there is no training that weights could go back from"
+            yield Problem(f"{path}.schedule.rewindTo", message, "add train to the schedule, or remove it")
 
     def problems_along(self, block: Prune, path: str) -> Iterator[Problem]:
         """Schedules must count steps, and nothing is trained between rounds."""
@@ -34,14 +38,25 @@ class PruneRules(StageRules[Prune]):
         if block.schedule.train is not None:
             message = "the training that it goes along with has no rounds, so there is nothing to train between them"
             yield Problem(f"{path}.schedule.train", message, "remove it")
+        for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
+            if block.sparsify is not None and getattr(block.sparsify, name) is not None:
+                message = "the training that it goes along with says how long; the term lasts until the schedule ends"
+                yield Problem(f"{path}.sparsify.{alias}", message, "remove it")
+        if block.reconstruct != "none":
+            message = f"{block.reconstruct} would be trained over: the training that it goes along with recovers"
+            yield Problem(f"{path}.reconstruct", message, "remove it, or prune in a stage of its own")
 
     def problems_outside(self, block: Prune, path: str) -> Iterator[Problem]:
-        """Schedules must count rounds."""
+        """Schedules must count rounds, and what trains by itself says how long."""
+        if block.sparsify is not None and block.sparsify.epochs is None and block.sparsify.max_steps is None:
+            yield Problem(f"{path}.sparsify", "nothing says how long to train", "add epochs or maxSteps")
         for schedule, where in _schedules(block, path):
             yield from _outside(schedule, where)
 
     def training(self, block: Prune) -> Iterator[str]:
         """Training between rounds."""
+        if block.sparsify is not None:
+            yield ".sparsify"
         if block.schedule.train is not None:
             yield ".schedule.train"
 
@@ -53,8 +68,13 @@ class PruneRules(StageRules[Prune]):
     def sentence(self, block: Mapping[str, Any]) -> str:
         """By which algorithm, to which sparsities."""
         shares = {entry.get("sparsity", block.get("sparsity")) for entry in block.get("configList", [])} - {None}
+        after = block.get("reconstruct", "none")
+        recovered = f" and reconstructed ({after})" if after != "none" else ""
         amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
-        return f"pruned with {block.get('algorithm', 'l1')}{amount}"
+        patterns = dict.fromkeys(entry.get("pattern", block.get("pattern")) for entry in block.get("configList", []))
+        if listed := [pattern for pattern in patterns if pattern]:
+            amount += f" in blocks of {in_words(listed)}"
+        return f"pruned with {block.get('algorithm', 'l1')}{amount}{recovered}"
 
 
 def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
@@ -68,10 +88,12 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         return
     for index, entry in entries:
         where = f"{path}.configList[{index}]"
-        if not any(other.sparsity is not None for _, other in entries if _may_overlap(entry, other)) and (
-            prune.sparsity is None
+        if not any(_says_how_much(other) for _, other in entries if _may_overlap(entry, other)) and (
+            not _says_how_much(prune)
         ):
             yield Problem(f"{where}.sparsity", "nothing says how much to prune", "add sparsity here or to prune")
+        yield from _amount_problems(prune, entry, where, path)
+        yield from _pattern_problems(prune, entry, where, path)
         yield from _schedule_problems(prune, entry, where, path)
     used = {entry.algorithm or prune.algorithm for _, entry in entries}
     known, listed = algorithms.algorithms("prune"), ", ".join(sorted(used))
@@ -79,10 +101,101 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         message = f"{listed} needs no data, so there are no scores to collect"
         others = in_words(row.name for row in known if row.data_driven)
         yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
-    if prune.shrink and not any(row.structured for row in known if row.name in used):
+    units = any(_removes_units(prune, entry) for _, entry in entries)
+    others = in_words(row.name for row in known if row.structured)
+    if prune.reconstruct == "leastSquares" and not units:
+        message = f"it refits layers that lost whole inputs, and {listed} removes single weights"
+        yield Problem(f"{path}.reconstruct", message, "write bias or auto")
+    if prune.shrink and not units:
         message = f"{listed} removes single weights, which leaves nothing to shrink"
-        others = in_words(row.name for row in known if row.structured)
         yield Problem(f"{path}.shrink", message, f"write 'shrink: false', or use {others}")
+    if prune.round_to is not None and not units:
+        message = f"{listed} removes single weights, so there are no channels to count"
+        yield Problem(f"{path}.roundTo", message, f"remove it, or use {others}")
+
+
+def _sparsify_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    if prune.sparsify is None:
+        return
+    admm = prune.sparsify.penalty == "admm"
+    if not admm and prune.sparsify.frequency is not None:
+        message = f"{prune.sparsify.penalty} projects nothing"
+        yield Problem(f"{path}.sparsify.frequency", message, "remove it, or set penalty to admm")
+    rows = [_row(prune, entry) for entry in prune.config_list if not entry.exclude]
+    looking = next((row for row in rows if row.data_driven), None)
+    if admm and looking is not None:
+        message = f"admm projects by weights, and {looking.name} scores by {looking.data}"
+        yield Problem(f"{path}.sparsify.penalty", message, "take an algorithm that looks at weights, such as l1")
+
+
+def kept_of(pattern: str) -> tuple[int, int] | None:
+    """N and M of a pattern N:M, which keeps N of every M; None: it is none."""
+    kept, colon, of = pattern.partition(":")
+    return (int(kept), int(of)) if colon else None
+
+
+def _row(prune: Prune, entry: ConfigEntry) -> algorithms.Algorithm:
+    return algorithms.algorithm("prune", entry.algorithm or prune.algorithm)
+
+
+def _removes_units(prune: Prune, entry: ConfigEntry) -> bool:
+    return _row(prune, entry).structured or (entry.pattern or prune.pattern) == "1xchannel"
+
+
+def _says_how_much(block: ConfigEntry | Prune) -> bool:
+    by_itself = block.algorithm is not None and (algorithms.algorithm("prune", block.algorithm).threshold is not None)
+    n_of_m = block.pattern is not None and kept_of(block.pattern) is not None
+    return by_itself or n_of_m or block.sparsity is not None or block.sparsity_threshold is not None
+
+
+def _amount_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) -> Iterator[Problem]:
+    row = _row(prune, entry)
+    for name, alias in (("sparsity", "sparsity"), ("sparsity_threshold", "sparsityThreshold")):
+        if row.threshold is not None and getattr(entry, name) is not None:
+            yield Problem(f"{where}.{alias}", f"{row.name} says itself what goes", "remove it")
+    threshold = entry.sparsity_threshold if entry.sparsity is None else None
+    if threshold is None and entry.sparsity is None:
+        threshold = prune.sparsity_threshold
+    schedule, at = (entry.schedule, f"{where}.schedule") if entry.schedule else (prune.schedule, f"{path}.schedule")
+    if (threshold is not None or row.threshold is not None) and not algorithms.schedule(schedule.type).at_once:
+        at_once = in_words(other.name for other in algorithms.schedules() if other.at_once)
+        message = f"{schedule.type} goes to a sparsity, and here a threshold says what goes"
+        yield Problem(f"{at}.type", message, f"write {at_once}, or a sparsity")
+    least, most = (
+        next((value for value in (getattr(entry, name), getattr(prune, name)) if value is not None), default)
+        for name, default in (("min_sparsity", 0.0), ("max_sparsity", 1.0))
+    )
+    if least > most:
+        message = f"minSparsity {least:g} is above maxSparsity {most:g}"
+        place = where if entry.min_sparsity is not None else path
+        yield Problem(f"{place}.minSparsity", message, f"give at most {most:g}")
+    if entry.global_group is not None and (entry.scope or prune.scope) != "global":
+        message = "modules of a group are ranked together, and here each is ranked alone"
+        yield Problem(f"{where}.globalGroup", message, "write 'scope: global', or remove it")
+    if entry.round_to is not None and not _removes_units(prune, entry):
+        message = f"{row.name} removes single weights, so there are no channels to count"
+        yield Problem(f"{where}.roundTo", message, "remove it")
+
+
+def _pattern_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) -> Iterator[Problem]:
+    pattern, at = (entry.pattern, where) if entry.pattern is not None else (prune.pattern, path)
+    if pattern is None:
+        return
+    row = _row(prune, entry)
+    if row.structured and pattern != "1xchannel":
+        if at == where or not any(other.algorithm for other in prune.config_list):
+            message = f"{row.name} scores output channels, which {pattern} would divide"
+            weights = in_words(other.name for other in algorithms.algorithms("prune") if not other.structured)
+            yield Problem(f"{at}.pattern", message, f"remove it, or use {weights}")
+        return
+    if (numbers := kept_of(pattern)) is not None:
+        kept, of = numbers
+        sparsity = entry.sparsity if entry.sparsity is not None else prune.sparsity
+        if kept >= of:
+            yield Problem(f"{at}.pattern", f"{pattern} keeps everything: it is N of every M", "write N below M, as 2:4")
+        elif sparsity is not None and sparsity > 1 - kept / of + 1e-9:
+            message = f"{pattern} removes {1 - kept / of:g} at most"
+            yield Problem(f"{where if entry.sparsity is not None else path}.sparsity", message, "lower or remove it")
 
 
 def _schedule_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) -> Iterator[Problem]:
@@ -182,6 +295,9 @@ def _outside(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
             message = f"{alias} counts the steps of a training that the stage goes along with, and here there is none"
             fix = "use rounds, put the stage into a together, or give a loop of your own as model.script"
             yield Problem(f"{path}.{alias}", message, fix)
+    if schedule.progressive_steps != 1:
+        message = "between two prunings there are steps only in the course of a training, and here there is none"
+        yield Problem(f"{path}.progressiveSteps", message, "remove it, or put the stage into a together")
 
 
 def _by_steps(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
@@ -196,6 +312,8 @@ def _by_steps(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.endStep", message, fix)
         if schedule.frequency is not None:
             yield Problem(f"{path}.frequency", f"{schedule.type} prunes once", fix)
+        if schedule.progressive_steps != 1:
+            yield Problem(f"{path}.progressiveSteps", f"{schedule.type} prunes once", fix)
     elif end is None:
         message = f"{schedule.type} needs the step at which the target is reached"
         yield Problem(f"{path}.endStep", message, "give the number of optimizer steps done by then")
@@ -203,3 +321,7 @@ def _by_steps(schedule: EntrySchedule, path: str) -> Iterator[Problem]:
         message = f"{end} is not behind startStep ({start})"
         at_once = [row.name for row in algorithms.schedules() if row.at_once]
         yield Problem(f"{path}.endStep", message, f"raise it, or set type to {in_words(at_once)}")
+    if not algorithms.schedule(schedule.type).at_once and schedule.progressive_steps > (schedule.frequency or 1):
+        between = schedule.frequency or 1
+        message = f"{schedule.progressive_steps} parts are more than the {between} steps between two prunings"
+        yield Problem(f"{path}.progressiveSteps", message, "lower it, or raise frequency")

@@ -3,6 +3,7 @@
 from .base import API_VERSION, GROUP, PYTHON_SPELLING, VERSION, ApiModel
 from .code import ArchiveCode, Code, ConfigMapCode, GitCode, KeyPath, SecretReference
 from .data import CalibrationData, Data, DataFormat, DataSource
+from .distill import Distill, LayerMapping, Teacher
 from .huggingface import Columns, FolderSource, HuggingFace, HuggingFaceTask
 from .job import (
     TERMINAL_PHASES,
@@ -27,6 +28,7 @@ from .stages import (
     EntrySchedule,
     Finetune,
     Prune,
+    Reconstruct,
     Schedule,
     Scores,
     Stage,
@@ -80,6 +82,7 @@ __all__ = [
     "Data",
     "DataFormat",
     "DataSource",
+    "Distill",
     "Duration",
     "EntrySchedule",
     "Finetune",
@@ -92,6 +95,7 @@ __all__ = [
     "IntRange",
     "JobMeta",
     "KeyPath",
+    "LayerMapping",
     "Metric",
     "MetricsPair",
     "Model",
@@ -104,6 +108,7 @@ __all__ = [
     "Point",
     "Progress",
     "Prune",
+    "Reconstruct",
     "ResourceClaim",
     "Resources",
     "Runner",
@@ -117,6 +122,7 @@ __all__ = [
     "Store",
     "SweepMeta",
     "Target",
+    "Teacher",
     "Template",
     "Together",
     "TogetherPart",

@@ -8,6 +8,7 @@ row and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,8 +39,10 @@ class Algorithm:
         default_types: class names of the modules that it takes where an entry names none.
         paper: authors, year and arXiv number; "" where it is nobody's.
         sentence: what it does, in a few words, for documents and the CRD.
-        aliases: what other tools call it; a recipe that says so is answered with the name.
+        aliases: what other tools call it. Python and `modelpress convert` take them, in any case, with hyphens or
+            underscores or none, for the name; YAML is answered with the name.
         runner: module and attribute of its object; "": METHOD in the module of its name in the family's room.
+        threshold: it takes no sparsity, and removes what scores below this.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Algorithm:
     sentence: str
     aliases: tuple[str, ...] = ()
     runner: str = ""
+    threshold: float | None = None
 
     @property
     def structured(self) -> bool:
@@ -109,62 +113,135 @@ class SparsitySchedule:
         return f"{self.name}: {self.formula}" + (f" ({self.paper})" if self.paper else "")
 
 
-def _needs(*needs: Need) -> frozenset[Need]:
-    return frozenset(needs)
+def _row(
+    name: str,
+    granularity: Granularity,
+    sentence: str,
+    paper: str = "",
+    needs: Need | None = None,
+    aliases: tuple[str, ...] = (),
+    default_types: tuple[str, ...] = CHANNEL_TYPES,
+    threshold: float | None = None,
+) -> Algorithm:
+    wanted: frozenset[Need] = frozenset() if needs is None else frozenset({needs})
+    return Algorithm(name, "prune", granularity, wanted, default_types, paper, sentence, aliases, threshold=threshold)
 
 
 _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
     (row.family, row.name): row
     for row in (
-        Algorithm(
-            name="level",
-            family="prune",
-            granularity="weight",
-            needs=_needs(),
-            default_types=CHANNEL_TYPES,
-            paper="Han et al. 2015, arXiv 1506.02626",
-            sentence="single weights of smallest magnitude",
+        _row(
+            "level",
+            "weight",
+            "single weights of smallest magnitude",
+            "Han et al. 2015, arXiv 1506.02626",
             aliases=("magnitude", "level_pruner", "basic_magnitude", "unstructured"),
         ),
-        Algorithm(
-            name="l1",
-            family="prune",
-            granularity="channel",
-            needs=_needs(),
-            default_types=CHANNEL_TYPES,
-            paper="Li et al. 2016, arXiv 1608.08710",
-            sentence="output channels of smallest L1 norm",
+        _row(
+            "l1",
+            "channel",
+            "output channels of smallest L1 norm",
+            "Li et al. 2016, arXiv 1608.08710",
             aliases=("l1_norm", "l1_filter", "l1filter_pruner"),
         ),
-        Algorithm(
-            name="l2",
-            family="prune",
-            granularity="channel",
-            needs=_needs(),
-            default_types=CHANNEL_TYPES,
-            paper="",
-            sentence="output channels of smallest L2 norm",
+        _row(
+            "l2",
+            "channel",
+            "output channels of smallest L2 norm",
             aliases=("l2_norm", "l2_filter", "l2filter_pruner"),
         ),
-        Algorithm(
-            name="random",
-            family="prune",
-            granularity="channel",
-            needs=_needs(),
-            default_types=CHANNEL_TYPES,
-            paper="",
-            sentence="output channels at random, the baseline that a score must beat",
+        _row("random", "channel", "output channels at random, the baseline that a score must beat"),
+        _row(
+            "taylor",
+            "channel",
+            "output channels by how little the loss would change without them, to first order",
+            "Molchanov et al. 2019, arXiv 1906.10771",
+            "gradients",
+            ("taylor_fo", "taylorfo", "taylor_fo_weight", "taylor_fo_weight_filter", "group_taylor"),
         ),
-        Algorithm(
-            name="taylor",
-            family="prune",
-            granularity="channel",
-            needs=_needs("gradients"),
-            default_types=CHANNEL_TYPES,
-            paper="Molchanov et al. 2019, arXiv 1906.10771",
-            sentence="output channels by how little the loss would change without them, to first order",
-            aliases=("taylor_fo", "taylorfo", "taylor_fo_weight", "taylor_fo_weight_filter", "group_taylor"),
+        _row(
+            "group_norm",
+            "channel",
+            "output channels of smallest L2 norm, with all weights that a shrink takes with them",
+            "Fang et al. 2023, arXiv 2301.12900",
+            aliases=("group_magnitude", "depgraph"),
         ),
+        _row(
+            "fpgm",
+            "channel",
+            "output channels nearest to the geometric median of their layer",
+            "He et al. 2018, arXiv 1811.00250",
+            aliases=("fpgm_filter", "fpgm_pruner"),
+        ),
+        _row(
+            "slim",
+            "channel",
+            "channels whose norm has the smallest factors",
+            "Liu et al. 2017, arXiv 1708.06519",
+            aliases=("slim_pruner", "network_slimming", "bn_scale"),
+            default_types=("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
+        ),
+        _row(
+            "apoz",
+            "channel",
+            "output channels that are above zero most seldom",
+            "Hu et al. 2016, arXiv 1607.03250",
+            "activations",
+            ("activation_apoz_rank", "activation_apoz_rank_filter", "apoz_rank_filter"),
+        ),
+        _row(
+            "mean_activation",
+            "channel",
+            "output channels whose mean behind a ReLU is smallest",
+            "Molchanov et al. 2016, arXiv 1611.06440",
+            "activations",
+            ("activation_mean_rank", "activation_mean_rank_filter", "activation_mean"),
+        ),
+        _row(
+            "lamp",
+            "weight",
+            "single weights of smallest magnitude relative to what would be left of their layer",
+            "Lee et al. 2020, arXiv 2010.07611",
+        ),
+        _row(
+            "movement",
+            "weight",
+            "single weights that training moves towards zero",
+            "Sanh et al. 2020, arXiv 2005.07683",
+            "gradients",
+            ("movement_pruner",),
+        ),
+        _row("gradient", "weight", "single weights of smallest gradient", "", "gradients"),
+        _row(
+            "snip",
+            "weight",
+            "single weights to which the loss is least sensitive, by |w dL/dw|",
+            "Lee et al. 2018, arXiv 1810.02340",
+            "gradients",
+        ),
+        _row(
+            "snip_momentum",
+            "weight",
+            "as snip, S <- 0.9 S + |w dL/dw| from step to step",
+            "Lee et al. 2018, arXiv 1810.02340",
+            "gradients",
+        ),
+        _row(
+            "fisher",
+            "weight",
+            "single weights by w^2/2 times the diagonal of the Fisher information",
+            "Theis et al. 2018, arXiv 1801.05787",
+            "gradients",
+            ("fisher_diagonal", "hessian", "hessian_diagonal", "optimal_brain_damage"),
+        ),
+        _row(
+            "wanda",
+            "weight",
+            "single weights by magnitude times the norm of their inputs, each output's own smallest",
+            "Sun et al. 2023, arXiv 2306.11695",
+            "activations",
+        ),
+        _row("pattern_lock", "weight", "no weight but those that are zero, which stay zero", threshold=0.5),
     )
 }
 _SCHEDULES: dict[str, SparsitySchedule] = {
@@ -178,6 +255,13 @@ _SCHEDULES: dict[str, SparsitySchedule] = {
             "s+(i-s)(1-t/n)^3",
             "Zhu and Gupta 2017, arXiv 1710.01878",
         ),
+        SparsitySchedule(
+            "exp", lambda i, s, done: 1 - (1 - i) * ((1 - s) / (1 - i)) ** done, "1-(1-i)((1-s)/(1-i))^(t/n)"
+        ),
+        SparsitySchedule(
+            "cos", lambda i, s, done: i + (s - i) * (1 - math.cos(math.pi / 2 * done)), "i+(s-i)(1-cos(pi/2 t/n))"
+        ),
+        SparsitySchedule("cube", lambda i, s, done: i + (s - i) * done**3, "i+(s-i)(t/n)^3"),
     )
 }
 _LISTENERS: list[Callable[[], None]] = []

@@ -19,6 +19,11 @@ API_VERSION = f"{GROUP}/{VERSION}"
 PYTHON_SPELLING = {"spelling": "python"}
 
 
+def plain(word: str) -> str:
+    """A name as it is compared with others: `L1Filter_Pruner` is `l1filterpruner`."""
+    return word.replace("_", "").replace("-", "").lower()
+
+
 class Cel(NamedTuple):
     """A validation rule of the CRD in the Common Expression Language, `self` being the object."""
 
@@ -66,6 +71,10 @@ class ApiModel(BaseModel):
     # Values of other tools by field: {"algorithm": {"l1_filter": "did you mean l1?"}}.
     other_values: ClassVar[dict[str, dict[str, str]]] = {}
 
+    # Those of them that mean one of ours, accepted under PYTHON_SPELLING, as `plain` has them: {"algorithm":
+    # {"l1filter": "l1"}}.
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {}
+
     # The CEL counterparts of this class's validators, inherited ones included: the API server refuses what we refuse.
     cel_rules: ClassVar[tuple[Cel, ...]] = ()
 
@@ -75,7 +84,7 @@ class ApiModel(BaseModel):
         if not isinstance(value, dict):
             return value
         if info.context and info.context.get("spelling") == "python":
-            value = cls._to_camel_keys(value)
+            value = cls._to_our_values(cls._to_camel_keys(value))
         given = {key: item for key, item in value.items() if item is not None}
         return cls._renamed(given) if cls.earlier_names.keys() & given.keys() else given
 
@@ -108,6 +117,15 @@ class ApiModel(BaseModel):
             out[target], origin[target] = item, key
         return out
 
+    @classmethod
+    def _to_our_values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: cls.value_spellings[key].get(plain(item), item)
+            if key in cls.value_spellings and isinstance(item, str)
+            else item
+            for key, item in value.items()
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The object as JSON-ready data with camelCase keys; absent values are left out."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -133,8 +151,8 @@ def exactly_one(model: BaseModel, *names: str) -> str:
     """
     given = [name for name in names if getattr(model, name) is not None]
     if len(given) != 1:
-        listed = ", ".join(to_camel(name) for name in names)
-        found = ", ".join(to_camel(name) for name in given) or "none of them"
+        keys = {name: type(model).model_fields[name].alias or to_camel(name) for name in names}
+        listed, found = ", ".join(keys.values()), ", ".join(keys[name] for name in given) or "none of them"
         raise PydanticCustomError(
             "exactly_one", "exactly one of {listed} is needed; found {found}", {"listed": listed, "found": found}
         )
@@ -173,6 +191,11 @@ def _subclasses(kind: type[ApiModel]) -> Iterator[type[ApiModel]]:
     for each in kind.__subclasses__():
         yield each
         yield from _subclasses(each)
+
+
+def plain_text(value: Any) -> Any:
+    """An integer is as good as its text: cpu: 2."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _rfc3339(value: dt.datetime) -> str:

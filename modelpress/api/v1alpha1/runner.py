@@ -6,17 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .base import ApiModel, Cel, cel_exactly_one, exactly_one
+from .base import ApiModel, Cel, cel_exactly_one, exactly_one, plain_text
 from .code import SecretReference
 from .meta import LabelKey, LabelValue, ObjectName
 
 GPU = "nvidia.com/gpu"
 MAX_NODES = 256  # a Job's name, `-` and the last index make a hostname of at most 63 characters
-
-
-def _plain_text(value: Any) -> Any:
-    """An integer is as good as its text: cpu: 2."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 # A quantity as Kubernetes counts: 2, "500m", 16Gi. The API server takes integers and texts, and so do we.
@@ -28,7 +23,7 @@ Quantity = Annotated[
         pattern=r"^[0-9]+(\.[0-9]+)?(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
         json_schema_extra={"x-kubernetes-int-or-string": True, "minimum": 0},
     ),
-    BeforeValidator(_plain_text),
+    BeforeValidator(plain_text),
 ]
 DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 Quantities = Annotated[dict[LabelKey, Quantity], Field(max_length=16)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.alias_generators import to_camel, to_snake
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from . import algorithms
-from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, rebuild
+from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
+from .distill import Distill
+from .sparsify import Sparsify
 
 if TYPE_CHECKING:
     PruneAlgorithm = str
@@ -19,7 +21,26 @@ else:  # the rows of algorithms.py; `_follow` keeps the types that use them up t
     PruneAlgorithm = Literal[algorithms.names("prune")]
     ScheduleType = Literal[tuple(row.name for row in algorithms.schedules())]
 Scope = Literal["local", "global"]
+Reconstruct = Literal["none", "bias", "leastSquares", "batchNorm", "auto"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Threshold = Annotated[float, Field(ge=-1e30, le=1e30)]
+Pattern = Annotated[
+    str,
+    Field(
+        max_length=16,
+        pattern=r"^(1xchannel|channelx1|[1-9][0-9]{0,3}x[1-9][0-9]{0,3}|[1-9][0-9]{0,2}:[1-9][0-9]{0,2})$",
+    ),
+]
+RoundTo = Annotated[
+    str,
+    Field(
+        max_length=4,
+        pattern=r"^(auto|[1-9][0-9]{0,3})$",
+        json_schema_extra={"x-kubernetes-int-or-string": True, "minimum": 1, "maximum": 9999},
+    ),
+    BeforeValidator(plain_text),
+]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -29,26 +50,36 @@ Rounds = Annotated[int, Field(ge=1, le=1000)]
 def _other_algorithms() -> dict[str, str]:
     """What other tools call an algorithm -> what to write."""
     hints = {alias: f"did you mean {name}?" for alias, name in algorithms.spellings("prune").items()}
+    for row in algorithms.algorithms("prune"):
+        if row.data_driven:
+            what = f"write algorithm: {row.name}, and progressiveSteps: 4 in its schedule"
+            hints |= dict.fromkeys((f"{row.name}_progressive",), what)
     for name in algorithms.gradual():
         what = f"it is a schedule: write schedule: {{type: {name}}}, and l1 or level here"
         hints |= dict.fromkeys((name, f"{name}_pruner"), what)
+    ticket = "write schedule: {type: exp, rounds: 5, rewindTo: 0, train: {epochs: 1}}, and l1 or level here"
+    admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
+    hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
+    hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
     return hints
+
+
+def _known_algorithms() -> dict[str, str]:
+    """What other tools call an algorithm, as `plain` has it -> its name."""
+    return {plain(alias): name for alias, name in algorithms.spellings("prune").items()}
 
 
 # Keys of other tools that stand elsewhere here, or under no name at all -> what to write.
 _IN_SCHEDULE = "it belongs into schedule: {startStep, endStep, frequency}; move it there"
 _SPARED = "what is to be spared has an entry of its own in configList: {%s: [...], exclude: true}"
-_BOUND = "there is no bound for each layer; write an entry with a sparsity of its own for each layer that needs one"
 _ELSEWHERE = {
     **dict.fromkeys(("start_step", "end_step", "pruning_frequency", "update_frequency_on_step"), _IN_SCHEDULE),
-    "sparsity_decay_type": "write schedule: {type: linear} or {type: agp}",
+    "sparsity_decay_type": "it is the type of schedule; move it there, as in schedule: {type: exp}",
     "total_sparsity": "write it as sparsity, with scope: global",
     "expand_op_names": "write one entry for each layer; then each has a value of its own",
     **dict.fromkeys(("exclude_op_names", "exclude_module_names", "exclude_names"), _SPARED % "opNames"),
     **dict.fromkeys(("excluded_op_names", "excluded_names", "exclude_op_names_re"), _SPARED % "opNamesRe"),
     **dict.fromkeys(("exclude_op_types", "excluded_op_types"), _SPARED % "opTypes"),
-    **dict.fromkeys(("min_sparsity_ratio_per_op", "max_sparsity_ratio_per_op", "max_sparsity_ratio_per_layer"), _BOUND),
-    "max_sparsity_per_layer": _BOUND,
 }
 
 
@@ -106,6 +137,11 @@ class EntrySchedule(ApiModel):
     frequency: Steps | None = Field(
         default=None, description="Steps between two prunings from startStep on; 1 if left out. endStep prunes, too."
     )
+    progressive_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1,
+        description="Only in the course of a training: in so many equal parts sparsity grows between two prunings, in "
+        "place of at once.",
+    )
 
     other_spellings: ClassVar[dict[str, str]] = {
         "pruning_frequency": "frequency",
@@ -128,6 +164,40 @@ class Schedule(EntrySchedule):
     """How sparsity grows over rounds, and how the model is trained after each of them."""
 
     train: Duration | None = Field(default=None, description="Training after each round; none if left out.")
+    rewind_to: LoopStep | None = Field(
+        default=None,
+        description="Lottery ticket (Frankle and Carbin 2018, arXiv 1803.03635; to a later step: Frankle et al. 2019, "
+        "arXiv 1912.05671): the model is trained before the first round, too, and after each round what is left gets "
+        "the weights back that it had after so many optimizer steps of the stage; 0: those that the stage began with.",
+    )
+
+
+_ONE_AMOUNT = Cel(
+    "!(has(self.sparsity) && has(self.sparsityThreshold))",
+    "sparsity and sparsityThreshold are two ways to say how much; give one of them",
+)
+# Of other tools: keys of entries and of the stage alike.
+_SPELLINGS = {
+    "sparse_ratio": "sparsity",
+    "target_sparsity": "sparsity",
+    "sparse_threshold": "sparsity_threshold",
+    "pruning_type": "algorithm",
+    "prune_type": "algorithm",
+    "pruner": "algorithm",
+    "prune_domain": "scope",
+    "pruning_scope": "scope",
+    "min_sparse_ratio": "min_sparsity",
+    "max_sparse_ratio": "max_sparsity",
+    "min_sparsity_ratio_per_op": "min_sparsity",
+    "max_sparsity_ratio_per_op": "max_sparsity",
+    "max_sparsity_ratio_per_layer": "max_sparsity",
+    "max_sparsity_per_layer": "max_sparsity",
+}
+
+
+def _one_amount(block: ConfigEntry | Prune) -> None:
+    if block.sparsity is not None and block.sparsity_threshold is not None:
+        raise PydanticCustomError("two_amounts", _ONE_AMOUNT.message, {})
 
 
 class ConfigEntry(ApiModel):
@@ -150,38 +220,56 @@ class ConfigEntry(ApiModel):
     sparsity: Sparsity | None = Field(
         default=None, description="Share of output channels (structured methods) or of weights (level) to remove."
     )
+    sparsity_threshold: Threshold | None = Field(
+        default=None, description="In place of a sparsity: what scores below it is removed."
+    )
+    min_sparsity: Share | None = Field(default=None, description="In place of the stage's.")
+    max_sparsity: Share | None = Field(default=None, description="In place of the stage's.")
     algorithm: PruneAlgorithm | None = Field(default=None, description="In place of the stage's.")
+    pattern: Pattern | None = Field(default=None, description="In place of the stage's.")
     scope: Scope | None = Field(default=None, description="In place of the stage's.")
+    global_group: Name | None = Field(
+        default=None,
+        description="With scope global: ranked together are the modules that have the same group, algorithm, pattern "
+        "and sparsity.",
+    )
+    round_to: RoundTo | None = Field(default=None, description="In place of the stage's.")
     schedule: EntrySchedule | None = None
 
     other_spellings: ClassVar[dict[str, str]] = {
-        "sparse_ratio": "sparsity",
+        **_SPELLINGS,
         "sparsity_per_layer": "sparsity",
-        "target_sparsity": "sparsity",
-        "pruning_type": "algorithm",
-        "prune_type": "algorithm",
-        "pruner": "algorithm",
         "pruning_op_types": "op_types",
         "prune_layer_type": "op_types",
-        "prune_domain": "scope",
-        "pruning_scope": "scope",
+        "global_group_id": "global_group",
     }
     elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
     other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
             "!self.exclude || !(has(self.sparsity) || has(self.algorithm) || has(self.scope) || has(self.schedule))",
             "an excluding entry takes no sparsity, algorithm, scope or schedule",
         ),
+        Cel(
+            "!self.exclude || !(has(self.sparsityThreshold) || has(self.minSparsity) || has(self.maxSparsity) || "
+            "has(self.pattern) || has(self.globalGroup) || has(self.roundTo))",
+            "an excluding entry takes nothing but selectors",
+        ),
+        _ONE_AMOUNT,
     )
 
     @model_validator(mode="after")
     def _exclude_alone(self) -> ConfigEntry:
-        settings = [name for name in ("sparsity", "algorithm", "scope", "schedule") if getattr(self, name) is not None]
+        selects = {"op_types", "op_names", "op_names_re", "exclude"}
+        settings = [name for name in type(self).model_fields if name not in selects and getattr(self, name) is not None]
         if self.exclude and settings:
             raise PydanticCustomError(
-                "exclude_alone", "an excluding entry takes no {given}; remove it or 'exclude'", {"given": settings[0]}
+                "exclude_alone",
+                "an excluding entry takes no {given}; remove it or 'exclude'",
+                {"given": to_camel(settings[0])},
             )
+        _one_amount(self)
         return self
 
 
@@ -206,6 +294,22 @@ class Prune(ApiModel):
     )
     config_list: Annotated[list[ConfigEntry], Field(min_length=1, max_length=128)]
     sparsity: Sparsity | None = Field(default=None, description="For entries that give none.")
+    sparsity_threshold: Threshold | None = Field(
+        default=None, description="For entries that give neither it nor a sparsity: what scores below is removed."
+    )
+    min_sparsity: Share | None = Field(default=None, description="The least share that each layer loses.")
+    max_sparsity: Share | None = Field(default=None, description="The most that each layer loses, whatever is asked.")
+    pattern: Pattern | None = Field(
+        default=None,
+        description="What is removed as one, of methods that score single weights; a block's score is the mean of its "
+        "weights. NxM: N outputs by M inputs (1x1: single weights). N:M: of every M inputs of an output the N best are "
+        "kept. channelx1: an input channel. 1xchannel: an output channel, as structured methods have it.",
+    )
+    round_to: RoundTo | None = Field(
+        default=None,
+        description="What is kept of a layer's channels is rounded up to a multiple of it. auto: 16 for a target on a "
+        "GPU, else 8.",
+    )
     scope: Scope = Field(
         default="local",
         description="local: the share within each layer. global: one ranking over all layers that have the "
@@ -215,21 +319,23 @@ class Prune(ApiModel):
     scores: Scores | None = Field(
         default=None, description="How algorithms that look at data collect their scores, before each round."
     )
+    sparsify: Sparsify | None = Field(
+        default=None, description="Training with a term in the loss that drives what will be removed towards zero."
+    )
+    reconstruct: Reconstruct = Field(
+        default="none",
+        description="What comes back without training or labels, over calibration data, behind each round's masks. "
+        "bias: layers that lost inputs get their mean (An et al. 2023, arXiv 2312.11983). leastSquares: they are "
+        "refitted to their dense outputs by ridge regression (He et al. 2017, arXiv 1707.06168). batchNorm: statistics "
+        "are taken anew (Li et al. 2020, arXiv 2007.02491). auto: what scores best of all these and of none.",
+    )
     shrink: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
         default=None, description="Without effect: the dependency analysis takes one forward pass. Still read."
     )
 
     earlier_names: ClassVar[dict[str, str]] = {"speedup": "shrink", "speedupTimeoutSeconds": "shrinkTimeoutSeconds"}
-    other_spellings: ClassVar[dict[str, str]] = {
-        "pruning_type": "algorithm",
-        "prune_type": "algorithm",
-        "pruner": "algorithm",
-        "sparse_ratio": "sparsity",
-        "target_sparsity": "sparsity",
-        "pruning_scope": "scope",
-        "prune_domain": "scope",
-    }
+    other_spellings: ClassVar[dict[str, str]] = _SPELLINGS
     elsewhere: ClassVar[dict[str, str]] = {
         **_ELSEWHERE,
         **dict.fromkeys(
@@ -238,6 +344,13 @@ class Prune(ApiModel):
         ),
     }
     other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
+    cel_rules: ClassVar[tuple[Cel, ...]] = (_ONE_AMOUNT,)
+
+    @model_validator(mode="after")
+    def _one(self) -> Prune:
+        _one_amount(self)
+        return self
 
 
 class Finetune(Duration):
@@ -280,8 +393,9 @@ class TogetherPart(_OneBlock):
     """A stage that goes along with the training of a together."""
 
     prune: Prune | None = None
+    distill: Distill | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune",)
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "distill")
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 
@@ -317,9 +431,10 @@ class Stage(_OneBlock):
     name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
     prune: Prune | None = None
     finetune: Finetune | None = None
+    distill: Distill | None = None
     together: Together | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "together")
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "distill", "together")
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 
@@ -329,6 +444,7 @@ def _follow() -> None:
     for holder, annotation in ((Prune, names), (ConfigEntry, names | None)):
         holder.model_fields["algorithm"].annotation = annotation
         holder.other_values = {"algorithm": _other_algorithms()}
+        holder.value_spellings = {"algorithm": _known_algorithms()}
     Prune.model_fields["algorithm"].description = _algorithm_text()
     types: Any = Literal[tuple(row.name for row in algorithms.schedules())]
     for schedule in (EntrySchedule, Schedule):

@@ -56,6 +56,11 @@ def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[PlannedStage]
     return planned
 
 
+def needs_dense(subject: Subject, stages: Sequence[Stage]) -> bool:
+    """Whether a stage looks at the dense model while the recipe runs."""
+    return any(kind(stage.method).needs_dense(stage.block, subject) for stage in stages)
+
+
 def _with_module_finetuning(evaluator: Evaluator | None, stages: Sequence[Stage]) -> list[Stage]:
     """The stages, and the finetuning that a CompressionModule asks for where the recipe has none of its own.
 

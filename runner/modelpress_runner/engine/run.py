@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from modelpress.api.v1alpha1 import DEFAULT_METRIC, Stage
+from modelpress.api.v1alpha1 import DEFAULT_METRIC, Goal, Stage
 from modelpress_runner.dependency.analyse import UNREACHED
 from modelpress_runner.edits.base import Edit
+from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Asked, Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
-from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, plan_stages
+from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, needs_dense, plan_stages
 from modelpress_runner.engine.records import stage_record
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
@@ -95,6 +96,9 @@ def run_stages(
     stop: Callable[[], None] = lambda: None,
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
+    goal: Goal = "maximize",
+    dense: nn.Module | None = None,
+    target_device: str = "cpu",
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
@@ -110,6 +114,9 @@ def run_stages(
         stop: called at safe points; raises Stopped to end the run there.
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
+        goal: of the evaluator's score.
+        dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
+        target_device: where the result is to run, cpu or cuda.
 
     Raises:
         InvalidSpecError: a stage does not fit the model or the evaluator.
@@ -118,7 +125,9 @@ def run_stages(
         Stopped: `stop` raised it.
     """
     plan = plan_stages(subject, stages)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static)
+    if dense is None and needs_dense(subject, stages):
+        dense = copied(subject.model)
+    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal, dense, target_device)
     try:
         return run.run()
     finally:
@@ -139,6 +148,9 @@ class _RecipeRun:
         stop: Callable[[], None],
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
+        goal: Goal,
+        dense: nn.Module | None,
+        target_device: str,
     ) -> None:
         self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
@@ -165,7 +177,12 @@ class _RecipeRun:
             report=self._say,
             stop=stop,
             calibration_data=subject.calibration_data,
+            dense=dense,
+            teacher=subject.teacher,
+            target_device=target_device,
         )
+        if self._evaluator is not None and self._evaluator.can_evaluate:
+            self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)
 
     def run(self) -> RecipeOutcome:
         if self._evaluator is not None:
@@ -413,6 +430,11 @@ class _RecipeRun:
         score = score_aside(self._evaluator, self._context.model, self._seed)
         self._score_seconds = time.perf_counter() - began
         return score
+
+    def _own_score(self, sign: int) -> float:
+        """For a step that goes by scores, a safe point of the run."""
+        self._stop_together()
+        return sign * self._scored()[DEFAULT_METRIC]
 
     def _finish_stage(self, stage: PlannedStage) -> None:
         model = self._context.model

@@ -106,6 +106,7 @@ def compress(
     seed: int = 0,
     target: Mapping[str, Any] | ApiModel | None = None,
     benchmark: Mapping[str, Any] | ApiModel | None = None,
+    teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     report: EventCallback = silent,
 ) -> CompressionResult:
@@ -121,6 +122,7 @@ def compress(
         seed: equal seeds give equal results.
         target: {"format": "eager" | "pt2"}: the form that the score and the size are taken of.
         benchmark: {"warmup": ..., "iterations": ..., ...}: times dense and compressed model; none: nothing is timed.
+        teacher: a model that distill stages learn from; none: the dense model, unless they name another.
         checkpoint: URI of a folder for checkpoints. A call that was cut short goes on from there when it is repeated
             with the same model, recipe and seed.
         report: gets progress events, and what the user's code gives to mp.report.
@@ -133,12 +135,12 @@ def compress(
         raise InvalidModelError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     model = unwrapped(model)
     spec = recipe({"entrypoint": _entrypoint(model)}, stages, seed, target, benchmark)
-    subject = Subject(model, evaluator, dummy_input, calibration_data)
+    subject = Subject(model, evaluator, dummy_input, calibration_data, teacher=teacher)
     given = subject.evaluator
     if given is not None:
         given.record_parameter_names(model)
     subject.model = copied(model)
-    store = _checkpoints(checkpoint, spec, model)
+    store = _checkpoints(checkpoint, spec, model, subject.teacher)
     with rng.fork_rng(), reporting(report) as events, contextlib.ExitStack() as cleanup:
         if given is not None:
             cleanup.callback(given.unbind)
@@ -148,7 +150,16 @@ def compress(
         baseline = measuring.dense(model)
         # A score between the stages costs a pass over the data: only where somebody sees it.
         shown = report is not silent
-        outcome = run_stages(subject, spec.stages, seed=seed, checkpointer=store, report=events, scores=shown)
+        outcome = run_stages(
+            subject,
+            spec.stages,
+            seed=seed,
+            checkpointer=store,
+            report=events,
+            scores=shown,
+            target_device=spec.target.device,
+            dense=model,
+        )
         with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
             measured = measuring.compressed(outcome, model, baseline, Path(folder))
     if store is not None:
@@ -221,9 +232,12 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ApiModel) else value
 
 
-def _checkpoints(uri: str | Path | None, spec: CompressionJobSpec, model: nn.Module) -> Checkpointer | None:
+def _checkpoints(
+    uri: str | Path | None, spec: CompressionJobSpec, model: nn.Module, teacher: nn.Module | None
+) -> Checkpointer | None:
     if uri is None:
         return None
     from modelpress.store import open_store
 
-    return Checkpointer(open_store(str(uri)), "", checkpoint_identity(spec, state_digest(model)))
+    digest = state_digest(model) + ("" if teacher is None else f" {state_digest(teacher)}")
+    return Checkpointer(open_store(str(uri)), "", checkpoint_identity(spec, digest))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class Loop:
         static: counts of a model for the records (macs).
         optimizers: those of the loop, where they are known: then `collect_gradients` is called from their steps.
         schedulers: theirs.
+        dense: a copy of the model as it is, where a stage looks at it.
 
     Attributes:
         total: epochs that there will be, as far as is known; 0: not.
@@ -66,8 +67,18 @@ class Loop:
         static: Callable[[nn.Module], dict[str, float]] | None = None,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         schedulers: Sequence[Any] = (),
+        dense: nn.Module | None = None,
+        target_device: str = "cpu",
     ) -> None:
-        self.context = StageContext(subject.model, subject.evaluator, subject.dummy_input, seed)
+        self.context = StageContext(
+            subject.model,
+            subject.evaluator,
+            subject.dummy_input,
+            seed,
+            dense=dense,
+            teacher=subject.teacher,
+            target_device=target_device,
+        )
         self.epochs = self.total = 0
         self.stop = stop
         self._report, self._static, self._optimizers = report, static, optimizers
@@ -128,9 +139,12 @@ class Loop:
         Raises:
             InvalidModelError: there is a teacher's output, which no stage uses.
         """
-        if teacher_output is not None:
+        if teacher_output is not None and not self._participation.takes_teacher_output:
             raise InvalidModelError("was given a teacher_output, and no stage of the recipe uses one; leave it out")
-        return self._participation.loss(student_loss, Call((inputs,), {}, student_output))
+        call = _as_call(inputs)
+        return self._participation.loss(
+            student_loss, Call(*call, outputs=student_output, teacher_output=teacher_output)
+        )
 
     def before_step(self) -> None:
         """The optimizer is about to step."""
@@ -210,3 +224,10 @@ class _LoopStage:
         self.name = stage.name or f"{number}-{stage.method}"
         path = f"spec.stages[{number}].{stage.method}"
         self.along = kind(stage.method).participants(stage.block, path, number, self.name)
+
+
+def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a loop says that it called its model with: one argument, or several by position or by name."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {}

@@ -18,6 +18,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Model
 from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.wrappers import wrapped_part
+from modelpress_runner.engine.plan import needs_dense
 from modelpress_runner.engine.run import RecipeOutcome, score_aside
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Score
@@ -48,6 +49,7 @@ def prepare_compression(
     seed: int | None = None,
     target: Mapping[str, Any] | ApiModel | None = None,
     benchmark: Mapping[str, Any] | ApiModel | None = None,
+    teacher: nn.Module | None = None,
     report: EventCallback = silent,
 ) -> Compression:
     """Compresses `model` in the course of a training loop of the user's own, which calls the callbacks.
@@ -85,13 +87,15 @@ def prepare_compression(
         seed: of methods that draw lots, and of scoring; 0 if left out.
         target: {"format": "eager" | "pt2"}: the form that the score and the size are taken of.
         benchmark: {"warmup": ..., "iterations": ..., ...}: times dense and compressed model; None: nothing is timed.
+        teacher: a model that distill stages learn from; none: the dense model, unless they name another. A loop may
+            give a teacher's outputs to on_after_compute_loss in its place.
         report: gets progress events, and what the loop gives to mp.report.
 
     Raises:
         SpecError: the recipe is not valid, or gives what only the job may give.
         InvalidModelError: the model, the evaluator or an optimizer is not what it must be.
     """
-    handed = LoopModel(_subject(model, evaluator, dummy_input), pretrain)
+    handed = LoopModel(_subject(model, evaluator, dummy_input, teacher), pretrain)
     state = LoopState.of(model, optimizers, lr_schedulers)
     given: dict[str, Any] = {"stages": stages, "seed": seed, "target": target, "benchmark": benchmark}
     given["report"] = None if report is silent else report
@@ -167,12 +171,13 @@ class Compression:
         self._outcome: RecipeOutcome | None = None
         self._measured: Measured | None = None
         # Only what is timed beside the compressed model has to be kept.
-        self._dense = copied(subject.model) if timed else subject.model
+        looked_at = needs_dense(subject, spec.stages)
+        self._dense = copied(subject.model) if timed or looked_at else subject.model
         self._folder = folder
         self._attached = contextlib.ExitStack()  # everything that others have of this object
         events = self._attached.enter_context(reporting(report))
         counts = static_counts(subject.dummy_input)
-        given = state.optimizers, state.schedulers
+        given = state.optimizers, state.schedulers, self._dense if looked_at else None, spec.target.device
         self._loop = Loop(subject, spec.stages, spec.seed, events, stop, counts, *given)
         self._attached.callback(self._loop.close)
         self.callbacks = Callbacks(self._loop, self._end)
@@ -284,8 +289,8 @@ def _nothing() -> None:
     """What is called in place of something that is gone."""
 
 
-def _subject(model: Any, evaluator: Any, dummy_input: Any) -> Subject:
-    subject = Subject(model, evaluator, dummy_input)
+def _subject(model: Any, evaluator: Any, dummy_input: Any, teacher: nn.Module | None) -> Subject:
+    subject = Subject(model, evaluator, dummy_input, teacher=teacher)
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise InvalidModelError(
             f"the model is wrapped in {type(model).__name__}; give prepare_compression() the model itself, and wrap it "

@@ -29,6 +29,10 @@ class StageContext:
     stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
     calibration_data: Iterable[Any] | None = None  # batches as the model takes them, the same on every rank
+    score: Callable[[], float] | None = None  # takes the job's own, of the model as it is; more is better
+    dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it
+    teacher: nn.Module | None = None  # what the code gave as a teacher
+    target_device: str = "cpu"  # where the result is to run: cpu or cuda
 
     def note(self, *texts: str) -> None:
         """Adds what the model card should say, each text once."""

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelpress.api.v1alpha1 import MEASURED, CompressionJobSpec, reasons
+from modelpress.api.v1alpha1 import DEFAULT_METRIC, MEASURED, CompressionJobSpec, reasons
 from modelpress.request import RunRequest
 from modelpress.result import RunResult
-from modelpress.search import ConstraintError, Spread, judge, verdict
+from modelpress.search import ConstraintError, Spread, goal_of, judge, verdict
 from modelpress.store.base import ArtifactStore
 from modelpress_runner.artifact import commit as upload
 from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest
@@ -97,6 +97,9 @@ def _run(
             report=events,
             stop=stop,
             static=static_counts(subject.dummy_input),
+            goal=goal_of(DEFAULT_METRIC, spec.metrics),
+            dense=original,
+            target_device=spec.target.device,
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)

@@ -56,6 +56,10 @@ class StageKind(Generic[B]):
             InvalidSpecError: it has not.
         """
 
+    def needs_dense(self, block: B, subject: Subject) -> bool:
+        """Whether it looks at the dense model (StageContext.dense) while it runs."""
+        return False
+
     def steps(self, block: B, index: int) -> list[Step]:
         """The steps of stage number `index`, in order, where they are known beforehand.
 

@@ -24,10 +24,13 @@ from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.edits.rescale import Rescale
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.context import StageContext, Step, Transform
+from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
+from modelpress_runner.methods.procedure import Procedure, StepList
 from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.penalties import ADMM, L1, PROJECTION, GroupLasso, Penalty
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
+from modelpress_runner.methods.prune.rewind import Rewind, Rewinding, Steps
 from modelpress_runner.methods.prune.round import (
     Round,
     RoundOutcome,
@@ -37,6 +40,7 @@ from modelpress_runner.methods.prune.round import (
     removed_units,
     round_masks,
 )
+from modelpress_runner.methods.prune.schedule import last_step
 from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (
     NO_DUMMY_INPUT,
@@ -45,17 +49,25 @@ from modelpress_runner.methods.prune.statistics import (
     collect,
     is_data_driven,
 )
+from modelpress_runner.methods.reconstruct.recover import (
+    Reconstruction,
+    check_reconstruct,
+    is_structured,
+    parameters,
+)
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import Accompanied, StageKind
 from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.step import Training
 
 _FIRST_DRAWS = 1  # by which groups are tried before anything is pruned; what is cut in the end is proven in full
 
 
-def steps(prune: Prune, index: int) -> list[Step]:
+def steps(prune: Prune, index: int) -> Steps:
     """The steps of prune stage number `index`: for each round its masks and, if asked for, training; then the shrink.
+    What prepares pruning, or keeps weights to go back to, comes before the first round.
 
     The dependency analysis runs once, in whichever step comes first (after a restart that may be a later one): until
     the shrink the model keeps its shape, so it gives the same answer.
@@ -73,16 +85,33 @@ def steps(prune: Prune, index: int) -> list[Step]:
                 f"{stage.path}.configList[{number}].schedule.rounds",
             )
     out: list[Step] = []
+    if prune.sparsify is not None:
+        along = stage.penalty
+        out.append(
+            Training("sparsify", prune.sparsify.epochs, prune.sparsify.max_steps, lambda training: [along(training)])
+        )
+    rewind = Rewind() if prune.schedule.rewind_to is not None else None
+    if rewind is not None and train is not None:
+        if prune.schedule.rewind_to:
+            out.append(Training("train before weights are kept", max_steps=prune.schedule.rewind_to))
+        out.append(Transform("keep weights", rewind.keep))
+        out.append(Training("train before round 1", epochs=train.epochs, max_steps=train.max_steps))
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
         out.append(Transform(label, functools.partial(_round, stage, number)))
+        if rewind is not None:
+            out.append(Transform(f"rewind after {label}", rewind.rewind))
         if train is not None:
             out.append(Training(f"train after {label}", epochs=train.epochs, max_steps=train.max_steps))
-    return [*out, *stage.shrinking]
+    return Steps([*out, *stage.shrinking], rewind)
 
 
 def _round(stage: PruneStage, number: int, context: StageContext) -> None:
+    kind = stage.prune.reconstruct
+    before = {} if kind == "none" else parameters(context.model)
     context.report(stage.round(context, number))
+    if kind != "none":
+        context.report(Reconstruction(context, before, f"{stage.path}.reconstruct").run(kind))
 
 
 class PruneKind(StageKind[Prune]):
@@ -99,17 +128,28 @@ class PruneKind(StageKind[Prune]):
         """As StageKind.check."""
         sources = Sources(subject.evaluator, subject.calibration_data)
         check_needs(block, path, sources, subject.dummy_input)
+        check_reconstruct(block, f"{path}.reconstruct", sources, subject.dummy_input)
 
     def steps(self, block: Prune, index: int) -> list[Step]:
         """As `steps`."""
         return steps(block, index)
+
+    def procedure(self, block: Prune, index: int) -> Procedure:
+        """The steps, with the weights that a rewind goes back to."""
+        found = steps(block, index)
+        return StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
 
     def participants(self, block: Prune, path: str, index: int, name: str) -> Accompanied:
         """A StepPruner; the shrink comes behind the training."""
         from modelpress_runner.stages.prune_by_step import StepPruner
 
         stage = PruneStage(block, index, path)
-        return Accompanied(lambda training: [StepPruner(stage, name, training)], tuple(stage.shrinking))
+
+        def participants(training: TrainingContext) -> list[Participant]:
+            pruner = StepPruner(stage, name, training)
+            return [pruner] if block.sparsify is None else [stage.penalty(training, by_steps=True), pruner]
+
+        return Accompanied(participants, tuple(stage.shrinking))
 
     def record(self, block: Prune) -> dict[str, Any]:
         """Algorithm and the sparsities that were asked for, ascending."""
@@ -137,8 +177,12 @@ class PruneStage:
     @property
     def shrinks(self) -> bool:
         """Single weights leave nothing to shrink."""
-        algorithms = {entry.algorithm or self.prune.algorithm for entry in self.prune.config_list if not entry.exclude}
-        return self.prune.shrink and any(method(name).structured for name in algorithms)
+        return self.prune.shrink and is_structured(self.prune)
+
+    @property
+    def couples(self) -> bool:
+        """Whether layers that depend on each other lose the same channels, and those that take them their inputs."""
+        return self.shrinks or (self.prune.reconstruct not in ("none", "batchNorm") and is_structured(self.prune))
 
     @property
     def shrinking(self) -> list[Transform]:
@@ -150,10 +194,52 @@ class PruneStage:
         """How many training steps or batches data-driven methods score by; None: as their pass has it."""
         return self.prune.scores.steps if self.prune.scores else None
 
+    def penalty(self, training: TrainingContext, by_steps: bool = False) -> Penalty:
+        """What `sparsify` adds to the losses of a training; with `by_steps` until the stage's schedules end."""
+        block, context = self.prune.sparsify, training.context
+        assert block is not None
+        choices = select(context.model, self.prune, self.path).choices
+        last = max(last_step(choice.schedule) for choice in choices.values()) if by_steps else None
+        if block.penalty == "l1":
+            return L1(block.strength, list(choices), last)
+        if block.penalty == "group_lasso":
+            return GroupLasso(block.strength, list(choices), last)
+
+        def project() -> Masks:
+            number = max(choice.schedule.rounds for choice in choices.values()) if last is None else last
+            return self.outcome(context, number, {}).masks
+
+        return ADMM(block.strength, list(choices), last, project, block.frequency or PROJECTION)
+
+    def outcome(
+        self,
+        context: StageContext,
+        number: int,
+        scores: Scores | None = None,
+        earlier: Sequence[PruneStage] = (),
+    ) -> RoundOutcome:
+        """As `round`, but nothing is pruned."""
+        selection = select(context.model, self.prune, self.path)
+        dependencies = self._sound(context, selection) if self.couples else None
+        if scores is None:
+            scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
+        leaving: Masks = {}
+        for stage in earlier:
+            if stage.known is not None and stage.units is not None:
+                cover(leaving, context.model, stage.known, stage.units)
+        return round_masks(
+            context.model,
+            selection,
+            dependencies,
+            context.masks,
+            Round(context.seed, self.index, number, scores, leaving, context.target_device),
+            self.path,
+        )
+
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.shrinks else None
+        dependencies = self._sound(context, selection) if self.couples else None
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
@@ -161,7 +247,7 @@ class PruneStage:
             for choice in selection.choices.values()
             if is_data_driven(choice)
         }
-        dry = Round(context.seed, self.index, 0, equal)
+        dry = Round(context.seed, self.index, 0, equal, device=context.target_device)
         round_masks(context.model, selection, dependencies, context.masks, dry, self.path)
 
     def round(
@@ -176,22 +262,7 @@ class PruneStage:
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         """
-        selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.shrinks else None
-        if scores is None:
-            scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
-        leaving: Masks = {}
-        for stage in earlier:
-            if stage.known is not None and stage.units is not None:
-                cover(leaving, context.model, stage.known, stage.units)
-        outcome = round_masks(
-            context.model,
-            selection,
-            dependencies,
-            context.masks,
-            Round(context.seed, self.index, number, scores, leaving),
-            self.path,
-        )
+        outcome = self.outcome(context, number, scores, earlier)
         self.units = outcome.units
         context.masks = ranks.broadcast_tensors(outcome.masks)
         apply_masks(context.model, context.masks)

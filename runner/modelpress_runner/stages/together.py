@@ -31,6 +31,10 @@ class TogetherKind(StageKind[Together]):
         for number, part in enumerate(block.of):
             stages.kind(part.method).check(part.block, f"{path}.of[{number}].{part.method}", subject)
 
+    def needs_dense(self, block: Together, subject: Subject) -> bool:
+        """As StageKind.needs_dense, of any part."""
+        return any(stages.kind(part.method).needs_dense(part.block, subject) for part in block.of)
+
     def steps(self, block: Together, index: int) -> list[Step]:
         """The training, and what the parts do behind it."""
         along = self.participants(block, f"spec.stages[{index}].together", index, "")

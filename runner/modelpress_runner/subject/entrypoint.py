@@ -18,6 +18,7 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Model, Source, Store
 from modelpress.store.manifest import hash_file
+from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export import state as weights
 from modelpress_runner.inputs.rows import Rows
@@ -69,6 +70,22 @@ class Entrypoint:
         Raises:
             InvalidModelError: it raised, or gave something else than a model and an evaluator.
         """
+        made = self._made(model, seed, train)
+        return made if isinstance(made, Subject) else as_subject(made, self.name)
+
+    def module(self, model: Model, *, seed: int) -> nn.Module:
+        """Calls the entrypoint as `subject` does, trained; the model alone, which it may return by itself.
+
+        Raises:
+            InvalidModelError: as `subject`.
+        """
+        made = self._made(model, seed, True)
+        if isinstance(made, nn.Module):
+            return unwrapped(made)
+        return made.model if isinstance(made, Subject) else as_subject(made, self.name).model
+
+    def _made(self, model: Model, seed: int, train: bool) -> Any:
+        """What it gives; the subject of a CompressionModule."""
         rng.seed_all(seed)
         args = dict(model.args or {})
         if self.data is not None:
@@ -79,9 +96,7 @@ class Entrypoint:
             args["train"] = train
         with user_code(self.name, InvalidModelError, _PATH):
             made = self.target(**args)
-        if is_compression_module(made):
-            return self._module_subject(made, {}, train)
-        return as_subject(made, self.name)
+        return self._module_subject(made, {}, train) if is_compression_module(made) else made
 
     def _module_subject(self, target: Any, args: dict[str, Any], train: bool) -> Subject:
         try:

@@ -40,6 +40,7 @@ class Subject:
             example_inputs), without labels; a list or DataLoader, which can be gone through again. The same on every
             rank: each takes a share of the batches.
         layout: another library's layout, to be written into the artifact too.
+        teacher: a model that a distill stage may learn from; it is called as `model` is.
 
     Raises:
         InvalidModelError: the model is no torch.nn.Module, or the evaluator neither an Evaluator nor a function.
@@ -50,6 +51,7 @@ class Subject:
     example_inputs: Any = None
     calibration_data: Iterable[Any] | None = None
     layout: Layout | None = None
+    teacher: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -60,6 +62,14 @@ class Subject:
                 "made it from"
             )
         self.model = unwrapped(self.model)
+        if self.teacher is not None:
+            if not isinstance(self.teacher, nn.Module):
+                raise InvalidModelError(f"the teacher is a {_kind(self.teacher)}; it must be a torch.nn.Module")
+            self.teacher = unwrapped(self.teacher)
+            if self.teacher is self.model:
+                raise InvalidModelError(
+                    "the teacher is the model itself, which changes; leave it out, and the dense model teaches"
+                )
         self.evaluator = as_evaluator(self.evaluator)
         if self.evaluator is not None:
             self.evaluator.attach_model(self.model)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import Prune, Stage
+from modelpress.api.v1alpha1.algorithms import algorithm
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.evaluators.base import Evaluator
@@ -45,7 +46,17 @@ MODULES: Mapping[str, Callable[[], nn.Module]] = {
     "ConvTranspose2d": lambda: nn.ConvTranspose2d(4, 6, 3),
     "ConvTranspose3d": lambda: nn.ConvTranspose3d(2, 6, 2),
     "Linear": lambda: nn.Linear(4, 6),
+    "BatchNorm1d": lambda: norm(nn.BatchNorm1d(6)),
+    "BatchNorm2d": lambda: norm(nn.BatchNorm2d(6)),
+    "BatchNorm3d": lambda: norm(nn.BatchNorm3d(6)),
 }
+
+
+def norm(module: nn.Module) -> nn.Module:
+    """The norm with factors that differ."""
+    weight: Any = module.weight
+    nn.init.uniform_(weight, 0.1, 1.0)
+    return module
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,8 +65,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def inputs(module: nn.Module) -> torch.Tensor:
-    """Random inputs for a linear or convolutional module, in the type of its weight."""
+    """Random inputs for a linear or convolutional module or a batch norm, in the type of its weight."""
     weight: Any = module.weight
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return torch.randn(2, module.num_features, *[4] * int(type(module).__name__[-2]), dtype=weight.dtype)
     channels: Any = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     return torch.randn(2, channels, *[4] * (weight.dim() - 2), dtype=weight.dtype)
 
@@ -116,6 +129,29 @@ class PruneMethodContract:
         context = StageContext(model, trainer(model), None, seed)
         return collect(context, select(model, prune, "here"), 2, (0, 1), "here")["0"]
 
+    def layer(self, each: PruneMethod, inputs: int, outputs: int) -> nn.Module:
+        """A module that the method prunes: a linear layer, else a norm of so many outputs, which takes as many."""
+        if "Linear" in each.op_types:
+            return nn.Linear(inputs, outputs)
+        if "BatchNorm1d" in each.op_types:
+            return norm(nn.BatchNorm1d(outputs))
+        pytest.skip("takes neither Linear nor BatchNorm1d")
+
+    def asked(self, each: PruneMethod, model: nn.Module, share: float, **entry: Any) -> dict[str, Any]:
+        """The block that has the method remove this share of every module.
+
+        A method that says itself what goes (`threshold` of its row) is asked for nothing. Then so many weights of each
+        module are set to zero before: what remains of it must be just that.
+        """
+        if each.facts.threshold is None:
+            return {"algorithm": each.name, "configList": [{**entry, "sparsity": share}]}
+        with torch.no_grad():
+            for part in model.modules():
+                weight: Any = getattr(part, "weight", None)
+                if weight is not None:
+                    weight.view(-1)[: round(share * weight.numel())] = 0.0
+        return {"algorithm": each.name, "configList": [{**entry}]}
+
     def shape(self, each: PruneMethod, module: nn.Module) -> tuple[int, ...]:
         """Of the scores of a module of 6 outputs."""
         weight: Any = module.weight
@@ -155,7 +191,7 @@ class PruneMethodContract:
 
         Those of single weights are in float32 then, which is as exact for numbers that are not summed.
         """
-        module, same = nn.Linear(300, 4).bfloat16(), nn.Linear(300, 4).double()
+        module, same = self.layer(each, 300, 4).bfloat16(), self.layer(each, 300, 4).double()
         same.load_state_dict(module.state_dict())
         if not each.facts.data_driven:
             assert torch.equal(each.score(module, generator()).double(), each.score(same, generator()))
@@ -168,8 +204,9 @@ class PruneMethodContract:
             assert isinstance(each, DataDrivenMethod)
             collector = each.collector("0", model, TrainingPass(evaluator))
             collector.attach()
-            parent(torch.full((2, 300), 0.5, dtype=model.weight.dtype))
-            model.weight.grad = torch.full_like(model.weight, 0.5)
+            weight: Any = model.weight
+            parent(torch.full((2, 300), 0.5, dtype=weight.dtype))
+            weight.grad = torch.full_like(weight, 0.5)
             collector.update()
             totals.append(collector.compute())
             evaluator.unbind()
@@ -214,7 +251,11 @@ class PruneMethodContract:
             return context.masks
         schedule = dict(block.pop("schedule", {}))
         rounds = schedule.pop("rounds", None)
-        counted = {"startStep": 1} if rounds is None else {"startStep": 1, "endStep": 1 + rounds, "frequency": 1}
+        # What takes zeros takes them before a step has moved them.
+        begin = 1 if algorithm("prune", block["algorithm"]).threshold is None else 0
+        counted = {"startStep": begin}
+        if rounds is not None:
+            counted |= {"endStep": begin + rounds, "frequency": 1}
         part = {"prune": {**block, "schedule": {**schedule, **counted}}}
         run = self._along if way == "together" else self._in_a_loop
         with rng.fork_rng(seed):
@@ -259,7 +300,7 @@ class PruneMethodContract:
         if not {"Conv2d", "Linear"} <= set(each.op_types):
             pytest.skip("takes no Conv2d and Linear")
         model = self.net(nn.Conv2d(3, 8, 3).double(), nn.Linear(4, 8, bias=False))
-        masks = self.pruned(way, model, {"algorithm": each.name, "configList": [{"sparsity": 0.5}]})
+        masks = self.pruned(way, model, self.asked(each, model, 0.5))
         assert {name: set(tensors) for name, tensors in masks.items()} == {"0": {"weight", "bias"}, "1": {"weight"}}
         for name, tensors in masks.items():
             for parameter, mask in tensors.items():
@@ -274,11 +315,12 @@ class PruneMethodContract:
     @pytest.mark.parametrize("scope", ["local", "global"])
     def test_rounds_never_give_back(self, each: PruneMethod, scope: str, way: str) -> None:
         """From round to round zeros are only added, although weights change in between."""
-        if "Linear" not in each.op_types:
-            pytest.skip("takes no Linear")
-        model = self.net(nn.Linear(6, 20), nn.Linear(20, 20))
+        if each.facts.threshold is not None:
+            pytest.skip("goes to no sparsity")
+        model = self.net(self.layer(each, 6, 20), self.layer(each, 20, 20))
         before: dict[str, torch.Tensor] = {}
         shares = []
+        of = sum(value.numel() for name, value in model.named_parameters() if name.endswith("weight"))
 
         def look() -> None:
             zeros = 0
@@ -291,7 +333,7 @@ class PruneMethodContract:
                 if way == "stage":
                     with torch.no_grad():
                         weight.copy_(torch.randn(weight.shape, generator=generator(9)))
-            shares.append(round(zeros / (120 + 400), 2))
+            shares.append(round(zeros / of, 2))
 
         settings = {
             "algorithm": each.name,
@@ -307,19 +349,17 @@ class PruneMethodContract:
 
     def test_a_stage_run_twice_gives_the_same(self, each: PruneMethod, way: str) -> None:
         """A stage that runs again from the same state, as after a restart, gives the same masks."""
-        if "Linear" not in each.op_types:
-            pytest.skip("takes no Linear")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            weights = nn.Linear(6, 20).state_dict()
-        settings = {"algorithm": each.name, "configList": [{"sparsity": 0.3}]}
+            weights = self.layer(each, 6, 20).state_dict()
         results = []
         for _ in range(2):
-            layer = nn.Linear(6, 20)
+            layer = self.layer(each, 6, 20)
             layer.load_state_dict(weights)
-            results.append(self.pruned(way, self.net(layer), settings, 7)["0"]["weight"])
+            model = self.net(layer)
+            results.append(self.pruned(way, model, self.asked(each, model, 0.3), 7)["0"]["weight"])
         assert torch.equal(*results)
-        assert int((results[0] == 0).sum()) == 36
+        assert float((results[0] == 0).float().mean()) == pytest.approx(0.3)
 
     def test_its_row_is_complete(self, each: PruneMethod) -> None:
         """It is the object that the row names, the row says in a sentence what it does, and it can be collected if the

@@ -19,12 +19,14 @@ class Call:
     Attributes:
         earlier: the calls before this one since the last loss, oldest first, where one loss comes from several (two
             sides of a pair, a model that is called for each part of a batch).
+        teacher_output: what a teacher of the user's own gave on the same inputs, where a loop says so.
     """
 
     inputs: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: Any
     earlier: tuple[Call, ...] = ()
+    teacher_output: Any = None
 
 
 class Calls:

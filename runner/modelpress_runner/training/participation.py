@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -55,6 +56,11 @@ class Participation:
         self._open.close()
 
     @property
+    def takes_teacher_output(self) -> bool:
+        """Whether one of them reads Call.teacher_output."""
+        return any(each.takes_teacher_output for each in self._participants)
+
+    @property
     def steps(self) -> int:
         """Steps of the first optimizer so far."""
         return self._counted
@@ -78,7 +84,8 @@ class Participation:
 
         Args:
             loss: a scalar.
-            otherwise: the call that it comes from, as far as is known, where none was seen.
+            otherwise: the call that it comes from, as far as is known, where none was seen; its teacher_output counts
+                in any case.
         """
         call = None if self._calls is None else self._calls.take()
         own = self._participants.own
@@ -88,7 +95,11 @@ class Participation:
             for parameter in own:
                 if parameter.device != loss.device:
                     parameter.data = parameter.data.to(loss.device)
-        return self._participants.loss(call or otherwise, loss)
+        if call is None:
+            call = otherwise
+        elif otherwise is not None and otherwise.teacher_output is not None:
+            call = replace(call, teacher_output=otherwise.teacher_output)
+        return self._participants.loss(call, loss)
 
     def skip(self) -> None:
         """A step was asked for and is not made, as where a gradient is infinite; it counts all the same."""

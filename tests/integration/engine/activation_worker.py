@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from activations import CALIBRATION, STAGE, Net, evaluating_func, mean_activation
+from activations import CALIBRATION, STAGE, Net, evaluating_func, mean_magnitude
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Prune
@@ -36,7 +36,7 @@ def only_one() -> None:
 if __name__ == "__main__":
     ranks.init_process_group()
     seen: dict[str, Any] = {"stopped": False}
-    with mean_activation():
+    with mean_magnitude():
         seen["calibration"] = scores(data=CALIBRATION)
         seen["evaluation"] = scores(mp.TorchEvaluator(evaluating_func=evaluating_func))
         try:

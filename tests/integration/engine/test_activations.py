@@ -20,7 +20,7 @@ from activations import (
     Net,
     evaluating_func,
     layers,
-    mean_activation,
+    mean_magnitude,
     training_func,
     training_step,
 )
@@ -39,7 +39,7 @@ from modelpress_runner.subject.subject import CompressionModule, subject_of
 
 @pytest.fixture(autouse=True, scope="module")
 def _method() -> Any:
-    with mean_activation():
+    with mean_magnitude():
         yield
 
 
@@ -193,7 +193,7 @@ def test_without_them_training_shows_them_with_a_note() -> None:
     found, context = scores(Net(), evaluator, steps=2)
     assert found.tolist() == SCORES["training"]
     assert context.notes == [
-        "mean_activation scored by the activations of training steps, as there is neither calibration data nor an "
+        "mean_magnitude scored by the activations of training steps, as there is neither calibration data nor an "
         "evaluation"
     ]
     result = mp.compress(Net(), [STAGE], evaluator, TRAINING[0], target={"format": "eager"})

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from modelpress.api.messages import in_words
+from modelpress.api.v1alpha1 import algorithms
+
 CODE = Path(__file__).parent / "method"
 
 
@@ -27,7 +30,7 @@ def job(path: Path, **prune: Any) -> str:
             "stages": [
                 {
                     "prune": {
-                        "algorithm": "mean_activation",
+                        "algorithm": "mean_magnitude",
                         "schedule": {"type": "root", "rounds": 2},
                         "scores": {"steps": 3},
                         "configList": [{"opNames": ["0"], "sparsity": 0.34}],
@@ -50,7 +53,7 @@ def test_a_job_prunes_by_a_method_of_a_plugin(modelpress: Callable[..., Any], tm
     manifest = json.loads(next(tmp_path.glob("modelpress-runs/default/quiet-*/manifest.json")).read_text())
     assert manifest["metrics"]["baseline"]["parameters"] == 24 + 14
     assert manifest["metrics"]["compressed"]["parameters"] == 16 + 10
-    assert manifest["metrics"]["stages"][0]["algorithm"] == "mean_activation"
+    assert manifest["metrics"]["stages"][0]["algorithm"] == "mean_magnitude"
     shrunk = json.loads(next(tmp_path.glob("modelpress-runs/default/quiet-*/*/shrink.json")).read_text())
     assert [cut["kept"] for cut in shrunk["edits"]] == [[1, 3, 4, 5], [1, 3, 4, 5]]
 
@@ -73,28 +76,28 @@ def test_validation_and_crd_know_it(modelpress: Callable[..., Any], tmp_path: Pa
     """Its row says that it looks at data and removes channels; the CRD made beside the plug-in lists both names."""
     done = modelpress("validate", job(tmp_path / "job.yaml"), plugin=CODE)
     assert done.returncode == 0, done.stdout
-    wrong = job(tmp_path / "job.yaml", algorithm="mean_activatoin", schedule={"type": "roots"})
+    wrong = job(tmp_path / "job.yaml", algorithm="mean_magnitdue", schedule={"type": "roots"})
     done = modelpress("validate", wrong, plugin=CODE)
     assert done.returncode == 2
-    assert "did you mean mean_activation?" in done.stdout
+    assert "did you mean mean_magnitude?" in done.stdout
     assert "did you mean root?" in done.stdout
     assert modelpress("crd", "--output", str(tmp_path), plugin=CODE).returncode == 0
     crd = yaml.safe_load((tmp_path / "modelpress.dev_compressionjobs.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["stages"]
     prune = schema["items"]["properties"]["prune"]["properties"]
-    assert prune["algorithm"]["enum"] == ["level", "l1", "l2", "random", "taylor", "mean_activation"]
-    assert prune["configList"]["items"]["properties"]["algorithm"]["enum"][-1] == "mean_activation"
-    assert prune["schedule"]["properties"]["type"]["enum"] == ["one_shot", "linear", "agp", "root"]
+    assert prune["algorithm"]["enum"] == [*algorithms.names("prune"), "mean_magnitude"]
+    assert prune["configList"]["items"]["properties"]["algorithm"]["enum"][-1] == "mean_magnitude"
+    assert prune["schedule"]["properties"]["type"]["enum"] == ["one_shot", *algorithms.gradual(), "root"]
     rules = [rule["message"] for rule in prune["schedule"]["x-kubernetes-validations"]]
-    assert rules == ["one_shot has one round; set type to linear, agp or root"]
+    assert rules == [f"one_shot has one round; set type to {', '.join(algorithms.gradual())} or root"]
 
 
 def test_without_the_plugin_it_is_unknown(modelpress: Callable[..., Any], tmp_path: Path) -> None:
     """The shipped names are listed."""
     done = modelpress("validate", job(tmp_path / "job.yaml"), plugin=tmp_path)
     assert done.returncode == 2
-    assert "must be level, l1, l2, random or taylor" in done.stdout
-    assert "must be one_shot, linear or agp" in done.stdout
+    assert f"must be {in_words(algorithms.names('prune'))}, found" in done.stdout
+    assert f"must be {in_words(['one_shot', *algorithms.gradual()])}, found" in done.stdout
 
 
 def test_it_passes_the_shipped_suite(tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_it_passes_the_shipped_suite(tmp_path: Path) -> None:
         "import activation_plugin\n"
         "from modelpress_runner.testing.prune_methods import PruneMethodContract\n"
         "class TestMine(PruneMethodContract):\n"
-        "    algorithm = 'mean_activation'\n"
+        "    algorithm = 'mean_magnitude'\n"
     )
     code = f"import sys; sys.path.insert(0, {str(CODE)!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     options = ("-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".")

@@ -11,7 +11,15 @@ from pydantic import ValidationError
 from modelpress.api import crd
 from modelpress.api.errors import Problem, SpecError, join, near, problems_of
 from modelpress.api.messages import PATTERNS, describe, fix_pattern, in_words
-from modelpress.api.v1alpha1 import PYTHON_SPELLING, ApiModel, CompressionJob, CompressionSweep, Prune, Stage
+from modelpress.api.v1alpha1 import (
+    PYTHON_SPELLING,
+    ApiModel,
+    CompressionJob,
+    CompressionSweep,
+    Prune,
+    Stage,
+    algorithms,
+)
 
 
 def told(model: type[ApiModel], data: Any, **options: Any) -> list[str]:
@@ -39,7 +47,8 @@ def test_an_error_is_all_its_problems() -> None:
 def test_root_comes_before_the_path() -> None:
     """Callers that validate a part say where it lies."""
     assert told(Prune, {"algorithm": "l9", "configList": [{}]}, root="stages[2].prune") == [
-        "stages[2].prune.algorithm: must be level, l1, l2, random or taylor, found the text 'l9'; write one of them"
+        f"stages[2].prune.algorithm: must be {in_words(algorithms.names('prune'))}, found the text 'l9'; "
+        "write one of them"
     ]
 
 
@@ -56,8 +65,8 @@ def test_a_misspelt_required_key_is_one_problem() -> None:
     assert told(Prune, {"configlist": [{}]}) == ["configlist: unknown key 'configlist'; did you mean configList?"]
     assert told(Prune, {"zebra": 1}) == [
         "configList: is required; add configList",
-        "zebra: unknown key 'zebra'; remove it; known here: algorithm, configList, sparsity, scope, schedule, scores, "
-        "shrink, shrinkTimeoutSeconds",
+        "zebra: unknown key 'zebra'; remove it; known here: algorithm, configList, sparsity, sparsityThreshold, "
+        "minSparsity, maxSparsity, pattern, roundTo, scope, schedule, scores, sparsify and 3 more",
     ]
 
 

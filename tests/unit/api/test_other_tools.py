@@ -9,6 +9,7 @@ import pytest
 import modelpress as mp
 from modelpress.api.errors import SpecError
 from modelpress.api.load import load_dict
+from modelpress.api.v1alpha1 import PYTHON_SPELLING, Prune
 
 
 def _problem(stage: dict[str, Any], *, python: bool) -> str:
@@ -27,10 +28,9 @@ def _problem(stage: dict[str, Any], *, python: bool) -> str:
         ("excluded_op_names", ["a.*"], "an entry of its own in configList: {opNamesRe: [...], exclude: true}"),
         ("exclude_op_names", ["a"], "an entry of its own in configList: {opNames: [...], exclude: true}"),
         ("start_step", 1, "it belongs into schedule: {startStep, endStep, frequency}"),
-        ("sparsity_decay_type", "exp", "schedule: {type: linear} or {type: agp}"),
+        ("sparsity_decay_type", "exp", "schedule: {type: exp}"),
         ("total_sparsity", 0.5, "write it as sparsity, with scope: global"),
         ("expand_op_names", True, "write one entry for each layer"),
-        ("max_sparsity_ratio_per_op", 0.9, "there is no bound for each layer"),
     ],
 )
 @pytest.mark.parametrize("of_entry", [True, False])
@@ -52,7 +52,8 @@ def test_keys(key: str, value: Any, fix: str, python: bool, of_entry: bool) -> N
         ("taylorfo", "did you mean taylor?"),
         ("taylor_fo_weight_filter", "did you mean taylor?"),
         ("agp", "schedule: {type: agp}"),
-        ("fpgm", "write one of them"),
+        ("Activation-APoZ-Rank-Filter", "did you mean apoz?"),
+        ("foo", "write one of them"),
     ],
 )
 def test_algorithms(name: str, fix: str, of_entry: bool) -> None:
@@ -75,3 +76,23 @@ def test_an_entry_takes_pruning_type_as_the_stage_does() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     entry = {"pruning_type": "l2", "op_names": ["0"], "target_sparsity": 0.5}
     assert mp.compress(model, [{"prune": {"config_list": [entry]}}], None, torch.ones(1, 4)).model[0].out_features == 2
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [("taylorfo", "taylor"), ("L1Filter_Pruner", "l1"), ("activation_apoz_rank_filter", "apoz"), ("level", "level")],
+)
+def test_python_takes_them_for_ours(spelled: str, name: str) -> None:
+    """Of the stage and of an entry; what is kept has the name."""
+    block = {"algorithm": spelled, "config_list": [{"sparsity": 0.5, "pruning_type": spelled}]}
+    prune = Prune.model_validate(block, context=PYTHON_SPELLING)
+    assert prune.to_dict()["algorithm"] == prune.to_dict()["configList"][0]["algorithm"] == name
+
+
+@pytest.mark.parametrize("key", ["max_sparsity_ratio_per_op", "max_sparsity_ratio_per_layer", "max_sparse_ratio"])
+def test_bounds_of_other_tools(key: str) -> None:
+    """In Python they are taken, of the stage and of an entry; YAML is told the name."""
+    prune = Prune.model_validate({key: 0.9, "config_list": [{"sparsity": 0.5, key: 0.8}]}, context=PYTHON_SPELLING)
+    assert (prune.max_sparsity, prune.config_list[0].max_sparsity) == (0.9, 0.8)
+    stage = {"configList": [{"sparsity": 0.5}], key: 0.9}
+    assert "write maxSparsity" in _problem(stage, python=False)

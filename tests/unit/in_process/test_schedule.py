@@ -41,11 +41,12 @@ def test_it_prunes_at_each_frequency_and_at_the_end():
     assert last_step(schedule) == 9
 
 
-@given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 12), st.integers(-1, 70))
-def test_the_next_step_is_the_first_one_that_prunes(start, length, frequency, step):
-    """next_step agrees with prunes_at on every step."""
-    schedule = Schedule.model_validate(
-        {"type": "linear", "startStep": start, "endStep": start + length, "frequency": frequency}
-    )
+@given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 12), st.integers(1, 12), st.integers(-1, 70))
+def test_the_next_step_is_the_first_one_that_prunes(start, length, frequency, parts, step):
+    """next_step agrees with prunes_at on every step; at those and at no others does the sparsity grow."""
+    given = {"startStep": start, "endStep": start + length, "frequency": frequency}
+    schedule = Schedule.model_validate({"type": "linear", **given, "progressiveSteps": min(parts, frequency)})
+    grows = [each for each in range(1, 100) if sparsity_at(schedule, 0.5, each) > sparsity_at(schedule, 0.5, each - 1)]
+    assert grows == [each for each in range(1, 100) if prunes_at(schedule, each) and each != start]
     later = [other for other in range(step + 1, 100) if prunes_at(schedule, other)]
     assert next_step(schedule, step) == (later[0] if later else None)

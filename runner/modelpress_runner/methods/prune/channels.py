@@ -11,8 +11,8 @@ from torch import nn
 from modelpress_runner.edits.axes import module_axis
 
 # Types besides a row's whose output channels can be scored by their weights: transformers' linear layer, the rows of
-# queries, keys and values that nn.MultiheadAttention has in one weight, and embeddings, where residual
-# streams begin.
+# queries, keys and values that nn.MultiheadAttention has in one weight, and embeddings, where
+# residual streams begin.
 OTHER_TYPES = ("Conv1D", "MultiheadAttention", "Embedding")
 BLOCK = 1 << 22  # entries that are in float64 at a time, but for channels that have more
 
@@ -27,12 +27,17 @@ def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]
 
     `reduce` gets the weights of some channels, float64, (n, weights of one), and gives (n,).
     """
+    return in_blocks(reduce, channel_rows(module))
+
+
+def channel_rows(module: nn.Module) -> torch.Tensor:
+    """The weights of each output channel, without the bias, (channels, weights of one), in the weight's own type."""
     axis = module_axis(module, type(module).__name__, "out")
-    return in_blocks(reduce, axis.rows(axis.main, weight_of(module).detach()))
+    return axis.rows(axis.main, weight_of(module).detach())
 
 
 def in_blocks(reduce: Callable[..., torch.Tensor], *matrices: torch.Tensor) -> torch.Tensor:
-    """reduce(*matrices), for all (n, m) alike, over some rows at a time, which it gets in float64; (n,), float64.
+    """reduce(*matrices), for all (n, m) alike, over some rows at a time, which it gets in float64; (n, ...), float64.
 
     Everything stays on the matrices' device, but for devices without float64, whose rows are brought to the CPU.
     """

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
+from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.passes.collectors import Collector, Pass
 
 
@@ -21,11 +22,16 @@ class PruneMethod:
         name: of its row.
         extra_op_types: types besides the row's that an entry may name.
         globally_comparable: scores of different layers are of one kind; a global ranking takes them as they are.
+        by_output: within a layer, single weights are compared with those of the same output only.
+        takes_followers: a module that only hands channels on, as a norm does, may stand for its dependency group; the
+            layers that make the channels need not be selected.
     """
 
     name: ClassVar[str]
     extra_op_types: ClassVar[tuple[str, ...]] = ()
     globally_comparable: ClassVar[bool] = False
+    by_output: ClassVar[bool] = False
+    takes_followers: ClassVar[bool] = False
 
     @property
     def facts(self) -> Algorithm:
@@ -52,6 +58,12 @@ class PruneMethod:
         asked: see DataDrivenMethod.
         """
         raise TypeError(f"the scores of {self.name} are collected from a pass over data")
+
+    def score_group(
+        self, model: nn.Module, dependencies: ChannelDependencies, group: DependencyGroup
+    ) -> torch.Tensor | None:
+        """Scores of a dependency group's units as a whole, float64, (units,); None: the mean of its members' scores."""
+        return None
 
 
 class DataDrivenMethod(PruneMethod):

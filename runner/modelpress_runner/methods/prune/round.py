@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -18,12 +19,23 @@ from torch import nn
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.edits.axes import AxisView, axis_of
 from modelpress_runner.edits.masks import Masks
-from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.methods.prune.ranking import Candidates, remove_global, remove_local
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
+from modelpress_runner.methods.prune import patterns
+from modelpress_runner.methods.prune.patterns import divide
+from modelpress_runner.methods.prune.ranking import (
+    Candidates,
+    remove_below,
+    remove_by_row,
+    remove_global,
+    remove_local,
+)
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.schedule import sparsity_at
 from modelpress_runner.methods.prune.selection import Choice, Selection
 from modelpress_runner.methods.prune.statistics import is_data_driven
+
+# What roundTo: auto is, by the device of the target: the width of vector instructions, and of tensor cores' tiles.
+ROUND_TO = {"cpu": 8, "cuda": 16}
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Round:
     number: int
     collected: Mapping[str, torch.Tensor] = field(default_factory=dict)
     leaving: Masks = field(default_factory=dict)
+    device: str = "cpu"  # where the result is to run
 
     def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
         """The scores of one module, as PruneMethod.score gives them; those of channels, which are few, on the CPU."""
@@ -46,7 +59,18 @@ class Round:
             scores = self.collected[choice.module]
         else:
             scores = pruner.score(model.get_submodule(choice.module), self.generator(choice.module))
-        return scores.to("cpu", torch.float64) if pruner.structured else scores
+        if choice.structured and not pruner.structured:
+            scores = patterns.by_output(axis_of(model, choice.module, "out"), scores)
+        return scores.to("cpu", torch.float64) if choice.structured else scores
+
+    def candidates(self, choice: Choice, scores: torch.Tensor, gone: torch.Tensor, each: int = 1) -> Candidates:
+        """What is ranked, with the bounds that are asked for; `each` is the number of channels that go with one."""
+        least, most = choice.bounds
+        multiple = 1
+        if choice.round_to is not None and choice.structured:
+            asked = ROUND_TO[self.device] if choice.round_to == "auto" else int(choice.round_to)
+            multiple = asked // math.gcd(asked, each)
+        return Candidates(scores, None, gone, least=least, most=most, multiple=multiple)
 
     def generator(self, module: str) -> torch.Generator:
         """A generator of its own for each module, whatever else is pruned in this round."""
@@ -73,6 +97,8 @@ class _Pool:
     choice: Choice
     sparsity: float
     apply: Callable[[torch.Tensor], None]
+    outputs: int | None = None  # rows of the candidates that are ranked by themselves, in a local ranking
+    share: float = 1.0  # what of the module goes if all candidates go
 
 
 def round_masks(
@@ -94,10 +120,10 @@ def round_masks(
             methods or scopes, or no selected module can be pruned.
     """
     outcome = RoundOutcome({name: dict(tensors) for name, tensors in masks.items()}, notes=list(selection.notes))
-    structured = {n: c for n, c in selection.choices.items() if method(c.algorithm).structured}
+    structured = {n: c for n, c in selection.choices.items() if c.structured}
     # One after another: the scores of single weights take as much memory as the weights.
     alone = (
-        _alone(model, choice, outcome, round_)
+        _alone(model, choice, outcome, round_, path)
         for name, choice in selection.choices.items()
         if dependencies is None or name not in structured
     )
@@ -153,36 +179,57 @@ def removed_units(model: nn.Module, dependencies: ChannelDependencies, masks: Ma
 # One layer, or one group ----------------------------------------------------------------------------------------------
 
 
-def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round) -> _Pool:
-    name, pruner = choice.module, method(choice.algorithm)
-    module = model.get_submodule(name)
+def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round, path: str) -> _Pool:
+    if not choice.structured:
+        return _weights(model, choice, outcome, round_, path)
+    name = choice.module
     scores = round_.scores(model, choice)
-    before = outcome.masks.get(name, {})
-    if pruner.structured:
-        view = axis_of(model, name, "out")
-        gone = _weight_gone(view, before)
-    else:
-        weight = before.get("weight")
-        gone = torch.zeros_like(scores, dtype=torch.bool) if weight is None else (weight == 0).to(scores.device)
+    view = axis_of(model, name, "out")
+    gone, away = (_weight_gone(view, masks.get(name, {})) for masks in (outcome.masks, round_.leaving))
 
     def apply(removed: torch.Tensor) -> None:
         outcome.removed[name] = (int(removed.sum()), removed.numel())
-        if pruner.structured:
-            _cover(outcome.masks, model, name, view, ~removed)
-        else:
-            _multiply(outcome.masks, name, module, "weight", ~removed.view(scores.shape))
-        for parameter in ("weight", "bias"):
-            if getattr(module, parameter, None) is not None:
-                _multiply(outcome.masks, name, module, parameter, torch.tensor(True))
+        _cover(outcome.masks, model, name, view, ~removed)
+        _open(outcome.masks, model, name)
 
-    candidates = Candidates(scores.flatten(), None, gone.flatten())
-    leaving = round_.leaving.get(name, {})
-    if pruner.structured:
-        away = _weight_gone(view, leaving)
-    else:
-        away = (leaving["weight"] == 0).to(gone.device) if "weight" in leaving else torch.zeros_like(gone)
-    pool = _Pool(candidates, choice, sparsity_at(choice.schedule, choice.sparsity, round_.number), apply)
-    return _of_what_is_left(pool, away.flatten())
+    pool = _Pool(round_.candidates(choice, scores, gone), choice, _now(choice, round_), apply)
+    return _of_what_is_left(pool, away)
+
+
+def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round, path: str) -> _Pool:
+    name, module = choice.module, model.get_submodule(choice.module)
+    scores = round_.scores(model, choice)
+    gone, away = (
+        torch.zeros_like(scores, dtype=torch.bool) if mask is None else (mask == 0).to(scores.device)
+        for mask in (masks.get(name, {}).get("weight") for masks in (outcome.masks, round_.leaving))
+    )
+    by_output = method(choice.algorithm).by_output
+    try:
+        blocks = divide(module, name, choice.pattern or ("1x1" if by_output else None), scores, gone)
+    except InvalidModelError as error:
+        if choice.named:
+            raise InvalidSpecError(str(error), f"{path}.configList[{choice.entry}].pattern") from error
+        outcome.notes.append(f"Left as it was: {error}")
+        outcome.removed[name] = (0, scores.numel())
+        nothing = Candidates(torch.zeros(1), None, torch.zeros(1, dtype=torch.bool))
+        return _Pool(nothing, replace(choice, scope="local", threshold=None), 0.0, lambda removed: None)
+
+    def apply(removed: torch.Tensor) -> None:
+        lost = blocks.weights(removed)
+        outcome.removed[name] = (int(lost.sum()), lost.numel())
+        _multiply(outcome.masks, name, module, "weight", ~lost)
+        _open(outcome.masks, model, name)
+
+    candidates = round_.candidates(choice, blocks.scores, blocks.whole(gone))
+    if blocks.size > 1:
+        candidates.weights = torch.full_like(blocks.scores, float(blocks.size))
+    if blocks.share < 1:  # a group of N:M keeps its N
+        least, most = (min(1.0, bound / blocks.share) for bound in choice.bounds)
+        candidates = replace(candidates, keep=0, least=least, most=most)
+    pool = _Pool(candidates, choice, _now(choice, round_) / blocks.share, apply, share=blocks.share)
+    if by_output:
+        pool.outputs = blocks.rows
+    return _of_what_is_left(pool, blocks.whole(away))
 
 
 def _together(
@@ -219,7 +266,16 @@ def _together(
                 f"{choice.scope}) lose the same channels; give them one algorithm and one scope, or set shrink: false",
                 f"{path}.configList[{choice.entry}]",
             )
-    now = {c.module: sparsity_at(c.schedule, c.sparsity, round_.number) for c in members}
+        if (choice.threshold, choice.bounds, choice.group) != (first.threshold, first.bounds, first.group):
+            raise InvalidSpecError(
+                f"'{first.module}' and '{choice.module}' lose the same channels; give them one sparsityThreshold, one "
+                "minSparsity, one maxSparsity and one globalGroup, or set shrink: false",
+                f"{path}.configList[{choice.entry}]",
+            )
+    whole = method(first.algorithm).score_group(model, dependencies, group)
+    if whole is not None:
+        total, count = whole, torch.ones_like(whole)
+    now = [_now(choice, round_) for choice in members]
     if len({choice.sparsity for choice in members}) > 1:
         asked = ", ".join(f"'{choice.module}' ({choice.sparsity:g})" for choice in members)
         outcome.notes.append(f"{asked} lose the same channels; the smallest of their sparsities holds for all of them")
@@ -227,7 +283,10 @@ def _together(
     def apply(removed: torch.Tensor) -> None:
         units[torch.tensor(group.units)] |= removed
 
-    return _of_what_is_left(_Pool(Candidates(total / count, count, gone), first, min(now.values()), apply), away)
+    rounded = next((choice for choice in members if choice.round_to is not None), first)
+    each = max(1, sum(unit in place for unit in dependencies.output(first.module).units) // len(group.units))  # type: ignore[union-attr]
+    candidates = replace(round_.candidates(rounded, total / count, gone, each), weights=count)
+    return _of_what_is_left(_Pool(candidates, first, min(now), apply), away)
 
 
 def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
@@ -242,8 +301,8 @@ def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
         pool.apply(whole)
 
     weights = None if every.weights is None else every.weights[left]
-    some = Candidates(every.scores[left], weights, every.already_pruned[left])
-    return _Pool(some, pool.choice, pool.sparsity, apply)
+    some = replace(every, scores=every.scores[left], weights=weights, already_pruned=every.already_pruned[left])
+    return _Pool(some, pool.choice, pool.sparsity, apply, share=pool.share)
 
 
 def _decide(pools: Iterable[_Pool]) -> list[str]:
@@ -253,25 +312,41 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
         Notes on what keeps everything, because its sparsity is less than one channel or weight of it.
     """
     whole: dict[tuple[float, int], list[str]] = defaultdict(list)
-    shared: dict[tuple[str, float], list[_Pool]] = defaultdict(list)
+    shared: dict[tuple[str, float, str | None, str | None], list[_Pool]] = defaultdict(list)
     for pool in pools:
-        if pool.choice.scope == "global":
-            shared[pool.choice.algorithm, pool.sparsity].append(pool)
+        choice = pool.choice
+        if choice.threshold is not None:
+            pool.apply(remove_below(pool.candidates, choice.threshold if pool.sparsity else -math.inf))
+        elif choice.scope == "global":
+            shared[choice.algorithm, pool.sparsity, choice.pattern, choice.group].append(pool)
         else:
-            pool.apply(removed := remove_local(pool.candidates, pool.sparsity))
-            if 0 < pool.sparsity == pool.choice.sparsity and not removed.any():
-                whole[pool.sparsity, len(removed)].append(pool.choice.module)
-    for (algorithm, sparsity), members in shared.items():
+            if pool.outputs is None:
+                removed = remove_local(pool.candidates, pool.sparsity)
+            else:
+                removed = remove_by_row(pool.candidates, pool.outputs, pool.sparsity)
+            pool.apply(removed)
+            if _is_over(pool) and not removed.any():
+                whole[choice.sparsity, len(removed)].append(choice.module)
+    for (algorithm, sparsity, _, _), members in shared.items():
         parts = remove_global([m.candidates for m in members], sparsity, method(algorithm).globally_comparable)
         for pool, gone in zip(members, parts, strict=True):
             pool.apply(gone)
-        if 0 < sparsity == members[0].choice.sparsity and not any(gone.any() for gone in parts):
+        if _is_over(members[0]) and not any(gone.any() for gone in parts):
             size = sum(pool.candidates.size for pool in members)
-            whole[sparsity, size].extend(pool.choice.module for pool in members)
+            whole[members[0].choice.sparsity, size].extend(pool.choice.module for pool in members)
     return [
         f"Left as it was: {_list(names)}, where a sparsity of {sparsity:g} is less than one of {size}"
         for (sparsity, size), names in whole.items()
     ]
+
+
+def _is_over(pool: _Pool) -> bool:
+    """Whether the target is reached, and is one."""
+    return 0 < pool.sparsity == pool.choice.sparsity / pool.share
+
+
+def _now(choice: Choice, round_: Round) -> float:
+    return sparsity_at(choice.schedule, choice.sparsity, round_.number)
 
 
 # Which groups ---------------------------------------------------------------------------------------------------------
@@ -318,7 +393,7 @@ def _groups(
 
 def prunable(dependencies: ChannelDependencies, selection: Selection) -> list[tuple[DependencyGroup, list[Choice]]]:
     """The dependency groups that lose channels, each with the choices of its selected modules."""
-    choices = {name: c for name, c in selection.choices.items() if method(c.algorithm).structured}
+    choices = {name: c for name, c in selection.choices.items() if c.structured}
     return [
         (group, [choices[name] for name in (*group.producers, *group.followers) if name in choices])
         for group in dependencies.groups
@@ -331,6 +406,8 @@ def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: froz
     # Of a plain parameter the module that holds it is excluded.
     barred = [n for n in (*group.producers, *group.followers) if n in excluded or n.rpartition(".")[0] in excluded]
     missing = [name for name in group.producers if name not in choices]
+    if any(name in choices and method(choices[name].algorithm).takes_followers for name in group.followers):
+        missing = []
     if barred:
         return f"can lose channels only together with {_list(barred)}, which is excluded"
     if missing:
@@ -375,6 +452,14 @@ def cover(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, uni
     """Masks everything that a shrink of the units, bool (units,), would take away of `model`."""
     for axis, kept in dependencies.kept(units):
         _cover(masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept)
+
+
+def _open(masks: Masks, model: nn.Module, name: str) -> None:
+    """Sees to it that there is a mask of every parameter that a selected module may lose parts of."""
+    module = model.get_submodule(name)
+    for parameter in ("weight", "bias"):
+        if getattr(module, parameter, None) is not None:
+            _multiply(masks, name, module, parameter, torch.tensor(True))
 
 
 def _multiply(masks: Masks, name: str, module: nn.Module, parameter: str, kept: torch.Tensor) -> None:

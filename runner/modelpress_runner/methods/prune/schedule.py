@@ -11,19 +11,33 @@ def sparsity_at(schedule: EntrySchedule, target: float, round_: int) -> float:
 
     In between it is what the schedule's row of modelpress.api.v1alpha1.algorithms says. Of a schedule by steps `round_`
     is the number of optimizer steps done, t counts from startStep, where the sparsity is initial (before it 0), and
-    n = endStep - startStep; between two steps of its frequency what the earlier one reached holds.
+    n = endStep - startStep; between two steps of its frequency what the earlier one reached holds, or, with
+    progressiveSteps, grows in as many equal parts to what the later one reaches.
     """
-    if by_steps(schedule):
-        start, end = schedule.start_step or 0, last_step(schedule)
-        if round_ < start:
-            return 0.0
-        frequency = schedule.frequency or 1
-        done = 1.0 if round_ >= end else (round_ - start) // frequency * frequency / (end - start)
-    else:
-        done = 1.0 if round_ >= schedule.rounds else round_ / schedule.rounds
-    if done == 1.0:
+    if not by_steps(schedule):
+        return _after(schedule, target, round_ / schedule.rounds)
+    start, end = schedule.start_step or 0, last_step(schedule)
+    if round_ < start:
+        return 0.0
+    if round_ >= end:
         return target
-    return facts(schedule.type).sparsity(schedule.initial_sparsity, target, done)
+    frequency, parts = schedule.frequency or 1, schedule.progressive_steps
+    last = (round_ - start) // frequency * frequency
+    reached = _after(schedule, target, last / (end - start))
+    part = sum(offset <= round_ - start - last for offset in _parts(schedule)) - 1
+    if not part:
+        return reached
+    return reached + (_after(schedule, target, (last + frequency) / (end - start)) - reached) * part / parts
+
+
+def _after(schedule: EntrySchedule, target: float, done: float) -> float:
+    return target if done >= 1 else facts(schedule.type).sparsity(schedule.initial_sparsity, target, done)
+
+
+def _parts(schedule: EntrySchedule) -> list[int]:
+    """How many steps behind one of its frequency it prunes, that step among them, before the next one."""
+    parts = schedule.progressive_steps
+    return sorted({part * (schedule.frequency or 1) // parts for part in range(parts)})
 
 
 def by_steps(schedule: EntrySchedule) -> bool:
@@ -41,10 +55,15 @@ def next_step(schedule: EntrySchedule, step: int) -> int | None:
     start, end, frequency = schedule.start_step or 0, last_step(schedule), schedule.frequency or 1
     if step < start:
         return start
-    return None if step >= end else min(end, start + ((step - start) // frequency + 1) * frequency)
+    if step >= end:
+        return None
+    since = (step - start) % frequency
+    later = [offset for offset in (*_parts(schedule), frequency) if offset > since]
+    return min(end, step - since + later[0])
 
 
 def prunes_at(schedule: EntrySchedule, step: int) -> bool:
-    """Whether a schedule by steps prunes after `step` optimizer steps: startStep, each frequency-th on, and endStep."""
+    """Whether a schedule by steps prunes after `step` optimizer steps: startStep, each frequency-th on, and endStep;
+    with progressiveSteps in between, too."""
     start, end = schedule.start_step or 0, last_step(schedule)
-    return step == end or (start <= step < end and (step - start) % (schedule.frequency or 1) == 0)
+    return step == end or (start <= step < end and (step - start) % (schedule.frequency or 1) in _parts(schedule))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from modelpress.api.stages.prune import kept_of
 from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune
 from modelpress.api.v1alpha1.algorithms import schedule as facts
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import InvalidSpecError
+from modelpress_runner.methods.prune.patterns import CHANNEL
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.registry import method
 
@@ -28,6 +31,16 @@ class Choice:
     schedule: EntrySchedule
     entry: int
     named: bool  # by its exact name, so that leaving it out needs more than a note
+    threshold: float | None = None  # what scores below it goes; sparsity is the most that may go then
+    bounds: tuple[float, float] = (0.0, 1.0)  # the least and the most share that is removed of a layer
+    pattern: str | None = None
+    group: str | None = None
+    round_to: str | None = None
+
+    @property
+    def structured(self) -> bool:
+        """Whether it loses output channels; else single weights, or blocks of them."""
+        return method(self.algorithm).structured or self.pattern == CHANNEL
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,16 @@ class _ChoiceDraft:
     schedule: EntrySchedule
     entry: int
     named: bool
+    sparsity_threshold: float | None = None
+    min_sparsity: float | None = None
+    max_sparsity: float | None = None
+    pattern: str | None = None
+    global_group: str | None = None
+    round_to: str | None = None
+
+
+# What an entry may set; the rest of a draft says which entry it was.
+_SETTINGS = [field.name for field in fields(_ChoiceDraft) if field.name not in ("entry", "named")]
 
 
 def class_names(module: nn.Module) -> list[str]:
@@ -76,14 +99,13 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
             excluded.update(names)
             continue
         for name in names:
-            before = drafts.get(name) or _ChoiceDraft(
-                prune.algorithm, prune.sparsity, prune.scope, prune.schedule, number, False
-            )
-            given = {
-                field: value
-                for field in ("algorithm", "sparsity", "scope", "schedule")
-                if (value := getattr(entry, field)) is not None
-            }
+            of_stage: dict[str, Any] = {field: getattr(prune, field, None) for field in _SETTINGS}
+            before = drafts.get(name) or _ChoiceDraft(entry=number, named=False, **of_stage)
+            given = {field: value for field in _SETTINGS if (value := getattr(entry, field)) is not None}
+            if "sparsity" in given:  # of the two ways to say how much the later one holds
+                given["sparsity_threshold"] = None
+            elif "sparsity_threshold" in given:
+                given["sparsity"] = None
             named = before.named or name in (entry.op_names or ())
             drafts[name] = replace(before, **given, entry=number, named=named)
     choices: dict[str, Choice] = {}
@@ -111,22 +133,69 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
 
 def _choice(name: str, module: nn.Module, draft: _ChoiceDraft, path: str) -> Choice:
     where = f"{path}.configList[{draft.entry}]"
-    if draft.sparsity is None:
+    pruner, schedule = method(draft.algorithm), draft.schedule
+    threshold, sparsity = draft.sparsity_threshold, draft.sparsity
+    if pruner.facts.threshold is not None:
+        threshold, sparsity = pruner.facts.threshold, None
+    bounds = (draft.min_sparsity or 0.0, 1.0 if draft.max_sparsity is None else draft.max_sparsity)
+    _check_pattern(name, draft, where)
+    if threshold is not None:
+        sparsity = bounds[1]
+        if not facts(schedule.type).at_once:
+            raise InvalidSpecError(
+                f"'{name}' goes by a threshold, and {schedule.type} goes to a sparsity; give one of them", where
+            )
+    elif sparsity is None and draft.pattern is not None and (numbers := kept_of(draft.pattern)) is not None:
+        sparsity = 1 - numbers[0] / numbers[1]
+    if sparsity is None:
         raise InvalidSpecError(
             f"'{name}' is selected without a sparsity; give one here, or for the whole stage in {path}.sparsity",
             f"{where}.sparsity",
         )
-    schedule = draft.schedule
-    if not facts(schedule.type).at_once and schedule.initial_sparsity > draft.sparsity:
+    if not facts(schedule.type).at_once and schedule.initial_sparsity > sparsity:
         raise InvalidSpecError(
-            f"initialSparsity {schedule.initial_sparsity:g} is above the sparsity {draft.sparsity:g} of '{name}', and "
+            f"initialSparsity {schedule.initial_sparsity:g} is above the sparsity {sparsity:g} of '{name}', and "
             "what is removed does not come back; lower it",
             f"{where}.schedule.initialSparsity",
         )
-    pruner = method(draft.algorithm)
+    if bounds[0] > bounds[1]:
+        raise InvalidSpecError(
+            f"'{name}' would lose {bounds[0]:g} at least and {bounds[1]:g} at most; lower minSparsity",
+            f"{where}.minSparsity",
+        )
     if not _is_of(module, (*pruner.op_types, *pruner.extra_op_types)):
         raise InvalidSpecError(f"'{name}' is a {type(module).__name__}; {_prunes(pruner)}", f"{where}.opTypes")
-    return Choice(name, draft.algorithm, draft.sparsity, draft.scope, schedule, draft.entry, draft.named)
+    return Choice(
+        module=name,
+        algorithm=draft.algorithm,
+        sparsity=sparsity,
+        scope=draft.scope,
+        schedule=schedule,
+        entry=draft.entry,
+        named=draft.named,
+        threshold=threshold,
+        bounds=bounds,
+        pattern=draft.pattern,
+        group=draft.global_group,
+        round_to=draft.round_to,
+    )
+
+
+def _check_pattern(name: str, draft: _ChoiceDraft, where: str) -> None:
+    if draft.pattern is None:
+        return
+    if method(draft.algorithm).structured and draft.pattern != CHANNEL:
+        raise InvalidSpecError(
+            f"{draft.algorithm} scores the output channels of '{name}', which {draft.pattern} would divide; take a "
+            "method that scores single weights, such as level, or remove the pattern",
+            f"{where}.pattern",
+        )
+    numbers = kept_of(draft.pattern)
+    if numbers is not None and (draft.sparsity or 0.0) > 1 - numbers[0] / numbers[1] + 1e-9:
+        raise InvalidSpecError(
+            f"{draft.pattern} removes {1 - numbers[0] / numbers[1]:g} of '{name}' at most; lower the sparsity",
+            f"{where}.sparsity",
+        )
 
 
 def _matches(modules: dict[str, nn.Module], entry: ConfigEntry, prune: Prune, where: str) -> list[str]:

@@ -11,6 +11,7 @@ from modelpress.api.v1alpha1 import Prune
 from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.methods.context import StageContext
+from modelpress_runner.methods.prune.patterns import CHANNEL
 from modelpress_runner.methods.prune.protocol import DataDrivenMethod
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice, Selection
@@ -47,7 +48,8 @@ def check_needs(prune: Prune, path: str, sources: Sources, dummy_input: object) 
         if "evaluate" in needs and (evaluator is None or not evaluator.can_evaluate):
             missing = "an evaluator" if evaluator is None else evaluator.evaluate_needs
             raise InvalidSpecError(f"{pruner.name} evaluates the model; give {missing}", where)
-        if prune.shrink and pruner.structured and dummy_input is None:
+        structured = pruner.structured or (entry.pattern or prune.pattern) == CHANNEL
+        if prune.shrink and structured and dummy_input is None:
             raise InvalidSpecError(NO_DUMMY_INPUT, f"{path}.shrink")
         if "dummy_input" in needs and dummy_input is None:
             raise InvalidSpecError(f"{pruner.name} runs the model; give the evaluator a dummy_input", where)

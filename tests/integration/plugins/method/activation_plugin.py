@@ -8,14 +8,14 @@ from modelpress.api.v1alpha1.algorithms import Algorithm, SparsitySchedule, regi
 
 register(
     Algorithm(
-        name="mean_activation",
+        name="mean_magnitude",
         family="prune",
         granularity="channel",
         needs=frozenset({"activations"}),
         default_types=("Linear",),
         paper="",
         sentence="output channels of smallest mean activation",
-        aliases=("mean_act",),
+        aliases=("mean_magn",),
         runner="activation_plugin:METHOD",
     )
 )
@@ -53,11 +53,11 @@ def __getattr__(name: str) -> Any:
         def compute(self) -> torch.Tensor:
             return self.total / self.count
 
-    class MeanActivation(DataDrivenMethod):
-        name = "mean_activation"
+    class MeanMagnitude(DataDrivenMethod):
+        name = "mean_magnitude"
 
         def collector(self, name: str, module: nn.Module, data: Pass) -> Means:
             return Means(name, module, data)
 
-    method = globals()["METHOD"] = MeanActivation()
+    method = globals()["METHOD"] = MeanMagnitude()
     return method

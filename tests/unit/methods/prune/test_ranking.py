@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpress.api.v1alpha1 import EntrySchedule
-from modelpress_runner.methods.prune.ranking import Candidates, remove_global, remove_local, removed_count, rounded
+from modelpress_runner.methods.prune.ranking import (
+    Candidates,
+    remove_below,
+    remove_by_row,
+    remove_global,
+    remove_local,
+    removed_count,
+    rounded,
+)
 from modelpress_runner.methods.prune.schedule import sparsity_at
 
 
@@ -140,3 +149,115 @@ def test_a_shorter_schedule_holds_its_target() -> None:
     """Rounds behind a schedule's own last keep its target exactly."""
     assert [sparsity_at(EntrySchedule(type="agp", rounds=2), 0.7, t) for t in (2, 3, 9)] == [0.7] * 3
     assert [sparsity_at(EntrySchedule(), 0.7, t) for t in (1, 9)] == [0.7] * 2
+
+
+def bounded(scores: list[float], **bounds: float) -> Candidates:
+    """Candidates of one channel each, with bounds."""
+    return replace(candidates(scores), **bounds)  # type: ignore[arg-type]
+
+
+def test_bounds_of_a_layer_alone() -> None:
+    """At least and at most so much, whatever is asked; the last one stays."""
+    ten = [float(number) for number in range(10)]
+    assert indices(remove_local(bounded(ten, most=0.3), 0.8)) == [0, 1, 2]
+    assert indices(remove_local(bounded(ten, least=0.4), 0.1)) == [0, 1, 2, 3]
+    assert len(indices(remove_local(bounded(ten, least=1.0), 0.1))) == 9
+    assert len(indices(remove_local(bounded(ten, keep=0), 1.0))) == 10
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "sparsity", "kept"),
+    [(20, 8, 0.5, 16), (20, 8, 0.7, 8), (20, 8, 0.1, 20), (64, 16, 0.5, 32), (64, 16, 0.45, 48), (6, 8, 0.9, 6)],
+)
+def test_what_is_kept_is_a_multiple(size: int, multiple: int, sparsity: float, kept: int) -> None:
+    """Rounded up, so that no more goes than asked; a layer that is narrower, or would keep more than it has, stays."""
+    removed = remove_local(bounded([float(number) for number in range(size)], multiple=multiple), sparsity)
+    assert indices(removed) == list(range(size - kept))
+
+
+def test_bounds_in_a_ranking_of_all() -> None:
+    """Scores 0 to 3 and 10 to 13 (as they are), half of all: the first layer would go but for its best one.
+
+    With at most a half of it, and at least a quarter of the other; with multiples of two, three of one are two.
+    """
+    low, high = [0.0, 1.0, 2.0, 3.0], [10.0, 11.0, 12.0, 13.0]
+
+    def both(first: dict[str, float], second: dict[str, float], sparsity: float = 0.5) -> list[list[int]]:
+        found = remove_global([bounded(low, **first), bounded(high, **second)], sparsity, True)
+        return [indices(each) for each in found]
+
+    assert both({}, {}) == [[0, 1, 2], [0]]
+    assert both({"most": 0.5}, {}) == [[0, 1], [0, 1]]
+    assert both({}, {"least": 0.5}) == [[0, 1], [0, 1]]
+    assert both({}, {"least": 0.75}, 0.125) == [[], [0, 1, 2]]
+    assert both({"multiple": 2}, {"multiple": 2}) == [[0, 1], []]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 100), st.integers(1, 9), st.data())
+def test_bounds_hold_whatever_is_ranked(scores: list[float], percent: int, multiple: int, data: st.DataObject) -> None:
+    """In a global ranking of two layers: shares between least and most but for the multiple, which takes less."""
+    least, most = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
+    one = bounded(scores, least=least, most=most, multiple=multiple)
+    parts = remove_global([one, bounded(scores, least=least, most=most)], percent / 100)
+    for part, rounds in zip(parts, (multiple, 1), strict=True):
+        gone, size = int(part.sum()), len(scores)
+        assert gone <= size * most + 1e-3
+        assert gone < size
+        kept = size - gone
+        assert kept % rounds == 0 or kept == size
+        if rounds == 1:
+            assert gone >= min(math.floor(size * least), math.floor(size * most), size - 1)
+
+
+def test_a_threshold_takes_what_is_below_it() -> None:
+    """Not what equals it; the best one stays even if all are below; what was pruned stays so."""
+    assert indices(remove_below(candidates([0.5, 0.1, 0.3, 0.2]), 0.3)) == [1, 3]
+    assert indices(remove_below(candidates([0.5, 0.1, 0.3, 0.2]), 1.0)) == [1, 2, 3]
+    assert indices(remove_below(candidates([0.5, 0.1], None, [0]), 0.1)) == [0]
+    assert indices(remove_below(bounded([0.5, 0.1, 0.3, 0.2], most=0.25), 1.0)) == [1]
+
+
+def test_rows_are_ranked_by_themselves() -> None:
+    """Two rows of four: half of each; three of eight are one of each and the lowest next one."""
+    scores = candidates([1.0, 2.0, 3.0, 4.0, 40.0, 10.0, 30.0, 20.0])
+    assert indices(remove_by_row(scores, 2, 0.5)) == [0, 1, 5, 7]
+    assert indices(remove_by_row(scores, 2, 0.375)) == [0, 1, 5]
+    again = replace(scores, already_pruned=remove_by_row(scores, 2, 0.375))
+    assert indices(remove_by_row(again, 2, 0.375)) == [0, 1, 5]
+
+
+HALF = [("exp", 0.6838), ("cos", 0.2636), ("linear", 0.45), ("cube", 0.1125), ("agp", 0.7875)]
+
+
+@pytest.mark.parametrize(("type_", "half"), HALF)
+def test_schedules_at_the_first_middle_and_last_step(type_: str, half: float) -> None:
+    """From 0 to .9 over 100 steps, half way to four digits; from .2 it begins there. By rounds as by steps."""
+    by_steps = EntrySchedule.model_validate({"type": type_, "startStep": 10, "endStep": 110})
+    assert [sparsity_at(by_steps, 0.9, step) for step in (9, 10, 110, 200)] == [0.0, 0.0, 0.9, 0.9]
+    assert round(sparsity_at(by_steps, 0.9, 60), 4) == half
+    by_rounds = EntrySchedule.model_validate({"type": type_, "rounds": 2})
+    assert round(sparsity_at(by_rounds, 0.9, 1), 4) == half
+    assert sparsity_at(by_rounds, 0.9, 2) == 0.9
+    later = EntrySchedule.model_validate({"type": type_, "startStep": 0, "endStep": 4, "initialSparsity": 0.2})
+    values = [sparsity_at(later, 0.9, step) for step in range(5)]
+    assert values[0] == pytest.approx(0.2, abs=1e-15)
+    assert values == sorted(values)
+    assert values[4] == 0.9
+
+
+def test_a_progressive_schedule_goes_the_same_way_in_smaller_parts() -> None:
+    """linear to .8 by 8 steps, pruning each 4th: .4 at 4. In two parts it prunes at 2 and 6 too, half way between."""
+    schedule = EntrySchedule.model_validate(
+        {"type": "linear", "startStep": 0, "endStep": 8, "frequency": 4, "progressiveSteps": 2}
+    )
+    assert [sparsity_at(schedule, 0.8, step) for step in range(9)] == pytest.approx(
+        [0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8], abs=1e-15
+    )
+    cube = EntrySchedule.model_validate(
+        {"type": "cube", "startStep": 10, "endStep": 30, "frequency": 10, "progressiveSteps": 4}
+    )
+    # .9/8 at step 20: a quarter of it at 12, half of it at 15, three quarters at 17
+    assert [sparsity_at(cube, 0.9, step) for step in (11, 12, 15, 17, 20)] == pytest.approx(
+        [0, 0.1125 / 4, 0.1125 / 2, 0.1125 * 3 / 4, 0.1125]
+    )
+    assert sparsity_at(cube, 0.9, 25) == pytest.approx((0.1125 + 0.9) / 2)

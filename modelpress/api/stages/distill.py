@@ -1,0 +1,82 @@
+"""The distill stage: what can be wrong with its teacher, its layers and its length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modelpress.api.errors import Problem
+from modelpress.api.v1alpha1 import Distill
+
+from .base import StageRules
+
+
+class DistillRules(StageRules[Distill]):
+    """A training in which a teacher takes part."""
+
+    name = "distill"
+    block = Distill
+    runner = "modelpress_runner.stages.distill:KIND"
+    goes_along = True
+
+    def problems(self, block: Distill, path: str) -> Iterator[Problem]:
+        """Of its weights and its layers."""
+        mappings = block.layer_mappings or []
+        if block.teacher is not None and block.teacher.args is not None and block.form != "entrypoint":
+            yield Problem(f"{path}.teacher.args", "args are those of an entrypoint", "remove them, or name one")
+        if block.form == "student":
+            if not mappings:
+                message = "a model that learns from its own deeper layers needs to know which"
+                yield Problem(f"{path}.layerMappings", message, "add {student: SHALLOW, teacher: DEEP}")
+            for number, mapping in enumerate(mappings):
+                if mapping.teacher in (None, mapping.student):
+                    message = "a layer learns nothing from itself"
+                    yield Problem(f"{path}.layerMappings[{number}].teacher", message, "name a deeper layer")
+        elif not mappings and block.output_weight == 0:
+            message = "nothing is learnt from the teacher: its weight is 0, and there are no layerMappings"
+            yield Problem(f"{path}.lossWeights[1]", message, "raise it, or write a finetune stage")
+        for number, mapping in enumerate(mappings):
+            if mapping.student_re is not None:
+                try:
+                    re.compile(mapping.student_re)
+                except (re.error, OverflowError, RecursionError) as error:
+                    where = f"{path}.layerMappings[{number}].studentRe"
+                    yield Problem(where, f"{mapping.student_re!r} is no regular expression: {error}", "correct it")
+            if mapping.weight == 0:
+                where = f"{path}.layerMappings[{number}].weight"
+                yield Problem(where, "a weight of 0 has no effect", "raise it, or remove the mapping")
+
+    def problems_along(self, block: Distill, path: str) -> Iterator[Problem]:
+        """The training that it goes along with has its own length."""
+        for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
+            if getattr(block, name) is not None:
+                message = "the training that it goes along with says how long"
+                yield Problem(f"{path}.{alias}", message, "remove it")
+
+    def problems_outside(self, block: Distill, path: str) -> Iterator[Problem]:
+        """There must be a length."""
+        if block.epochs is None and block.max_steps is None:
+            yield Problem(path, "nothing says how long to train", "add epochs or maxSteps")
+
+    def training(self, block: Distill) -> Iterator[str]:
+        """All of it."""
+        yield ""
+
+    def sentence(self, block: Mapping[str, Any]) -> str:
+        """From whom, by which losses, and for how long."""
+        teacher = next(iter(block.get("teacher") or {"self": True}), "self")
+        source = {
+            "self": "the dense model",
+            "student": "its own deeper layers",
+            "given": "a teacher that its code gave",
+        }.get(teacher) or f"the teacher {block['teacher']['entrypoint']}"
+        layers = len(block.get("layerMappings") or [])
+        what = [] if teacher == "student" else [str((block.get("lossTypes") or ["task", "KL"])[1])]
+        what += [f"{layers} layer mapping{'' if layers == 1 else 's'}"] if layers else []
+        number, noun = next(((block[key], each) for key, each in _UNITS.items() if block.get(key)), (0, ""))
+        length = f" for {number} {noun}{'' if number == 1 else 's'}" if number else ""
+        return f"distilled from {source} ({', '.join(what)}){length}"
+
+
+_UNITS = {"epochs": "epoch", "maxSteps": "step"}

@@ -1,0 +1,32 @@
+"""Output channels that the others can stand in for: those nearest to the geometric median (He et al. 2018,
+arXiv 1811.00250)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modelpress_runner.methods.prune.channels import by_channel, channel_rows, in_blocks
+from modelpress_runner.methods.prune.protocol import PruneMethod
+
+
+class FPGM(PruneMethod):
+    """Score of a channel: the sum of the Euclidean distances of its weights to those of all other channels."""
+
+    name = "fpgm"
+
+    def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        """As PruneMethod.score."""
+        every = channel_rows(module)
+
+        def distances(some: torch.Tensor) -> torch.Tensor:
+            # Not by products: what they lose in precision is as large as a small distance.
+            def to_some(others: torch.Tensor) -> torch.Tensor:
+                return torch.cdist(some, others, compute_mode="donot_use_mm_for_euclid_dist").T
+
+            return in_blocks(to_some, every).sum(dim=0)
+
+        return by_channel(module, distances)
+
+
+METHOD = FPGM()

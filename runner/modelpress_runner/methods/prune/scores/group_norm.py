@@ -1,0 +1,44 @@
+"""Output channels by the norm of everything that goes with them (Fang et al. 2023, arXiv 2301.12900, DepGraph)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
+from modelpress_runner.edits.axes import axis_of
+from modelpress_runner.methods.prune.channels import by_channel, in_blocks
+from modelpress_runner.methods.prune.protocol import PruneMethod
+
+
+class GroupNorm(PruneMethod):
+    """Score of a channel: the square root of the sum of w^2 over all weights that a shrink would take with it.
+
+    Those are its own, the inputs of the layers that follow, and factors of norms; biases do not count. Without a shrink
+    nothing goes with a channel, and what counts is its own weights.
+    """
+
+    name = "group_norm"
+
+    def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        """As PruneMethod.score."""
+        return by_channel(module, lambda weights: weights.square().sum(dim=1).sqrt())
+
+    def score_group(self, model: nn.Module, dependencies: ChannelDependencies, group: DependencyGroup) -> torch.Tensor:
+        """As PruneMethod.score_group."""
+        total = torch.zeros(dependencies.unit_count, dtype=torch.float64)
+        inside = torch.zeros(dependencies.unit_count, dtype=torch.bool)
+        inside[list(group.units)] = True
+        for axis in dependencies.axes:
+            if not inside[axis.vector].any():
+                continue
+            view = axis_of(model, axis.module, axis.axis)
+            for name in view.parameters:
+                if name != "bias":
+                    rows = view.rows(name, getattr(view.owner, name).detach())
+                    squares = in_blocks(lambda some: some.square().sum(dim=1), rows)
+                    total.index_add_(0, axis.vector, squares.cpu())
+        return total[list(group.units)].sqrt()
+
+
+METHOD = GroupNorm()

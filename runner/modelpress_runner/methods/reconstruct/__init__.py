@@ -1,0 +1,1 @@
+"""Recovery without training: what layers that lost inputs can still give, from calibration data without labels."""

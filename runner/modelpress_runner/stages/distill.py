@@ -1,0 +1,131 @@
+"""The distill stage: a training in which a teacher takes part."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+
+from modelpress.api.v1alpha1 import Distill, Model
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
+from modelpress_runner.methods.context import StageContext, Step, TrainingContext
+from modelpress_runner.methods.distill.layers import links_of
+from modelpress_runner.methods.distill.participant import Distillation
+from modelpress_runner.runtime import rng
+from modelpress_runner.stages.base import Accompanied, StageKind
+from modelpress_runner.subject.entrypoint import Entrypoint, find
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.participants import Participant
+from modelpress_runner.training.step import Training
+
+_SEEDS_APART = 1 << 20  # of the stages' projectors
+
+
+class DistillKind(StageKind[Distill]):
+    """Trains with the term of a teacher in every loss."""
+
+    name = "distill"
+    recovers = True
+
+    def check(self, block: Distill, path: str, subject: Subject) -> None:
+        """Its layers are there, and where the code must give a teacher it has."""
+        links_of(block.layer_mappings or [], subject.model, path)
+        if block.form == "entrypoint":
+            _teacher_entrypoint(block, path)
+        if block.form == "given" and subject.teacher is None:
+            raise InvalidSpecError(
+                "the code gives no teacher; let the entrypoint return an mp.Subject with one, or write {self: true}",
+                f"{path}.teacher",
+            )
+
+    def needs_dense(self, block: Distill, subject: Subject) -> bool:
+        """Where it is the teacher."""
+        return block.form == "self" or (block.form is None and subject.teacher is None)
+
+    def steps(self, block: Distill, index: int) -> list[Step]:
+        """All of its training in one step."""
+        along = self.participants(block, f"spec.stages[{index}].distill", index, "")
+        return [Training("distill", block.epochs, block.max_steps, along.participants)]
+
+    def participants(self, block: Distill, path: str, index: int, name: str) -> Accompanied:
+        """The teacher's."""
+        made = functools.cache(functools.partial(_built, block, path))
+
+        def participants(training: TrainingContext) -> list[Participant]:
+            context = training.context
+
+            def teacher() -> nn.Module | None:
+                if block.form == "entrypoint":
+                    return made(context.seed)
+                return _teacher(block, context, path)
+
+            return [
+                Distillation(
+                    block,
+                    teacher,
+                    links_of(block.layer_mappings or [], context.model, path),
+                    context.dummy_input,
+                    context.seed + index * _SEEDS_APART,
+                    path,
+                    _predicts_next(context.model),
+                )
+            ]
+
+        return Accompanied(participants)
+
+    def record(self, block: Distill) -> dict[str, Any]:
+        """Who taught, and by what."""
+        record: dict[str, Any] = {"teacher": block.form or "self", "temperature": block.temperature}
+        record |= {"lossTypes": list(block.loss_types), "lossWeights": list(block.loss_weights)}
+        return record
+
+
+def _teacher(block: Distill, context: StageContext, path: str) -> nn.Module | None:
+    """The teacher's model; None: the student is its own, or only the loop knows one."""
+    if block.form == "student":
+        return None
+    if block.form == "given" or (block.form is None and context.teacher is not None):
+        return context.teacher
+    if context.dense is None:
+        raise InvalidModelError("the dense model is not there any more, and no other teacher is given", path)
+    return context.dense
+
+
+def _built(block: Distill, path: str, seed: int) -> nn.Module:
+    """The model that the teacher's entrypoint gives."""
+    entry = _teacher_entrypoint(block, path)
+    with rng.fork_rng():
+        try:
+            return entry.module(_as_model(block), seed=seed)
+        except RunnerError as error:
+            raise _replaced(error, path) from error
+
+
+def _teacher_entrypoint(block: Distill, path: str) -> Entrypoint:
+    try:
+        return find(_as_model(block))
+    except RunnerError as error:
+        raise _replaced(error, path) from error
+
+
+def _as_model(block: Distill) -> Model:
+    assert block.teacher is not None
+    return Model(entrypoint=block.teacher.entrypoint, args=block.teacher.args)
+
+
+def _replaced(error: RunnerError, path: str) -> RunnerError:
+    """The error of an entrypoint, at the place of the teacher's."""
+    where = (error.path or "spec.model.entrypoint").replace("spec.model", f"{path}.teacher", 1)
+    kind = InvalidSpecError if isinstance(error, InvalidSpecError) else InvalidModelError
+    return kind(str(error).partition(": ")[2] if error.path else str(error), where)
+
+
+def _predicts_next(model: nn.Module) -> bool:
+    """Whether a model's output for a token is of the next one: a decoder of the transformers library."""
+    config = getattr(model, "config", None)
+    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return causal and not getattr(config, "is_encoder_decoder", False)
+
+
+KIND = DistillKind()
