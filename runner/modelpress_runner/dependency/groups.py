@@ -60,6 +60,7 @@ class DependencyGroup:
     producers: tuple[str, ...]
     followers: tuple[str, ...]
     units: tuple[int, ...]
+    holders: tuple[str, ...] = ()  # modules with plain parameters that shrink along
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,12 @@ class ChannelDependencies:
         """The dependency groups of the units that may be removed, in order of their first producer."""
         producers: dict[int, list[str]] = defaultdict(list)
         followers: dict[int, list[str]] = defaultdict(list)
+        holders: dict[int, list[str]] = defaultdict(list)
         for axis in self.axes:
-            if axis.axis != "in":
+            if axis.axis not in ("in", "out"):
+                for unit in set(axis.units):
+                    holders[unit].append(axis.module.rpartition(".")[0])
+            elif axis.axis == "out":
                 known = producers if axis.producer else followers
                 for unit in set(axis.units):
                     known[unit].append(axis.module)
@@ -131,12 +136,15 @@ class ChannelDependencies:
             if unit not in self.frozen and unit not in self.refuted and producers[unit]:
                 members[tuple(producers[unit])].append(unit)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
-        return [
-            DependencyGroup(
-                names, tuple(sorted({f for u in units for f in followers[u]}, key=order.__getitem__)), tuple(units)
+        out = []
+        for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]]):
+            along = sorted({f for u in units for f in followers[u]}, key=order.__getitem__)
+            out.append(
+                DependencyGroup(
+                    names, tuple(along), tuple(units), tuple(sorted({h for u in units for h in holders[u]}))
+                )
             )
-            for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]])
-        ]
+        return out
 
     def kept(self, removed: torch.Tensor) -> list[tuple[DependentAxis, torch.Tensor]]:
         """Every axis that loses something, with its bool vector of kept channels. `removed`: bool, one per unit."""

@@ -403,8 +403,7 @@ def prunable(dependencies: ChannelDependencies, selection: Selection) -> list[tu
 
 
 def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: frozenset[str]) -> str | None:
-    # Of a plain parameter the module that holds it is excluded.
-    barred = [n for n in (*group.producers, *group.followers) if n in excluded or n.rpartition(".")[0] in excluded]
+    barred = [name for name in (*group.producers, *group.followers, *group.holders) if name in excluded]
     missing = [name for name in group.producers if name not in choices]
     if any(name in choices and method(choices[name].algorithm).takes_followers for name in group.followers):
         missing = []
