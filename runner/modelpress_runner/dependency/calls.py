@@ -65,7 +65,8 @@ class Calls(TorchFunctionMode):
             copies = [dim for dim, size in enumerate(given) if is_attribute(size)]
             with self._copying(copies):
                 out = func(*args, **kwargs)
-            for dim, size in enumerate(given):
+            for dim in copies:
+                size = given[dim]
                 trace.use(size, dim, trace.along(out, dim), name)
             return out
         return func(*args, **kwargs)
@@ -73,12 +74,13 @@ class Calls(TorchFunctionMode):
     def _viewed(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         named = _named_sizes(name, args, kwargs)
         trace = self._trace
-        trace.named = named
+        trace.named = {dim for dim, size in named.items() if size.attributes}
         try:
             out = func(*args, **kwargs)
         finally:
             trace.named = ()
         for dim, size in named.items():
+            trace.same(size, out, dim)
             trace.use(size, dim, trace.along(out, dim), name)
         return out
 
@@ -112,7 +114,7 @@ class Calls(TorchFunctionMode):
 
 
 def _named_sizes(name: str, args: Any, kwargs: Any) -> dict[int, NamedSize]:
-    """The sizes that a view is asked for and that are computed from attributes, by dimension of the result."""
+    """The sizes that a view is asked for, computed from attributes or read from shapes, by dimension of the result."""
     if not args or not isinstance(args[0], torch.Tensor):
         return {}
     given = [*args[1:], *kwargs.values()]
@@ -120,7 +122,7 @@ def _named_sizes(name: str, args: Any, kwargs: Any) -> dict[int, NamedSize]:
     if name == "unflatten":
         first, given = given[0] % args[0].dim() if isinstance(given[0], int) else 0, given[1:]
     sizes = given[0] if given and isinstance(given[0], tuple | list) else given
-    return {first + d: size for d, size in enumerate(sizes) if is_attribute(size)}
+    return {first + d: size for d, size in enumerate(sizes) if isinstance(size, NamedSize)}
 
 
 def _ends(tensor: Any, index: Any) -> dict[int, tuple[int | None, int | None]]:

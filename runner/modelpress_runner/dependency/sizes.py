@@ -32,6 +32,7 @@ class NamedSize(int):
 
     names: tuple[Name, ...]
     formula: Formula
+    itself: bool = False  # no computation
 
     @classmethod
     def of(cls, value: int, module: str, name: str) -> NamedSize:
@@ -48,7 +49,14 @@ class NamedSize(int):
     @classmethod
     def read(cls, value: int, number: int) -> NamedSize:
         """The size of a dimension, which follows what is cut by itself."""
-        return cls._made(value, (number,), lambda values: values[number])
+        size = cls._made(value, (number,), lambda values: values[number])
+        size.itself = True
+        return size
+
+    @property
+    def source(self) -> int | None:
+        """The number of the shape that it was read from, if it is that size itself."""
+        return self.names[0] if self.itself and isinstance(self.names[0], int) else None
 
     @property
     def attributes(self) -> list[tuple[str, str]]:
@@ -156,7 +164,9 @@ def follow(
         best = min(tried, key=lambda each: len(_wrong(some, each, values)))
         for root, use in _wrong(some, best, values).items():
             told = " and ".join(f"'{module}.{name}'" if module else f"'{name}'" for module, name in use.size.attributes)
-            units.freeze(torch.tensor([root]), f"{use.where} computes a size from {told} that would not follow")
+            units.freeze(
+                torch.tensor([root]), f"{use.where} computes a size from {told or 'shapes'} that would not follow"
+            )
         found |= {name: vector for name, vector in best.items() if vector is not None and isinstance(name, tuple)}
     return found
 

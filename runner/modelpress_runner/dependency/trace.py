@@ -85,8 +85,8 @@ class Trace:
             self._planes[tensor] = kept
 
     def use(self, size: int, dim: int, labels: torch.Tensor | None, name: str) -> None:
-        """Remembers that dimension `dim` is as long as `size` says, if that is computed from attributes."""
-        if isinstance(size, NamedSize) and size.attributes:
+        """Remembers that dimension `dim` is as long as `size` says, if that is computed from attributes or shapes."""
+        if isinstance(size, NamedSize):
             self.uses.append(Use(size, dim, labels, self.where(name)))
 
     def read(self, tensor: torch.Tensor) -> torch.Size:
@@ -98,6 +98,21 @@ class Trace:
                     sizes[dim] = NamedSize.read(sizes[dim], len(self.shapes))
                     self.shapes.append((dim, plane.labels))
         return torch.Size(sizes)
+
+    def same(self, size: NamedSize, tensor: torch.Tensor, dim: int) -> None:
+        """Ties a dimension to the one, of another tensor, whose size it is asked to have."""
+        if size.source is None:
+            return
+        reason = f"{self.where('view')} gives something of a fixed size their number"
+        place, labels = self.shapes[size.source]
+        mine = self.along(tensor, dim)
+        read, own = ([] if each is None else resolved([Plane(each)], self.units) for each in (labels, mine))
+        if not read or read[0].varying != [place]:
+            return
+        if own and own[0].varying != [dim]:
+            own = self.rigid(own, [d for d in own[0].varying if d != dim], reason)
+        other = own[0].labels.flatten() if own else torch.zeros(int(size), dtype=torch.long)
+        self.units.join(read[0].labels.flatten(), other, reason)
 
     def along(self, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
         """The labels that change along a dimension."""

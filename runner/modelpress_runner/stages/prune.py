@@ -289,7 +289,7 @@ class PruneStage:
         good, bad, figures = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
-        edits = _edits(dependencies, _only(removed, [groups[index] for index in good]))
+        edits = edits_of(dependencies, _only(removed, [groups[index] for index in good]))
         if not edits:
             context.note(f"Nothing was shrunk by {self.path}: no cut was proven")
             return
@@ -314,7 +314,7 @@ class PruneStage:
         figures: list[int] = []
 
         def proof(part: list[int]) -> None:
-            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            edits = edits_of(dependencies, _only(removed, [groups[index] for index in part]))
             found = prove(context.model, edits, context.dummy_input)
             check_train_mode(context.model, edits, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
@@ -359,7 +359,7 @@ class PruneStage:
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
-            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            edits = edits_of(dependencies, _only(removed, [groups[index] for index in part]))
             prove_structure(context.model, edits, context.dummy_input, draws=_FIRST_DRAWS)
 
         def bad() -> list[tuple[int, str]]:
@@ -389,7 +389,8 @@ class PruneStage:
         return self.known
 
 
-def _edits(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
+def edits_of(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
+    """What takes the units, bool (units,), away: cuts, and the numbers and norms that follow them."""
     cuts = [
         Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist()))
         for axis, kept in dependencies.kept(removed)
