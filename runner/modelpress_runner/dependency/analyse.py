@@ -44,10 +44,11 @@ class _LabelledAxis:
     atoms: torch.Tensor
 
 
-def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies:
+def find_dependencies(model: nn.Module, dummy_input: Any, exact: bool = True) -> ChannelDependencies:
     """Finds out which channels of `model` hang together, from one forward pass in eval mode; it stays as it is.
 
-    Layers that this pass does not reach are looked for in a second one, in train mode.
+    Layers that this pass does not reach are looked for in a second one, in train mode. Without `exact` LayerNorms let
+    channels go, although their statistics are others then.
 
     Raises:
         CompressionError: the model cannot be copied, or the forward pass fails.
@@ -58,7 +59,7 @@ def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies
         raise CompressionError(
             f"the model cannot be copied ({type(error).__name__}: {error}), so it cannot be shrunk; set shrink: false"
         ) from error
-    return _Analysis(twin).run(dummy_input)
+    return _Analysis(twin, exact).run(dummy_input)
 
 
 def is_own(module: nn.Module) -> bool:
@@ -69,7 +70,7 @@ def is_own(module: nn.Module) -> bool:
 
 
 class _Analysis:
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, exact: bool) -> None:
         self._model, self._units = model, Units()
         self._axes: list[_LabelledAxis] = []
         self._planes: dict[int, list[Plane]] = {}
@@ -83,6 +84,7 @@ class _Analysis:
             self._name_sizes(name, module)
         self._spare_shared()
         self._trace = Trace(self._units, self._planes, self._kernels)
+        self._trace.exact = exact
         self._norms = self._find_norms()
         self._trace.norms = {
             id(module): functools.partial(norm, self._trace, module, form) for module, (_, form) in self._norms.items()
@@ -271,7 +273,13 @@ class _Analysis:
             for vector in (by_place.get((name, form.parameter)),)
             if vector is not None
         )
-        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes, norms=norms)
+        approximate: dict[str, tuple[int, ...]] = {}
+        for labels, name in self._trace.approximate:
+            roots = self._units.roots(labels).flatten().tolist()
+            approximate[name] = tuple(sorted({numbers[root] for root in roots if root in numbers}))
+        return ChannelDependencies(
+            tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes, norms=norms, approximate=approximate
+        )
 
     def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:
         """The attributes that count what may be cut."""

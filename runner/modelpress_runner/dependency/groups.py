@@ -76,6 +76,7 @@ class ChannelDependencies:
     notes: tuple[str, ...] = ()  # what a user should know of the model
     numbers: tuple[DependentNumber, ...] = ()
     norms: tuple[DependentNorm, ...] = ()
+    approximate: dict[str, tuple[int, ...]] = field(default_factory=dict)  # LayerNorms, with the units they may lose
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -89,6 +90,7 @@ class ChannelDependencies:
             "frozen": dict(reasons),
             "notes": list(self.notes),
             "numbers": [{"module": n.module, "name": n.name, "units": list(n.units)} for n in self.numbers],
+            "approximate": {name: list(units) for name, units in self.approximate.items()},
             "norms": [{**vars(norm), "units": list(norm.units)} for norm in self.norms],
         }
 
@@ -99,7 +101,9 @@ class ChannelDependencies:
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
         numbers = tuple(DependentNumber(n["module"], n["name"], tuple(n["units"])) for n in data["numbers"])
         norms = tuple(DependentNorm(**{**n, "units": tuple(n["units"])}) for n in data["norms"])
-        return cls(axes, frozen, notes=tuple(data["notes"]), numbers=numbers, norms=norms)
+        approximate = {name: tuple(units) for name, units in data["approximate"].items()}
+        notes = tuple(data["notes"])
+        return cls(axes, frozen, notes=notes, numbers=numbers, norms=norms, approximate=approximate)
 
     @cached_property
     def unit_count(self) -> int:
@@ -163,6 +167,10 @@ class ChannelDependencies:
             if gone:
                 out.append((number, len(number.units) - gone))
         return out
+
+    def approximated(self, removed: torch.Tensor) -> list[str]:
+        """The LayerNorms that would take their statistics over fewer channels. `removed` as in `kept`."""
+        return [name for name, units in self.approximate.items() if removed[list(units)].any()]
 
     def rescaled(self, removed: torch.Tensor) -> list[tuple[DependentNorm, int]]:
         """Every norm that loses channels, with how many are left. `removed` as in `kept`."""

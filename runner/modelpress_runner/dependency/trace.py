@@ -50,6 +50,8 @@ class Trace:
         self.shapes: list[tuple[int, torch.Tensor]] = []  # of sizes that were read: the dimension, and its labels
         self.norms: Mapping[int, Callable[[torch.Tensor, torch.Tensor], None]] = {}  # by id of the module: its rule
         self._inside: list[nn.Module] = []  # such norms that run: their parts have no rules
+        self.exact = True
+        self.approximate: list[tuple[torch.Tensor, str]] = []  # labels that a LayerNorm may lose, with its name
         self.used: set[int] = set()  # ids of what operations have taken
 
     def planes(self, tensor: Any) -> list[Plane]:
