@@ -16,6 +16,7 @@ from torch import nn
 
 from modelpress_runner.dependency.calls import Calls
 from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNorm, DependentNumber
+from modelpress_runner.dependency.layers import Blocks
 from modelpress_runner.dependency.norms import RootMeanSquare, root_mean_square
 from modelpress_runner.dependency.planes import Plane
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
@@ -91,12 +92,15 @@ class _Analysis:
         }
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
+        blocks = self._trace.blocks = Blocks()
         try:
             outputs = self._pass(map_tensors(dummy_input, torch.clone), train=False)
         except Exception as error:
             raise CompressionError(
                 f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"
             ) from error
+        self._trace.blocks = None
+        self._layers = tuple(blocks.listed(self._model))
         for tensor in outputs:
             self._trace.settle(tensor)
             self._trace.freeze(self._trace.planes(tensor), "they reach the model's output")
@@ -278,7 +282,13 @@ class _Analysis:
             roots = self._units.roots(labels).flatten().tolist()
             approximate[name] = tuple(sorted({numbers[root] for root in roots if root in numbers}))
         return ChannelDependencies(
-            tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes, norms=norms, approximate=approximate
+            tuple(axes),
+            frozen,
+            notes=tuple(self._notes),
+            numbers=sizes,
+            norms=norms,
+            approximate=approximate,
+            layers=self._layers,
         )
 
     def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from modelpress_runner.edits.bypass import Bypass
+
 
 @dataclass(frozen=True)
 class DependentAxis:
@@ -76,6 +78,7 @@ class ChannelDependencies:
     notes: tuple[str, ...] = ()  # what a user should know of the model
     numbers: tuple[DependentNumber, ...] = ()
     norms: tuple[DependentNorm, ...] = ()
+    layers: tuple[Bypass, ...] = ()  # residual blocks that can go whole, each by its edit; check_without tells whether
     approximate: dict[str, tuple[int, ...]] = field(default_factory=dict)  # LayerNorms, with the units they may lose
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class ChannelDependencies:
             "notes": list(self.notes),
             "numbers": [{"module": n.module, "name": n.name, "units": list(n.units)} for n in self.numbers],
             "approximate": {name: list(units) for name, units in self.approximate.items()},
+            "layers": [layer.to_plain() for layer in self.layers],
             "norms": [{**vars(norm), "units": list(norm.units)} for norm in self.norms],
         }
 
@@ -101,9 +105,10 @@ class ChannelDependencies:
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
         numbers = tuple(DependentNumber(n["module"], n["name"], tuple(n["units"])) for n in data["numbers"])
         norms = tuple(DependentNorm(**{**n, "units": tuple(n["units"])}) for n in data["norms"])
+        layers = tuple(Bypass.from_plain(layer) for layer in data["layers"])
         approximate = {name: tuple(units) for name, units in data["approximate"].items()}
         notes = tuple(data["notes"])
-        return cls(axes, frozen, notes=notes, numbers=numbers, norms=norms, approximate=approximate)
+        return cls(axes, frozen, notes=notes, numbers=numbers, norms=norms, layers=layers, approximate=approximate)
 
     @cached_property
     def unit_count(self) -> int:

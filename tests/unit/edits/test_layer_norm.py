@@ -69,7 +69,7 @@ def test_what_is_not_exact_is_told_with_how_much(tmp_path: Any) -> None:
         before, after = masked(X.double()), small.double()(X.double())
     assert told == pytest.approx(float((before - after).abs().max() / before.abs().max()), rel=5e-3)
     assert told > 1e-3
-    (card,) = (tmp_path / "artifact").glob("*.md")
+    (card,) = (tmp_path / "artifact").rglob("*.md")
     assert "Approximate, as spec.stages[0].prune.exact" in card.read_text()
 
 
