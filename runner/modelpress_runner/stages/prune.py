@@ -8,22 +8,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.dependency.analyse import find_dependencies
+from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.train_mode import check_train_mode
-from modelpress_runner.edits.attributes import Attribute
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import check_copies
-from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, Transform
+from modelpress_runner.methods.procedure import Procedure
 from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
@@ -53,6 +53,7 @@ from modelpress_runner.methods.reconstruct.recover import (
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import Accompanied, StageKind
+from modelpress_runner.stages.prune_budget import TRIED, BudgetedSteps, Solved, check_met, solve, with_shares
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.step import Training
 
@@ -60,7 +61,12 @@ _FIRST_DRAWS = 1  # by which groups are tried before anything is pruned; what is
 
 
 def steps(prune: Prune, index: int) -> list[Step]:
-    """The steps of prune stage number `index`: for each round its masks and, if asked for, training; then the shrink.
+    """As `steps_of`, of prune stage number `index`."""
+    return steps_of(PruneStage(prune, index, f"spec.stages[{index}].prune"))
+
+
+def steps_of(stage: PruneStage) -> list[Step]:
+    """The steps of a prune stage: for each round its masks and, if asked for, training; then the shrink.
 
     The dependency analysis runs once, in whichever step comes first (after a restart that may be a later one): until
     the shrink the model keeps its shape, so it gives the same answer.
@@ -68,7 +74,7 @@ def steps(prune: Prune, index: int) -> list[Step]:
     Raises:
         InvalidSpecError: an entry's schedule has more rounds than the stage.
     """
-    stage = PruneStage(prune, index, f"spec.stages[{index}].prune")
+    prune = stage.prune
     rounds, train = prune.schedule.rounds, prune.schedule.train
     for number, entry in enumerate(prune.config_list):
         if entry.schedule is not None and entry.schedule.rounds > rounds:
@@ -89,7 +95,7 @@ def steps(prune: Prune, index: int) -> list[Step]:
 def _round(stage: PruneStage, number: int, context: StageContext) -> None:
     kind = stage.prune.reconstruct
     before = {} if kind == "none" else parameters(context.model)
-    context.report(stage.round(context, number))
+    context.report(stage.round(context, number, stage.solve(context)))
     if kind != "none":
         context.report(Reconstruction(context, before, f"{stage.path}.reconstruct").run(kind))
 
@@ -113,6 +119,13 @@ class PruneKind(StageKind[Prune]):
     def steps(self, block: Prune, index: int) -> list[Step]:
         """As `steps`."""
         return steps(block, index)
+
+    def procedure(self, block: Prune, index: int) -> Procedure:
+        """As StageKind.procedure; one with a budget keeps the shares that were solved for it."""
+        if block.budget is None:
+            return super().procedure(block, index)
+        stage = PruneStage(block, index, f"spec.stages[{index}].prune")
+        return BudgetedSteps(steps_of(stage), stage)
 
     def participants(self, block: Prune, path: str, index: int, name: str) -> Accompanied:
         """A StepPruner; the shrink comes behind the training."""
@@ -142,6 +155,7 @@ class PruneStage:
     path: str
     known: ChannelDependencies | None = field(init=False, default=None)
     units: torch.Tensor | None = field(init=False, default=None)  # of `known`: what the last round removed
+    solved: Solved | None = field(init=False, default=None)  # of a budget
     _tried: bool = field(init=False, default=False)
 
     @property
@@ -164,10 +178,27 @@ class PruneStage:
         """How many training steps or batches data-driven methods score by; None: as their pass has it."""
         return self.prune.scores.steps if self.prune.scores else None
 
+    def select(self, model: nn.Module) -> Selection:
+        """The selected modules; those of a budget with the shares that were solved."""
+        if self.prune.budget is None:
+            return select(model, self.prune, self.path)
+        selection = select(model, self.prune.model_copy(update={"sparsity": TRIED}), self.path)
+        return selection if self.solved is None else with_shares(selection, self.solved.shares)
+
+    def solve(self, context: StageContext) -> Scores | None:
+        """Solves the budget, if there is one that is not solved yet; the scores that were collected for it."""
+        if self.prune.budget is None or self.solved is not None:
+            return None
+        return solve(self, context)
+
+    def restore(self, dependencies: ChannelDependencies) -> None:
+        """Takes the analysis over that `sound` gave another time, of the same stage and model."""
+        self.known, self._tried = dependencies, True
+
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
-        selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.couples else None
+        selection = self.select(context.model)
+        dependencies = self.sound(context, selection) if self.couples else None
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
@@ -190,8 +221,8 @@ class PruneStage:
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         """
-        selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.couples else None
+        selection = self.select(context.model)
+        dependencies = self.sound(context, selection) if self.couples else None
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         leaving: Masks = {}
@@ -216,12 +247,17 @@ class PruneStage:
         """Removes what the masks cover, as far as it is proven; what is not stays wide, with a note.
 
         Raises:
-            CompressionError: a module that is selected by its exact name cannot be shrunk, or the
-                model cannot be proven at all.
+            CompressionError: a module that is selected by its exact name cannot be shrunk, the
+                model cannot be proven at all, or a budget is not met by what is.
         """
+        self._shrink(context)
+        if self.solved is not None:
+            check_met(self, context, self.solved)
+
+    def _shrink(self, context: StageContext) -> None:
         model = context.model
-        selection = select(model, self.prune, self.path)
-        dependencies = self._sound(context, selection)
+        selection = self.select(model)
+        dependencies = self.sound(context, selection)
         apply_masks(model, context.masks)
         removed = removed_units(model, dependencies, context.masks)
         groups = [group for group in dependencies.groups if removed[list(group.units)].any()]
@@ -232,7 +268,7 @@ class PruneStage:
         good, bad, figures = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
-        edits = _edits(dependencies, _only(removed, [groups[index] for index in good]))
+        edits = edits_of(dependencies, _only(removed, [groups[index] for index in good]))
         if not edits:
             context.note(f"Nothing was shrunk by {self.path}: no cut was proven")
             return
@@ -257,7 +293,7 @@ class PruneStage:
         figures: list[int] = []
 
         def proof(part: list[int]) -> None:
-            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            edits = edits_of(dependencies, _only(removed, [groups[index] for index in part]))
             found = prove(context.model, edits, context.dummy_input)
             check_train_mode(context.model, edits, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
@@ -282,7 +318,7 @@ class PruneStage:
         count = len(group.units)
         context.note(f"Pruned channels of {listed} are zero, but all {count} stay in the model: {reason}")
 
-    def _sound(self, context: StageContext, selection: Selection) -> ChannelDependencies:
+    def sound(self, context: StageContext, selection: Selection) -> ChannelDependencies:
         """The dependency analysis, without the units of groups that cannot lose channels, whatever it says.
 
         Tried is a cut of as many channels as the target asks for, drawn at random: which ones cannot matter if the
@@ -302,7 +338,7 @@ class PruneStage:
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
-            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            edits = edits_of(dependencies, _only(removed, [groups[index] for index in part]))
             prove_structure(context.model, edits, context.dummy_input, draws=_FIRST_DRAWS)
 
         def bad() -> list[tuple[int, str]]:
@@ -330,15 +366,6 @@ class PruneStage:
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known
-
-
-def _edits(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
-    cuts = [
-        Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist()))
-        for axis, kept in dependencies.kept(removed)
-    ]
-    changed = dependencies.changed(removed)
-    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed)]
 
 
 def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:
