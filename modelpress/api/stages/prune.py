@@ -25,6 +25,10 @@ class PruneRules(StageRules[Prune]):
     def problems(self, block: Prune, path: str) -> Iterator[Problem]:
         """Entries, schedules and algorithms that do not go together."""
         yield from _prune_problems(block, path)
+        yield from _sparsify_problems(block, path)
+        if block.schedule.rewind_to is not None and block.schedule.train is None:
+            message = "there is no training that weights could go back from"
+            yield Problem(f"{path}.schedule.rewindTo", message, "add train to the schedule, or remove it")
 
     def problems_along(self, block: Prune, path: str) -> Iterator[Problem]:
         """Schedules must count steps, and nothing is trained between rounds."""
@@ -37,17 +41,25 @@ class PruneRules(StageRules[Prune]):
         if block.budget is not None:
             message = "a budget is solved before the first round, and here pruning goes by steps"
             yield Problem(f"{path}.budget", message, "give sparsities, or prune in a stage of its own")
+        for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
+            if block.sparsify is not None and getattr(block.sparsify, name) is not None:
+                message = "the training that it goes along with says how long; the term lasts until the schedule ends"
+                yield Problem(f"{path}.sparsify.{alias}", message, "remove it")
         if block.reconstruct != "none":
             message = f"{block.reconstruct} would be trained over: the training that it goes along with recovers"
             yield Problem(f"{path}.reconstruct", message, "remove it, or prune in a stage of its own")
 
     def problems_outside(self, block: Prune, path: str) -> Iterator[Problem]:
-        """Schedules must count rounds."""
+        """Schedules must count rounds, and what trains by itself says how long."""
+        if block.sparsify is not None and block.sparsify.epochs is None and block.sparsify.max_steps is None:
+            yield Problem(f"{path}.sparsify", "nothing says how long to train", "add epochs or maxSteps")
         for schedule, where in _schedules(block, path):
             yield from _outside(schedule, where)
 
     def training(self, block: Prune) -> Iterator[str]:
         """Training between rounds."""
+        if block.sparsify is not None:
+            yield ".sparsify"
         if block.schedule.train is not None:
             yield ".schedule.train"
 
@@ -98,6 +110,9 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
     units = any(_removes_units(prune, entry) for _, entry in entries)
     others = in_words(row.name for row in known if row.structured)
+    if prune.reconstruct != "none" and prune.schedule.rewind_to is not None:
+        message = "weights are put back behind each round, so nothing that comes back would stay"
+        yield Problem(f"{path}.reconstruct", message, "remove it, or rewindTo")
     if prune.budget is not None:
         yield from _budget_problems(prune, entries, path)
     if prune.reconstruct == "leastSquares" and not units:
@@ -131,8 +146,25 @@ def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path:
             others = in_words(other.name for other in algorithms.algorithms("prune") if other.structured)
             place = path if entry.algorithm is None else f"{path}.configList[{index}]"
             yield Problem(f"{place}.algorithm", message, f"use {others}")
+    if prune.sparsify is not None and prune.sparsify.penalty == "admm":
+        message = "admm projects to sparsities, and the budget's are not known before"
+        yield Problem(f"{path}.sparsify.penalty", message, "take another penalty, or give sparsities")
     if not prune.shrink:
         yield Problem(f"{path}.shrink", "masks alone cost what they cost before", "remove it, or give sparsities")
+
+
+def _sparsify_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    if prune.sparsify is None:
+        return
+    admm = prune.sparsify.penalty == "admm"
+    if not admm and prune.sparsify.frequency is not None:
+        message = f"{prune.sparsify.penalty} projects nothing"
+        yield Problem(f"{path}.sparsify.frequency", message, "remove it, or set penalty to admm")
+    rows = [_row(prune, entry) for entry in prune.config_list if not entry.exclude]
+    looking = next((row for row in rows if row.data_driven), None)
+    if admm and looking is not None:
+        message = f"admm projects by weights, and {looking.name} scores by {looking.data}"
+        yield Problem(f"{path}.sparsify.penalty", message, "take an algorithm that looks at weights, such as l1")
 
 
 def kept_of(pattern: str) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
+from .sparsify import Sparsify
 
 if TYPE_CHECKING:
     PruneAlgorithm = str
@@ -57,6 +58,10 @@ def _other_algorithms() -> dict[str, str]:
     for name in algorithms.gradual():
         what = f"it is a schedule: write schedule: {{type: {name}}}, and l1 or level here"
         hints |= dict.fromkeys((name, f"{name}_pruner"), what)
+    ticket = "write schedule: {type: exp, rounds: 5, rewindTo: 0, train: {epochs: 1}}, and l1 or level here"
+    admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
+    hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
+    hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
     return hints
 
 
@@ -160,6 +165,12 @@ class Schedule(EntrySchedule):
     """How sparsity grows over rounds, and how the model is trained after each of them."""
 
     train: Duration | None = Field(default=None, description="Training after each round; none if left out.")
+    rewind_to: LoopStep | None = Field(
+        default=None,
+        description="Lottery ticket (Frankle and Carbin 2018, arXiv 1803.03635; to a later step: Frankle et al. 2019, "
+        "arXiv 1912.05671): the model is trained before the first round, too, and after each round what is left gets "
+        "the weights back that it had after so many optimizer steps of the stage; 0: those that the stage began with.",
+    )
 
 
 _ONE_AMOUNT = Cel(
@@ -332,6 +343,9 @@ class Prune(ApiModel):
         default=None,
         description="In place of sparsities: units go where the least score is lost for what is saved (Dantzig 1957), "
         "until the model fits. min/maxSparsity and roundTo hold. The shares are solved once, before the first round.",
+    )
+    sparsify: Sparsify | None = Field(
+        default=None, description="Training with a term in the loss that drives what will be removed towards zero."
     )
     reconstruct: Reconstruct = Field(
         default="none",

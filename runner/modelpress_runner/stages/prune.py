@@ -22,11 +22,13 @@ from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
-from modelpress_runner.methods.context import StageContext, Step, Transform
-from modelpress_runner.methods.procedure import Procedure
+from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
+from modelpress_runner.methods.procedure import Procedure, StepList
 from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.penalties import ADMM, L1, PROJECTION, GroupLasso, Penalty
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.registry import method
+from modelpress_runner.methods.prune.rewind import Rewind, Rewinding, Steps
 from modelpress_runner.methods.prune.round import (
     Round,
     RoundOutcome,
@@ -36,6 +38,7 @@ from modelpress_runner.methods.prune.round import (
     removed_units,
     round_masks,
 )
+from modelpress_runner.methods.prune.schedule import last_step
 from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (
     NO_DUMMY_INPUT,
@@ -53,20 +56,17 @@ from modelpress_runner.methods.reconstruct.recover import (
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import Accompanied, StageKind
-from modelpress_runner.stages.prune_budget import TRIED, BudgetedSteps, Solved, check_met, solve, with_shares
+from modelpress_runner.stages.prune_budget import TRIED, Budgeted, Solved, check_met, solve, with_shares
 from modelpress_runner.subject.subject import Subject
+from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.step import Training
 
 _FIRST_DRAWS = 1  # by which groups are tried before anything is pruned; what is cut in the end is proven in full
 
 
-def steps(prune: Prune, index: int) -> list[Step]:
-    """As `steps_of`, of prune stage number `index`."""
-    return steps_of(PruneStage(prune, index, f"spec.stages[{index}].prune"))
-
-
-def steps_of(stage: PruneStage) -> list[Step]:
-    """The steps of a prune stage: for each round its masks and, if asked for, training; then the shrink.
+def steps(prune: Prune, index: int, stage: PruneStage | None = None) -> Steps:
+    """The steps of prune stage number `index`: for each round its masks and, if asked for, training; then the shrink.
+    What prepares pruning, or keeps weights to go back to, comes before the first round.
 
     The dependency analysis runs once, in whichever step comes first (after a restart that may be a later one): until
     the shrink the model keeps its shape, so it gives the same answer.
@@ -74,7 +74,7 @@ def steps_of(stage: PruneStage) -> list[Step]:
     Raises:
         InvalidSpecError: an entry's schedule has more rounds than the stage.
     """
-    prune = stage.prune
+    stage = stage or PruneStage(prune, index, f"spec.stages[{index}].prune")
     rounds, train = prune.schedule.rounds, prune.schedule.train
     for number, entry in enumerate(prune.config_list):
         if entry.schedule is not None and entry.schedule.rounds > rounds:
@@ -84,12 +84,25 @@ def steps_of(stage: PruneStage) -> list[Step]:
                 f"{stage.path}.configList[{number}].schedule.rounds",
             )
     out: list[Step] = []
+    if prune.sparsify is not None:
+        along = stage.penalty
+        out.append(
+            Training("sparsify", prune.sparsify.epochs, prune.sparsify.max_steps, lambda training: [along(training)])
+        )
+    rewind = Rewind() if prune.schedule.rewind_to is not None else None
+    if rewind is not None and train is not None:
+        if prune.schedule.rewind_to:
+            out.append(Training("train before weights are kept", max_steps=prune.schedule.rewind_to))
+        out.append(Transform("keep weights", rewind.keep))
+        out.append(Training("train before round 1", epochs=train.epochs, max_steps=train.max_steps))
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
         out.append(Transform(label, functools.partial(_round, stage, number)))
+        if rewind is not None:
+            out.append(Transform(f"rewind after {label}", rewind.rewind))
         if train is not None:
             out.append(Training(f"train after {label}", epochs=train.epochs, max_steps=train.max_steps))
-    return [*out, *stage.shrinking]
+    return Steps([*out, *stage.shrinking], rewind)
 
 
 def _round(stage: PruneStage, number: int, context: StageContext) -> None:
@@ -121,18 +134,23 @@ class PruneKind(StageKind[Prune]):
         return steps(block, index)
 
     def procedure(self, block: Prune, index: int) -> Procedure:
-        """As StageKind.procedure; one with a budget keeps the shares that were solved for it."""
-        if block.budget is None:
-            return super().procedure(block, index)
+        """The steps, with the weights that a rewind goes back to, and the shares that a budget was solved to."""
         stage = PruneStage(block, index, f"spec.stages[{index}].prune")
-        return BudgetedSteps(steps_of(stage), stage)
+        found = steps(block, index, stage)
+        procedure = StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
+        return procedure if block.budget is None else Budgeted(procedure, stage)
 
     def participants(self, block: Prune, path: str, index: int, name: str) -> Accompanied:
         """A StepPruner; the shrink comes behind the training."""
         from modelpress_runner.stages.prune_by_step import StepPruner
 
         stage = PruneStage(block, index, path)
-        return Accompanied(lambda training: [StepPruner(stage, name, training)], tuple(stage.shrinking))
+
+        def participants(training: TrainingContext) -> list[Participant]:
+            pruner = StepPruner(stage, name, training)
+            return [pruner] if block.sparsify is None else [stage.penalty(training, by_steps=True), pruner]
+
+        return Accompanied(participants, tuple(stage.shrinking))
 
     def record(self, block: Prune) -> dict[str, Any]:
         """Algorithm and the sparsities that were asked for, ascending."""
@@ -195,6 +213,48 @@ class PruneStage:
         """Takes the analysis over that `sound` gave another time, of the same stage and model."""
         self.known, self._tried = dependencies, True
 
+    def penalty(self, training: TrainingContext, by_steps: bool = False) -> Penalty:
+        """What `sparsify` adds to the losses of a training; with `by_steps` until the stage's schedules end."""
+        block, context = self.prune.sparsify, training.context
+        assert block is not None
+        choices = self.select(context.model).choices
+        last = max(last_step(choice.schedule) for choice in choices.values()) if by_steps else None
+        if block.penalty == "l1":
+            return L1(block.strength, list(choices), last)
+        if block.penalty == "group_lasso":
+            return GroupLasso(block.strength, list(choices), last)
+
+        def project() -> Masks:
+            number = max(choice.schedule.rounds for choice in choices.values()) if last is None else last
+            return self.outcome(context, number, {}).masks
+
+        return ADMM(block.strength, list(choices), last, project, block.frequency or PROJECTION)
+
+    def outcome(
+        self,
+        context: StageContext,
+        number: int,
+        scores: Scores | None = None,
+        earlier: Sequence[PruneStage] = (),
+    ) -> RoundOutcome:
+        """As `round`, but nothing is pruned."""
+        selection = self.select(context.model)
+        dependencies = self.sound(context, selection) if self.couples else None
+        if scores is None:
+            scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
+        leaving: Masks = {}
+        for stage in earlier:
+            if stage.known is not None and stage.units is not None:
+                cover(leaving, context.model, stage.known, stage.units)
+        return round_masks(
+            context.model,
+            selection,
+            dependencies,
+            context.masks,
+            Round(context.seed, self.index, number, scores, leaving, context.target_device),
+            self.path,
+        )
+
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = self.select(context.model)
@@ -221,22 +281,7 @@ class PruneStage:
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         """
-        selection = self.select(context.model)
-        dependencies = self.sound(context, selection) if self.couples else None
-        if scores is None:
-            scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
-        leaving: Masks = {}
-        for stage in earlier:
-            if stage.known is not None and stage.units is not None:
-                cover(leaving, context.model, stage.known, stage.units)
-        outcome = round_masks(
-            context.model,
-            selection,
-            dependencies,
-            context.masks,
-            Round(context.seed, self.index, number, scores, leaving, context.target_device),
-            self.path,
-        )
+        outcome = self.outcome(context, number, scores, earlier)
         self.units = outcome.units
         context.masks = ranks.broadcast_tensors(outcome.masks)
         apply_masks(context.model, context.masks)

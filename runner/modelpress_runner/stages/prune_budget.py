@@ -16,9 +16,10 @@ from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError
+from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.state import state_digest
 from modelpress_runner.methods.context import Measures, StageContext, Step
-from modelpress_runner.methods.procedure import StepList
+from modelpress_runner.methods.procedure import Procedure
 from modelpress_runner.methods.prune.budget import Path, first_within
 from modelpress_runner.methods.prune.ranking import Candidates, remove_local
 from modelpress_runner.methods.prune.registry import method
@@ -26,6 +27,7 @@ from modelpress_runner.methods.prune.round import Round, ranked_groups
 from modelpress_runner.methods.prune.selection import Choice, Selection
 from modelpress_runner.methods.prune.statistics import Scores, collect
 from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.training.step import Training
 
 if TYPE_CHECKING:
     from modelpress_runner.stages.prune import PruneStage
@@ -53,21 +55,29 @@ def with_shares(selection: Selection, shares: Shares) -> Selection:
     return replace(selection, choices=choices)
 
 
-class BudgetedSteps(StepList):
-    """Steps of a stage with a budget; checkpoints hold what was solved, for a later round finds another model."""
+class Budgeted(Procedure):
+    """The steps of a stage with a budget; checkpoints hold what was solved, for a later round finds another model."""
 
-    def __init__(self, steps: Sequence[Step], stage: PruneStage) -> None:
-        super().__init__(steps)
-        self._stage = stage
+    def __init__(self, steps: Procedure, stage: PruneStage) -> None:
+        self._steps, self._stage = steps, stage
+
+    def next(self, score: Score | None) -> Step | None:
+        """As Procedure.next."""
+        return self._steps.next(score)
+
+    def trainings(self) -> Sequence[Training]:
+        """As Procedure.trainings."""
+        return self._steps.trainings()
 
     def state_dict(self) -> dict[str, Any]:
-        """As StepList's, and what was solved."""
+        """That of the steps, and what was solved."""
         solved = self._stage.solved
-        return {**super().state_dict(), **({} if solved is None else {"shares": solved.shares, "limit": solved.limit})}
+        known = {} if solved is None else {"shares": solved.shares, "limit": solved.limit}
+        return {"steps": self._steps.state_dict(), **known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As Procedure.load_state_dict."""
-        super().load_state_dict(state)
+        self._steps.load_state_dict(state["steps"])
         self._stage.solved = Solved(dict(state["shares"]), state["limit"]) if "shares" in state else None
 
 
@@ -163,6 +173,12 @@ class Solver:
             costs[str(steps)] = self._figures(self._removed(ranked, path.removed(steps)), costs.get("0"))
             return value(costs[str(steps)])
 
+        def saved(steps: int) -> float:
+            """What the last of so many steps saved at most: units are worth most in the whole model."""
+            group, now = path.steps[steps - 1]
+            units = now - path.removed(steps - 1)[group]
+            return float(units * table[by][group] / (1.0 if budget.max is not None else costs["0"][0]))
+
         bound = budget.max if budget.max is not None else budget.max_ratio
         assert bound is not None
         place = first_within(
@@ -172,6 +188,7 @@ class Solver:
             {int(steps): value(figures) for steps, figures in costs.items()},
             near=_NEAR if timed else 0.0,
             tries=_TRIES if timed else 0,
+            saved=None if by != budget.metric else saved,
         )
         if measures.tables is not None and self.measured:
             measures.tables.put(key, table)

@@ -14,6 +14,7 @@ as part of a `together`, and in a loop of the user's own; with other evaluators 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -22,10 +23,12 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Prune, Stage
 from modelpress.api.v1alpha1.algorithms import algorithm
+from modelpress_runner.artifact.load import load
 from modelpress_runner.edits.masks import Masks
-from modelpress_runner.engine.run import run_stages
+from modelpress_runner.engine.run import RecipeOutcome, run_stages
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
+from modelpress_runner.in_process.compress import compress
 from modelpress_runner.in_process.prepare import prepare_compression
 from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.protocol import DataDrivenMethod, PruneMethod
@@ -360,6 +363,115 @@ class PruneMethodContract:
             results.append(self.pruned(way, model, self.asked(each, model, 0.3), 7)["0"]["weight"])
         assert torch.equal(*results)
         assert float((results[0] == 0).float().mean()) == pytest.approx(0.3)
+
+    # What holds of a stage by itself ----------------------------------------------------------------------------------
+
+    def chain(self, each: PruneMethod) -> nn.Sequential:
+        """A linear layer of 8 outputs, a norm, and a layer that takes them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(4, 8), norm(nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 6))
+
+    def of_chain(self, each: PruneMethod) -> str:
+        """The module of the chain that the method prunes: its first layer, else the norm."""
+        if not {"Linear", "BatchNorm1d"} & set(each.op_types):
+            pytest.skip("takes neither Linear nor BatchNorm1d")
+        return "0" if "Linear" in each.op_types else "1"
+
+    def chain_evaluator(self) -> Evaluator:
+        """Trains a chain on random inputs, alike for every call."""
+        batch = torch.randn(16, 4, generator=generator(3))
+
+        def training_func(
+            model: Any, optimizer: Any, training_step: Any, scheduler: Any, max_steps: Any, max_epochs: Any
+        ) -> None:
+            for _ in range(max_steps):
+                optimizer.zero_grad()
+                training_step(batch, model).backward()
+                optimizer.step()
+
+        return TorchEvaluator(
+            training_func,
+            lambda params: torch.optim.SGD(params, lr=0.1),
+            lambda batch, model: model(batch).square().mean(),
+        )
+
+    def after(self, model: nn.Module, *stages: dict[str, Any]) -> RecipeOutcome:
+        """What comes of a recipe for a chain."""
+        subject = Subject(model, self.chain_evaluator(), torch.randn(3, 4, generator=generator(5)))
+        return run_stages(subject, [Stage.model_validate(stage) for stage in stages], seed=1, scores=False)
+
+    def test_a_second_stage_like_the_first_changes_nothing(self, each: PruneMethod) -> None:
+        """What is asked for is there already."""
+        found = []
+        for times in (1, 2):
+            model = self.chain(each)
+            block = {"shrink": False, **self.asked(each, model, 0.5, opNames=[self.of_chain(each)])}
+            found.append(self.after(model, *[{"prune": block}] * times).masks)
+        first, second = found
+        assert first.keys() == second.keys()
+        for name, tensors in first.items():
+            assert all(torch.equal(mask, second[name][parameter]) for parameter, mask in tensors.items())
+
+    def test_what_is_excluded_keeps_every_bit(self, each: PruneMethod) -> None:
+        """Although the entries before select it."""
+        model = self.chain(each)
+        chosen = self.of_chain(each)
+        block = {"shrink": False, **self.asked(each, model, 0.5)}
+        block["configList"].append({"opNames": [chosen], "exclude": True})
+        last = "3" if "Linear" in each.op_types else None
+        if last is None:
+            model.append(norm(nn.BatchNorm1d(6)))
+            last = "4"
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        masks = self.after(model, {"prune": block}).masks
+        assert set(masks) == {last}
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items() if name[0] != last)
+
+    def test_what_is_masked_stays_zero_in_a_training(self, each: PruneMethod) -> None:
+        """While the rest of the module moves."""
+        model = self.chain(each)
+        chosen = self.of_chain(each)
+        block = {"shrink": False, **self.asked(each, model, 0.5, opNames=[chosen])}
+        before = model.state_dict()[f"{chosen}.weight"].clone()
+        outcome = self.after(model, {"prune": block}, {"finetune": {"maxSteps": 3}})
+        weight: Any = outcome.model.get_submodule(chosen).weight
+        gone = outcome.masks[chosen]["weight"] == 0
+        assert bool(gone.any())
+        assert bool((weight[gone] == 0).all())
+        assert not torch.equal(weight[~gone], before[~gone])
+
+    @pytest.mark.parametrize(("share", "left"), [(0.5, 4), (0.3, 6), (0.99, 1)])
+    def test_what_depends_on_each_other_goes_together(self, each: PruneMethod, share: float, left: int) -> None:
+        """A shrink takes floor(8 share) channels, of the layer, of the norm and of what follows, and leaves one.
+
+        Of methods that score single weights it is the pattern 1xchannel that does.
+        """
+        if each.facts.threshold is not None:
+            pytest.skip("goes to no sparsity")
+        model = self.chain(each)
+        block = self.asked(each, model, share, opNames=[self.of_chain(each)])
+        if not each.structured:
+            block["pattern"] = "1xchannel"
+        outcome = self.after(model, {"prune": block})
+        made: Any = outcome.model
+        assert (made[0].out_features, made[1].num_features, made[3].in_features) == (left, left, left)
+        assert not outcome.masks
+
+    def test_what_was_made_is_loaded_again(self, each: PruneMethod, tmp_path: Path) -> None:
+        """The artifact gives the same outputs, and as many zeros, without the code that made it."""
+        model = self.chain(each)
+        block = {"shrink": False, **self.asked(each, model, 0.5, opNames=[self.of_chain(each)])}
+        inputs = torch.randn(3, 4, generator=generator(6))
+        result = compress(model, [{"prune": block}], self.chain_evaluator(), inputs)
+        result.save(tmp_path / "made")
+        loaded = load(tmp_path / "made")
+        with torch.no_grad():
+            assert torch.allclose(loaded.eval()(inputs), result.model.eval()(inputs), atol=1e-6)
+        zeros = [
+            sum(int((value == 0).sum()) for value in each.state_dict().values()) for each in (result.model, loaded)
+        ]
+        assert zeros[0] == zeros[1]
 
     def test_its_row_is_complete(self, each: PruneMethod) -> None:
         """It is the object that the row names, the row says in a sentence what it does, and it can be collected if the

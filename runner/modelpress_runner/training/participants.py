@@ -27,11 +27,11 @@ class Participant:
       measure. Factors come afterwards and hold for both: a GradScaler's or DeepSpeed's scale, the average over
       processes.
     - Gradients that are accumulated over n batches: the loss is that of one of them, undivided. Lightning
-      (accumulate_grad_batches), Transformers (gradient_accumulation_steps, with num_items_in_batch too, whose division
-      is taken out for the call and put back behind it) and DeepSpeed divide afterwards, so a term that is added to each
-      of n losses weighs once and not n times. A training function or loop of the user's own must divide what its
-      training step, or on_after_compute_loss, gives back, as in (training_step(batch, model) / n).backward(): where it
-      divides before, what is added weighs n times as much.
+      (accumulate_grad_batches), Transformers (gradient_accumulation_steps; with num_items_in_batch each batch's own
+      share of the items is taken out for the call and put back behind it) and DeepSpeed divide afterwards, so a term
+      that is added to each of n losses weighs once and not n times. A training function or loop of the user's own must
+      divide what its training step, or on_after_compute_loss, gives back, as in (training_step(batch, model) /
+      n).backward(): where it divides before, what is added weighs n times as much.
     - Several losses in one step, of several optimizers or parts of the model: each goes through `loss`, and has what is
       added to it.
     """

@@ -28,6 +28,11 @@ class _Along(PruneMethodContract):
     test_scores_repeat_and_leave_the_module_alone = None
     test_half_precision_is_summed_in_double = None
     test_its_row_is_complete = None
+    test_a_second_stage_like_the_first_changes_nothing = None
+    test_what_is_excluded_keeps_every_bit = None
+    test_what_is_masked_stays_zero_in_a_training = None
+    test_what_depends_on_each_other_goes_together = None
+    test_what_was_made_is_loaded_again = None
 
     @pytest.fixture(params=names("prune"))
     def each(self, request: pytest.FixtureRequest) -> PruneMethod:

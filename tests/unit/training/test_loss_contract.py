@@ -221,6 +221,53 @@ def test_a_term_weighs_once_in_accumulated_gradients(kind, tmp_path):
     assert not model._forward_hooks
 
 
+class Tokens(Pretrained):
+    """A loss over tokens; those labelled -100 do not count."""
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None, **told: Any) -> dict[str, torch.Tensor]:
+        logits, items = self.fc(x), told["num_items_in_batch"]
+        return {"loss": F.cross_entropy(logits.mT, labels, reduction="sum") / items, "logits": logits}
+
+
+class TokenMean(Triple):
+    """Adds its parameter times the mean of x over the tokens that count."""
+
+    def loss(self, call: Any, loss: torch.Tensor) -> torch.Tensor:
+        self.losses.append(float(loss.detach()))
+        counted = call.kwargs["labels"] != -100
+        return loss + self.own * call.kwargs["x"][counted].mean()
+
+
+def test_ragged_batches_weigh_by_their_tokens(tmp_path):
+    """Two batches in a step, of 1 and 3 tokens that count: the gradient is the mean over all four, (8 + 1 + 1 + 2) / 4,
+    and not that of both means, (8 + 4 / 3) / 2; each loss is seen as its own batch's mean."""
+    rows = [
+        {"x": torch.tensor([[8.0], [5.0], [5.0]]), "labels": torch.tensor([0, -100, -100])},
+        {"x": torch.tensor([[1.0], [1.0], [2.0]]), "labels": torch.tensor([0, 1, 0])},
+    ]
+    model = Tokens(PretrainedConfig())
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        dataloader_pin_memory=False,
+    )
+    trainer = mp.trace(Trainer)(model, arguments, train_dataset=rows)
+    evaluator = mp.TransformersEvaluator(trainer, {"x": torch.ones(1, 3, 1)})
+    along = TokenMean()
+    evaluator.record_parameter_names(model)
+    with training_session(model, evaluator, {}, participants=[along]) as session:
+        session.train(max_epochs=1)
+    assert along.gradients == [pytest.approx(3.0, rel=1e-6)]
+    assert along.losses == pytest.approx([0.6931472] * 2, rel=1e-6)
+
+
 def test_each_of_several_losses_has_what_is_added():
     """Two losses of one step that are not parts of one mean: the term is in both."""
 

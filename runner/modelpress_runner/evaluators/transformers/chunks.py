@@ -276,7 +276,7 @@ class ChunkedTrainer:
             return result
         loss = result[0] if isinstance(result, tuple) else result
         items = args[1] if len(args) > 1 else kwargs.get("num_items_in_batch")
-        parts = self._parts(items)
+        parts = self._parts(items, batch)
         # Patches see the mean over the batch, whatever part of an accumulated gradient it is.
         loss = loss * parts if parts != 1 else loss
         for patch in self.patches:
@@ -284,13 +284,23 @@ class ChunkedTrainer:
         loss = loss / parts if parts != 1 else loss
         return (loss, *result[1:]) if isinstance(result, tuple) else loss
 
-    def _parts(self, items: Any) -> int:
-        """By how much the Trainer's loss is divided already, as part of an accumulated one."""
+    def _parts(self, items: Any, batch: dict[str, Any]) -> float:
+        """By how much the mean over the batch is divided already, as part of an accumulated loss: by the items (rows
+        or tokens with a label) of the whole step for each of its own, so that batches weigh by their items."""
         trainer = self.trainer
         scaled = trainer.loss_is_scaled_for_ga
         if scaled is None:
             scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
-        return trainer.current_gradient_accumulation_steps if scaled else 1
+        if not scaled:
+            return 1
+        own = _items(batch, trainer._loss_shifts_labels)
+        if items is None or not own:
+            return float(trainer.current_gradient_accumulation_steps)
+        return float(items) / (own * (trainer.accelerator.num_processes if self._counts_all() else 1))
+
+    def _counts_all(self) -> bool:
+        """Whether the Trainer counts the items of all processes, and multiplies each one's loss by their number."""
+        return bool(self.trainer.args.average_tokens_across_devices) and self.trainer.args.world_size > 1
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer, and the loss scale of mixed precision."""
@@ -353,3 +363,13 @@ class _Limits:
 
     def __exit__(self, *_: object) -> None:
         self._args.max_steps, self._args.num_train_epochs = self._before
+
+
+def _items(batch: dict[str, Any], shifted: bool) -> int:
+    """How many labels of a batch count, as the Trainer counts them; 0: it has none."""
+    labels = batch.get("shift_labels", batch.get("labels"))
+    if not isinstance(labels, torch.Tensor):
+        return 0
+    if shifted and "shift_labels" not in batch:
+        labels = labels[..., 1:]
+    return int(labels.ne(-100).sum())

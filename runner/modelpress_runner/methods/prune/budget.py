@@ -67,7 +67,14 @@ class Path:
 
 
 def first_within(
-    last: int, bound: float, cost: Callable[[int], float], known: dict[int, float], *, near: float = 0.0, tries: int = 0
+    last: int,
+    bound: float,
+    cost: Callable[[int], float],
+    known: dict[int, float],
+    *,
+    near: float = 0.0,
+    tries: int = 0,
+    saved: Callable[[int], float] | None = None,
 ) -> int | None:
     """The least number of steps in 0..last whose cost is at most `bound`; None: that of `last` is above it.
 
@@ -78,6 +85,7 @@ def first_within(
         known: costs that are known; further ones are added.
         near: a place within this share below the bound is good enough.
         tries: measurements at most before the last place within the bound is taken; 0: as many as it takes.
+        saved: what the last of so many steps saved at most: a place that would not fit without it is the first.
     """
 
     def at(steps: int) -> float:
@@ -92,11 +100,14 @@ def first_within(
     above = max((steps for steps, value in known.items() if value > bound), default=0)
     within = min(steps for steps, value in known.items() if value <= bound and steps > above)
     made = 0
-    while within - above > 1 and not (tries and made >= tries) and not (near and known[within] >= bound * (1 - near)):
+    while within - above > 1:
+        now = known[within]
+        if (tries and made >= tries) or (near and now >= bound * (1 - near)) or (saved and now + saved(within) > bound):
+            break
         made += 1
         high, low = known[above], known[within]
         share = 0.5 if made % 3 == 0 or high <= low else (high - bound) / (high - low)
-        middle = min(within - 1, max(above + 1, above + round(share * (within - above))))
+        middle = min(within - 1, max(above + 1, above + math.ceil(share * (within - above))))
         if at(middle) > bound:
             above = middle
         else:

@@ -42,6 +42,8 @@ class TestEveryMethod(PruneMethodContract):
         """Each in its turn."""
         return method(request.param)
 
+    test_what_was_made_is_loaded_again = pytest.mark.long(PruneMethodContract.test_what_was_made_is_loaded_again)
+
     @pytest.mark.parametrize("type_name", CHANNEL_TYPES)
     def test_scores_are_never_negative(self, each: PruneMethod, type_name: str) -> None:
         """Of all that are shipped, for all of the seven types; but movement says in which direction."""
