@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
+from .search import Search
 from .sparsify import Sparsify
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def _other_algorithms() -> dict[str, str]:
     admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
     hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
     hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
+    for name in ("sensitivity", "simulated_annealing"):
+        hints |= dict.fromkeys((name, f"{name}_pruner"), f"write search: {{type: {name}}}, and l1 or level here")
     return hints
 
 
@@ -318,6 +321,9 @@ class Prune(ApiModel):
     schedule: Schedule = Field(default_factory=Schedule)
     scores: Scores | None = Field(
         default=None, description="How algorithms that look at data collect their scores, before each round."
+    )
+    search: Search | None = Field(
+        default=None, description="Finds the sparsity of each layer by scores, in place of one sparsity for all."
     )
     sparsify: Sparsify | None = Field(
         default=None, description="Training with a term in the loss that drives what will be removed towards zero."

@@ -30,6 +30,7 @@ class StageContext:
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
     calibration_data: Iterable[Any] | None = None  # batches as the model takes them, the same on every rank
     score: Callable[[], float] | None = None  # takes the job's own, of the model as it is; more is better
+    goal: str = "maximize"  # of the evaluator's score, or minimize
     dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it
     teacher: nn.Module | None = None  # what the code gave as a teacher
     target_device: str = "cpu"  # where the result is to run: cpu or cuda

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,7 @@ def steps(prune: Prune, index: int) -> Steps:
         out.append(Training("train before round 1", epochs=train.epochs, max_steps=train.max_steps))
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
-        out.append(Transform(label, functools.partial(_round, stage, number)))
+        out.append(Transform(label, functools.partial(prune_once, stage, number)))
         if rewind is not None:
             out.append(Transform(f"rewind after {label}", rewind.rewind))
         if train is not None:
@@ -105,10 +105,17 @@ def steps(prune: Prune, index: int) -> Steps:
     return Steps([*out, *stage.shrinking], rewind)
 
 
-def _round(stage: PruneStage, number: int, context: StageContext) -> None:
+def prune_once(
+    stage: PruneStage,
+    number: int,
+    context: StageContext,
+    scores: Scores | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> None:
+    """One round of the stage, and what is reconstructed behind it; arguments as PruneStage.round has them."""
     kind = stage.prune.reconstruct
     before = {} if kind == "none" else parameters(context.model)
-    context.report(stage.round(context, number))
+    context.report(stage.round(context, number, scores, shares=shares))
     if kind != "none":
         context.report(Reconstruction(context, before, f"{stage.path}.reconstruct").run(kind))
 
@@ -134,8 +141,14 @@ class PruneKind(StageKind[Prune]):
         return steps(block, index)
 
     def procedure(self, block: Prune, index: int) -> Procedure:
-        """The steps, with the weights that a rewind goes back to."""
+        """The steps, with the weights that a rewind goes back to, or with a search in the place of its one round."""
         found = steps(block, index)
+        if block.search is not None:
+            from modelpress_runner.stages.prune_search import Searching
+
+            stage = PruneStage(block, index, f"spec.stages[{index}].prune")
+            train = [step for step in found if isinstance(step, Training)]
+            return Searching(stage, block.search, [*train, *stage.shrinking])
         return StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
 
     def participants(self, block: Prune, path: str, index: int, name: str) -> Accompanied:
@@ -210,16 +223,32 @@ class PruneStage:
 
         return ADMM(block.strength, list(choices), last, project, block.frequency or PROJECTION)
 
+    def ranked(self, context: StageContext) -> tuple[Selection, Scores]:
+        """The selection, and the scores of data-driven methods, as they are before the first round."""
+        selection = select(context.model, self.prune, self.path)
+        return selection, collect(context, selection, self.scoring_steps, (self.index, 1), self.path)
+
+    def coupling(self, context: StageContext, selection: Selection) -> ChannelDependencies | None:
+        """Which channels go together; None: every module is pruned alone."""
+        return self._sound(context, selection) if self.couples else None
+
     def outcome(
         self,
         context: StageContext,
         number: int,
         scores: Scores | None = None,
         earlier: Sequence[PruneStage] = (),
+        shares: Mapping[str, float] | None = None,
     ) -> RoundOutcome:
         """As `round`, but nothing is pruned."""
         selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.couples else None
+        dependencies = self.coupling(context, selection)
+        if shares is not None:
+            choices = {
+                name: replace(choice, sparsity=shares.get(name, 0.0), scope="local")
+                for name, choice in selection.choices.items()
+            }
+            selection = replace(selection, choices=choices)
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         leaving: Masks = {}
@@ -255,13 +284,15 @@ class PruneStage:
         number: int,
         scores: Scores | None = None,
         earlier: Sequence[PruneStage] = (),
+        shares: Mapping[str, float] | None = None,
     ) -> str:
         """Scores and masks of one round; the masked weights are zero at once. What went is said in a line.
 
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
+        `shares` are sparsities of modules by name, in place of those that the block asks for; of others nothing goes.
         """
-        outcome = self.outcome(context, number, scores, earlier)
+        outcome = self.outcome(context, number, scores, earlier, shares)
         self.units = outcome.units
         context.masks = ranks.broadcast_tensors(outcome.masks)
         apply_masks(context.model, context.masks)
