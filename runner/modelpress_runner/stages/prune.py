@@ -22,6 +22,7 @@ from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
+from modelpress_runner.edits.rescale import Rescale
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import Procedure, StepList
@@ -319,7 +320,7 @@ class PruneStage:
         good, bad, figures = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
-        edits = _edits(dependencies, _only(removed, [groups[index] for index in good]))
+        edits = edits_of(dependencies, _only(removed, [groups[index] for index in good]))
         if not edits:
             context.note(f"Nothing was shrunk by {self.path}: no cut was proven")
             return
@@ -344,7 +345,7 @@ class PruneStage:
         figures: list[int] = []
 
         def proof(part: list[int]) -> None:
-            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            edits = edits_of(dependencies, _only(removed, [groups[index] for index in part]))
             found = prove(context.model, edits, context.dummy_input)
             check_train_mode(context.model, edits, context.dummy_input)
             figures[:] = [*found.parameters, *found.macs]
@@ -389,7 +390,7 @@ class PruneStage:
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
-            edits = _edits(dependencies, _only(removed, [groups[index] for index in part]))
+            edits = edits_of(dependencies, _only(removed, [groups[index] for index in part]))
             prove_structure(context.model, edits, context.dummy_input, draws=_FIRST_DRAWS)
 
         def bad() -> list[tuple[int, str]]:
@@ -419,13 +420,18 @@ class PruneStage:
         return self.known
 
 
-def _edits(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
+def edits_of(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
+    """What takes the units, bool (units,), away: cuts, and the numbers and norms that follow them."""
     cuts = [
         Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist()))
         for axis, kept in dependencies.kept(removed)
     ]
     changed = dependencies.changed(removed)
-    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed)]
+    scaled = [
+        Rescale(norm.module, norm.parameter, norm.epsilon, norm.offset, len(norm.units), left)
+        for norm, left in dependencies.rescaled(removed)
+    ]
+    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed), *scaled]
 
 
 def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:
