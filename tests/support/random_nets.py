@@ -9,6 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from modelpress_runner.dependency.cutting import edits_of
+from modelpress_runner.dependency.groups import ChannelDependencies
+from modelpress_runner.edits.base import Edit
+
 SIZE = 4  # of an image
 
 Image = torch.Tensor  # (samples, channels, SIZE, SIZE)
@@ -163,6 +167,63 @@ class Scaled(nn.Module):
         return x * self.scale
 
 
+class RootMeanSquare(nn.Module):
+    """Such a norm, written by hand."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.epsilon = nn.Parameter(torch.ones(channels)), 1e-3
+
+    def forward(self, x: Image) -> Image:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon))
+
+
+class Recurrent(nn.Module):
+    """Runs along the pixels."""
+
+    def __init__(self, channels: int, kind: type[nn.LSTM | nn.GRU]) -> None:
+        super().__init__()
+        self.rnn = kind(channels, channels, batch_first=True)
+
+    def forward(self, x: Image) -> Image:
+        return self.rnn(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape)
+
+
+class MultiHead(nn.Module):
+    """torch's attention of the pixels to themselves."""
+
+    def __init__(self, channels: int, heads: int, first: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=first)
+
+    def forward(self, x: Image) -> Image:
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)
+
+
+class Queries(nn.Module):
+    """Attention whose numbers of heads are attributes: one head of keys, or two in one weight with the queries."""
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.heads, self.keys, self.width, self.kind = 4, 1 if kind == "shared" else 2, 3, kind
+        self.copies = self.heads // self.keys
+        self.qkv = nn.Linear(channels, (self.heads + 2 * self.keys) * self.width)
+        self.out = nn.Linear(self.heads * self.width, channels)
+
+    def forward(self, x: Image) -> Image:
+        qkv = self.qkv(x.flatten(2).transpose(1, 2))
+        first, size = self.heads * self.width, self.keys * self.width
+        if self.kind == "split":
+            parts = qkv.split([first, size, size], 2)
+        else:
+            parts = (qkv[..., :first], qkv[..., first : first + size], qkv[..., first + size :])
+        q, k, v = (part.unflatten(2, (-1, self.width)).transpose(1, 2) for part in parts)
+        k, v = (t[:, :, None].expand(-1, -1, self.copies, -1, -1).flatten(1, 2) for t in (k, v))
+        mixed = torch.softmax(q @ k.transpose(2, 3), -1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
 def _shuffled(x: Image) -> Image:
     return x.view(x.shape[0], 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
@@ -186,6 +247,11 @@ def _block(dice: random.Random, channels: int, depth: int) -> tuple[nn.Module, i
         ),
         lambda: ChannelsLast(nn.Linear(channels, channels)),
         lambda: ChannelsLast(nn.LayerNorm(channels)),
+        lambda: ChannelsLast(nn.RMSNorm(channels, eps=1e-3)),
+        lambda: ChannelsLast(RootMeanSquare(channels)),
+        lambda: Recurrent(channels, dice.choice([nn.LSTM, nn.GRU])),
+        lambda: MultiHead(channels, dice.choice([n for n in (1, 2, 3, 4) if channels % n == 0]), dice.random() < 0.5),
+        lambda: Queries(channels, dice.choice(["shared", "fused", "split"])),
         lambda: Scaled(channels, dice.random() < 0.5),
         lambda: Fixed(dice.choice([torch.relu, F.silu, torch.sigmoid, torch.tanh, F.gelu, torch.cos])),
         lambda: Fixed(lambda x: x * x.mean(1, keepdim=True)),
@@ -243,6 +309,18 @@ def _chain(
         blocks.append(nn.Conv2d(channels, target, 1))
         channels = target
     return nn.Sequential(*blocks), channels
+
+
+def removal(found: ChannelDependencies, seed: int) -> list[Edit]:
+    """The edits that take a random part of every group's units away."""
+    dice = torch.Generator().manual_seed(seed)
+    removed = torch.zeros(found.unit_count, dtype=torch.bool)
+    for group in found.groups:
+        size = len(group.units)
+        if size > 1:
+            count = int(torch.randint(1, size, (1,), generator=dice))
+            removed[torch.tensor(group.units)[torch.randperm(size, generator=dice)[:count]]] = True
+    return edits_of(found, removed)
 
 
 def random_net(seed: int) -> nn.Module:

@@ -26,6 +26,7 @@ class PruneRules(StageRules[Prune]):
         """Entries, schedules and algorithms that do not go together."""
         yield from _prune_problems(block, path)
         yield from _sparsify_problems(block, path)
+        yield from _search_problems(block, path)
         if block.schedule.rewind_to is not None and block.schedule.train is None:
             message = "there is no training that weights could go back from"
             yield Problem(f"{path}.schedule.rewindTo", message, "add train to the schedule, or remove it")
@@ -41,6 +42,9 @@ class PruneRules(StageRules[Prune]):
         if block.budget is not None:
             message = "a budget is solved before the first round, and here pruning goes by steps"
             yield Problem(f"{path}.budget", message, "give sparsities, or prune in a stage of its own")
+        if block.search is not None:
+            message = "the training that it goes along with changes the weights that a search would put back"
+            yield Problem(f"{path}.search", message, "remove it, or prune in a stage of its own")
         for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
             if block.sparsify is not None and getattr(block.sparsify, name) is not None:
                 message = "the training that it goes along with says how long; the term lasts until the schedule ends"
@@ -149,8 +153,41 @@ def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path:
     if prune.sparsify is not None and prune.sparsify.penalty == "admm":
         message = "admm projects to sparsities, and the budget's are not known before"
         yield Problem(f"{path}.sparsify.penalty", message, "take another penalty, or give sparsities")
+    if prune.search is not None:
+        yield Problem(
+            f"{path}.search", "it shares out a sparsity, and the budget shares out itself", "remove one of both"
+        )
     if not prune.shrink:
         yield Problem(f"{path}.shrink", "masks alone cost what they cost before", "remove it, or give sparsities")
+
+
+def _search_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    if prune.search is None:
+        return
+    if prune.schedule.rounds != 1 or prune.schedule.rewind_to is not None:
+        name = "rounds" if prune.schedule.rounds != 1 else "rewindTo"
+        message = "a search tries whole sparsities, so there is one round"
+        yield Problem(f"{path}.schedule.{name}", message, "remove it, or put a stage with a schedule behind this one")
+    if prune.sparsify is not None:
+        message = "what is driven towards zero is what the sparsity would take, and the search takes something else"
+        yield Problem(f"{path}.sparsify", message, "remove it, or the search")
+    if prune.scope == "global":
+        message = "a global ranking shares out the sparsity itself, and here the search does"
+        yield Problem(f"{path}.scope", message, "remove it, or the search")
+    for index, entry in enumerate(prune.config_list):
+        if entry.exclude:
+            continue
+        threshold = entry.sparsity_threshold
+        if entry.sparsity is None and threshold is None:
+            threshold = prune.sparsity_threshold if prune.sparsity is None else None
+        if threshold is not None or _row(prune, entry).threshold is not None:
+            message = "a search needs a sparsity to reach, and here a threshold says what goes"
+            yield Problem(f"{path}.configList[{index}]", message, "give a sparsity")
+    if prune.search.sparsities is not None and prune.search.type != "sensitivity":
+        yield Problem(f"{path}.search.sparsities", f"{prune.search.type} takes any", "remove it")
+    if prune.search.stop_temperature > prune.search.start_temperature:
+        message = f"{prune.search.stop_temperature:g} is above startTemperature"
+        yield Problem(f"{path}.search.stopTemperature", message, "lower it")
 
 
 def _sparsify_problems(prune: Prune, path: str) -> Iterator[Problem]:

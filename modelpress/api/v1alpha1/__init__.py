@@ -22,6 +22,7 @@ from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMet
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
+from .search import Search
 from .stages import (
     ConfigEntry,
     Duration,
@@ -115,6 +116,7 @@ __all__ = [
     "Runner",
     "Schedule",
     "Scores",
+    "Search",
     "SearchAlgorithm",
     "SecretReference",
     "SizeBudget",

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
+from .search import Search
 from .sparsify import Sparsify
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _other_algorithms() -> dict[str, str]:
     admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
     hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
     hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
+    for name in ("sensitivity", "simulated_annealing"):
+        hints |= dict.fromkeys((name, f"{name}_pruner"), f"write search: {{type: {name}}}, and l1 or level here")
     return hints
 
 
@@ -343,6 +346,9 @@ class Prune(ApiModel):
         default=None,
         description="In place of sparsities: units go where the least score is lost for what is saved (Dantzig 1957), "
         "until the model fits. min/maxSparsity and roundTo hold. The shares are solved once, before the first round.",
+    )
+    search: Search | None = Field(
+        default=None, description="Finds the sparsity of each layer by scores, in place of one sparsity for all."
     )
     sparsify: Sparsify | None = Field(
         default=None, description="Training with a term in the loss that drives what will be removed towards zero."

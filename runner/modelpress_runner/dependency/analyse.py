@@ -7,25 +7,32 @@ joined (rules/). So the model's Python code may do whatever it likes: it is run,
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNumber
-from modelpress_runner.dependency.planes import Plane, resolved
+from modelpress_runner.dependency.calls import Calls
+from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNorm, DependentNumber
+from modelpress_runner.dependency.norms import RootMeanSquare, root_mean_square
+from modelpress_runner.dependency.planes import Plane
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
 from modelpress_runner.dependency.rules.contraction import by_group
-from modelpress_runner.dependency.trace import Calls, LabelMode, NamedSize, Trace
+from modelpress_runner.dependency.rules.reductions import norm
+from modelpress_runner.dependency.sizes import Name, NamedSize, follow
+from modelpress_runner.dependency.trace import LabelMode, Trace
 from modelpress_runner.dependency.train_mode import on_enough_rows
 from modelpress_runner.dependency.units import Units
-from modelpress_runner.edits.axes import CONV, AxisView, module_axis
+from modelpress_runner.edits.axes import CONV, AxisView, is_conv1d, module_axis, parameter_axis
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
+PRODUCERS = (CONV, nn.Linear, nn.Embedding, nn.MultiheadAttention)
+_CONFIGS = {"config", "cfg", "args"}  # attributes that hold an object with numbers
 UNREACHED = "The dummy input reaches "
 
 
@@ -54,6 +61,13 @@ def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies
     return _Analysis(twin).run(dummy_input)
 
 
+def is_own(module: nn.Module) -> bool:
+    """Whether a module's parameters are its own code's: it is none of torch's layers, nor made of one."""
+    plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    bases = [base for base in type(module).__mro__ if base not in plain]
+    return not any(base.__module__.startswith("torch.nn.") for base in bases) and not any(computed(module, ""))
+
+
 class _Analysis:
     def __init__(self, model: nn.Module) -> None:
         self._model, self._units = model, Units()
@@ -61,12 +75,18 @@ class _Analysis:
         self._planes: dict[int, list[Plane]] = {}
         self._kernels: dict[int, dict[str, torch.Tensor]] = {}
         self._notes: list[str] = []
+        self._values: dict[Name, int] = {}  # of attributes that know their name
         self._refused: dict[str, str] = {}  # modules that cannot lose channels, with the reason
         for name, module in model.named_modules():
             self._label(name, module)
+            self._label_plain(name, module)
             self._name_sizes(name, module)
         self._spare_shared()
         self._trace = Trace(self._units, self._planes, self._kernels)
+        self._norms = self._find_norms()
+        self._trace.norms = {
+            id(module): functools.partial(norm, self._trace, module, form) for module, (_, form) in self._norms.items()
+        }
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
         try:
@@ -76,15 +96,31 @@ class _Analysis:
                 f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"
             ) from error
         for tensor in outputs:
+            self._trace.settle(tensor)
             self._trace.freeze(self._trace.planes(tensor), "they reach the model's output")
         self._reach_by_training(dummy_input)
         self._trace.resolve_rectangles()
         return self._found()
 
+    def _find_norms(self) -> dict[nn.Module, tuple[str, RootMeanSquare]]:
+        """Norms that stay exact when channels leave them, with their names; modules of one kind are tried once."""
+        known: dict[Any, RootMeanSquare | None] = {}
+        found = {}
+        for name, module in self._model.named_modules():
+            plain = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str)}
+            kind = (type(module), *((key, p.shape) for key, p in module._parameters.items() if p is not None))
+            kind = (*kind, *sorted(plain.items()))
+            if kind not in known:
+                known[kind] = root_mean_square(module)
+            if (form := known[kind]) is not None:
+                found[module] = (name, form)
+        return found
+
     def _pass(self, inputs: Any, train: bool) -> list[torch.Tensor]:
         self._model.train(train)
-        fast_path = torch.backends.mha.get_fastpath_enabled()
+        fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
         torch.backends.mha.set_fastpath_enabled(False)
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # its LSTM is one operation
         mode = LabelMode(self._trace, RULES, pointwise, unknown)
         try:
             with (
@@ -97,6 +133,7 @@ class _Analysis:
                 return tensors_in(call(self._model, inputs))
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
+            torch.backends.mkldnn.enabled = onednn
 
     def _reach_by_training(self, dummy_input: Any) -> None:
         """Runs train mode where eval mode leaves layers out; tells of those that neither runs."""
@@ -107,6 +144,7 @@ class _Analysis:
         except Exception:
             outputs = []  # it does not run on example inputs in train mode
         for tensor in outputs:
+            self._trace.settle(tensor)
             self._trace.freeze(self._trace.planes(tensor), "they reach the model's output in train mode")
         silent = self._silent()
         if silent:
@@ -132,7 +170,7 @@ class _Analysis:
             try:
                 view = module_axis(module, name, side)
             except CompressionError as error:
-                if side == "out" and (module._parameters or any(computed(module, name))):
+                if side == "out" and not is_own(module) and (module._parameters or any(computed(module, name))):
                     self._refused[name] = str(error)
                 continue
             if not view.tensors:
@@ -140,24 +178,46 @@ class _Analysis:
             grouped = isinstance(module, CONV) and by_group(module.groups, module.in_channels, module.out_channels)
             if grouped and side == "in":
                 continue  # they go with the outputs
-            producer = isinstance(module, CONV | nn.Linear | nn.Embedding) and not grouped
+            producer = (isinstance(module, PRODUCERS) or is_conv1d(module)) and not grouped
             atoms = self._units.atoms(view.size)
             self._axes.append(_LabelledAxis(name, view, producer, atoms))
             for tensor, layout in view.tensors.items():
                 self._place(getattr(view.owner, tensor), view, layout, atoms)
 
+    def _label_plain(self, name: str, module: nn.Module) -> None:
+        """Parameters that no layer of torch's knows: an axis for each dimension."""
+        if name in self._refused or type(module).__module__.startswith("torch.nn."):
+            return
+        known = {tensor for axis in self._axes if axis.view.owner is module for tensor in axis.view.tensors}
+        for tensor, parameter in module._parameters.items():
+            if parameter is None or tensor in known or not parameter.is_floating_point():
+                continue
+            for dim in [d for d, size in enumerate(parameter.shape) if size > 1]:
+                view = parameter_axis(module, tensor, dim)
+                atoms = self._units.atoms(view.size)
+                self._axes.append(_LabelledAxis(f"{name}.{tensor}" if name else tensor, view, False, atoms))
+                self._place(parameter, view, f"dim{dim}", atoms)
+
     def _name_sizes(self, name: str, module: nn.Module) -> None:
         """Numbers among a module's attributes know from now on whose they are; those of torch's layers follow cuts."""
-        if type(module).__module__.startswith("torch.nn."):
+        if not is_own(module) or is_conv1d(module):
             return
         own = vars(module)
+        self._name_numbers(own, name, "")
+        for key in _CONFIGS & own.keys():
+            if hasattr(own[key], "__dict__") and not isinstance(own[key], nn.Module | type):
+                own[key] = copy.copy(own[key])
+                self._name_numbers(vars(own[key]), name, f"{key}.")
+
+    def _name_numbers(self, own: dict[str, Any], module: str, prefix: str) -> None:
         for key, value in own.items():
             if type(value) is int and value > 1:
-                own[key] = NamedSize.of(value, name, key)
+                self._values[module, prefix + key] = value
+                own[key] = NamedSize.of(value, module, prefix + key)
 
     def _place(self, tensor: torch.Tensor, view: AxisView, layout: str, atoms: torch.Tensor) -> None:
         self._kernels.setdefault(id(tensor), {}).setdefault(view.axis, atoms)
-        dim = 1 if layout == "cols" else 0
+        dim = int(layout[3:]) if layout.startswith("dim") else int(layout == "cols")
         if tensor.shape[dim] != atoms.numel():
             return  # a kernel in groups, whose channels one plane cannot tell
         shape = [1] * tensor.dim()
@@ -173,11 +233,18 @@ class _Analysis:
 
     def _found(self) -> ChannelDependencies:
         reached = [axis for axis in self._axes if self._is_reached(axis)]
+        followed = follow(self._trace.uses, self._values, self._trace.shapes, self._units)
         order = {name: number for number, name in enumerate(dict(self._model.named_modules()))}
-        reached.sort(key=lambda axis: (order[axis.module], axis.view.axis != "out"))
+        reached.sort(
+            key=lambda axis: (
+                order.get(axis.module, order.get(axis.module.rpartition(".")[0], 0)),
+                axis.view.axis != "out",
+            )
+        )
         numbers: dict[int, int] = {}
         frozen: dict[int, str] = {}
         axes = []
+        by_place: dict[tuple[str, str], tuple[int, ...]] = {}
         for axis in reached:
             units = []
             for root in self._units.roots(axis.atoms).tolist():
@@ -187,7 +254,9 @@ class _Analysis:
                     frozen.setdefault(unit, reason)
                 units.append(unit)
             axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, tuple(units)))
-        sizes = self._numbers(numbers)
+            owner = axis.module if axis.view.axis in ("in", "out") else axis.module.rpartition(".")[0]
+            by_place[owner, axis.view.main] = tuple(units)
+        sizes = self._numbers(followed, numbers)
         made = {unit for each in axes if each.producer for unit in each.units}
         for each in axes:
             for unit in set(each.units) - made:
@@ -196,22 +265,20 @@ class _Analysis:
             unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
             frozen[unit] = reason
             axes.append(DependentAxis(name, "out", False, (unit,)))
-        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes)
+        norms = tuple(
+            DependentNorm(name, form.parameter, form.epsilon, form.offset, vector)
+            for name, form in self._norms.values()
+            for vector in (by_place.get((name, form.parameter)),)
+            if vector is not None
+        )
+        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes, norms=norms)
 
-    def _numbers(self, units: dict[int, int]) -> tuple[DependentNumber, ...]:
-        """The attributes that are sizes of what may be cut, and of nothing else."""
-        found: dict[tuple[str, str], set[tuple[int, ...]]] = {}
-        for size, dim, labels in self._trace.sizes:
-            known = found.setdefault((size.module, size.name), set())
-            now = resolved([] if labels is None else [Plane(labels)], self._units)
-            if now and now[0].varying == [dim]:
-                known.add(tuple(units.get(root, -1) for root in now[0].labels.flatten().tolist()))
-            else:
-                known.add(())  # a size that stays
+    def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:
+        """The attributes that count what may be cut."""
         return tuple(
-            DependentNumber(module, name, next(iter(vectors)))
-            for (module, name), vectors in found.items()
-            if len(vectors) == 1 and min(next(iter(vectors)), default=-1) >= 0
+            DependentNumber(module, name, tuple(units[root] for root in roots))
+            for (module, name), roots in found.items()
+            if all(root in units for root in roots)
         )
 
     def _is_reached(self, axis: _LabelledAxis) -> bool:

@@ -20,6 +20,7 @@ from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.rescale import Rescale
 from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.runtime.graph import call, map_tensors
 from modelpress_runner.runtime.unfused import unfused
@@ -71,10 +72,15 @@ class Counterparts:
         self._pieces: dict[str, list[tuple[AxisView, str, torch.Tensor]]] = defaultdict(list)
         self._masks: dict[str, torch.Tensor] = {}
         self._places: dict[str, torch.Tensor] = {}
-        self._kept_bytes = 0  # of these two
+        self._rescaled: dict[str, Rescale] = {}
+        self._kept_bytes = 0  # of masks and places
         for each in edits:
             if isinstance(each, Cut):
                 self._cut(each)
+            elif isinstance(each, Rescale):
+                each.apply_epsilon(self.shrunk.get_submodule(each.module))
+                where = f"{each.module}.{each.parameter}" if each.module else each.parameter
+                self._rescaled[where] = each
             else:
                 each.apply(self.shrunk)
         parameters = dict(self.masked.named_parameters(remove_duplicate=False))
@@ -200,7 +206,8 @@ class Counterparts:
         if name not in self._pieces:
             return whole.clone()
         places = self._left(name, whole)
-        return whole.reshape(-1)[places.view(-1)].view(places.shape)
+        small = whole.reshape(-1)[places.view(-1)].view(places.shape)
+        return self._rescaled[name].scaled(small) if name in self._rescaled else small
 
     @torch.no_grad()
     def _whole(self, name: str, parameter: nn.Parameter) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class DependentAxis:
-    """Axis of a module (or of a plain parameter). `units[i]` is the unit of its channel i.
+    """Axis of a module (or "dimN" of a plain parameter). `units[i]` is the unit of its channel i.
 
     A producer makes its output channels (convolution, linear layer); others only hand on what they get (norms,
     depthwise convolutions).
@@ -43,12 +43,24 @@ class DependentNumber:
 
 
 @dataclass(frozen=True)
+class DependentNorm:
+    """A norm by a mean of squares over these units, one for each position: see edits.rescale.Rescale."""
+
+    module: str
+    parameter: str
+    epsilon: str | None
+    offset: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DependencyGroup:
     """Units with the same producers: the candidates of one ranking, because their layers shrink together."""
 
     producers: tuple[str, ...]
     followers: tuple[str, ...]
     units: tuple[int, ...]
+    holders: tuple[str, ...] = ()  # modules with plain parameters that shrink along
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class ChannelDependencies:
     refuted: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a user should know of the model
     numbers: tuple[DependentNumber, ...] = ()
+    norms: tuple[DependentNorm, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -76,6 +89,7 @@ class ChannelDependencies:
             "frozen": dict(reasons),
             "notes": list(self.notes),
             "numbers": [{"module": n.module, "name": n.name, "units": list(n.units)} for n in self.numbers],
+            "norms": [{**vars(norm), "units": list(norm.units)} for norm in self.norms],
         }
 
     @classmethod
@@ -84,7 +98,8 @@ class ChannelDependencies:
         axes = tuple(DependentAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
         numbers = tuple(DependentNumber(n["module"], n["name"], tuple(n["units"])) for n in data["numbers"])
-        return cls(axes, frozen, notes=tuple(data["notes"]), numbers=numbers)
+        norms = tuple(DependentNorm(**{**n, "units": tuple(n["units"])}) for n in data["norms"])
+        return cls(axes, frozen, notes=tuple(data["notes"]), numbers=numbers, norms=norms)
 
     @cached_property
     def unit_count(self) -> int:
@@ -107,8 +122,12 @@ class ChannelDependencies:
         """The dependency groups of the units that may be removed, in order of their first producer."""
         producers: dict[int, list[str]] = defaultdict(list)
         followers: dict[int, list[str]] = defaultdict(list)
+        holders: dict[int, list[str]] = defaultdict(list)
         for axis in self.axes:
-            if axis.axis == "out":
+            if axis.axis not in ("in", "out"):
+                for unit in set(axis.units):
+                    holders[unit].append(axis.module.rpartition(".")[0])
+            elif axis.axis == "out":
                 known = producers if axis.producer else followers
                 for unit in set(axis.units):
                     known[unit].append(axis.module)
@@ -117,12 +136,15 @@ class ChannelDependencies:
             if unit not in self.frozen and unit not in self.refuted and producers[unit]:
                 members[tuple(producers[unit])].append(unit)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
-        return [
-            DependencyGroup(
-                names, tuple(sorted({f for u in units for f in followers[u]}, key=order.__getitem__)), tuple(units)
+        out = []
+        for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]]):
+            along = sorted({f for u in units for f in followers[u]}, key=order.__getitem__)
+            out.append(
+                DependencyGroup(
+                    names, tuple(along), tuple(units), tuple(sorted({h for u in units for h in holders[u]}))
+                )
             )
-            for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]])
-        ]
+        return out
 
     def kept(self, removed: torch.Tensor) -> list[tuple[DependentAxis, torch.Tensor]]:
         """Every axis that loses something, with its bool vector of kept channels. `removed`: bool, one per unit."""
@@ -141,6 +163,11 @@ class ChannelDependencies:
             if gone:
                 out.append((number, len(number.units) - gone))
         return out
+
+    def rescaled(self, removed: torch.Tensor) -> list[tuple[DependentNorm, int]]:
+        """Every norm that loses channels, with how many are left. `removed` as in `kept`."""
+        left = [(norm, len(norm.units) - int(removed[list(norm.units)].sum())) for norm in self.norms]
+        return [(norm, count) for norm, count in left if count < len(norm.units)]
 
     @cached_property
     def _outputs(self) -> dict[str, DependentAxis]:

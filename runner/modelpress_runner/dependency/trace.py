@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelpress_runner.dependency.planes import Plane, resolved, rigid
+from modelpress_runner.dependency.sizes import NamedSize, Use
 from modelpress_runner.dependency.units import Units
 from modelpress_runner.runtime.graph import tensors_in
 
@@ -39,11 +39,17 @@ class Trace:
         self.units, self.axes = units, axes
         self._parameters = parameters
         self._planes: Any = WeakTensorKeyDictionary()
+        self._unsettled: Any = WeakTensorKeyDictionary()  # what to do once something uses a tensor
         self._modules: list[tuple[str, nn.Module]] = []
         self._rectangles: dict[bytes, torch.Tensor] = {}
         self.named: Collection[int] = ()  # dimensions of the view under way whose sizes are attributes
-        # Where views had such a size: its dimension, and the labels that change along it.
-        self.sizes: list[tuple[NamedSize, int, torch.Tensor | None]] = []
+        # Of the slice under way, by dimension: where it begins and ends, if one of both is computed from attributes.
+        self.ends: Mapping[int, tuple[int | None, int | None]] = {}
+        self.copies: Collection[int] = ()  # dimensions of the expansion under way that are as long as others need
+        self.uses: list[Use] = []
+        self.shapes: list[tuple[int, torch.Tensor]] = []  # of sizes that were read: the dimension, and its labels
+        self.norms: Mapping[int, Callable[[torch.Tensor, torch.Tensor], None]] = {}  # by id of the module: its rule
+        self._inside: list[nn.Module] = []  # such norms that run: their parts have no rules
         self.used: set[int] = set()  # ids of what operations have taken
 
     def planes(self, tensor: Any) -> list[Plane]:
@@ -57,7 +63,16 @@ class Trace:
 
     def carries(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor may have planes."""
-        return id(tensor) in self._parameters or tensor in self._planes
+        return id(tensor) in self._parameters or tensor in self._planes or tensor in self._unsettled
+
+    def postpone(self, tensor: torch.Tensor, rule: Callable[[torch.Tensor], None]) -> None:
+        """Applies `rule`, which gives the tensor its planes, only if something uses the tensor."""
+        self._unsettled[tensor] = rule
+
+    def settle(self, tensor: torch.Tensor) -> None:
+        """Applies what was postponed: the tensor is used."""
+        if tensor in self._unsettled:
+            self._unsettled.pop(tensor)(tensor)
 
     def put(self, tensor: torch.Tensor, planes: Sequence[Plane]) -> None:
         """Sets the planes of a tensor."""
@@ -68,6 +83,47 @@ class Trace:
                 self._rectangles.setdefault(_key(plane.labels), plane.labels)
         if kept and id(tensor) not in self._parameters:
             self._planes[tensor] = kept
+
+    def use(self, size: int, dim: int, labels: torch.Tensor | None, name: str) -> None:
+        """Remembers that dimension `dim` is as long as `size` says, if that is computed from attributes or shapes."""
+        if isinstance(size, NamedSize):
+            self.uses.append(Use(size, dim, labels, self.where(name)))
+
+    def read(self, tensor: torch.Tensor) -> torch.Size:
+        """The shape of a tensor; sizes of dimensions with channels know it."""
+        sizes = list(tensor.shape)
+        for plane in self.planes(tensor):
+            for dim in plane.varying:
+                if not isinstance(sizes[dim], NamedSize):
+                    sizes[dim] = NamedSize.read(sizes[dim], len(self.shapes))
+                    self.shapes.append((dim, plane.labels))
+        return torch.Size(sizes)
+
+    def same(self, size: NamedSize, tensor: torch.Tensor, dim: int) -> None:
+        """Ties a dimension to the one, of another tensor, whose size it is asked to have."""
+        if size.source is None:
+            return
+        reason = f"{self.where('view')} gives something of a fixed size their number"
+        place, labels = self.shapes[size.source]
+        mine = self.along(tensor, dim)
+        read, own = ([] if each is None else resolved([Plane(each)], self.units) for each in (labels, mine))
+        if not read or read[0].varying != [place]:
+            return
+        if own and own[0].varying != [dim]:
+            own = self.rigid(own, [d for d in own[0].varying if d != dim], reason)
+        other = own[0].labels.flatten() if own else torch.zeros(int(size), dtype=torch.long)
+        self.units.join(read[0].labels.flatten(), other, reason)
+
+    def along(self, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
+        """The labels that change along a dimension."""
+        return next((plane.labels for plane in self.planes(tensor) if dim in plane.varying), None)
+
+    def lines(self, tensor: torch.Tensor, dim: int, reason: str) -> torch.Tensor | None:
+        """The labels that change along a dimension alone; it is rigid to those that change along others too."""
+        for plane in self.planes(tensor):
+            if dim in plane.varying and len(plane.varying) > 1:
+                self.rigid([plane], [dim], reason)
+        return next((plane.labels for plane in self.planes(tensor) if plane.varying == [dim]), None)
 
     def freeze(self, planes: Sequence[Plane], reason: str) -> None:
         """Keeps every channel of these planes."""
@@ -106,6 +162,11 @@ class Trace:
         return text
 
     @property
+    def silent(self) -> bool:
+        """Whether what runs is part of something that has a rule as a whole."""
+        return bool(self._inside)
+
+    @property
     def module(self) -> tuple[str, nn.Module] | None:
         """The innermost module that runs, with its name."""
         return self._modules[-1] if self._modules else None
@@ -118,8 +179,15 @@ class Trace:
         def enter(module: nn.Module, args: Any) -> None:
             if id(module) in names:
                 self._modules.append((names[id(module)], module))
+            if id(module) in self.norms and args and isinstance(args[0], torch.Tensor):
+                self._inside.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if self._inside and self._inside[-1] is module:
+                self._inside.pop()
+                if isinstance(output, torch.Tensor):
+                    self.settle(args[0])
+                    self.norms[id(module)](args[0], output)
             if id(module) in names and self._modules:
                 self._modules.pop()
 
@@ -131,6 +199,7 @@ class Trace:
             first.remove()
             last.remove()
             self._modules.clear()
+            self._inside.clear()
 
 
 Rule = Callable[[Trace, str, Any, tuple[Any, ...], dict[str, Any], Any], None]
@@ -153,8 +222,10 @@ class LabelMode(TorchDispatchMode):
         given = tensors_in((args, kwargs))
         trace = self._trace
         trace.used.update(id(tensor) for tensor in given)
-        if not any(trace.carries(tensor) for tensor in given):
+        if trace.silent or (not trace.copies and not any(trace.carries(tensor) for tensor in given)):
             return out
+        for tensor in given:
+            trace.settle(tensor)
         if not isinstance(func, torch._ops.OpOverload):
             self._unknown(trace, str(func), func, args, kwargs, out)
             return out
@@ -167,64 +238,6 @@ class LabelMode(TorchDispatchMode):
             for tensor in given:
                 trace.freeze(trace.planes(tensor), f"{trace.where(name)} cannot be followed: {type(error).__name__}")
         return out
-
-
-class NamedSize(int):
-    """A whole number that knows which attribute of which module it is."""
-
-    module: str
-    name: str
-
-    @classmethod
-    def of(cls, value: int, module: str, name: str) -> NamedSize:
-        """The number with its name."""
-        size = cls(value)
-        size.module, size.name = module, name
-        return size
-
-
-class Calls(TorchFunctionMode):
-    """What shows only where Python calls torch.
-
-    - scaled_dot_product_attention divides by the root of a size that it reads itself: that size is rigid. Where it runs
-      as a kernel its rule knows that; where it is taken apart, nothing in its parts shows it.
-    - Sizes of a view that are attributes of a module: they can change with what is cut.
-    """
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
-        self._trace = trace
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
-            for tensor in [*args[:2], *(kwargs[key] for key in ("query", "key") if key in kwargs)]:
-                self._trace.rigid(self._trace.planes(tensor), [tensor.dim() - 1], self._trace.where("attention"))
-        named = _named_sizes(func, args, kwargs)
-        if not named:
-            return func(*args, **kwargs)
-        self._trace.named = named.keys()
-        try:
-            out = func(*args, **kwargs)
-        finally:
-            self._trace.named = ()
-        for dim, size in named.items():
-            planes = [plane for plane in self._trace.planes(out) if dim in plane.varying]
-            self._trace.sizes.append((size, dim, planes[0].labels if planes else None))
-        return out
-
-
-def _named_sizes(func: Any, args: Any, kwargs: Any) -> dict[int, NamedSize]:
-    """The named ones of the sizes that a view is asked for, by dimension of the result."""
-    name = getattr(func, "__name__", "")
-    if name not in ("view", "reshape", "unflatten") or not args or not isinstance(args[0], torch.Tensor):
-        return {}
-    given = [*args[1:], *kwargs.values()]
-    first = 0
-    if name == "unflatten":
-        first, given = given[0] % args[0].dim() if isinstance(given[0], int) else 0, given[1:]
-    sizes = given[0] if given and isinstance(given[0], tuple | list) else given
-    return {first + d: size for d, size in enumerate(sizes) if isinstance(size, NamedSize)}
 
 
 def _key(labels: torch.Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -16,7 +17,11 @@ from modelpress_runner.errors import InvalidModelError
 @register
 @dataclass(frozen=True)
 class Attribute(Edit):
-    """A whole number that a module has as an attribute, `num_heads` for one, becomes a smaller one."""
+    """A whole number that a module has as an attribute, `num_heads` for one, becomes a smaller one.
+
+    In "config.num_heads" it is one of an object that the module holds; the module gets a copy of that, because others
+    may hold the same.
+    """
 
     kind: ClassVar[str] = "attribute"
 
@@ -30,13 +35,21 @@ class Attribute(Edit):
             own = vars(model.get_submodule(self.module))
         except AttributeError:
             own = {}
-        known = own.get(self.name)
+        holder, _, name = self.name.rpartition(".")
+        if holder:
+            held = copy.copy(own.get(holder))
+            inside = vars(held) if hasattr(held, "__dict__") else {}
+        else:
+            inside = own
+        known = inside.get(name)
         if type(known) is not int or known < self.value:
             raise InvalidModelError(
                 f"'{self.module}' has no number '{self.name}' of {self.value} or more; the model is not the one that "
                 "was shrunk"
             )
-        own[self.name] = self.value
+        inside[name] = self.value
+        if holder:
+            own[holder] = held
 
     def to_plain(self) -> dict[str, Any]:
         """{"module", "name", "value"}"""

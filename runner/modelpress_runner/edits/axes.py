@@ -6,22 +6,26 @@ exactly the entries that a shrink removes.
 A module has an axis "out" (channels it gives) and, if they differ, "in" (channels it takes). Channel i of an axis with
 g groups of p channels is slice [i // p, i % p] of a view of each tensor. Layouts of these views, for a tensor t:
   rows: channels are rows of t, (g*p, ...).           cols: columns, t being (g*r, p, ...) with r rows for each group.
-  flat: t has one axis of more than one entry.
+  flat: t has one axis of more than one entry.        dimN: channels are dimension N of t.
+Plain parameters of modules that are not known here have an axis "dimN" for each of their dimensions.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from modelpress_runner.edits.attention import PrunedMultiheadAttention, cut_heads
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import CompressionError
 
 CONV = nn.modules.conv._ConvNd
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
+DIMENSION = re.compile(r"dim(\d)")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class AxisView:
         layout = self.tensors[name]
         if layout == "flat":
             return tensor.view(1, -1)
+        if layout.startswith("dim"):
+            return tensor.movedim(int(layout[3:]), 0).unsqueeze(0)
         grouped: torch.Tensor = tensor.unflatten(0, (self.groups, -1))
         return grouped if layout == "rows" else grouped.transpose(1, 2)
 
@@ -51,6 +57,11 @@ class AxisView:
         mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
         self.view(name, mask)[~kept.to(tensor.device).view(self.groups, -1)] = False
         return mask
+
+    @property
+    def main(self) -> str:
+        """The tensor that scores a channel, of several the weight."""
+        return next(iter(self.tensors))
 
     @property
     def parameters(self) -> list[str]:
@@ -84,6 +95,14 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
     elif isinstance(module, nn.Linear):
         size = module.out_features if axis == "out" else module.in_features
         tensors = {"weight": "rows", "bias": "rows"} if axis == "out" else {"weight": "cols"}
+    elif isinstance(module, nn.MultiheadAttention):
+        size, tensors = _attention_axis(module, name, axis)
+    elif is_conv1d(module):
+        size = module.get_parameter("weight").shape[1 if axis == "out" else 0]
+        tensors = {"weight": "cols", "bias": "rows"} if axis == "out" else {"weight": "rows"}
+    elif isinstance(module, nn.RNNBase) and axis == "in":
+        size = module.input_size
+        tensors = {each: "cols" for each in ("weight_ih_l0", "weight_ih_l0_reverse") if hasattr(module, each)}
     elif axis == "in":
         raise CompressionError(f"'{name}' ({type(module).__name__}) has no input channels of its own")
     elif isinstance(module, BATCH_NORM | INSTANCE_NORM):
@@ -92,7 +111,7 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
     elif isinstance(module, nn.GroupNorm):
         size, groups = module.num_channels, module.num_groups
         tensors = {"weight": "rows", "bias": "rows"}
-    elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1:
         size = module.normalized_shape[0]
         tensors = {"weight": "rows", "bias": "rows"}
     elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
@@ -105,6 +124,27 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
         _check_plain(module, name, tensor)
     present = {t: layout for t, layout in tensors.items() if getattr(module, t, None) is not None}
     return AxisView(module, axis, size, groups, present)
+
+
+def _attention_axis(module: nn.MultiheadAttention, name: str, axis: str) -> tuple[int, dict[str, str]]:
+    """Its rows of queries, keys and values, one after the other ("out"), or what each of them is made of ("in")."""
+    weight = module.in_proj_weight
+    if weight is None:
+        raise CompressionError(f"'{name}' (MultiheadAttention) takes keys and values of other widths than its own")
+    if module.bias_k is not None:
+        raise CompressionError(f"'{name}' (MultiheadAttention) adds a bias to the sequence of keys and values")
+    if type(module).forward not in (nn.MultiheadAttention.forward, PrunedMultiheadAttention.forward):
+        raise CompressionError(f"'{name}' ({type(module).__name__}) has a forward of its own")
+    if axis == "in":
+        return weight.shape[1], {"in_proj_weight": "cols"}
+    return weight.shape[0], {"in_proj_weight": "rows", "in_proj_bias": "rows"}
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D: a linear layer whose weight is (inputs, outputs)."""
+    return any(
+        f"{cls.__module__}.{cls.__name__}" == "transformers.pytorch_utils.Conv1D" for cls in type(module).__mro__
+    )
 
 
 def shrink(view: AxisView, kept: torch.Tensor) -> None:
@@ -139,6 +179,9 @@ def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> 
     rows = tensor.shape[0] // view.groups if layout == "cols" else 0
     if layout == "flat":
         shape = tuple(width if size == view.size and size > 1 else size for size in tensor.shape)
+    elif layout.startswith("dim"):
+        dim = int(layout[3:])
+        shape = (*tensor.shape[:dim], width, *tensor.shape[dim + 1 :])
     elif layout == "rows":
         shape = (groups * width, *tensor.shape[1:])
     else:
@@ -178,12 +221,20 @@ def _patch(owner: nn.Module, axis: str, groups: int, size: int) -> None:
         owner.num_features = size
     elif isinstance(owner, nn.GroupNorm):
         owner.num_channels, owner.num_groups = size, groups
-    elif isinstance(owner, nn.LayerNorm):
+    elif isinstance(owner, nn.LayerNorm | nn.RMSNorm):
         owner.normalized_shape = (size,)
     elif isinstance(owner, nn.PReLU):
         owner.num_parameters = size
     elif isinstance(owner, nn.Embedding):
         owner.embedding_dim = size
+    elif isinstance(owner, nn.MultiheadAttention):
+        cut_heads(owner)
+        if axis == "in":
+            owner.embed_dim = owner.kdim = owner.vdim = size
+    elif is_conv1d(owner):
+        setattr(owner, "nf" if axis == "out" else "nx", size)
+    elif isinstance(owner, nn.RNNBase) and axis == "in":
+        owner.input_size = size
 
 
 def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
@@ -192,10 +243,20 @@ def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
     parameter = owner._parameters.get(attribute) if owner is not None else None
     if owner is None or parameter is None:
         raise CompressionError(f"the model has no module or parameter '{name}'")
+    if (match := DIMENSION.fullmatch(axis)) is not None:
+        dim = int(match[1])
+        if dim >= parameter.dim():
+            raise CompressionError(f"the parameter '{name}' of shape {tuple(parameter.shape)} has no dimension {dim}")
+        return parameter_axis(owner, attribute, dim)
     wide = [size for size in parameter.shape if size > 1]
     if len(wide) != 1 or axis != "out":
         raise CompressionError(f"the parameter '{name}' of shape {tuple(parameter.shape)} has no single channel axis")
     return AxisView(owner, axis, wide[0], 1, {attribute: "flat"})
+
+
+def parameter_axis(owner: nn.Module, attribute: str, dim: int) -> AxisView:
+    """The axis of one dimension of a plain parameter."""
+    return AxisView(owner, f"dim{dim}", getattr(owner, attribute).shape[dim], 1, {attribute: f"dim{dim}"})
 
 
 def _check_plain(module: nn.Module, name: str, tensor: str) -> None:

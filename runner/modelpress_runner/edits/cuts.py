@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from modelpress_runner.edits.axes import axis_of, shrink
+from modelpress_runner.edits.attention import PrunedMultiheadAttention, keep_from_nested
+from modelpress_runner.edits.axes import DIMENSION, axis_of, shrink
 from modelpress_runner.edits.axes import cut as cut_tensor
 from modelpress_runner.edits.base import Edit, register
 from modelpress_runner.edits.masks import Masks
@@ -22,8 +23,8 @@ from modelpress_runner.errors import CompressionError, InvalidModelError
 class Cut(Edit):
     """One shrunk axis: `kept` are the indices of the module's parameters along it that stay, ascending.
 
-    axis "out" is what the module gives (output channels of a convolution, features of a norm), "in" what it takes.
-    Kept values are copied bit by bit.
+    axis "out" is what the module gives (output channels of a convolution, features of a norm), "in" what it takes;
+    of a plain parameter "dimN" is its dimension N. Kept values are copied bit by bit.
     """
 
     kind: ClassVar[str] = "cut"
@@ -46,6 +47,8 @@ class Cut(Edit):
             for name in tensors.keys() & view.tensors.keys():
                 tensors[name] = cut_tensor(view, name, tensors[name], kept)
             shrink(view, kept)
+            if isinstance(view.owner, PrunedMultiheadAttention):
+                keep_from_nested(model, view.owner)
         except CompressionError as error:
             raise InvalidModelError(f"{error}; the model is not the one that was shrunk") from error
 
@@ -59,13 +62,14 @@ class Cut(Edit):
         module, axis, kept = plain.get("module"), plain.get("axis"), plain.get("kept")
         if (
             not isinstance(module, str)
-            or axis not in ("in", "out")
+            or not isinstance(axis, str)
+            or not (axis in ("in", "out") or DIMENSION.fullmatch(axis))
             or not isinstance(kept, list)
             or not kept
             or not all(type(index) is int and index >= 0 for index in kept)
             or not all(a < b for a, b in itertools.pairwise(kept))
         ):
-            raise ValueError("it needs module, axis (in, out) and kept (ascending numbers)")
+            raise ValueError("it needs module, axis (in, out, dimN) and kept (ascending numbers)")
         return cls(module, axis, tuple(kept))
 
     def _owner(self, model: nn.Module) -> str:

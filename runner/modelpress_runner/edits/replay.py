@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 import modelpress_runner.edits.attributes
-import modelpress_runner.edits.cuts  # noqa: F401 - both make their kinds known
+import modelpress_runner.edits.cuts
+import modelpress_runner.edits.rescale  # noqa: F401 - all make their kinds known
 from modelpress_runner.edits.base import Edit, edit_kind
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError

@@ -186,6 +186,7 @@ class _RecipeRun:
             teacher=subject.teacher,
             measures=measures,
             target_device=target_device,
+            goal=goal,
         )
         if self._evaluator is not None and self._evaluator.can_evaluate:
             self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,7 @@ def steps(prune: Prune, index: int, stage: PruneStage | None = None) -> Steps:
         out.append(Training("train before round 1", epochs=train.epochs, max_steps=train.max_steps))
     for number in range(1, rounds + 1):
         label = "prune" if rounds == 1 else f"prune round {number} of {rounds}"
-        out.append(Transform(label, functools.partial(_round, stage, number)))
+        out.append(Transform(label, functools.partial(prune_once, stage, number)))
         if rewind is not None:
             out.append(Transform(f"rewind after {label}", rewind.rewind))
         if train is not None:
@@ -105,10 +105,19 @@ def steps(prune: Prune, index: int, stage: PruneStage | None = None) -> Steps:
     return Steps([*out, *stage.shrinking], rewind)
 
 
-def _round(stage: PruneStage, number: int, context: StageContext) -> None:
+def prune_once(
+    stage: PruneStage,
+    number: int,
+    context: StageContext,
+    scores: Scores | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> None:
+    """One round of the stage, and what is reconstructed behind it; arguments as PruneStage.round has them."""
     kind = stage.prune.reconstruct
     before = {} if kind == "none" else parameters(context.model)
-    context.report(stage.round(context, number, stage.solve(context)))
+    if scores is None:
+        scores = stage.solve(context)
+    context.report(stage.round(context, number, scores, shares=shares))
     if kind != "none":
         context.report(Reconstruction(context, before, f"{stage.path}.reconstruct").run(kind))
 
@@ -134,9 +143,15 @@ class PruneKind(StageKind[Prune]):
         return steps(block, index)
 
     def procedure(self, block: Prune, index: int) -> Procedure:
-        """The steps, with the weights that a rewind goes back to, and the shares that a budget was solved to."""
+        """The steps, with the weights that a rewind goes back to, or with a search in the place of its one round; and
+        the shares that a budget was solved to."""
         stage = PruneStage(block, index, f"spec.stages[{index}].prune")
         found = steps(block, index, stage)
+        if block.search is not None:
+            from modelpress_runner.stages.prune_search import Searching
+
+            train = [step for step in found if isinstance(step, Training)]
+            return Searching(stage, block.search, [*train, *stage.shrinking])
         procedure = StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
         return procedure if block.budget is None else Budgeted(procedure, stage)
 
@@ -230,16 +245,28 @@ class PruneStage:
 
         return ADMM(block.strength, list(choices), last, project, block.frequency or PROJECTION)
 
+    def ranked(self, context: StageContext) -> tuple[Selection, Scores]:
+        """The selection, and the scores of data-driven methods, as they are before the first round."""
+        selection = self.select(context.model)
+        return selection, collect(context, selection, self.scoring_steps, (self.index, 1), self.path)
+
+    def coupling(self, context: StageContext, selection: Selection) -> ChannelDependencies | None:
+        """Which channels go together; None: every module is pruned alone."""
+        return self.sound(context, selection) if self.couples else None
+
     def outcome(
         self,
         context: StageContext,
         number: int,
         scores: Scores | None = None,
         earlier: Sequence[PruneStage] = (),
+        shares: Mapping[str, float] | None = None,
     ) -> RoundOutcome:
         """As `round`, but nothing is pruned."""
         selection = self.select(context.model)
-        dependencies = self.sound(context, selection) if self.couples else None
+        dependencies = self.coupling(context, selection)
+        if shares is not None:
+            selection = with_shares(selection, shares)
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         leaving: Masks = {}
@@ -275,13 +302,15 @@ class PruneStage:
         number: int,
         scores: Scores | None = None,
         earlier: Sequence[PruneStage] = (),
+        shares: Mapping[str, float] | None = None,
     ) -> str:
         """Scores and masks of one round; the masked weights are zero at once. What went is said in a line.
 
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
+        `shares` are sparsities of modules by name, in place of those that the block asks for; of others nothing goes.
         """
-        outcome = self.outcome(context, number, scores, earlier)
+        outcome = self.outcome(context, number, scores, earlier, shares)
         self.units = outcome.units
         context.masks = ranks.broadcast_tensors(outcome.masks)
         apply_masks(context.model, context.masks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +46,10 @@ class Solved:
     limit: float
 
 
-def with_shares(selection: Selection, shares: Shares) -> Selection:
-    """The selection with these sparsities, each layer or group by itself."""
+def with_shares(selection: Selection, shares: Mapping[str, float]) -> Selection:
+    """The selection with these sparsities, each layer or group by itself; of others nothing goes."""
     choices = {
-        name: replace(choice, sparsity=shares[name], scope="local", threshold=None, group=None)
+        name: replace(choice, sparsity=shares.get(name, 0.0), scope="local", threshold=None, group=None)
         for name, choice in selection.choices.items()
     }
     return replace(selection, choices=choices)

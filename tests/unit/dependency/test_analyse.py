@@ -10,14 +10,13 @@ from typing import Any
 import prune_zoo
 import pytest
 import torch
-from random_nets import Attention, Halves, random_net
+from random_nets import Attention, Halves, random_net, removal
 from torch import nn
 from torch.nn import functional as F
 
 from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove_structure
-from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.errors import CompressionError
 
 IMAGE = torch.zeros(2, 3, 4, 4)
@@ -265,25 +264,16 @@ def followed(model: nn.Module) -> ChannelDependencies:
 
 def check_removal(model: nn.Module, found: ChannelDependencies, seed: int, dummy: torch.Tensor = IMAGE) -> bool:
     """Proves that a random part of every group's units may go; False: there is none."""
-    dice = torch.Generator().manual_seed(seed)
-    removed = torch.zeros(found.unit_count, dtype=torch.bool)
-    for group in found.groups:
-        size = len(group.units)
-        if size > 1:
-            count = int(torch.randint(1, size, (1,), generator=dice))
-            removed[torch.tensor(group.units)[torch.randperm(size, generator=dice)[:count]]] = True
-    if not bool(removed.any()):
+    edits = removal(found, seed)
+    if not edits:
         return False
-    cuts = [
-        Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist())) for axis, kept in found.kept(removed)
-    ]
-    prove_structure(model, cuts, dummy, draws=1)
+    prove_structure(model, edits, dummy, draws=1)
     return True
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_what_may_go_of_random_models_is_proven(part: int) -> None:
-    """A refusal by the proof is an error of a rule, and so is a rule that raises. Up to thirty operations of forty
+    """A refusal by the proof is an error of a rule, and so is a rule that raises. Up to thirty operations of fifty
     kinds."""
     proven = sum(
         check_removal(model, followed(model), seed)

@@ -197,7 +197,10 @@ def attention(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs:
                 real = [d for d in heads if tensor.shape[d] > 1 and tensor.stride(d)]
                 meet(planes, partners, real, trace.units, reason)
     found = [Plane(plane.labels) for _, planes in members[:2] for plane in planes]
-    trace.put(result, [*found, *members[2][1], *alone])
+    mixed = [*found, *members[2][1]]
+    if any(set(plane.varying) & set(heads) for plane in mixed):
+        alone = trace.rigid(alone, [last], f"{where} has several heads of that width")
+    trace.put(result, [*mixed, *alone])
 
 
 def _repeated(planes: list[Plane], tensor: torch.Tensor, query: torch.Tensor) -> list[Plane]:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from modelpress_runner.dependency.planes import Plane, meet
 from modelpress_runner.dependency.rules.arguments import argument
 from modelpress_runner.dependency.rules.pointwise import unknown
+from modelpress_runner.dependency.sizes import is_attribute
 from modelpress_runner.dependency.trace import Trace
 from modelpress_runner.runtime.graph import map_tensors, tensors_in
 
@@ -38,8 +40,29 @@ def moved(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dic
         left_open = list(args[1]).index(-1)
         parts = [d for d in _parts(source.shape, results[0].shape, left_open) if d not in trace.named]
         planes[0] = trace.rigid(planes[0], parts, f"{trace.where(name)} parts them by number")
+    if name == "expand" and trace.copies:
+        copies = _copied(trace, source, results[0])
+        if copies:  # its width stays, so that heads can go
+            planes[0] = trace.rigid(
+                planes[0], range(results[0].dim()), f"{trace.where(name)} makes several heads of it"
+            )
+        planes[0] += copies
     for result, mine in zip(results, planes, strict=True):
         trace.put(result, mine)
+
+
+def _copied(trace: Trace, source: torch.Tensor, result: torch.Tensor) -> list[Plane]:
+    """Labels of the copies of an only head of keys or values, each of which goes with the head of queries it serves."""
+    missing = result.dim() - source.dim()
+    found = []
+    for dim in trace.copies:
+        only = dim < missing or source.shape[dim - missing] == 1
+        heads = any(dim - missing - 1 in plane.varying for plane in trace.planes(source))
+        if only and not heads and result.shape[dim] > 1:
+            shape = [1] * result.dim()
+            shape[dim] = result.shape[dim]
+            found.append(Plane(trace.units.atoms(result.shape[dim]).reshape(shape)))
+    return found
 
 
 def _parts(old: Sequence[int], new: Sequence[int], left_open: int) -> list[int]:
@@ -87,9 +110,29 @@ def sliced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: di
     length = result.shape[dim]
     start = (argument(func, args, kwargs, "start", 0) or 0) % max(size, 1)
     reason = f"{trace.where(name)} takes some of them by number"
+    if dim in trace.ends:
+        _between(trace, source, dim, *trace.ends[dim], reason)
+        moved(trace, name, func, args, kwargs, out)
+        return
     equal = argument(func, args, kwargs, "step", 1) == 1 and length and size % length == 0 and start % length == 0
     _part(trace, source, dim, size // length if equal else None, reason)
     moved(trace, name, func, args, kwargs, out)
+
+
+def _between(trace: Trace, source: torch.Tensor, dim: int, start: int | None, stop: int | None, reason: str) -> None:
+    """A part whose ends are computed from attributes: what is before each of them goes on to be as long as they say."""
+    first = start or 0
+    spans = [(0, start), (0, stop), (first, stop)]
+    lines = trace.lines(source, dim, reason)
+    for begin, end in spans:
+        if end is None:
+            continue
+        size = end - begin
+        labels = None if lines is None else lines.narrow(dim, begin, min(size, lines.shape[dim] - begin))
+        if is_attribute(size):
+            trace.use(size, dim, labels, "slice")
+        elif labels is not None and size:
+            trace.units.freeze(labels, reason)
 
 
 def split(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -97,9 +140,15 @@ def split(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dic
     source = args[0]
     dim = argument(func, args, kwargs, "dim", 0) % source.dim()
     parts = tensors_in(out)
-    if len(parts) > 1:
-        equal = len({part.shape[dim] for part in parts}) == 1
-        _part(trace, source, dim, len(parts) if equal else None, f"{trace.where(name)} parts them by number")
+    if dim in trace.ends:
+        trace.lines(source, dim, f"{trace.where(name)} parts them by number")
+    elif len(parts) > 1:
+        sizes = {part.shape[dim] for part in parts}
+        module = trace.module
+        if module is not None and isinstance(module[1], nn.MultiheadAttention):
+            sizes = {math.gcd(*sizes)}  # [E, 2 E]: rows of queries; of keys and values
+        equal = source.shape[dim] // min(sizes) if len(sizes) == 1 else None
+        _part(trace, source, dim, equal, f"{trace.where(name)} parts them by number")
     moved(trace, name, func, args, kwargs, out)
 
 
@@ -159,7 +208,7 @@ def joined(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: di
     """Tensors side by side along an axis, an old one or a new one."""
     result = tensors_in(out)[0]
     dim = argument(func, args, kwargs, "dim", 0) % result.dim()
-    parts = [part for part in args[0] if name == "stack" or not (part.dim() == 1 and part.numel() == 0)]
+    parts = [part for part in args[0] if name == "stack" or part.numel()]
     each = [trace.planes(part) for part in parts]
     if name == "stack":
         each = [[Plane(plane.labels.unsqueeze(dim), plane.zero) for plane in planes] for planes in each]

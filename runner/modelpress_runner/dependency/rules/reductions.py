@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
-from modelpress_runner.dependency.planes import Plane, tied
+from modelpress_runner.dependency.norms import RootMeanSquare
+from modelpress_runner.dependency.planes import Plane, resolved, tied
 from modelpress_runner.dependency.rules.arguments import argument
 from modelpress_runner.dependency.trace import Trace
 from modelpress_runner.runtime.graph import tensors_in
@@ -17,24 +19,37 @@ _ZERO_OF_ZEROS = frozenset(
 
 
 def reduced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Reductions: what they run over is rigid, but a sum over what is zero."""
+    """Reductions: what they run over is rigid, but a sum over what is zero.
+
+    A mean that nothing uses holds nothing: nn.MultiheadAttention averages its heads' weights for whoever may want them.
+    """
     source = args[0]
     dims = _dims(func, args, kwargs, source)
     planes = trace.planes(source)
     reason = f"{trace.where(name)} runs over them"
     if name == "sum":
         planes = [plane for plane in planes if not (plane.zero and set(plane.varying) <= set(dims))]
-    planes = trace.rigid(planes, dims, reason)
-    for result in tensors_in(out):
-        if result.dim() == source.dim():
-            trace.put(result, [Plane(p.labels, p.zero and name in _ZERO_OF_ZEROS) for p in planes])
-        elif result.dim() == source.dim() - len(dims):
-            kept = [d for d in range(source.dim()) if d not in dims]
-            trace.put(
-                result, [Plane(p.labels.permute(*kept, *dims).flatten(len(kept))[..., 0], p.zero) for p in planes]
-            )
-        elif planes and result.dim() > 0:
-            trace.freeze(planes, reason)
+    results = tensors_in(out)
+    if name == "mean" and any(set(plane.varying) & set(dims) for plane in planes):
+        trace.postpone(results[0], lambda result: _reduce(trace, name, planes, dims, result, reason))
+        return
+    for result in results:
+        _reduce(trace, name, planes, dims, result, reason)
+
+
+def _reduce(trace: Trace, name: str, planes: list[Plane], dims: list[int], result: torch.Tensor, reason: str) -> None:
+    planes = trace.rigid(resolved(planes, trace.units), dims, reason)
+    found = []
+    for plane in planes:
+        size = plane.labels.dim()
+        if result.dim() == size:
+            found.append(Plane(plane.labels, plane.zero and name in _ZERO_OF_ZEROS))
+        elif result.dim() == size - len(dims):
+            kept = [d for d in range(size) if d not in dims]
+            found.append(Plane(plane.labels.permute(*kept, *dims).flatten(len(kept))[..., 0], plane.zero))
+        elif result.dim() > 0:
+            trace.freeze([plane], reason)
+    trace.put(result, found)
 
 
 def _dims(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: torch.Tensor) -> list[int]:
@@ -76,6 +91,29 @@ def layer_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs
     for weight in tensors_in(args[2:4]):
         trace.freeze(trace.planes(weight), reason)
     trace.put(tensors_in(out)[0], [Plane(plane.labels) for plane in given])
+
+
+def norm(trace: Trace, module: nn.Module, form: RootMeanSquare, source: torch.Tensor, result: torch.Tensor) -> None:
+    """A norm by the root of a mean of squares as a whole: channels that are zero may leave it."""
+    reason = f"{trace.where('norm')} meets them with something of a fixed size"
+    last = source.dim() - 1
+    weight = module._parameters[form.parameter]
+    assert weight is not None
+    found = []
+    for plane in trace.planes(source):
+        if plane.varying != [last] or not plane.zero:
+            found += trace.rigid(
+                [plane], [last], f"{trace.where('norm')} takes their squares where they need not be zero"
+            )
+        else:
+            found.append(plane)
+    shape = [1] * last + [weight.numel()]
+    own = [Plane(plane.labels.reshape(shape)) for plane in trace.planes(weight)]
+    along = [plane for plane in found if last in plane.varying]
+    across = [plane for plane in found if last not in plane.varying]
+    trace.put(
+        result, [Plane(p.labels, True) for p in tied((along, [last]), (own, [last]), trace.units, reason)] + across
+    )
 
 
 def batch_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

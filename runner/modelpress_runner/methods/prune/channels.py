@@ -10,12 +10,16 @@ from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
 
+# Types besides a row's whose output channels can be scored by their weights: transformers' linear layer, the rows of
+# queries, keys and values that nn.MultiheadAttention has in one weight, and embeddings, where
+# residual streams begin.
+OTHER_TYPES = ("Conv1D", "MultiheadAttention", "Embedding")
 BLOCK = 1 << 22  # entries that are in float64 at a time, but for channels that have more
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
-    """module.weight; selection has seen to it that there is one."""
-    return cast(nn.Parameter, module.weight)
+    """The weight that scores a module; selection has seen to it that there is one."""
+    return cast(nn.Parameter, module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight)
 
 
 def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -28,7 +32,8 @@ def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]
 
 def channel_rows(module: nn.Module) -> torch.Tensor:
     """The weights of each output channel, without the bias, (channels, weights of one), in the weight's own type."""
-    return module_axis(module, type(module).__name__, "out").rows("weight", weight_of(module).detach())
+    axis = module_axis(module, type(module).__name__, "out")
+    return axis.rows(axis.main, weight_of(module).detach())
 
 
 def in_blocks(reduce: Callable[..., torch.Tensor], *matrices: torch.Tensor) -> torch.Tensor:

@@ -426,7 +426,7 @@ def prunable(dependencies: ChannelDependencies, selection: Selection) -> list[tu
 
 
 def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: frozenset[str]) -> str | None:
-    barred = [name for name in (*group.producers, *group.followers) if name in excluded]
+    barred = [name for name in (*group.producers, *group.followers, *group.holders) if name in excluded]
     missing = [name for name in group.producers if name not in choices]
     if any(name in choices and method(choices[name].algorithm).takes_followers for name in group.followers):
         missing = []
@@ -455,10 +455,10 @@ def _list(names: list[str]) -> str:
 
 def _weight_gone(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """Bool (channels,): those whose weights are all masked already."""
-    mask = tensors.get("weight")
+    mask = tensors.get(view.main)
     if mask is None:
         return torch.zeros(view.size, dtype=torch.bool)
-    return (view.rows("weight", mask) == 0).all(dim=1).cpu()
+    return (view.rows(view.main, mask) == 0).all(dim=1).cpu()
 
 
 def _cover(masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.methods.prune.channels import by_channel
+from modelpress_runner.methods.prune.channels import OTHER_TYPES, by_channel
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -13,6 +13,7 @@ class L1(PruneMethod):
     """Score of a channel: the sum of |w| over its weights."""
 
     name = "l1"
+    extra_op_types = OTHER_TYPES
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
-from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.channels import OTHER_TYPES, weight_of
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -14,6 +14,7 @@ class Random(PruneMethod):
     """Score of a channel: a uniform draw from [0, 1)."""
 
     name = "random"
+    extra_op_types = OTHER_TYPES
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
