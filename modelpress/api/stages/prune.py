@@ -26,6 +26,7 @@ class PruneRules(StageRules[Prune]):
         """Entries, schedules and algorithms that do not go together."""
         yield from _prune_problems(block, path)
         yield from _sparsify_problems(block, path)
+        yield from _search_problems(block, path)
         if block.schedule.rewind_to is not None and block.schedule.train is None:
             message = "there is no training that weights could go back from"
             yield Problem(f"{path}.schedule.rewindTo", message, "add train to the schedule, or remove it")
@@ -38,6 +39,12 @@ class PruneRules(StageRules[Prune]):
         if block.schedule.train is not None:
             message = "the training that it goes along with has no rounds, so there is nothing to train between them"
             yield Problem(f"{path}.schedule.train", message, "remove it")
+        if block.budget is not None:
+            message = "a budget is solved before the first round, and here pruning goes by steps"
+            yield Problem(f"{path}.budget", message, "give sparsities, or prune in a stage of its own")
+        if block.search is not None:
+            message = "the training that it goes along with changes the weights that a search would put back"
+            yield Problem(f"{path}.search", message, "remove it, or prune in a stage of its own")
         for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
             if block.sparsify is not None and getattr(block.sparsify, name) is not None:
                 message = "the training that it goes along with says how long; the term lasts until the schedule ends"
@@ -72,6 +79,10 @@ class PruneRules(StageRules[Prune]):
         recovered = f" and reconstructed ({after})" if after != "none" else ""
         amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
         patterns = dict.fromkeys(entry.get("pattern", block.get("pattern")) for entry in block.get("configList", []))
+        if budget := block.get("budget"):
+            share = budget.get("maxRatio")
+            amount = f" to {'' if share is None else f'{share:.0%} of its '}{budget['metric']}"
+            amount += f" {budget['max']:g}" if share is None else ""
         if listed := [pattern for pattern in patterns if pattern]:
             amount += f" in blocks of {in_words(listed)}"
         return f"pruned with {block.get('algorithm', 'l1')}{amount}{recovered}"
@@ -89,7 +100,7 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     for index, entry in entries:
         where = f"{path}.configList[{index}]"
         if not any(_says_how_much(other) for _, other in entries if _may_overlap(entry, other)) and (
-            not _says_how_much(prune)
+            not _says_how_much(prune) and prune.budget is None
         ):
             yield Problem(f"{where}.sparsity", "nothing says how much to prune", "add sparsity here or to prune")
         yield from _amount_problems(prune, entry, where, path)
@@ -103,6 +114,11 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
     units = any(_removes_units(prune, entry) for _, entry in entries)
     others = in_words(row.name for row in known if row.structured)
+    if prune.reconstruct != "none" and prune.schedule.rewind_to is not None:
+        message = "weights are put back behind each round, so nothing that comes back would stay"
+        yield Problem(f"{path}.reconstruct", message, "remove it, or rewindTo")
+    if prune.budget is not None:
+        yield from _budget_problems(prune, entries, path)
     if prune.reconstruct == "leastSquares" and not units:
         message = f"it refits layers that lost whole inputs, and {listed} removes single weights"
         yield Problem(f"{path}.reconstruct", message, "write bias or auto")
@@ -112,6 +128,66 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     if prune.round_to is not None and not units:
         message = f"{listed} removes single weights, so there are no channels to count"
         yield Problem(f"{path}.roundTo", message, f"remove it, or use {others}")
+
+
+def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path: str) -> Iterator[Problem]:
+    """A budget is what says how much goes, and only what is cut away costs less."""
+    blocks: list[tuple[ConfigEntry | Prune, str]] = [(prune, path)]
+    blocks += [(entry, f"{path}.configList[{index}]") for index, entry in entries]
+    for block, where in blocks:
+        for name, alias in (("sparsity", "sparsity"), ("sparsity_threshold", "sparsityThreshold")):
+            if getattr(block, name) is not None:
+                message = "the budget says how much goes"
+                yield Problem(f"{where}.{alias}", message, "remove it, or the budget; maxSparsity bounds a layer")
+        if block.schedule is not None and block.schedule.initial_sparsity > 0:
+            message = "the budget says how much goes, so a round cannot begin with a sparsity"
+            yield Problem(f"{where}.schedule.initialSparsity", message, "remove it")
+    for index, entry in entries:
+        row = _row(prune, entry)
+        if not _removes_units(prune, entry) or row.threshold is not None:
+            why = "says itself what goes" if row.threshold is not None else "removes single weights"
+            message = f"{row.name} {why}, and a budget is met by channels that are cut away"
+            others = in_words(other.name for other in algorithms.algorithms("prune") if other.structured)
+            place = path if entry.algorithm is None else f"{path}.configList[{index}]"
+            yield Problem(f"{place}.algorithm", message, f"use {others}")
+    if prune.sparsify is not None and prune.sparsify.penalty == "admm":
+        message = "admm projects to sparsities, and the budget's are not known before"
+        yield Problem(f"{path}.sparsify.penalty", message, "take another penalty, or give sparsities")
+    if prune.search is not None:
+        yield Problem(
+            f"{path}.search", "it shares out a sparsity, and the budget shares out itself", "remove one of both"
+        )
+    if not prune.shrink:
+        yield Problem(f"{path}.shrink", "masks alone cost what they cost before", "remove it, or give sparsities")
+
+
+def _search_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    if prune.search is None:
+        return
+    if prune.schedule.rounds != 1 or prune.schedule.rewind_to is not None:
+        name = "rounds" if prune.schedule.rounds != 1 else "rewindTo"
+        message = "a search tries whole sparsities, so there is one round"
+        yield Problem(f"{path}.schedule.{name}", message, "remove it, or put a stage with a schedule behind this one")
+    if prune.sparsify is not None:
+        message = "what is driven towards zero is what the sparsity would take, and the search takes something else"
+        yield Problem(f"{path}.sparsify", message, "remove it, or the search")
+    if prune.scope == "global":
+        message = "a global ranking shares out the sparsity itself, and here the search does"
+        yield Problem(f"{path}.scope", message, "remove it, or the search")
+    for index, entry in enumerate(prune.config_list):
+        if entry.exclude:
+            continue
+        threshold = entry.sparsity_threshold
+        if entry.sparsity is None and threshold is None:
+            threshold = prune.sparsity_threshold if prune.sparsity is None else None
+        if threshold is not None or _row(prune, entry).threshold is not None:
+            message = "a search needs a sparsity to reach, and here a threshold says what goes"
+            yield Problem(f"{path}.configList[{index}]", message, "give a sparsity")
+    if prune.search.sparsities is not None and prune.search.type != "sensitivity":
+        yield Problem(f"{path}.search.sparsities", f"{prune.search.type} takes any", "remove it")
+    if prune.search.stop_temperature > prune.search.start_temperature:
+        message = f"{prune.search.stop_temperature:g} is above startTemperature"
+        yield Problem(f"{path}.search.stopTemperature", message, "lower it")
 
 
 def _sparsify_problems(prune: Prune, path: str) -> Iterator[Problem]:

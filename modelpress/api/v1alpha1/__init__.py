@@ -22,6 +22,7 @@ from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMet
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
+from .search import Search
 from .stages import (
     ConfigEntry,
     Duration,
@@ -31,6 +32,7 @@ from .stages import (
     Reconstruct,
     Schedule,
     Scores,
+    SizeBudget,
     Stage,
     Together,
     TogetherPart,
@@ -114,8 +116,10 @@ __all__ = [
     "Runner",
     "Schedule",
     "Scores",
+    "Search",
     "SearchAlgorithm",
     "SecretReference",
+    "SizeBudget",
     "Source",
     "Stage",
     "Stop",

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
+from .search import Search
 from .sparsify import Sparsify
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ RoundTo = Annotated[
     ),
     BeforeValidator(plain_text),
 ]
+BudgetMetric = Literal["macs", "parameters", "sizeBytes", "latencyMs"]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -61,6 +63,8 @@ def _other_algorithms() -> dict[str, str]:
     admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
     hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
     hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
+    for name in ("sensitivity", "simulated_annealing"):
+        hints |= dict.fromkeys((name, f"{name}_pruner"), f"write search: {{type: {name}}}, and l1 or level here")
     return hints
 
 
@@ -285,6 +289,25 @@ class Scores(ApiModel):
     other_spellings: ClassVar[dict[str, str]] = {"training_steps": "steps"}
 
 
+class SizeBudget(ApiModel):
+    """What the model may cost behind a prune stage; exactly one of max and maxRatio."""
+
+    metric: BudgetMetric = Field(
+        description="As measured of the result: sizeBytes and latencyMs in the target's format, a latency here."
+    )
+    max: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Greatest value.")
+    max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Greatest share of what the model costs when the stage begins."
+    )
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
+
+    @model_validator(mode="after")
+    def _one(self) -> SizeBudget:
+        exactly_one(self, "max", "max_ratio")
+        return self
+
+
 class Prune(ApiModel):
     """Removes weights or channels. algorithm, schedule, scope and sparsity are defaults that entries override."""
 
@@ -324,6 +347,14 @@ class Prune(ApiModel):
     schedule: Schedule = Field(default_factory=Schedule)
     scores: Scores | None = Field(
         default=None, description="How algorithms that look at data collect their scores, before each round."
+    )
+    budget: SizeBudget | None = Field(
+        default=None,
+        description="In place of sparsities: units go where the least score is lost for what is saved (Dantzig 1957), "
+        "until the model fits. min/maxSparsity and roundTo hold. The shares are solved once, before the first round.",
+    )
+    search: Search | None = Field(
+        default=None, description="Finds the sparsity of each layer by scores, in place of one sparsity for all."
     )
     sparsify: Sparsify | None = Field(
         default=None, description="Training with a term in the loss that drives what will be removed towards zero."

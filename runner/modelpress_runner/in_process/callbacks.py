@@ -35,9 +35,9 @@ class Callbacks:
     on_train_end()
 
     Needed are on_train_begin, on_train_end, on_step_begin for each batch, and the pair around optimizer.step(), which
-    may be left out in batches that only accumulate gradients. The others may be left out, but on_epoch_end needs its
-    on_epoch_begin and on_after_eval its on_before_eval. One batch has at most one pair; several optimizers may step
-    within it.
+    may be left out in batches that only accumulate gradients. on_step_end stands for an on_after_optimizer_step that is
+    left out. The others may be left out, but on_epoch_end needs its on_epoch_begin and on_after_eval its
+    on_before_eval. One batch has at most one pair; several optimizers may step within it.
     """
 
     def __init__(self, loop: Loop, train_ended: Callable[[], None]) -> None:
@@ -47,6 +47,7 @@ class Callbacks:
         self._next_epoch = 0
         self._batch: Any = None
         self._in_step = self._stepping = self._stepped = False
+        self._untouched = False  # nothing has come since on_train_begin
         self._evaluation: contextlib.ExitStack | None = None
 
     @property
@@ -55,13 +56,18 @@ class Callbacks:
         return self._phase == "ended"
 
     def on_train_begin(self) -> None:
-        """Before the first batch: checks the recipe against the model, and prunes what is to be pruned at step 0."""
+        """Before the first batch: checks the recipe against the model, and prunes what is to be pruned at step 0.
+
+        Called twice in a row it is one call.
+        """
+        if self._untouched:
+            return
         if self._phase != "new":
             raise self._wrong("on_train_begin", "was called before; one object goes through one training")
         with self._failing():
             self._loop.stop()
             self._loop.begin()
-        self._phase = "training"
+        self._phase, self._untouched = "training", True
 
     def on_epoch_begin(self, epoch: int) -> None:
         """Before an epoch; `epoch` counts from 0 and rises."""
@@ -133,7 +139,9 @@ class Callbacks:
             self._loop.stepped()
 
     def on_step_end(self) -> None:
-        """After a batch."""
+        """After a batch; ends the optimizer's step where on_after_optimizer_step() was left out."""
+        if self._stepping:
+            self.on_after_optimizer_step()
         self._inside_step("on_step_end")
         self._end_step()
 
@@ -231,6 +239,7 @@ class Callbacks:
     # Order -----------------------------------------------------------------------------------------------------------
 
     def _training(self, name: str) -> None:
+        self._untouched = False
         if self._phase == "new":
             raise self._wrong(name, "came before on_train_begin()")
         if self._phase == "failed":

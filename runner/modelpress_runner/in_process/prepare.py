@@ -146,7 +146,7 @@ class Compression:
     without on_train_end is an error. Without one, on_train_end does so.
 
     Attributes:
-        callbacks: what the loop calls.
+        callbacks: what the loop calls; each of them is a method of this object, too.
         baseline: metrics of the dense model by name.
         spec: the recipe.
         subject: the model with its evaluator and example inputs.
@@ -190,6 +190,12 @@ class Compression:
             self._attached.callback(handle.remove)
         # Not left to __del__: a handle that is garbage together with this object removes nothing any more.
         weakref.finalize(self, self._attached.close).atexit = False
+
+    def __getattr__(self, name: str) -> Any:
+        """A callback: compression.on_step_begin(batch) is compression.callbacks.on_step_begin(batch)."""
+        if name.startswith("on_") and hasattr(Callbacks, name):
+            return getattr(self.callbacks, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def model(self) -> nn.Module:

@@ -53,6 +53,10 @@ def test_keys(key: str, value: Any, fix: str, python: bool, of_entry: bool) -> N
         ("taylor_fo_weight_filter", "did you mean taylor?"),
         ("agp", "schedule: {type: agp}"),
         ("Activation-APoZ-Rank-Filter", "did you mean apoz?"),
+        ("sensitivity_pruner", "write search: {type: sensitivity}"),
+        ("lottery_ticket", "write schedule: {type: exp, rounds: 5, rewindTo: 0, train: {epochs: 1}}"),
+        ("admm", "write sparsify: {penalty: admm, epochs: 3}"),
+        ("snip_momentum_progressive", "write algorithm: snip_momentum, and progressiveSteps: 4 in its schedule"),
         ("foo", "write one of them"),
     ],
 )

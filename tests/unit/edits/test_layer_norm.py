@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 import modelpress as mp
 from modelpress_runner.dependency.analyse import find_dependencies
+from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.prove import prove_structure
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.stages.prune import edits_of
 
 X = torch.randn((2, 5, 4), generator=torch.Generator().manual_seed(0))
 

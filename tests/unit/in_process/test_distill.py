@@ -99,3 +99,33 @@ def test_outputs_of_a_teacher_that_no_stage_uses(task):
     compression = mp.prepare_compression(task.model, [channels(0.5)], dummy_input=task.x[:1])
     with pytest.raises(InvalidModelError, match="no stage of the recipe uses one"):
         train(task, compression, other_net())
+
+
+def test_a_loop_of_neural_compressors_documents(task):
+    """Its distillation and its orchestration as they stand there, but for imports and configuration: the callbacks are
+    called on the manager, on_train_begin twice, and nothing between optimizer.step() and on_step_end()."""
+    criterion, optimizer, dataloader = nn.CrossEntropyLoss(), task.optimizer, list(task.batches())
+    confs = [{"together": {"of": [LEARN, channels(0.5)]}}]
+    compression_manager = mp.prepare_compression(task.model, confs, dummy_input=task.x[:1], optimizers=optimizer)
+    model = compression_manager.model
+    compression_manager.callbacks.on_train_begin()
+
+    compression_manager.on_train_begin()
+    for epoch in range(2):
+        compression_manager.on_epoch_begin(epoch)
+        for i, batch in enumerate(dataloader):
+            compression_manager.on_step_begin(i)
+            optimizer.zero_grad()
+            output = model(batch[0])
+            loss = criterion(output, batch[1])
+            loss = compression_manager.on_after_compute_loss(batch, output, loss)
+            loss.backward()
+            compression_manager.on_before_optimizer_step()
+            optimizer.step()
+            compression_manager.on_step_end()
+        compression_manager.on_epoch_end()
+    compression_manager.on_train_end()
+
+    assert task.model[0].weight.shape == (4, 4)
+    with pytest.raises(AttributeError, match="no attribute 'on_lunch'"):
+        compression_manager.on_lunch()

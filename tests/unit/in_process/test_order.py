@@ -25,10 +25,11 @@ class Order(RuleBasedStateMachine):
         self.compression = mp.prepare_compression(task.model, [level(0.5)])
         self.callbacks = self.compression.callbacks
         self.phase, self.epoch, self.next = "new", False, 0
-        self.step = self.around = self.stepped = self.evaluating = False
+        self.step = self.around = self.stepped = self.evaluating = self.untouched = False
 
     def call(self, allowed: bool, name: str, *args: object) -> bool:
         """Calls a callback, which must raise if and only if it is not allowed now."""
+        self.untouched = self.untouched and name == "on_train_begin"
         if allowed:
             getattr(self.callbacks, name)(*args)
         else:
@@ -42,8 +43,8 @@ class Order(RuleBasedStateMachine):
 
     @rule()
     def train_begin(self) -> None:
-        if self.call(self.phase == "new", "on_train_begin"):
-            self.phase = "training"
+        if self.call(self.phase == "new" or self.untouched, "on_train_begin"):
+            self.phase, self.untouched = "training", True
 
     @rule(skip=st.integers(-1, 2))
     def epoch_begin(self, skip: int) -> None:
@@ -74,8 +75,9 @@ class Order(RuleBasedStateMachine):
 
     @rule()
     def step_end(self) -> None:
-        if self.call(self.between and self.step, "on_step_end"):
-            self.step = False
+        allowed = self.phase == "training" and self.step and not self.evaluating
+        if self.call(allowed, "on_step_end"):
+            self.around = self.step = False
 
     @rule()
     def epoch_end(self) -> None:
@@ -141,14 +143,14 @@ def test_errors_name_the_place_and_the_missing_call(task):
         (lambda c: c.on_epoch_begin(True), "was given the epoch True"),
         (lambda c: c.on_before_optimizer_step(), "came without on_step_begin(batch); call that before each batch"),
         (lambda c: c.on_after_optimizer_step(), "came without on_before_optimizer_step(); call that before"),
-        (lambda c: c.on_train_begin(), "was called before; one object goes through one training"),
+        (lambda c: (c.on_step_begin(0), c.on_train_begin()), "was called before; one object goes through one training"),
         (lambda c: c.on_epoch_end(), "came without on_epoch_begin(epoch)"),
         (lambda c: c.on_after_eval(), "came without on_before_eval()"),
         (lambda c: (c.on_before_eval(), c.on_step_begin(0)), "came before on_after_eval()"),
         (lambda c: (c.on_epoch_begin(0), c.on_epoch_begin(1)), "came before on_epoch_end() of epoch 0"),
         (lambda c: (c.on_epoch_begin(3), c.on_epoch_end(), c.on_epoch_begin(3)), "was given epoch 3 after epoch 3"),
         (
-            lambda c: (c.on_step_begin(0), c.on_before_optimizer_step(), c.on_step_end()),
+            lambda c: (c.on_step_begin(0), c.on_before_optimizer_step(), c.on_step_begin(1)),
             "came before on_after_optimizer_step(); call that right after optimizer.step()",
         ),
         (lambda c: (c.on_train_end(), c.on_step_begin(0)), "came after on_train_end()"),
