@@ -19,8 +19,9 @@ Image = torch.Tensor
 SEEDS = 60
 X = torch.randn((4, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-# What happens to the channels between two convolutions, without parameters. No Fourier transform: of every other channel
-# it gives the same twice over, so these can go all at once, and the analysis, which has no rule for it, keeps them.
+# What happens to the channels between two convolutions, without parameters. No Fourier transform: of every other
+# channel it gives the same twice over, so these can go all at once, and the analysis, which has no rule for it, keeps
+# them.
 FUNCTIONS: Sequence[Callable[[Image], Image]] = (
     torch.relu,
     torch.sigmoid,
