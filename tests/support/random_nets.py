@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.edits.base import Edit
-from modelpress_runner.stages.prune import edits_of
 
 SIZE = 4  # of an image
 

@@ -39,6 +39,9 @@ class PruneRules(StageRules[Prune]):
         if block.schedule.train is not None:
             message = "the training that it goes along with has no rounds, so there is nothing to train between them"
             yield Problem(f"{path}.schedule.train", message, "remove it")
+        if block.budget is not None:
+            message = "a budget is solved before the first round, and here pruning goes by steps"
+            yield Problem(f"{path}.budget", message, "give sparsities, or prune in a stage of its own")
         if block.search is not None:
             message = "the training that it goes along with changes the weights that a search would put back"
             yield Problem(f"{path}.search", message, "remove it, or prune in a stage of its own")
@@ -76,6 +79,10 @@ class PruneRules(StageRules[Prune]):
         recovered = f" and reconstructed ({after})" if after != "none" else ""
         amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
         patterns = dict.fromkeys(entry.get("pattern", block.get("pattern")) for entry in block.get("configList", []))
+        if budget := block.get("budget"):
+            share = budget.get("maxRatio")
+            amount = f" to {'' if share is None else f'{share:.0%} of its '}{budget['metric']}"
+            amount += f" {budget['max']:g}" if share is None else ""
         if listed := [pattern for pattern in patterns if pattern]:
             amount += f" in blocks of {in_words(listed)}"
         return f"pruned with {block.get('algorithm', 'l1')}{amount}{recovered}"
@@ -93,7 +100,7 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     for index, entry in entries:
         where = f"{path}.configList[{index}]"
         if not any(_says_how_much(other) for _, other in entries if _may_overlap(entry, other)) and (
-            not _says_how_much(prune)
+            not _says_how_much(prune) and prune.budget is None
         ):
             yield Problem(f"{where}.sparsity", "nothing says how much to prune", "add sparsity here or to prune")
         yield from _amount_problems(prune, entry, where, path)
@@ -107,6 +114,11 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.scores", message, f"remove it, or use {others}")
     units = any(_removes_units(prune, entry) for _, entry in entries)
     others = in_words(row.name for row in known if row.structured)
+    if prune.reconstruct != "none" and prune.schedule.rewind_to is not None:
+        message = "weights are put back behind each round, so nothing that comes back would stay"
+        yield Problem(f"{path}.reconstruct", message, "remove it, or rewindTo")
+    if prune.budget is not None:
+        yield from _budget_problems(prune, entries, path)
     if prune.reconstruct == "leastSquares" and not units:
         message = f"it refits layers that lost whole inputs, and {listed} removes single weights"
         yield Problem(f"{path}.reconstruct", message, "write bias or auto")
@@ -116,6 +128,37 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     if prune.round_to is not None and not units:
         message = f"{listed} removes single weights, so there are no channels to count"
         yield Problem(f"{path}.roundTo", message, f"remove it, or use {others}")
+
+
+def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path: str) -> Iterator[Problem]:
+    """A budget is what says how much goes, and only what is cut away costs less."""
+    blocks: list[tuple[ConfigEntry | Prune, str]] = [(prune, path)]
+    blocks += [(entry, f"{path}.configList[{index}]") for index, entry in entries]
+    for block, where in blocks:
+        for name, alias in (("sparsity", "sparsity"), ("sparsity_threshold", "sparsityThreshold")):
+            if getattr(block, name) is not None:
+                message = "the budget says how much goes"
+                yield Problem(f"{where}.{alias}", message, "remove it, or the budget; maxSparsity bounds a layer")
+        if block.schedule is not None and block.schedule.initial_sparsity > 0:
+            message = "the budget says how much goes, so a round cannot begin with a sparsity"
+            yield Problem(f"{where}.schedule.initialSparsity", message, "remove it")
+    for index, entry in entries:
+        row = _row(prune, entry)
+        if not _removes_units(prune, entry) or row.threshold is not None:
+            why = "says itself what goes" if row.threshold is not None else "removes single weights"
+            message = f"{row.name} {why}, and a budget is met by channels that are cut away"
+            others = in_words(other.name for other in algorithms.algorithms("prune") if other.structured)
+            place = path if entry.algorithm is None else f"{path}.configList[{index}]"
+            yield Problem(f"{place}.algorithm", message, f"use {others}")
+    if prune.sparsify is not None and prune.sparsify.penalty == "admm":
+        message = "admm projects to sparsities, and the budget's are not known before"
+        yield Problem(f"{path}.sparsify.penalty", message, "take another penalty, or give sparsities")
+    if prune.search is not None:
+        yield Problem(
+            f"{path}.search", "it shares out a sparsity, and the budget shares out itself", "remove one of both"
+        )
+    if not prune.shrink:
+        yield Problem(f"{path}.shrink", "masks alone cost what they cost before", "remove it, or give sparsities")
 
 
 def _search_problems(prune: Prune, path: str) -> Iterator[Problem]:

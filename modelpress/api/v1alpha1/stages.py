@@ -42,6 +42,7 @@ RoundTo = Annotated[
     ),
     BeforeValidator(plain_text),
 ]
+BudgetMetric = Literal["macs", "parameters", "sizeBytes", "latencyMs"]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -288,6 +289,25 @@ class Scores(ApiModel):
     other_spellings: ClassVar[dict[str, str]] = {"training_steps": "steps"}
 
 
+class SizeBudget(ApiModel):
+    """What the model may cost behind a prune stage; exactly one of max and maxRatio."""
+
+    metric: BudgetMetric = Field(
+        description="As measured of the result: sizeBytes and latencyMs in the target's format, a latency here."
+    )
+    max: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Greatest value.")
+    max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Greatest share of what the model costs when the stage begins."
+    )
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
+
+    @model_validator(mode="after")
+    def _one(self) -> SizeBudget:
+        exactly_one(self, "max", "max_ratio")
+        return self
+
+
 class Prune(ApiModel):
     """Removes weights or channels. algorithm, schedule, scope and sparsity are defaults that entries override."""
 
@@ -321,6 +341,11 @@ class Prune(ApiModel):
     schedule: Schedule = Field(default_factory=Schedule)
     scores: Scores | None = Field(
         default=None, description="How algorithms that look at data collect their scores, before each round."
+    )
+    budget: SizeBudget | None = Field(
+        default=None,
+        description="In place of sparsities: units go where the least score is lost for what is saved (Dantzig 1957), "
+        "until the model fits. min/maxSparsity and roundTo hold. The shares are solved once, before the first round.",
     )
     search: Search | None = Field(
         default=None, description="Finds the sparsity of each layer by scores, in place of one sparsity for all."

@@ -21,7 +21,7 @@ from modelpress_runner.engine.records import stage_record
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.replay.tape import Diverged
-from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
+from modelpress_runner.methods.context import Measures, StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import plain_state
 from modelpress_runner.process.progress import Event, EventCallback, silent
 from modelpress_runner.process.stopping import Stopped
@@ -97,6 +97,7 @@ def run_stages(
     scores: bool = True,
     static: Callable[[nn.Module], dict[str, float]] | None = None,
     goal: Goal = "maximize",
+    measures: Measures | None = None,
     dense: nn.Module | None = None,
     target_device: str = "cpu",
 ) -> RecipeOutcome:
@@ -115,6 +116,7 @@ def run_stages(
         scores: whether to score within trainings and after each stage, if the evaluator can.
         static: counts of a model for the records (parameters, macs); none: parameters only.
         goal: of the evaluator's score.
+        measures: for budgets; none: there can be none.
         dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
         target_device: where the result is to run, cpu or cuda.
 
@@ -127,7 +129,9 @@ def run_stages(
     plan = plan_stages(subject, stages)
     if dense is None and needs_dense(subject, stages):
         dense = copied(subject.model)
-    run = _RecipeRun(subject, plan, seed, checkpointer, report, stop, scores, static, goal, dense, target_device)
+    run = _RecipeRun(
+        subject, plan, seed, checkpointer, report, stop, scores, static, goal, measures, dense, target_device
+    )
     try:
         return run.run()
     finally:
@@ -149,6 +153,7 @@ class _RecipeRun:
         scores: bool,
         static: Callable[[nn.Module], dict[str, float]] | None,
         goal: Goal,
+        measures: Measures | None,
         dense: nn.Module | None,
         target_device: str,
     ) -> None:
@@ -179,6 +184,7 @@ class _RecipeRun:
             calibration_data=subject.calibration_data,
             dense=dense,
             teacher=subject.teacher,
+            measures=measures,
             target_device=target_device,
             goal=goal,
         )

@@ -157,6 +157,7 @@ def compress(
             checkpointer=store,
             report=events,
             scores=shown,
+            measures=measuring.measures(),
             target_device=spec.target.device,
             dense=model,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.formats import Form, format_of
 from modelpress_runner.measure import counts
 from modelpress_runner.measure.static import Timed, static_metrics, timed_metrics
+from modelpress_runner.methods.context import Measures, Tables
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.subject.subject import Subject
 
@@ -109,6 +112,27 @@ class Measuring:
                 measured.compressed |= timed.compressed
                 measured.timing = {**timed.detail, "target": self._format.name}
         return measured
+
+    def measures(self, tables: Tables | None = None) -> Measures:
+        """What stages measure models with, in the target's format; figures are kept in `tables`."""
+        target, benchmark = self._spec.target, self._spec.benchmark
+        machine = f"{platform.machine()} {platform.processor()} {os.cpu_count()}"
+        return Measures(
+            self._of, f"{target.to_dict()} {benchmark.to_dict()} {machine} torch {torch.__version__}", tables
+        )
+
+    def _of(self, metric: str, models: Sequence[nn.Module]) -> list[float]:
+        if metric == "parameters":
+            return [float(counts.parameters(model)) for model in models]
+        if metric == "macs":
+            return [float(counts.macs(model, self._dummy_input)) for model in models]
+        with contextlib.ExitStack() as stack:
+            forms = [stack.enter_context(self._form(model)) for model in models]
+            if metric == "sizeBytes":
+                return [float(form.size) for form in forms]
+            first, second = (form.model for form in forms)
+            timed = timed_metrics(first, second, self._dummy_input, self._spec.benchmark, self._spec.target.device)
+            return [timed.baseline[metric], timed.compressed[metric]]
 
     def _time(self, dense: nn.Module, compressed: nn.Module, measured: Measured) -> Timed:
         from modelpress.search import ConstraintError, Spread, verdict  # only what is timed is judged here

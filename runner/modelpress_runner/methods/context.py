@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -13,6 +13,32 @@ from modelpress_runner.edits.masks import Masks
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.step import Training
+
+
+class Tables(Protocol):
+    """What was worked out once and serves again, in other trials too: JSON-ready, by a digest of all it depends on."""
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """What lies there; None: nothing."""
+
+    def put(self, name: str, table: dict[str, Any]) -> None:
+        """Lays it there, in place of what is there."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures of models as the recipe's target has them.
+
+    Attributes:
+        of: from a metric (parameters, macs, sizeBytes, latencyMs) and models to its value for each; two models are
+            timed in turn.
+        conditions: what a time depends on besides the model: target, benchmark, machine.
+        tables: where figures are kept; None: nowhere.
+    """
+
+    of: Callable[[str, Sequence[nn.Module]], list[float]]
+    conditions: str = ""
+    tables: Tables | None = None
 
 
 @dataclass
@@ -29,6 +55,7 @@ class StageContext:
     stop: Callable[[], None] = lambda: None  # called at safe points; raises Stopped if the run should end
     notes: list[str] = field(default_factory=list)  # what the model card should say (an in-process plan, for one)
     calibration_data: Iterable[Any] | None = None  # batches as the model takes them, the same on every rank
+    measures: Measures | None = None
     score: Callable[[], float] | None = None  # takes the job's own, of the model as it is; more is better
     goal: str = "maximize"  # of the evaluator's score, or minimize
     dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it

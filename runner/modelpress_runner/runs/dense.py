@@ -46,6 +46,7 @@ class Dense:
         digest: sha256 of the model's state.
         cached: whether the weights came from the store.
         notes: remarks for the model card.
+        folder: in the store.
     """
 
     subject: Subject
@@ -53,6 +54,7 @@ class Dense:
     digest: str
     cached: bool
     notes: list[str] = field(default_factory=list)
+    folder: str = ""
 
 
 class DenseCache:
@@ -105,7 +107,7 @@ class DenseCache:
             if baseline is None:
                 measured = Measuring(spec, subject, timed).dense(subject.model)
                 baseline = ranks.on_rank_zero(lambda: self._write_baseline(measured, digest))
-        return Dense(subject, baseline, digest, cached is not None, notes)
+        return Dense(subject, baseline, digest, cached is not None, notes, self._folder)
 
     def _standing(self) -> str | None:
         """Path of the weights that stand; None: there are none."""

@@ -28,6 +28,7 @@ from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring
 from modelpress_runner.process.progress import EventCallback
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
+from modelpress_runner.runs.tables import StoreTables
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
 from modelpress_runner.subject.entrypoint import ModelSource, find
@@ -98,6 +99,7 @@ def _run(
             stop=stop,
             static=static_counts(subject.dummy_input),
             goal=goal_of(DEFAULT_METRIC, spec.metrics),
+            measures=measuring.measures(StoreTables(store, dense.folder)),
             dense=original,
             target_device=spec.target.device,
         )

@@ -8,21 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.dependency.analyse import find_dependencies
+from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.train_mode import check_train_mode
-from modelpress_runner.edits.attributes import Attribute
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import check_copies
-from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
-from modelpress_runner.edits.rescale import Rescale
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import Procedure, StepList
@@ -58,6 +56,7 @@ from modelpress_runner.methods.reconstruct.recover import (
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.stages.base import Accompanied, StageKind
+from modelpress_runner.stages.prune_budget import TRIED, Budgeted, Solved, check_met, solve, with_shares
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.step import Training
@@ -65,7 +64,7 @@ from modelpress_runner.training.step import Training
 _FIRST_DRAWS = 1  # by which groups are tried before anything is pruned; what is cut in the end is proven in full
 
 
-def steps(prune: Prune, index: int) -> Steps:
+def steps(prune: Prune, index: int, stage: PruneStage | None = None) -> Steps:
     """The steps of prune stage number `index`: for each round its masks and, if asked for, training; then the shrink.
     What prepares pruning, or keeps weights to go back to, comes before the first round.
 
@@ -75,7 +74,7 @@ def steps(prune: Prune, index: int) -> Steps:
     Raises:
         InvalidSpecError: an entry's schedule has more rounds than the stage.
     """
-    stage = PruneStage(prune, index, f"spec.stages[{index}].prune")
+    stage = stage or PruneStage(prune, index, f"spec.stages[{index}].prune")
     rounds, train = prune.schedule.rounds, prune.schedule.train
     for number, entry in enumerate(prune.config_list):
         if entry.schedule is not None and entry.schedule.rounds > rounds:
@@ -116,6 +115,8 @@ def prune_once(
     """One round of the stage, and what is reconstructed behind it; arguments as PruneStage.round has them."""
     kind = stage.prune.reconstruct
     before = {} if kind == "none" else parameters(context.model)
+    if scores is None:
+        scores = stage.solve(context)
     context.report(stage.round(context, number, scores, shares=shares))
     if kind != "none":
         context.report(Reconstruction(context, before, f"{stage.path}.reconstruct").run(kind))
@@ -142,15 +143,17 @@ class PruneKind(StageKind[Prune]):
         return steps(block, index)
 
     def procedure(self, block: Prune, index: int) -> Procedure:
-        """The steps, with the weights that a rewind goes back to, or with a search in the place of its one round."""
-        found = steps(block, index)
+        """The steps, with the weights that a rewind goes back to, or with a search in the place of its one round; and
+        the shares that a budget was solved to."""
+        stage = PruneStage(block, index, f"spec.stages[{index}].prune")
+        found = steps(block, index, stage)
         if block.search is not None:
             from modelpress_runner.stages.prune_search import Searching
 
-            stage = PruneStage(block, index, f"spec.stages[{index}].prune")
             train = [step for step in found if isinstance(step, Training)]
             return Searching(stage, block.search, [*train, *stage.shrinking])
-        return StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
+        procedure = StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
+        return procedure if block.budget is None else Budgeted(procedure, stage)
 
     def participants(self, block: Prune, path: str, index: int, name: str) -> Accompanied:
         """A StepPruner; the shrink comes behind the training."""
@@ -185,6 +188,7 @@ class PruneStage:
     path: str
     known: ChannelDependencies | None = field(init=False, default=None)
     units: torch.Tensor | None = field(init=False, default=None)  # of `known`: what the last round removed
+    solved: Solved | None = field(init=False, default=None)  # of a budget
     _tried: bool = field(init=False, default=False)
 
     @property
@@ -207,11 +211,28 @@ class PruneStage:
         """How many training steps or batches data-driven methods score by; None: as their pass has it."""
         return self.prune.scores.steps if self.prune.scores else None
 
+    def select(self, model: nn.Module) -> Selection:
+        """The selected modules; those of a budget with the shares that were solved."""
+        if self.prune.budget is None:
+            return select(model, self.prune, self.path)
+        selection = select(model, self.prune.model_copy(update={"sparsity": TRIED}), self.path)
+        return selection if self.solved is None else with_shares(selection, self.solved.shares)
+
+    def solve(self, context: StageContext) -> Scores | None:
+        """Solves the budget, if there is one that is not solved yet; the scores that were collected for it."""
+        if self.prune.budget is None or self.solved is not None:
+            return None
+        return solve(self, context)
+
+    def restore(self, dependencies: ChannelDependencies) -> None:
+        """Takes the analysis over that `sound` gave another time, of the same stage and model."""
+        self.known, self._tried = dependencies, True
+
     def penalty(self, training: TrainingContext, by_steps: bool = False) -> Penalty:
         """What `sparsify` adds to the losses of a training; with `by_steps` until the stage's schedules end."""
         block, context = self.prune.sparsify, training.context
         assert block is not None
-        choices = select(context.model, self.prune, self.path).choices
+        choices = self.select(context.model).choices
         last = max(last_step(choice.schedule) for choice in choices.values()) if by_steps else None
         if block.penalty == "l1":
             return L1(block.strength, list(choices), last)
@@ -226,12 +247,12 @@ class PruneStage:
 
     def ranked(self, context: StageContext) -> tuple[Selection, Scores]:
         """The selection, and the scores of data-driven methods, as they are before the first round."""
-        selection = select(context.model, self.prune, self.path)
+        selection = self.select(context.model)
         return selection, collect(context, selection, self.scoring_steps, (self.index, 1), self.path)
 
     def coupling(self, context: StageContext, selection: Selection) -> ChannelDependencies | None:
         """Which channels go together; None: every module is pruned alone."""
-        return self._sound(context, selection) if self.couples else None
+        return self.sound(context, selection) if self.couples else None
 
     def outcome(
         self,
@@ -242,14 +263,10 @@ class PruneStage:
         shares: Mapping[str, float] | None = None,
     ) -> RoundOutcome:
         """As `round`, but nothing is pruned."""
-        selection = select(context.model, self.prune, self.path)
+        selection = self.select(context.model)
         dependencies = self.coupling(context, selection)
         if shares is not None:
-            choices = {
-                name: replace(choice, sparsity=shares.get(name, 0.0), scope="local")
-                for name, choice in selection.choices.items()
-            }
-            selection = replace(selection, choices=choices)
+            selection = with_shares(selection, shares)
         if scores is None:
             scores = collect(context, selection, self.scoring_steps, (self.index, number), self.path)
         leaving: Masks = {}
@@ -267,8 +284,8 @@ class PruneStage:
 
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
-        selection = select(context.model, self.prune, self.path)
-        dependencies = self._sound(context, selection) if self.couples else None
+        selection = self.select(context.model)
+        dependencies = self.sound(context, selection) if self.couples else None
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
@@ -304,12 +321,17 @@ class PruneStage:
         """Removes what the masks cover, as far as it is proven; what is not stays wide, with a note.
 
         Raises:
-            CompressionError: a module that is selected by its exact name cannot be shrunk, or the
-                model cannot be proven at all.
+            CompressionError: a module that is selected by its exact name cannot be shrunk, the
+                model cannot be proven at all, or a budget is not met by what is.
         """
+        self._shrink(context)
+        if self.solved is not None:
+            check_met(self, context, self.solved)
+
+    def _shrink(self, context: StageContext) -> None:
         model = context.model
-        selection = select(model, self.prune, self.path)
-        dependencies = self._sound(context, selection)
+        selection = self.select(model)
+        dependencies = self.sound(context, selection)
         apply_masks(model, context.masks)
         removed = removed_units(model, dependencies, context.masks)
         groups = [group for group in dependencies.groups if removed[list(group.units)].any()]
@@ -370,7 +392,7 @@ class PruneStage:
         count = len(group.units)
         context.note(f"Pruned channels of {listed} are zero, but all {count} stay in the model: {reason}")
 
-    def _sound(self, context: StageContext, selection: Selection) -> ChannelDependencies:
+    def sound(self, context: StageContext, selection: Selection) -> ChannelDependencies:
         """The dependency analysis, without the units of groups that cannot lose channels, whatever it says.
 
         Tried is a cut of as many channels as the target asks for, drawn at random: which ones cannot matter if the
@@ -418,20 +440,6 @@ class PruneStage:
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known
-
-
-def edits_of(dependencies: ChannelDependencies, removed: torch.Tensor) -> list[Edit]:
-    """What takes the units, bool (units,), away: cuts, and the numbers and norms that follow them."""
-    cuts = [
-        Cut(axis.module, axis.axis, tuple(torch.nonzero(kept).flatten().tolist()))
-        for axis, kept in dependencies.kept(removed)
-    ]
-    changed = dependencies.changed(removed)
-    scaled = [
-        Rescale(norm.module, norm.parameter, norm.epsilon, norm.offset, len(norm.units), left)
-        for norm, left in dependencies.rescaled(removed)
-    ]
-    return [*cuts, *(Attribute(number.module, number.name, value) for number, value in changed), *scaled]
 
 
 def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:

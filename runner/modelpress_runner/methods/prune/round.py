@@ -143,6 +143,29 @@ def round_masks(
     return outcome
 
 
+def ranked_groups(
+    model: nn.Module,
+    selection: Selection,
+    dependencies: ChannelDependencies,
+    masks: Masks,
+    round_: Round,
+    path: str,
+) -> list[tuple[DependencyGroup, Candidates, Choice]]:
+    """The dependency groups that `round_masks` would rank, with their candidates and how they are pruned.
+
+    Raises:
+        InvalidSpecError: as round_masks.
+    """
+    outcome = RoundOutcome({name: dict(tensors) for name, tensors in masks.items()})
+    choices = {name: choice for name, choice in selection.choices.items() if choice.structured}
+    units = torch.zeros(dependencies.unit_count, dtype=torch.bool)
+    found = []
+    for group in _groups(dependencies, choices, selection.excluded, outcome, path):
+        pool = _together(model, group, dependencies, choices, units, outcome, round_, path)
+        found.append((group, pool.candidates, pool.choice))
+    return found
+
+
 def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Sets what the masks remove to zero, in place."""
     modules = dict(model.named_modules())
