@@ -320,6 +320,12 @@ class Prune(ApiModel):
     sparsity_threshold: Threshold | None = Field(
         default=None, description="For entries that give neither it nor a sparsity: what scores below is removed."
     )
+    exact: bool = Field(
+        default=True,
+        description="Only channels go whose removal changes nothing that masks have not changed. false: also those "
+        "that a LayerNorm takes its statistics over (hidden width of BERT, ViT, ConvNeXt); how much that moves the "
+        "outputs, before any training, is told.",
+    )
     min_sparsity: Share | None = Field(default=None, description="The least share that each layer loses.")
     max_sparsity: Share | None = Field(default=None, description="The most that each layer loses, whatever is asked.")
     pattern: Pattern | None = Field(
