@@ -25,7 +25,7 @@ Scope = Literal["local", "global"]
 Reconstruct = Literal["none", "bias", "leastSquares", "batchNorm", "auto"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Threshold = Annotated[float, Field(ge=-1e30, le=1e30)]
+Threshold = Annotated[float, Field(ge=-1e15, le=1e15)]  # the API server compares whole numbers in 64 bits
 Pattern = Annotated[
     str,
     Field(
@@ -319,6 +319,12 @@ class Prune(ApiModel):
     sparsity: Sparsity | None = Field(default=None, description="For entries that give none.")
     sparsity_threshold: Threshold | None = Field(
         default=None, description="For entries that give neither it nor a sparsity: what scores below is removed."
+    )
+    exact: bool = Field(
+        default=True,
+        description="Only channels go whose removal changes nothing that masks have not changed. false: also those "
+        "that a LayerNorm takes its statistics over (hidden width of BERT, ViT, ConvNeXt); how much that moves the "
+        "outputs, before any training, is told.",
     )
     min_sparsity: Share | None = Field(default=None, description="The least share that each layer loses.")
     max_sparsity: Share | None = Field(default=None, description="The most that each layer loses, whatever is asked.")

@@ -16,6 +16,7 @@ from torch import nn
 
 from modelpress_runner.dependency.calls import Calls
 from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNorm, DependentNumber
+from modelpress_runner.dependency.layers import Blocks
 from modelpress_runner.dependency.norms import RootMeanSquare, root_mean_square
 from modelpress_runner.dependency.planes import Plane
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
@@ -44,10 +45,11 @@ class _LabelledAxis:
     atoms: torch.Tensor
 
 
-def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies:
+def find_dependencies(model: nn.Module, dummy_input: Any, exact: bool = True) -> ChannelDependencies:
     """Finds out which channels of `model` hang together, from one forward pass in eval mode; it stays as it is.
 
-    Layers that this pass does not reach are looked for in a second one, in train mode.
+    Layers that this pass does not reach are looked for in a second one, in train mode. Without `exact` LayerNorms let
+    channels go, although their statistics are others then.
 
     Raises:
         CompressionError: the model cannot be copied, or the forward pass fails.
@@ -58,7 +60,7 @@ def find_dependencies(model: nn.Module, dummy_input: Any) -> ChannelDependencies
         raise CompressionError(
             f"the model cannot be copied ({type(error).__name__}: {error}), so it cannot be shrunk; set shrink: false"
         ) from error
-    return _Analysis(twin).run(dummy_input)
+    return _Analysis(twin, exact).run(dummy_input)
 
 
 def is_own(module: nn.Module) -> bool:
@@ -69,7 +71,7 @@ def is_own(module: nn.Module) -> bool:
 
 
 class _Analysis:
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, exact: bool) -> None:
         self._model, self._units = model, Units()
         self._axes: list[_LabelledAxis] = []
         self._planes: dict[int, list[Plane]] = {}
@@ -83,18 +85,22 @@ class _Analysis:
             self._name_sizes(name, module)
         self._spare_shared()
         self._trace = Trace(self._units, self._planes, self._kernels)
+        self._trace.exact = exact
         self._norms = self._find_norms()
         self._trace.norms = {
             id(module): functools.partial(norm, self._trace, module, form) for module, (_, form) in self._norms.items()
         }
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
+        blocks = self._trace.blocks = Blocks()
         try:
             outputs = self._pass(map_tensors(dummy_input, torch.clone), train=False)
         except Exception as error:
             raise CompressionError(
                 f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"
             ) from error
+        self._trace.blocks = None
+        self._layers = tuple(blocks.listed(self._model))
         for tensor in outputs:
             self._trace.settle(tensor)
             self._trace.freeze(self._trace.planes(tensor), "they reach the model's output")
@@ -271,7 +277,19 @@ class _Analysis:
             for vector in (by_place.get((name, form.parameter)),)
             if vector is not None
         )
-        return ChannelDependencies(tuple(axes), frozen, notes=tuple(self._notes), numbers=sizes, norms=norms)
+        approximate: dict[str, tuple[int, ...]] = {}
+        for labels, name in self._trace.approximate:
+            roots = self._units.roots(labels).flatten().tolist()
+            approximate[name] = tuple(sorted({numbers[root] for root in roots if root in numbers}))
+        return ChannelDependencies(
+            tuple(axes),
+            frozen,
+            notes=tuple(self._notes),
+            numbers=sizes,
+            norms=norms,
+            approximate=approximate,
+            layers=self._layers,
+        )
 
     def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:
         """The attributes that count what may be cut."""

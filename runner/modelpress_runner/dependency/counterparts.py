@@ -120,10 +120,10 @@ class Counterparts:
             _place(self.masked, name, value)
             _place(self.shrunk, name, self._small(name, value))
 
-    def run(self, which: str, inputs: Any, seen: Seen | None = None) -> Any:
+    def run(self, which: str, inputs: Any, seen: Seen | None = None, loose: bool = False) -> Any:
         """What the form "masked" or "shrunk" gives for `inputs`, which it may change; raises what its code raises."""
         model = self.masked if which == "masked" else self.shrunk
-        with unfused(), exactly(self._weights[which], self._wide, seen or Seen()):
+        with unfused(), exactly(self._weights[which], self._wide, seen or Seen(), loose):
             return call(model, map_tensors(inputs, lambda tensor: widened(tensor, self._wide)))
 
     def calibrated(self, inputs: Any, values: Values, wide: torch.dtype | None) -> Values:

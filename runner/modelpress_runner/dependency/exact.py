@@ -161,9 +161,9 @@ class _Handing(TorchFunctionMode):
 class _Widening(TorchDispatchMode):
     """Runs every operation in the wide precision; `wide` None leaves precisions as they are."""
 
-    def __init__(self, weights: Weights, wide: torch.dtype | None, seen: Seen) -> None:
+    def __init__(self, weights: Weights, wide: torch.dtype | None, seen: Seen, loose: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
-        self._weights, self._wide, self._seen = weights, wide, seen
+        self._weights, self._wide, self._seen, self._loose = weights, wide, seen, loose
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -181,6 +181,8 @@ class _Widening(TorchDispatchMode):
         constant = _constant(name, func, args, kwargs)
         if constant is not None:
             return constant
+        if self._loose and name == "native_layer_norm":
+            return _without_masked(func, args)
         out = func(*args, **kwargs)
         self._seen.flops += flops(func, args, kwargs, out)
         return out if aliases else _mapped(out, self._widen)
@@ -195,14 +197,27 @@ class _Widening(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def exactly(weights: Weights, wide: torch.dtype | None, seen: Seen) -> Iterator[None]:
+def exactly(weights: Weights, wide: torch.dtype | None, seen: Seen, loose: bool = False) -> Iterator[None]:
     """Runs the block with `weights` in the place of parameters and, unless it is None, in the precision `wide`.
 
     Dropout keeps everything, and random numbers are constants, in which models of different widths do not differ.
-    What passes by is added to `seen`.
+    What passes by is added to `seen`. `loose`: LayerNorms go without channels whose weight is zero.
     """
-    with torch.no_grad(), _Widening(weights, wide, seen), _Handing(weights, wide):
+    with torch.no_grad(), _Widening(weights, wide, seen, loose), _Handing(weights, wide):
         yield
+
+
+def _without_masked(func: Any, args: Any) -> Any:
+    """native_layer_norm(input, normalized_shape, weight, bias, eps), its statistics over unmasked channels alone."""
+    source, shape, weight, bias, eps = args
+    kept = torch.ones(shape, dtype=torch.bool, device=source.device) if weight is None else weight != 0
+    if len(shape) != 1 or bool(kept.all()) or not bool(kept.any()):
+        return func(*args)
+    bias = None if bias is None else bias[kept]
+    some, mean, rstd = func(source[..., kept], [int(kept.sum())], weight[kept], bias, eps)
+    out = torch.zeros_like(source)
+    out[..., kept] = some
+    return out, mean, rstd
 
 
 def widened(tensor: torch.Tensor, wide: torch.dtype | None) -> torch.Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from modelpress_runner.edits.bypass import Bypass
+
 
 @dataclass(frozen=True)
 class DependentAxis:
@@ -76,6 +78,8 @@ class ChannelDependencies:
     notes: tuple[str, ...] = ()  # what a user should know of the model
     numbers: tuple[DependentNumber, ...] = ()
     norms: tuple[DependentNorm, ...] = ()
+    layers: tuple[Bypass, ...] = ()  # residual blocks that can go whole, each by its edit; check_without tells whether
+    approximate: dict[str, tuple[int, ...]] = field(default_factory=dict)  # LayerNorms, with the units they may lose
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -89,6 +93,8 @@ class ChannelDependencies:
             "frozen": dict(reasons),
             "notes": list(self.notes),
             "numbers": [{"module": n.module, "name": n.name, "units": list(n.units)} for n in self.numbers],
+            "approximate": {name: list(units) for name, units in self.approximate.items()},
+            "layers": [layer.to_plain() for layer in self.layers],
             "norms": [{**vars(norm), "units": list(norm.units)} for norm in self.norms],
         }
 
@@ -99,7 +105,10 @@ class ChannelDependencies:
         frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
         numbers = tuple(DependentNumber(n["module"], n["name"], tuple(n["units"])) for n in data["numbers"])
         norms = tuple(DependentNorm(**{**n, "units": tuple(n["units"])}) for n in data["norms"])
-        return cls(axes, frozen, notes=tuple(data["notes"]), numbers=numbers, norms=norms)
+        layers = tuple(Bypass.from_plain(layer) for layer in data["layers"])
+        approximate = {name: tuple(units) for name, units in data["approximate"].items()}
+        notes = tuple(data["notes"])
+        return cls(axes, frozen, notes=notes, numbers=numbers, norms=norms, layers=layers, approximate=approximate)
 
     @cached_property
     def unit_count(self) -> int:
@@ -163,6 +172,10 @@ class ChannelDependencies:
             if gone:
                 out.append((number, len(number.units) - gone))
         return out
+
+    def approximated(self, removed: torch.Tensor) -> list[str]:
+        """The LayerNorms that would take their statistics over fewer channels. `removed` as in `kept`."""
+        return [name for name, units in self.approximate.items() if removed[list(units)].any()]
 
     def rescaled(self, removed: torch.Tensor) -> list[tuple[DependentNorm, int]]:
         """Every norm that loses channels, with how many are left. `removed` as in `kept`."""

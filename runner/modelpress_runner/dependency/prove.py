@@ -63,6 +63,8 @@ class Proof:
         difference: the largest of all outputs of all comparisons, relative to the largest value of the output.
         draws: of weights, on which both agreed.
         precision: that it was computed in, "float64" unless the model does not run in it.
+        approximation: how far LayerNorms that go without channels move the outputs on the dummy input, relative to
+            their largest value; None: it was not asked for.
     """
 
     parameters: tuple[int, int]
@@ -70,37 +72,41 @@ class Proof:
     difference: float
     draws: int
     precision: str
+    approximation: float | None = None
 
 
 class _UndecidedError(Exception):
     """A comparison that says nothing; the message is the reason."""
 
 
-def prove(model: nn.Module, edits: Sequence[Edit], dummy_input: Any) -> Proof:
+def prove(model: nn.Module, edits: Sequence[Edit], dummy_input: Any, loose: bool = False) -> Proof:
     """Compares `model`, whose masks are applied, with what `edits` make of it; it stays as it is.
 
     Proven: fewer parameters, fewer multiply-accumulates of one forward pass (of convolutions and matrix products, where
     there are any), outputs of the same number and shapes, and equal outputs: on the real weights, and on DRAWS draws of
     all weights in which what is cut away is zero; on the dummy input, and on inputs that fill ranges, of other batch
-    sizes and lengths where the model takes them.
+    sizes and lengths where the model takes them. `loose`: but for LayerNorms, which go without channels that are cut.
 
     Raises:
         CompressionError: one of them does not hold, the model does not run, or nothing could be compared.
     """
-    return _Comparison(model, edits, dummy_input).run(real=True)
+    return _Comparison(model, edits, dummy_input, loose).run(real=True)
 
 
-def prove_structure(model: nn.Module, edits: Sequence[Edit], dummy_input: Any, draws: int = DRAWS) -> Proof:
+def prove_structure(
+    model: nn.Module, edits: Sequence[Edit], dummy_input: Any, draws: int = DRAWS, loose: bool = False
+) -> Proof:
     """As `prove`, of so many draws only: `model` need not be masked.
 
     Raises:
         CompressionError: as `prove`.
     """
-    return _Comparison(model, edits, dummy_input).run(real=False, draws=draws)
+    return _Comparison(model, edits, dummy_input, loose).run(real=False, draws=draws)
 
 
 class _Comparison:
-    def __init__(self, model: nn.Module, edits: Sequence[Edit], dummy_input: Any) -> None:
+    def __init__(self, model: nn.Module, edits: Sequence[Edit], dummy_input: Any, loose: bool) -> None:
+        self._loose = loose
         self._forms = Counterparts(model, edits)
         before, after = self._forms.sizes
         if after >= before:
@@ -114,6 +120,7 @@ class _Comparison:
 
     def run(self, real: bool, draws: int = DRAWS) -> Proof:
         expected = self._find_precision(needs_finite=real)
+        moved = self._moved(expected) if real and self._loose else None
         macs = self._compare_dummy(expected, real)
         change = self._find_change(real)
         agreed, reasons = 0, []
@@ -135,7 +142,13 @@ class _Comparison:
                 f"told ({reasons[-1]})"
             )
         precision = "its own precision" if self._wide is None else str(self._wide).removeprefix("torch.")
-        return Proof(self._forms.sizes, macs, self._worst, agreed, precision)
+        return Proof(self._forms.sizes, macs, self._worst, agreed, precision, moved)
+
+    def _moved(self, loose: list[torch.Tensor]) -> float:
+        """How far the outputs are, where LayerNorms go without what is masked, from those where they do not."""
+        strict = tensors_in(self._forms.run("masked", self._examples.dummy()))
+        gaps = [_gap(old, new) for old, new in zip(strict, loose, strict=True) if old.is_floating_point()]
+        return max(gaps, default=0.0)
 
     # What can be run --------------------------------------------------------------------------------------------------
 
@@ -148,7 +161,7 @@ class _Comparison:
             seen = self._before = Seen()
             self._forms.set(Values(), wide)
             try:
-                outputs = tensors_in(self._forms.run("masked", self._examples.dummy(), seen))
+                outputs = tensors_in(self._forms.run("masked", self._examples.dummy(), seen, self._loose))
             except Exception as raised:
                 error = raised
                 continue
@@ -262,7 +275,7 @@ class _Comparison:
 
     def _masked(self, inputs: Any) -> list[torch.Tensor]:
         try:
-            outputs = tensors_in(self._forms.run("masked", inputs))
+            outputs = tensors_in(self._forms.run("masked", inputs, loose=self._loose))
         except Exception as error:
             raise _UndecidedError(f"{type(error).__name__}: {first_line(error)}") from error
         if any(bool(torch.isnan(t).any()) for t in outputs):

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from modelpress_runner.dependency.layers import Blocks
 from modelpress_runner.dependency.planes import Plane, resolved, rigid
 from modelpress_runner.dependency.sizes import NamedSize, Use
 from modelpress_runner.dependency.units import Units
@@ -50,6 +51,9 @@ class Trace:
         self.shapes: list[tuple[int, torch.Tensor]] = []  # of sizes that were read: the dimension, and its labels
         self.norms: Mapping[int, Callable[[torch.Tensor, torch.Tensor], None]] = {}  # by id of the module: its rule
         self._inside: list[nn.Module] = []  # such norms that run: their parts have no rules
+        self.exact = True
+        self.blocks: Blocks | None = None  # where those are looked for
+        self.approximate: list[tuple[torch.Tensor, str]] = []  # labels that a LayerNorm may lose, with its name
         self.used: set[int] = set()  # ids of what operations have taken
 
     def planes(self, tensor: Any) -> list[Plane]:
@@ -179,6 +183,8 @@ class Trace:
         def enter(module: nn.Module, args: Any) -> None:
             if id(module) in names:
                 self._modules.append((names[id(module)], module))
+                if self.blocks is not None:
+                    self.blocks.enter(names[id(module)], args)
             if id(module) in self.norms and args and isinstance(args[0], torch.Tensor):
                 self._inside.append(module)
 
@@ -190,6 +196,8 @@ class Trace:
                     self.norms[id(module)](args[0], output)
             if id(module) in names and self._modules:
                 self._modules.pop()
+                if self.blocks is not None:
+                    self.blocks.leave(names[id(module)], output)
 
         first = nn.modules.module.register_module_forward_pre_hook(enter)
         last = nn.modules.module.register_module_forward_hook(leave, always_call=True)
@@ -222,6 +230,8 @@ class LabelMode(TorchDispatchMode):
         given = tensors_in((args, kwargs))
         trace = self._trace
         trace.used.update(id(tensor) for tensor in given)
+        if trace.blocks is not None and isinstance(func, torch._ops.OpOverload):
+            trace.blocks.operation(func._schema.name.rpartition("::")[2], args, out)
         if trace.silent or (not trace.copies and not any(trace.carries(tensor) for tensor in given)):
             return out
         for tensor in given:

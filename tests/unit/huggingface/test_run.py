@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from activations import mean_activation
+from activations import mean_magnitude
 from tiny_models import bert, rows, subject
 
 import modelpress as mp
@@ -148,8 +148,8 @@ def test_calibration_data_show_activations(folder: Path) -> None:
     layer = "bert.encoder.layer.0.intermediate.dense"
     (folder / "other.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in SENTENCES[::-1]))
     data = {"calibration": {"uri": "other.jsonl", "samples": 3}}
-    with mean_activation():
-        stage = {"prune": {"algorithm": "mean_activation", "configList": [{"opNames": [layer], "sparsity": 0.5}]}}
+    with mean_magnitude():
+        stage = {"prune": {"algorithm": "mean_magnitude", "configList": [{"opNames": [layer], "sparsity": 0.5}]}}
         run(folder, stage, data=data)
     found = subject(folder / "model", "text-classification", rows("calibration", *SENTENCES[:0:-1]))
     seen: list[torch.Tensor] = []

@@ -87,10 +87,28 @@ def layer_norm(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs
     last = range(source.dim() - len(shape), source.dim())
     reason = _norm_reason(trace, name)
     given = trace.planes(source)
+    if not trace.exact and name == "native_layer_norm" and len(shape) == 1 and args[2] is not None:
+        trace.put(tensors_in(out)[0], _loosely(trace, source, args[2:4], reason))
+        return
     trace.rigid(given, last, reason)
     for weight in tensors_in(args[2:4]):
         trace.freeze(trace.planes(weight), reason)
     trace.put(tensors_in(out)[0], [Plane(plane.labels) for plane in given])
+
+
+def _loosely(trace: Trace, source: torch.Tensor, vectors: Any, reason: str) -> list[Plane]:
+    """Planes of a LayerNorm's result whose channels may go, although its statistics are others then."""
+    last = source.dim() - 1
+    found = [plane for plane in trace.planes(source) if last not in plane.varying]
+    along = [plane for plane in trace.planes(source) if plane.varying == [last]]
+    trace.rigid([p for p in trace.planes(source) if last in p.varying and p.varying != [last]], [last], reason)
+    for vector in tensors_in(vectors):
+        shape = [1] * last + [vector.numel()]
+        own = [Plane(plane.labels.reshape(shape)) for plane in trace.planes(vector)]
+        along = tied((along, [last]), (own, [last]), trace.units, reason)
+    name = trace.module[0] if trace.module else "layer_norm"
+    trace.approximate += [(plane.labels, name) for plane in along]
+    return [*(Plane(plane.labels) for plane in found), *(Plane(plane.labels, True) for plane in along)]
 
 
 def norm(trace: Trace, module: nn.Module, form: RootMeanSquare, source: torch.Tensor, result: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Prune
-from modelpress_runner.errors import CompressionError
+from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.methods.context import StageContext, Transform
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import select
@@ -160,6 +160,32 @@ def test_a_norm_stands_for_its_group() -> None:
     assert (model.first.out_features, model.norm.num_features, model.second.in_features) == (2, 2, 2)
     assert model.first.weight.tolist() == [[1.0, 0.0], [0.0, 2.0]]
     assert {edit.module for edit in context.edits} == {"first", "norm", "second"}
+
+
+def test_attention_is_scored_by_the_rows_of_its_projections() -> None:
+    """nn.MultiheadAttention has queries, keys and values in one weight."""
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.last = attention, nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.last(self.attention(x, x, x)[0])
+            return out
+
+    model = Net().eval()
+    block = {"configList": [{"opNames": ["attention"], "opTypes": ["MultiheadAttention"], "sparsity": 0.5}]}
+    for name in ("fpgm", "group_norm"):
+        context = StageContext(model, None, torch.randn(2, 3, 8), 0)
+        selection = select(model, Prune.model_validate({"algorithm": name, **block}), "p")
+        assert list(selection.choices) == ["attention"]
+        found = method(name).score(attention, generator())
+        assert found.shape[0] in (8, 24)
+        assert bool((found > 0).all())
+        assert context.masks == {}
 
 
 # Activations ----------------------------------------------------------------------------------------------------------
@@ -351,3 +377,13 @@ def test_movement_removes_what_training_shrinks() -> None:
 
     evaluator = mp.TorchEvaluator(training_func, lambda params: torch.optim.SGD(params, lr=0.1), loss)
     assert collected("movement", layer, [], evaluator, 3) == [[6.0, 6.0], [-6.0, -6.0]]
+
+
+def test_a_norm_without_factors_is_left() -> None:
+    """By type with a note, by name with an error."""
+    model = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4))
+    context = masked(model, algorithm="slim", configList=[{"sparsity": 0.5}])
+    assert list(context.masks) == ["1"]
+    assert context.notes == ["Left as it was: '0' (BatchNorm1d) has no weight"]
+    with pytest.raises(InvalidSpecError, match=r"configList\[0\]\.opNames: '0' \(BatchNorm1d\) has no weight"):
+        masked(model, algorithm="slim", configList=[{"opNames": ["0"], "sparsity": 0.5}])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.methods.prune.channels import by_channel, channel_rows, in_blocks
+from modelpress_runner.methods.prune.channels import OTHER_TYPES, by_channel, channel_rows, in_blocks
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -14,6 +14,7 @@ class FPGM(PruneMethod):
     """Score of a channel: the sum of the Euclidean distances of its weights to those of all other channels."""
 
     name = "fpgm"
+    extra_op_types = OTHER_TYPES
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
