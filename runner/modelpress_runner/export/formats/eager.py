@@ -16,8 +16,8 @@ from modelpress_runner.export.formats.base import Format
 from modelpress_runner.export.layout import Layout
 from modelpress_runner.export.weights import safetensors_bytes
 
-# What torch.compile has compiled of a function counts against all of its compilations: behind eight modules of one class
-# (each nn.Sequential, say) it would run the next one as it is, and that would be timed.
+# torch.compile counts compilations by function: behind eight modules of one class (nn.Sequential, say) it would run the
+# next one as it is, and that would be timed.
 _ALONE: dict[str, Any] = (
     {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 )
