@@ -25,7 +25,7 @@ Scope = Literal["local", "global"]
 Reconstruct = Literal["none", "bias", "leastSquares", "batchNorm", "auto"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Threshold = Annotated[float, Field(ge=-1e30, le=1e30)]
+Threshold = Annotated[float, Field(ge=-1e15, le=1e15)]  # the API server compares whole numbers in 64 bits
 Pattern = Annotated[
     str,
     Field(

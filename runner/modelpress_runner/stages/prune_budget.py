@@ -250,7 +250,9 @@ class Solver:
         return removed
 
     def _cut(self, removed: torch.Tensor) -> nn.Module:
-        model = copy.deepcopy(self.context.model)
+        whole = self.context.model
+        # Edits put new tensors in the place of those that they change: the others can be the model's own.
+        model = copy.deepcopy(whole, {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())})
         replay(model, edits_of(self.dependencies, removed))
         return model
 

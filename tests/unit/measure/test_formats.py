@@ -79,3 +79,17 @@ def test_what_cannot_be_here_is_said_first(monkeypatch: pytest.MonkeyPatch) -> N
     if not torch.cuda.is_available():
         with pytest.raises(InvalidSpecError, match=r"C\+\+ compiler"):
             format_of("compiled").check(None)
+
+
+def test_one_model_compiled_takes_nothing_from_the_next() -> None:
+    """torch counts compilations by function, and two nn.Sequential have the same one: behind a limit of one both are
+    compiled."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for width in (3, 4):
+            model = nn.Sequential(nn.Linear(2, width), nn.ReLU())
+            format_of("compiled").open(model, None, None)(torch.randn(1, 2))
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 2

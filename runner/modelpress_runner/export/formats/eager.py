@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,12 @@ from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.export.formats.base import Format
 from modelpress_runner.export.layout import Layout
 from modelpress_runner.export.weights import safetensors_bytes
+
+# torch.compile counts compilations by function: behind eight modules of one class (nn.Sequential, say) it would run the
+# next one as it is, and that would be timed.
+_ALONE: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+)
 
 
 class Eager(Format):
@@ -52,7 +59,7 @@ class Compiled(Eager):
 
     def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:
         """Compiled with its first call, for each shape that it is called with; the module itself stays as it is."""
-        compiled = torch.compile(model)
+        compiled = torch.compile(model, **_ALONE)
         assert isinstance(compiled, nn.Module)
         return compiled
 

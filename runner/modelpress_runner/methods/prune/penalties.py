@@ -73,7 +73,8 @@ class GroupLasso(Penalty):
 
     def term(self, name: str, module: nn.Module) -> torch.Tensor:
         """As Penalty.term."""
-        rows = module_axis(module, name, "out").rows("weight", weight_of(module).float())
+        axis = module_axis(module, name, "out")
+        rows = axis.rows(axis.main, weight_of(module).float())
         norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
         return norms.sum()
 

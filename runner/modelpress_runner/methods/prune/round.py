@@ -334,7 +334,7 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
     Returns:
         Notes on what keeps everything, because its sparsity is less than one channel or weight of it.
     """
-    whole: dict[tuple[float, int], list[str]] = defaultdict(list)
+    whole: dict[str, list[str]] = defaultdict(list)
     shared: dict[tuple[str, float, str | None, str | None], list[_Pool]] = defaultdict(list)
     for pool in pools:
         choice = pool.choice
@@ -349,23 +349,30 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
                 removed = remove_by_row(pool.candidates, pool.outputs, pool.sparsity)
             pool.apply(removed)
             if _is_over(pool) and not removed.any():
-                whole[choice.sparsity, len(removed)].append(choice.module)
+                whole[_why_nothing(pool, len(removed))].append(choice.module)
     for (algorithm, sparsity, _, _), members in shared.items():
         parts = remove_global([m.candidates for m in members], sparsity, method(algorithm).globally_comparable)
         for pool, gone in zip(members, parts, strict=True):
             pool.apply(gone)
         if _is_over(members[0]) and not any(gone.any() for gone in parts):
             size = sum(pool.candidates.size for pool in members)
-            whole[members[0].choice.sparsity, size].extend(pool.choice.module for pool in members)
-    return [
-        f"Left as it was: {_list(names)}, where a sparsity of {sparsity:g} is less than one of {size}"
-        for (sparsity, size), names in whole.items()
-    ]
+            whole[_why_nothing(members[0], size)].extend(pool.choice.module for pool in members)
+    return [f"Left as it was: {_list(names)}, {why}" for why, names in whole.items()]
 
 
 def _is_over(pool: _Pool) -> bool:
     """Whether the target is reached, and is one."""
     return 0 < pool.sparsity == pool.choice.sparsity / pool.share
+
+
+def _why_nothing(pool: _Pool, size: int) -> str:
+    """Why a target that is reached takes nothing of `size` candidates."""
+    sparsity = pool.choice.sparsity
+    if size * pool.sparsity < 1:
+        return f"where a sparsity of {sparsity:g} is less than one of {size}"
+    if pool.candidates.multiple > 1:
+        return f"where what a sparsity of {sparsity:g} keeps of {size} is rounded up to all of them by roundTo"
+    return f"where maxSparsity lets nothing go of {size}"
 
 
 def _now(choice: Choice, round_: Round) -> float:

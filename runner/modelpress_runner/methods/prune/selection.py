@@ -15,6 +15,7 @@ from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune
 from modelpress.api.v1alpha1.algorithms import schedule as facts
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import InvalidSpecError
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.patterns import CHANNEL
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.registry import method
@@ -115,6 +116,8 @@ def select(model: nn.Module, prune: Prune, path: str) -> Selection:
             continue
         choice = _choice(name, modules[name], drafts[name], path)
         reason = next((str(each) for each in computed(modules[name], name)), None)
+        if reason is None and not isinstance(modules[name], nn.MultiheadAttention) and weight_of(modules[name]) is None:
+            reason = f"'{name}' ({type(modules[name]).__name__}) has no weight"
         if reason is None:
             choices[name] = choice
         elif choice.named:

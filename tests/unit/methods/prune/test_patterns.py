@@ -250,6 +250,12 @@ def test_what_is_kept_is_rounded_up_for_the_target() -> None:
     assert _widths(8) == _widths("8") == _widths("auto") == (24, 16)
     assert _widths("auto", "cuda") == (32, 16)
     assert _widths(16, sparsity=0.1) == (40, 20)
+    context = masked(nn.Sequential(nn.Linear(3, 16), nn.Linear(3, 16)), configList=[{"sparsity": 0.4}], roundTo=8)
+    assert context.notes == [
+        "Left as it was: '0', '1', where what a sparsity of 0.4 keeps of 16 is rounded up to all of them by roundTo"
+    ]
+    context = masked(nn.Sequential(nn.Linear(3, 16)), configList=[{"sparsity": 0.4, "maxSparsity": 0.01}])
+    assert context.notes == ["Left as it was: '0', where maxSparsity lets nothing go of 16"]
 
 
 def test_channels_that_go_in_pairs_are_counted_one_by_one() -> None:

@@ -129,7 +129,8 @@ def test_exclude_wins_over_later_entries() -> None:
             [{"opNames": ["blocks"]}],
             "configList[0].opNames",
             "'blocks' is a Sequential; l1 prunes Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, "
-            "ConvTranspose3d, Linear; opNamesRe: ['blocks\\..*'] takes what is inside",
+            "ConvTranspose3d, Linear, Conv1D, MultiheadAttention, Embedding; "
+            "opNamesRe: ['blocks\\..*'] takes what is inside",
         ),
         ([{}, {"opNames": ["blocks"], "exclude": True}], "configList[1].opNames", "holds no parameters of its own"),
         ([{"opTypes": ["BatchNorm2d"]}], "configList[0].opTypes", "'blocks.0.norm' is a BatchNorm2d; l1 prunes"),

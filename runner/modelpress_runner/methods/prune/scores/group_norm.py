@@ -7,7 +7,7 @@ from torch import nn
 
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.methods.prune.channels import by_channel, in_blocks
+from modelpress_runner.methods.prune.channels import OTHER_TYPES, by_channel, in_blocks
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -19,6 +19,7 @@ class GroupNorm(PruneMethod):
     """
 
     name = "group_norm"
+    extra_op_types = OTHER_TYPES
 
     def score(self, module: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """As PruneMethod.score."""
@@ -34,7 +35,7 @@ class GroupNorm(PruneMethod):
                 continue
             view = axis_of(model, axis.module, axis.axis)
             for name in view.parameters:
-                if name != "bias":
+                if "bias" not in name:
                     rows = view.rows(name, getattr(view.owner, name).detach())
                     squares = in_blocks(lambda some: some.square().sum(dim=1), rows)
                     total.index_add_(0, axis.vector, squares.cpu())
