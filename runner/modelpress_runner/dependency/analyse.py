@@ -186,6 +186,11 @@ class _Analysis:
                 continue  # they go with the outputs
             producer = (isinstance(module, PRODUCERS) or is_conv1d(module)) and not grouped
             atoms = self._units.atoms(view.size)
+            if isinstance(module, nn.MultiheadAttention) and side == "out":
+                heads = atoms.view(3, -1, module.head_dim)  # of queries, keys and values alike, and whole
+                self._units.join(heads[:1, :, :1], heads, "")
+                if heads.shape[1] == 1:
+                    self._units.freeze(atoms, f"'{name}' has one head")
             self._axes.append(_LabelledAxis(name, view, producer, atoms))
             for tensor, layout in view.tensors.items():
                 self._place(getattr(view.owner, tensor), view, layout, atoms)

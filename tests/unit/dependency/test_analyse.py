@@ -94,6 +94,8 @@ def _by_view(x: torch.Tensor) -> torch.Tensor:
         (4, lambda x: torch.stack([x, x.flip(3)]).sum(0), 4, [0, 1, 2, 3]),
         (4, lambda x: x * x.sum(1, keepdim=True), 4, [0, 1, 2, 3]),  # what is masked adds nothing
         (4, lambda x: x * torch.cat([x, x.flip(1)], 1).sum(1, keepdim=True), 4, [0, 1, 2, 3]),
+        (4, lambda x: x.cumsum(1), 4, [0, 1, 2, 3]),
+        (4, lambda x: F.normalize(x, dim=1), 4, [0, 1, 2, 3]),
         (4, lambda x: torch.einsum("bchw->bhwc", x).permute(0, 3, 1, 2), 4, [0, 1, 2, 3]),
     ],
 )
@@ -114,14 +116,15 @@ def test_channels_that_go_together(
     [
         (lambda x: x - x.mean(1, keepdim=True), "mean"),
         (lambda x: torch.softmax(x, 1), "softmax"),
-        (lambda x: x.cumsum(1), "cumsum"),
-        (lambda x: x.roll(1, 1), "roll"),
+        (lambda x: torch.cos(x).cumsum(1), "cumsum"),
+        (lambda x: x.roll(5, 1), "roll"),
         (lambda x: x[:, [0, 1, 2, 3]], "index"),
         (lambda x: x * torch.arange(1.0, 5.0).view(1, 4, 1, 1), "mul"),
         (lambda x: torch.cos(x) * torch.cos(x).sum(1, keepdim=True), "sum"),  # cos(0) is 1
         (Unscaled(), "sum"),
         (lambda x: torch.fft.fft(x, dim=1).real, "fft_r2c"),
-        (lambda x: F.normalize(x, dim=1), "linalg_vector_norm"),
+        (lambda x: F.normalize(torch.cos(x), dim=1), "linalg_vector_norm"),
+        (lambda x: F.normalize(x, p=3.0, dim=1), "linalg_vector_norm"),
         (lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2), "native_layer_norm"),
     ],
 )
@@ -135,6 +138,17 @@ def test_what_stays_is_told_with_the_operation_and_the_line(
     assert operation in told
     assert re.search(r"\(test_analyse\.py:\d+\)", told) or "takes its statistics" in told
     assert groups(found) == {"b": 6}
+
+
+@pytest.mark.parametrize(("shift", "stay"), [(1, [3]), (3, [1, 2, 3]), (-1, [0]), (-2, [0, 1])])
+def test_what_a_roll_moves_to_the_other_end_stays(shift: int, stay: list[int]) -> None:
+    """The others go, and what is moved is the same then."""
+    model = Net(4, lambda x: x.roll(shift, 1), 4)
+    found = find_dependencies(model, IMAGE)
+    axis = found.output("a")
+    assert axis is not None
+    assert [channel for channel, unit in enumerate(axis.units) if unit in found.frozen] == stay
+    check_removal(model, found, seed=0)
 
 
 @pytest.mark.parametrize(

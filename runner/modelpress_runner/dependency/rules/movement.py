@@ -171,12 +171,28 @@ def picked(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: di
         dims = [d for d, index in enumerate(args[1]) if index is not None]
         if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
             dims = list(range(source.dim()))
+    elif name == "roll" and len(args[1]) == len(argument(func, args, kwargs, "dims", [])) == 1:
+        _rolled(trace, source, args[1][0], argument(func, args, kwargs, "dims", [])[0] % source.dim())
+        moved(trace, name, func, args, kwargs, out)
+        return
     elif name == "roll":
         dims = [d % source.dim() for d in argument(func, args, kwargs, "dims", []) or range(source.dim())]
     else:
         dims = [argument(func, args, kwargs, "dim", 0) % source.dim()]
     trace.rigid(trace.planes(source), dims, f"{trace.where(name)} takes some of them by number")
     moved(trace, name, func, args, kwargs, out)
+
+
+def _rolled(trace: Trace, source: torch.Tensor, shift: int, dim: int) -> None:
+    """As many positions as are moved to the other end are the same ones where others leave, if they stay."""
+    reason = f"{trace.where('roll')} takes some of them by number"
+    size = source.shape[dim]
+    lines = trace.lines(source, dim, reason)
+    if lines is not None and shift % size:
+        ends = (
+            lines.narrow(dim, size - shift % size, shift % size) if shift > 0 else lines.narrow(dim, 0, -shift % size)
+        )
+        trace.units.freeze(ends if abs(shift) < size else lines, reason)
 
 
 def shuffled(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

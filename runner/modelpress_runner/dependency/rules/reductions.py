@@ -19,7 +19,7 @@ _ZERO_OF_ZEROS = frozenset(
 
 
 def reduced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Reductions: what they run over is rigid, but a sum over what is zero.
+    """Reductions: what they run over is rigid, but for sums, and norms, of what is zero.
 
     A mean that nothing uses holds nothing: nn.MultiheadAttention averages its heads' weights for whoever may want them.
     """
@@ -27,8 +27,11 @@ def reduced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: d
     dims = _dims(func, args, kwargs, source)
     planes = trace.planes(source)
     reason = f"{trace.where(name)} runs over them"
-    if name == "sum":
+    if name == "sum" or (name == "linalg_vector_norm" and argument(func, args, kwargs, "ord", 2) in (1, 2)):
         planes = [plane for plane in planes if not (plane.zero and set(plane.varying) <= set(dims))]
+    if name == "cumsum" and all(plane.zero and plane.varying == dims for plane in planes):
+        trace.put(tensors_in(out)[0], [Plane(plane.labels) for plane in planes])  # zeros add nothing to what is behind
+        return
     results = tensors_in(out)
     if name == "mean" and any(set(plane.varying) & set(dims) for plane in planes):
         trace.postpone(results[0], lambda result: _reduce(trace, name, planes, dims, result, reason))
