@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from typing import Any
 
 import pytest
@@ -37,8 +38,15 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """The worker has ended; with an error if it was not told to."""
-    if error:
-        _died.append(node.gateway.id)
+    if not error:
+        return
+    try:
+        status = str(node.gateway._io.popen.wait(timeout=5))
+    except subprocess.TimeoutExpired:  # it has lost its pipe to here, and nothing else
+        status = "none: it still runs"
+    except Exception as unknown:
+        status = repr(unknown)
+    _died.append(f"{node.gateway.id} (exit status {status})")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -66,7 +66,7 @@ def test_a_misspelt_required_key_is_one_problem() -> None:
     assert told(Prune, {"zebra": 1}) == [
         "configList: is required; add configList",
         "zebra: unknown key 'zebra'; remove it; known here: algorithm, configList, sparsity, sparsityThreshold, "
-        "minSparsity, maxSparsity, pattern, roundTo, scope, schedule, scores, budget and 5 more",
+        "exact, minSparsity, maxSparsity, pattern, roundTo, scope, schedule, scores and 6 more",
     ]
 
 
