@@ -71,8 +71,9 @@ def test_a_deleted_pod_is_followed_by_one_that_goes_on(operator: Running, namesp
     ending = operator.finished("cjob", NAME, namespace, seconds=600)
 
     status = operator.get("cjob", NAME, namespace)["status"]
-    assert ending == "Complete", json.dumps(status, indent=1) + operator.story(namespace)
-    assert [one["outcome"] for one in status["attempts"]] == ["Disrupted", "Succeeded"]
+    story = json.dumps(status, indent=1) + operator.story(namespace)
+    assert ending == "Complete", story
+    assert [one["outcome"] for one in status["attempts"]] == ["Disrupted", "Succeeded"], story
     assert status.get("failures", 0) == 0
     again = steps(operator.kubectl("logs", second, "--namespace", namespace).splitlines())
     assert min(again) >= done
