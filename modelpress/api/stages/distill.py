@@ -9,6 +9,7 @@ from typing import Any
 from modelpress.api.errors import Problem
 from modelpress.api.v1alpha1 import Distill
 
+from . import length
 from .base import StageRules
 
 
@@ -49,15 +50,11 @@ class DistillRules(StageRules[Distill]):
 
     def problems_along(self, block: Distill, path: str) -> Iterator[Problem]:
         """The training that it goes along with has its own length."""
-        for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
-            if getattr(block, name) is not None:
-                message = "the training that it goes along with says how long"
-                yield Problem(f"{path}.{alias}", message, "remove it")
+        yield from length.refused(block, path, "the training that it goes along with says how long")
 
     def problems_outside(self, block: Distill, path: str) -> Iterator[Problem]:
         """There must be a length."""
-        if block.epochs is None and block.max_steps is None:
-            yield Problem(path, "nothing says how long to train", "add epochs or maxSteps")
+        yield from length.needed(block, path)
 
     def training(self, block: Distill) -> Iterator[str]:
         """All of it."""
@@ -74,9 +71,4 @@ class DistillRules(StageRules[Distill]):
         layers = len(block.get("layerMappings") or [])
         what = [] if teacher == "student" else [str((block.get("lossTypes") or ["task", "KL"])[1])]
         what += [f"{layers} layer mapping{'' if layers == 1 else 's'}"] if layers else []
-        number, noun = next(((block[key], each) for key, each in _UNITS.items() if block.get(key)), (0, ""))
-        length = f" for {number} {noun}{'' if number == 1 else 's'}" if number else ""
-        return f"distilled from {source} ({', '.join(what)}){length}"
-
-
-_UNITS = {"epochs": "epoch", "maxSteps": "step"}
+        return f"distilled from {source} ({', '.join(what)}){length.in_words(block)}"

@@ -8,6 +8,7 @@ from typing import Any
 from modelpress.api.errors import Problem
 from modelpress.api.v1alpha1 import Finetune
 
+from . import length
 from .base import StageRules
 
 
@@ -29,6 +30,4 @@ class FinetuneRules(StageRules[Finetune]):
 
     def sentence(self, block: Mapping[str, Any]) -> str:
         """For how long."""
-        epochs = block.get("epochs")
-        number, noun = (epochs, "epoch") if epochs else (block.get("maxSteps", 0), "step")
-        return f"finetuned for {number} {noun}{'' if number == 1 else 's'}"
+        return f"finetuned{length.in_words(block)}"

@@ -8,7 +8,7 @@ from typing import Any
 from modelpress.api.errors import Problem
 from modelpress.api.v1alpha1 import ApiModel, Together
 
-from . import base
+from . import base, length
 
 
 class TogetherRules(base.StageRules[Together]):
@@ -32,15 +32,11 @@ class TogetherRules(base.StageRules[Together]):
 
     def problems_in_loop(self, block: Together, path: str) -> Iterator[Problem]:
         """A loop of the user's own says itself how long it trains."""
-        for name, alias in (("epochs", "epochs"), ("max_steps", "maxSteps")):
-            if getattr(block, name) is not None:
-                message = "the script trains in a loop of its own, which says how long"
-                yield Problem(f"{path}.{alias}", message, "remove it")
+        yield from length.refused(block, path, "the script trains in a loop of its own, which says how long")
 
     def problems_outside(self, block: Together, path: str) -> Iterator[Problem]:
         """There must be a length."""
-        if block.epochs is None and block.max_steps is None:
-            yield Problem(path, "nothing says how long to train", "add epochs or maxSteps")
+        yield from length.needed(block, path)
 
     def training(self, block: Together) -> Iterator[str]:
         """All of it."""
@@ -56,12 +52,7 @@ class TogetherRules(base.StageRules[Together]):
         from . import rules
 
         done = [rules(name).sentence(part) for each in block.get("of", []) for name, part in each.items()]
-        number, noun = next(((block[key], noun) for key, noun in _UNITS.items() if block.get(key)), (0, ""))
-        length = f"trained for {number} {noun}{'' if number == 1 else 's'}" if number else "trained"
-        return f"{length} and on the way {' and '.join(done)}"
-
-
-_UNITS = {"epochs": "epoch", "maxSteps": "step"}
+        return f"trained{length.in_words(block)} and on the way {' and '.join(done)}"
 
 
 def _parts(block: Together, path: str) -> Iterator[tuple[base.StageRules[Any], ApiModel, str]]:

@@ -285,7 +285,7 @@ class PruneStage:
     def check(self, context: StageContext) -> None:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = self.select(context.model)
-        dependencies = self.sound(context, selection) if self.couples else None
+        dependencies = self.coupling(context, selection)
         equal = {
             choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
             if method(choice.algorithm).structured
