@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from activations import (
     training_step,
 )
 from torch import nn
+from two_ranks import two_ranks
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import Prune
@@ -294,27 +291,9 @@ def test_a_pass_stops_at_a_batch() -> None:
 @pytest.mark.long
 def test_two_ranks_score_as_one(tmp_path: Path) -> None:
     """Three batches of unequal size in two shares; an evaluation that each rank goes through; an error on one rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    worker = Path(__file__).with_name("activation_worker.py")
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    support = str(Path(__file__).parents[2] / "support")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, worker, tmp_path],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": support},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
-    for rank in range(2):
-        seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    with two_ranks(Path(__file__).with_name("activation_worker.py"), tmp_path) as left:
+        pass
+    for seen in left:
         assert seen["calibration"].tolist() == SCORES["calibration"]
         assert seen["evaluation"].tolist() == SCORES["evaluation"]
         assert "does not take batch 2 of calibration_data" in seen["error"]
