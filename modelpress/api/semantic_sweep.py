@@ -226,13 +226,16 @@ def _value_problems(spec: CompressionSweepSpec, template: list[Problem]) -> Iter
 
 
 def _algorithm_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
+    if spec.algorithm.name == "cmaes" and len(spec.objectives) > 1:
+        message = f"cmaes follows one objective, and there are {len(spec.objectives)}"
+        yield Problem("spec.algorithm.name", message, "use tpe or nsga2")
     if spec.algorithm.name != "grid":
         return
     for index, parameter in enumerate(spec.search_space):
         domain = parameter.float
         if domain is not None and domain.step is None and domain.min < domain.max:
             yield Problem(
-                _at(index, "float"), "grid cannot list a continuous range", "add a step, or use random or tpe"
+                _at(index, "float"), "grid cannot list a continuous range", "add a step, or use another algorithm"
             )
 
 

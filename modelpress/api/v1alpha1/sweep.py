@@ -146,11 +146,13 @@ class Template(ApiModel):
 class SearchAlgorithm(ApiModel):
     """How parameters are chosen.
 
-    random: independent draws. grid: every combination once, in order. tpe: tree-structured Parzen estimator (Bergstra
-    et al. 2011), multivariate, for one or several objectives.
+    random: independent draws. grid: every combination once, in order. qmc: a randomised Halton sequence, which fills the
+    space more evenly than chance. tpe: tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, for one or
+    several objectives. nsga2: NSGA-II (Deb et al. 2002) in its steady state form, for one or several objectives. cmaes:
+    CMA-ES (Hansen and Ostermeier 2001), for one objective and mostly numbers. The last three use the constraints.
     """
 
-    name: Literal["random", "grid", "tpe"] = Field(default="tpe", description="See above.")
+    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes"] = Field(default="tpe", description="See above.")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of the search; trials have theirs.")
 
 

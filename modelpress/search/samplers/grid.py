@@ -29,7 +29,7 @@ class GridSampler:
             if dimension.size is None:
                 raise SpaceError(
                     f"spec.searchSpace[{position}].float: grid needs a step, for {dimension.name!r} has endlessly many "
-                    "values; add one, or use algorithm random or tpe"
+                    "values; add one, or use another algorithm"
                 )
         self._points = Points(space)
 
