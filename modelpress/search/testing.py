@@ -20,11 +20,11 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
+from modelpress.api.search_space import Space, SpaceError
 from modelpress.api.v1alpha1 import Goal, Parameter
 from modelpress.api.v1alpha1.base import Scalar
 
 from .samplers import Observation, Sampler
-from .space import Space, SpaceError
 
 # Search spaces as users write them.
 SPACES: dict[str, list[dict[str, Any]]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import Goal
-from modelpress.search.space import Space
 
 from .base import Observation, Sampler, derive
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+from modelpress.api.search_space import Dimension, Space, SpaceError
 from modelpress.api.v1alpha1 import Categorical, Goal
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.search.space import Dimension, Space, SpaceError
 
 from .base import Observation
 from .chance import Chance
@@ -25,8 +25,8 @@ class CmaesSampler:
 
     For one objective. Trials are taken in the order of their numbers, as many at a time as a generation has, and all
     that counts is how they rank among themselves: feasible before infeasible, infeasible ones by what they miss,
-    stopped ones last. So the distribution is worked out anew from any history, and no trial waits for others. Weights of
-    categories move by the natural gradient, as in PBIL (Baluja 1994; Ollivier et al. 2017, section 5.1), and none
+    stopped ones last. So the distribution is worked out anew from any history, and no trial waits for others. Weights
+    of categories move by the natural gradient, as in PBIL (Baluja 1994; Ollivier et al. 2017, section 5.1), and none
     vanishes. What has a condition is drawn at random.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The distribution of CMA-ES (Hansen 2016, arXiv 1604.00772), in plain floats: any history of ranked points moves it."""
+"""The distribution of CMA-ES (Hansen 2016, arXiv 1604.00772), in plain floats."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _TRIES = 100  # draws until one lies inside; then the last one is brought inside
 class Gaussian:
     """A normal distribution over [0, 1]^n that follows generations of ranked points.
 
-    Directions come from the Cholesky factor of the covariance, which is unique, in place of its eigenvectors, which are
-    not (Krause, Arbones and Igel 2016): so every platform draws alike. Points that were not drawn from the distribution
-    may be among those that it is told, their step cut to the length of a plausible one (Hansen 2011, "Injecting external
-    solutions into CMA-ES").
+    Directions come from the Cholesky factor of the covariance, which is unique, in place of its eigenvectors, which
+    are not (Krause, Arbones and Igel 2016): so every platform draws alike. Points that were not drawn from the
+    distribution may be among those that it is told, their step cut to the length of a plausible one (Hansen 2011,
+    "Injecting external solutions into CMA-ES").
 
     Args:
         size: numbers, at least 1.
@@ -78,7 +78,9 @@ class Gaussian:
         for i in range(size):
             for j in range(i + 1):
                 spread = math.fsum(w * step[i] * step[j] for w, step in zip(self.weights, steps, strict=True))
-                value = kept * self._covariance[i][j] + self._c_one * self._path[i] * self._path[j] + self._c_mu * spread
+                value = (
+                    kept * self._covariance[i][j] + self._c_one * self._path[i] * self._path[j] + self._c_mu * spread
+                )
                 self._covariance[i][j] = self._covariance[j][i] = value
         self._factor = _cholesky(self._covariance)
         growth = self._c_sigma / self._damping * (length / self._norm - 1)
@@ -98,7 +100,9 @@ def _path(path: Vector, step: Vector, rate: float, effective: float, share: floa
 
 
 def _weighted(weights: Vector, rows: Sequence[Vector]) -> Vector:
-    return [math.fsum(w * value for w, value in zip(weights, column, strict=True)) for column in zip(*rows, strict=True)]
+    return [
+        math.fsum(w * value for w, value in zip(weights, column, strict=True)) for column in zip(*rows, strict=True)
+    ]
 
 
 def _cholesky(matrix: list[Vector]) -> list[Vector]:

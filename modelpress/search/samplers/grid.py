@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from modelpress.api.search_space import Space, SpaceError
 from modelpress.api.v1alpha1 import Goal
 from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.points import Points
-from modelpress.search.space import Space, SpaceError
 
 from .base import Observation
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+from modelpress.api.search_space import Dimension, Space
 from modelpress.api.v1alpha1 import Categorical, Goal
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.search.space import Dimension, Space
 
 from .base import Observation
 from .chance import Chance
@@ -24,8 +25,8 @@ class Nsga2Sampler:
     """Crosses and mutates the best trials so far, by Pareto rank, crowding and what constraints they miss.
 
     The steady state form (Durillo, Nebro, Luna and Alba 2009, "On the effect of the steady-state selection scheme in
-    multi-objective genetic algorithms"): the parents of every trial are the 16 best of all that are complete by then, so
-    generations need not be remembered. The first 16 are drawn at random. Parents win tournaments of two; numbers are
+    multi-objective genetic algorithms"): the parents of every trial are the 16 best of all that are complete by then,
+    so generations need not be remembered. The first 16 are drawn at random. Parents win tournaments of two; numbers are
     crossed by SBX and mutated polynomially in units of their range, categories are taken from one parent or drawn anew.
     """
 
@@ -95,5 +96,5 @@ def _mutated(share: float, draw: float) -> float:
     share = min(max(share, 0.0), 1.0)
     power = _STEP + 1
     if draw < 0.5:
-        return share + (2 * draw + (1 - 2 * draw) * (1 - share) ** power) ** (1 / power) - 1
-    return share + 1 - (2 * (1 - draw) + (2 * draw - 1) * share**power) ** (1 / power)
+        return share + math.pow(2 * draw + (1 - 2 * draw) * math.pow(1 - share, power), 1 / power) - 1
+    return share + 1 - math.pow(2 * (1 - draw) + (2 * draw - 1) * math.pow(share, power), 1 / power)

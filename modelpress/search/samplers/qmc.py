@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+from modelpress.api.search_space import Dimension, Space
 from modelpress.api.v1alpha1 import Goal
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.search.space import Dimension, Space
 
 from .base import Observation, derive
 from .unit import BITS, value_of

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from modelpress.api.search_space import Dimension, Space
 from modelpress.api.v1alpha1 import Goal
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.search.space import Space
 
 from .base import Observation, derive
 from .unit import value_of
@@ -26,7 +26,19 @@ class RandomSampler:
         self._space = space
         self._seed = seed
 
-    def sample(self, number: int, observations: Sequence[Observation], attempt: int = 0) -> dict[str, Scalar] | None:
-        """See Sampler.sample; never None."""
-        again = (str(attempt),) if attempt else ()
-        return self._space.walk(lambda dimension: value_of(dimension, derive(self._seed, number, dimension.name, *again)))
+    def sample(
+        self,
+        number: int,
+        observations: Sequence[Observation],
+        attempt: int = 0,
+        given: Mapping[str, Scalar] | None = None,
+    ) -> dict[str, Scalar]:
+        """See Sampler.sample. `given`: parameters that are not drawn."""
+        again, known = (str(attempt),) if attempt else (), given or {}
+
+        def choose(dimension: Dimension) -> Scalar:
+            if dimension.name in known:
+                return known[dimension.name]
+            return value_of(dimension, derive(self._seed, number, dimension.name, *again))
+
+        return self._space.walk(choose)

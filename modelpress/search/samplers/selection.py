@@ -77,7 +77,9 @@ def by_rank(observations: Sequence[Observation], goal: Goal) -> list[Observation
         step, value = item.intermediate[-1]
         return (1, -step, sign * value, item.number)
 
-    told = [item for item in observations if item.state == "complete" or (item.state == "stopped" and item.intermediate)]
+    told = [
+        item for item in observations if item.state == "complete" or (item.state == "stopped" and item.intermediate)
+    ]
     return sorted(told, key=key)
 
 

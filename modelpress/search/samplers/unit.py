@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from modelpress.api.search_space import Dimension
 from modelpress.api.v1alpha1 import Categorical, FloatRange
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.search.space import Dimension
 
 BITS = 128
 _LAST = 1 - 2**-53

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import Goal, Parameter
 from modelpress.search import pareto
 from modelpress.search.samplers import Observation, create
+from modelpress.search.samplers.chance import Chance
 from modelpress.search.samplers.gaussian import Gaussian, recombination
 from modelpress.search.samplers.selection import best, by_rank, crowding
 from modelpress.search.samplers.unit import share_of, value_at
-from modelpress.search.space import Space
 
 LINE: dict[str, Any] = {"name": "x", "paths": ["/x"], "float": {"min": 0.0, "max": 1.0}}
 PLANE: dict[str, Any] = {"name": "y", "paths": ["/y"], "float": {"min": 0.0, "max": 1.0}}
@@ -73,11 +74,9 @@ def test_infeasible_points_are_left(name: str) -> None:
 
 
 def test_a_front_is_covered() -> None:
-    """With x and -(x - 0.6)^2 to maximize the front is [0.6, 1]: NSGA-II puts most late trials there, over all of it."""
+    """With x and -(x - 0.6)^2 to maximize the front is [0.6, 1]: NSGA-II puts most late trials all over it."""
     goals: tuple[Goal, ...] = ("maximize", "maximize")
-    run = searched(
-        "nsga2", space_of(LINE), goals, 0, 80, lambda point: ((point["x"], -((point["x"] - 0.6) ** 2)), ())
-    )
+    run = searched("nsga2", space_of(LINE), goals, 0, 80, lambda point: ((point["x"], -((point["x"] - 0.6) ** 2)), ()))
     late = [float(item.parameters["x"]) for item in run[40:]]
     assert sum(x > 0.58 for x in late) >= 32
     assert Counter(min(3, int((x - 0.6) * 10)) for x in late if x >= 0.6).keys() == {0, 1, 2, 3}
@@ -122,7 +121,7 @@ def test_crowding_is_the_width_of_the_gap() -> None:
 
 
 def test_stopped_trials_rank_behind_by_how_far_they_came() -> None:
-    """A finished trial, however bad, before one that was stopped; those by their last step, then by their last score."""
+    """A finished trial, however bad, before a stopped one; those by their last step, then by their last score."""
     trials = [
         Observation(0, {}, "stopped", intermediate=((1, 0.9),)),
         Observation(1, {}, "stopped", intermediate=((1, 0.2), (5, 0.3))),
@@ -135,9 +134,7 @@ def test_stopped_trials_rank_behind_by_how_far_they_came() -> None:
 
 
 def test_a_gaussian_follows_a_valley() -> None:
-    """On a bowl a hundred times longer than wide, turned by 45 degrees, 60 generations come within 1e-3 of its ground."""
-    from modelpress.search.samplers.chance import Chance
-
+    """On a bowl a hundred times longer than wide, turned by 45 degrees, 60 generations come to within 1e-3."""
     chance = Chance(0, 0, "test", 0)
     gaussian = Gaussian(2, 0.3, 8)
 
@@ -153,8 +150,6 @@ def test_a_gaussian_follows_a_valley() -> None:
 
 def test_foreign_points_do_not_break_a_gaussian() -> None:
     """Points far away from a distribution that has contracted, told again and again, leave it finite and inside."""
-    from modelpress.search.samplers.chance import Chance
-
     chance = Chance(0, 0, "test", 0)
     gaussian = Gaussian(1, 0.3, 4)
     for _ in range(200):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelpress.api.search_space import Dimension, Space, SpaceError, active
 from modelpress.api.v1alpha1 import Parameter
 from modelpress.search.samplers import derive
 from modelpress.search.samplers.unit import value_of
-from modelpress.search.space import Dimension, Space, SpaceError, active
 
 FULL = 2**128
 
