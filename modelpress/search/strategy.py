@@ -13,6 +13,7 @@ from . import pareto, samplers
 from .outcomes import Objectives, TrialOutcome, read_outcome
 from .resolve import RefusedError, resolve
 from .samplers import Observation
+from .sharing import shared_stages
 from .space import Space
 from .untried import Untried
 
@@ -37,6 +38,7 @@ class SearchStrategy:
         sampler = samplers.create(spec.algorithm.name, space, self._objectives.goals, spec.algorithm.seed)
         self._untried = Untried(spec, space, sampler, self._is_valid)
         self._outcomes: dict[int, tuple[CompressionJob, TrialOutcome]] = {}
+        self._shared_stages = shared_stages(spec) if spec.stage_cache else 0
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
         """See modelpress.trials.Strategy. Trials that the history names and that are gone are ignored.
@@ -54,7 +56,7 @@ class SearchStrategy:
         if parameters is None:
             return Suggestion(exhausted=True)
         try:
-            return Suggestion(parameters, resolve(self._spec, parameters))
+            return Suggestion(parameters, resolve(self._spec, parameters), shared_stages=self._shared_stages)
         except RefusedError as error:
             return Suggestion(parameters, problem=str(error))
 

@@ -183,6 +183,10 @@ class CompressionSweepSpec(ApiModel):
         default=3, description="The sweep fails when more trials than this have failed."
     )
     budget: Budget | None = Field(default=None, description="None: no limit but maxTrials. May be raised.")
+    stage_cache: bool = Field(
+        default=True,
+        description="First stages that trials have alike are computed once, and kept until the sweep publishes.",
+    )
     suspend: bool = Field(
         default=False,
         description="Stop all trials, after a checkpoint, until it is false again. May change at any time.",
