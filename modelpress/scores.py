@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from modelpress.api.v1alpha1 import DEFAULT_METRIC
+
 MAX_POINTS = 64  # of a status and of a message
 MAX_METRICS = 16  # beside the score, of one point
 
@@ -29,7 +31,8 @@ class ScoreHistory:
             return
         if own and not self._own:
             self._own, self._points = True, {}
-        finite = [(name, float(number)) for name, number in sorted((metrics or {}).items()) if math.isfinite(number)]
+        others = sorted((name, float(number)) for name, number in (metrics or {}).items() if name != DEFAULT_METRIC)
+        finite = [(name, number) for name, number in others if math.isfinite(number)]
         self._points[int(step)] = float(value), dict(finite[:MAX_METRICS])
         if len(self._points) > 16 * MAX_POINTS:  # memory stays bounded, however long the run
             self._points = dict(_spread(sorted(self._points.items()), 8 * MAX_POINTS))
