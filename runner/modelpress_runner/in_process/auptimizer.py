@@ -3,8 +3,7 @@
 compress() begins a compression that goes along with whatever training the script does next: steps of any optimizer that
 holds the model's parameters are its steps. apply_speedup() ends it: the model is shrunk in place, and an optimizer that
 was handed over goes on with the parameters that are there then. In a job that runs the script (`model.script`) the
-recipe is the job's, and the compression ends with export_model() or with the script, since what is measured then is
-what is kept.
+recipe is the job's, and the compression ends with the script, since what is measured then is what is kept.
 """
 
 from __future__ import annotations
@@ -194,7 +193,8 @@ class Compressor:
         dummy_input: Any = None,
         **unused: Any,
     ) -> None:
-        """Writes the weights, the masks that are left, and where the compression is over the artifact.
+        """Writes the weights, the masks that are left, and where the compression is over the artifact. In a job nothing:
+        the artifact is the job's.
 
         Args:
             model_path: of the state_dict. The artifact, which mp.load opens without the script, is a folder beside it
@@ -204,7 +204,10 @@ class Compressor:
             folder_name: a folder for all of them.
         """
         compression = self._begun(dummy_input)
-        if not compression.callbacks.ended and (speedup or current.current() is not None):
+        if current.current() is not None:
+            log.info("export_model() writes nothing in a job, whose artifact has the model")
+            return
+        if speedup and not compression.callbacks.ended:
             self._end()
         folder = Path(folder_name or ".")
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +216,7 @@ class Compressor:
         torch.save(self._model.state_dict(), folder / model_path)
         if mask_path is not None:
             torch.save(masks, folder / mask_path)
-        if ended and current.current() is None:
+        if ended:
             result = compression.result
             if self._evaluator is not None:
                 result.metrics["compressed"] |= compression.score()
