@@ -193,8 +193,9 @@ class Compressor:
         dummy_input: Any = None,
         **unused: Any,
     ) -> None:
-        """Writes the weights, the masks that are left, and where the compression is over the artifact. In a job nothing:
-        the artifact is the job's.
+        """Writes the weights, the masks that are left, and where the compression is over the artifact.
+
+        In a job it writes nothing: the artifact is the job's.
 
         Args:
             model_path: of the state_dict. The artifact, which mp.load opens without the script, is a folder beside it
