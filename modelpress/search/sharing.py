@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 
-from modelpress.api.v1alpha1 import CompressionSweepSpec
-
-from .space import Space
+from modelpress.api.search_space import Space
+from modelpress.api.v1alpha1 import CompressionSweepSpec, Parameter
 
 _STAGE = re.compile(r"/stages/(\d+)(?:/|$)")
 
 
-def shared_stages(spec: CompressionSweepSpec) -> int:
+def shared_stages(spec: CompressionSweepSpec, space: Space | None = None) -> int:
     """The number of first stages that have fewer forms than the sweep has trials, the last stage not among them.
 
     Forms are the values that parameters give to these stages and to all that lies outside of stages, the model's
     arguments for one. A continuous parameter has no end of them.
+
+    Args:
+        space: that of the spec, where it is at hand.
     """
-    forms = {parameter.name: size for parameter, size in zip(spec.search_space, _sizes(spec), strict=True)}
+    space = space or Space.of(spec)
+    forms = {parameter.name: _forms(space, parameter) for parameter in spec.search_space}
     shared = 0
     for number in range(len(spec.template.spec.stages or ()) - 1):
         product = 1
@@ -31,8 +35,9 @@ def shared_stages(spec: CompressionSweepSpec) -> int:
     return shared
 
 
-def _sizes(spec: CompressionSweepSpec) -> list[int | None]:
-    return [dimension.size for dimension in Space(spec.search_space).dimensions]
+def _forms(space: Space, parameter: Parameter) -> int | None:
+    sizes = [dimension.size for dimension in space.of_parameter(parameter)]
+    return None if None in sizes else math.prod(size or 1 for size in sizes)
 
 
 def _first_stage(path: str) -> int:
