@@ -12,11 +12,12 @@ from modelpress.api.v1alpha1 import Stage, TogetherPart
 
 from .base import StageRules
 from .distill import DistillRules
+from .distill_blocks import DistillBlocksRules
 from .finetune import FinetuneRules
 from .prune import PruneRules
 from .together import TogetherRules
 
-_SHIPPED = (PruneRules(), FinetuneRules(), DistillRules(), TogetherRules())
+_SHIPPED = (PruneRules(), FinetuneRules(), DistillRules(), DistillBlocksRules(), TogetherRules())
 _KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in _SHIPPED}
 
 
