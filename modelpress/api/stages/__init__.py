@@ -12,12 +12,20 @@ from modelpress.api.v1alpha1 import ApiModel, Stage, Together, TogetherPart
 
 from .base import StageRules
 from .distill import DistillRules
+from .distill_blocks import DistillBlocksRules
 from .finetune import FinetuneRules
 from .prune import PruneRules
 from .quantize import QuantizeRules
 from .together import TogetherRules
 
-_SHIPPED = (PruneRules(), FinetuneRules(), DistillRules(), QuantizeRules(), TogetherRules())
+_SHIPPED = (
+    PruneRules(),
+    FinetuneRules(),
+    DistillRules(),
+    DistillBlocksRules(),
+    QuantizeRules(),
+    TogetherRules(),
+)
 _KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in _SHIPPED}
 
 

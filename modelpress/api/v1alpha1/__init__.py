@@ -4,6 +4,7 @@ from .base import API_VERSION, GROUP, PYTHON_SPELLING, VERSION, ApiModel
 from .code import ArchiveCode, Code, ConfigMapCode, GitCode, KeyPath, SecretReference
 from .data import CalibrationData, Data, DataFormat, DataSource
 from .distill import Distill, LayerMapping, Teacher
+from .distill_blocks import DistillBlocks
 from .huggingface import Columns, FolderSource, HuggingFace, HuggingFaceTask
 from .job import (
     TERMINAL_PHASES,
@@ -44,6 +45,7 @@ from .sweep import (
     CompressionSweep,
     CompressionSweepSpec,
     CompressionSweepStatus,
+    EarlyStopping,
     FloatRange,
     IntRange,
     Parameter,
@@ -87,7 +89,9 @@ __all__ = [
     "DataFormat",
     "DataSource",
     "Distill",
+    "DistillBlocks",
     "Duration",
+    "EarlyStopping",
     "EntrySchedule",
     "Finetune",
     "FloatRange",
