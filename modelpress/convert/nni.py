@@ -361,6 +361,7 @@ def _of_script(top: Field, script: Script, model: dict[str, Any], algorithm: str
     inner = {id(each.given.data) for each in algorithms} & _arguments_of(script)
     algorithms = [each for each in algorithms if id(each.given.data) not in inner]
     if algorithms:
+        _lengths(algorithms, calls)
         draft = Draft("nni", model or _unknown(top), space=Space(of_nni))
         for each in algorithms:
             draft.stages += _stages(each, draft.space, len(draft.stages))
@@ -370,6 +371,15 @@ def _of_script(top: Field, script: Script, model: dict[str, Any], algorithm: str
         if _is_list(value):
             field = Field(value, top.book, (name,))
             yield _recipe(name.replace("_", "-"), _alone(field, algorithm), model)
+
+
+def _lengths(algorithms: list[Algorithm], calls: list[tuple[Field, str]]) -> None:
+    """compress(max_steps=..., max_epochs=...), of the last compressor, as arguments of it."""
+    for call, name in calls:
+        if name == "compress" and algorithms:
+            given = algorithms[-1].given
+            said = {key: call.data[key] for key in ("max_steps", "max_epochs") if call.data.get(key) is not None}
+            algorithms[-1].given = Field({**said, **given.data}, given.book, given.location)
 
 
 def _arguments_of(script: Script) -> set[int]:
