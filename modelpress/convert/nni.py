@@ -236,16 +236,16 @@ def _unflattened(value: Field) -> Algorithm | None:
     if name is None:
         value.wrong("it has no _name", 'add "_name": "l1"')
         return None
+    count = 3 if is_quantizer(str(name.data)) else 2  # what stands before a variable
     entries: dict[tuple[str, ...], dict[str, Any]] = {}
     given: dict[str, Any] = {}
     for key, field in value.members():
         head, *parts = key.split("::")
         if head == "parameter" and len(parts) == 1:
             given[parts[0]] = _single(field.data)
-        elif head == "config_list" and len(parts) >= 3:
-            *where, variable = parts
-            entry = entries.setdefault(tuple(where), _selected(where))
-            _set(entry, variable, _single(field.data))
+        elif head == "config_list" and len(parts) > count:
+            entry = entries.setdefault(tuple(parts[:count]), _selected(parts[:count]))
+            _set(entry, "::".join(parts[count:]), _single(field.data))
         elif key != "_name":
             field.say("missing", "is not known here, and was left out")
     book = value.book
@@ -255,7 +255,7 @@ def _unflattened(value: Field) -> Algorithm | None:
 
 def _selected(where: list[str]) -> dict[str, Any]:
     keys = ("quant_types", "op_types", "op_names")[-len(where) :]
-    return {key: part.split(":") for key, part in zip(keys, where, strict=True) if part}
+    return {key: part.split(":") for key, part in zip(keys, where, strict=True) if part.strip(":")}
 
 
 def _set(entry: dict[str, Any], variable: str, value: Any) -> None:
