@@ -22,6 +22,7 @@ from .job import (
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
+from .quantize import Calibration, Quantize, QuantizeEntry
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
 from .search import Search
 from .stages import (
@@ -44,6 +45,7 @@ from .sweep import (
     CompressionSweep,
     CompressionSweepSpec,
     CompressionSweepStatus,
+    EarlyStopping,
     FloatRange,
     IntRange,
     Parameter,
@@ -68,6 +70,7 @@ __all__ = [
     "Attempt",
     "Benchmark",
     "Budget",
+    "Calibration",
     "CalibrationData",
     "Categorical",
     "Code",
@@ -88,6 +91,7 @@ __all__ = [
     "Distill",
     "DistillBlocks",
     "Duration",
+    "EarlyStopping",
     "EntrySchedule",
     "Finetune",
     "FloatRange",
@@ -112,6 +116,8 @@ __all__ = [
     "Point",
     "Progress",
     "Prune",
+    "Quantize",
+    "QuantizeEntry",
     "Reconstruct",
     "ResourceClaim",
     "Resources",
