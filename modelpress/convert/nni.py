@@ -45,14 +45,13 @@ _TUNERS = {
     "gptuner": ("tpe", "Gaussian processes have no counterpart"),
     "gp": ("tpe", "Gaussian processes have no counterpart"),
     "metis": ("tpe", "Gaussian processes have no counterpart"),
-    "bohb": ("tpe", "its budgets have no counterpart"),
-    "hyperband": ("random", "its budgets have no counterpart"),
+    "bohb": ("tpe", "earlyStopping: {name: hyperband} is its other half"),
+    "hyperband": ("random", "earlyStopping: {name: hyperband} is its other half"),
     "batch": ("grid", None),
 }
 _LEFT = {
     "training_service": "where trials run: modelpress run on this machine, kubectl apply on a cluster",
     "trial_command": "trials run the model's entrypoint",
-    "assessor": "trials that do badly are not stopped early",
     "advisor": "its tuner and assessor in one",
     "debug": "MODELPRESS_DEBUG=1 shows tracebacks",
     "log_level": "the log of a trial holds everything",
@@ -135,7 +134,7 @@ def convert(top: Field, script: Script | None, model: dict[str, Any], algorithm:
 
 def _snake(top: Field) -> Field:
     """An experiment's mapping with its keys as the Python API has them."""
-    known = {plain(key): key for key in (*_EXPERIMENT, *_LEFT, "trial_code_directory", "max_experiment_duration")}
+    known = {plain(key): key for key in (*_EXPERIMENT, *_LEFT, "trial_code_directory", "assessor")}
     data = {known.get(plain(key), key): value for key, value in top.data.items()}
     lines = {
         (*place[:-1], known.get(plain(str(place[-1])), place[-1])): line
@@ -295,6 +294,7 @@ def _experiment(experiment: Field) -> tuple[dict[str, Any], dict[str, Any]]:
     if folder is not None and isinstance(folder.data, str) and folder.data not in (".", "./"):
         folder.say("todo", f"the folder of the code, {folder.data}, is code.path")
     goal = _tuner(experiment.take("tuner"), sweep)
+    _assessor(experiment.take("assessor"), sweep)
     sweep["objectives"] = [{"metric": "default", "goal": goal}]
     if goal == "minimize":
         spec["metrics"] = {"default": {"goal": goal}}
@@ -324,6 +324,20 @@ def _tuner(tuner: Field | None, sweep: dict[str, Any]) -> str:
     if mode is not None and mode.data not in ("maximize", "minimize"):
         mode.wrong(f"must be maximize or minimize, found {mode.data}", "write one of them")
     return "minimize" if mode is not None and mode.data == "minimize" else "maximize"
+
+
+def _assessor(assessor: Field | None, sweep: dict[str, Any]) -> None:
+    name = assessor.take("name") if assessor is not None else None
+    if assessor is None or name is None or (text := name.text()) is None:
+        return
+    block: dict[str, Any] = {"name": "median"}
+    if not plain(text).startswith("median"):
+        name.say("changed", f"median takes the place of {text}")
+    arguments = assessor.take("class_args", "classArgs")
+    start = arguments.take("start_step") if arguments is not None else None
+    if start is not None and (count := start.whole()):
+        block["minSteps"] = count
+    sweep["earlyStopping"] = block
 
 
 def _seconds(field: Field) -> int | None:

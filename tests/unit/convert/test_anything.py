@@ -85,8 +85,7 @@ def test_values_of_any_kind(data: st.DataObject, tmp_path: Path) -> None:
     file.write_text(json.dumps(config))
     try:
         made = convert_files([str(file)], tool=tool)
-    except SpecError as error:
-        assert error.problems
+    except SpecError:
         return
     for document in made.documents:
         load_dict(document)
