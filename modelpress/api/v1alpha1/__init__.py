@@ -22,6 +22,7 @@ from .job import (
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
+from .quantize import Calibration, Quantize, QuantizeEntry
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
 from .search import Search
 from .stages import (
@@ -69,6 +70,7 @@ __all__ = [
     "Attempt",
     "Benchmark",
     "Budget",
+    "Calibration",
     "CalibrationData",
     "Categorical",
     "Code",
@@ -114,6 +116,8 @@ __all__ = [
     "Point",
     "Progress",
     "Prune",
+    "Quantize",
+    "QuantizeEntry",
     "Reconstruct",
     "ResourceClaim",
     "Resources",

@@ -461,7 +461,9 @@ class _RecipeRun:
         model = self._context.model
         if self._scoring and self._score is None:
             self._score = self._scored()
-        record = stage_record(stage.name, stage.method, stage.record, model, self._dense, self._static)
+        own = stage.record | self._context.record
+        self._context.record = {}
+        record = stage_record(stage.name, stage.method, own, model, self._dense, self._static)
         if self._score is not None:
             record["score"] = dict(self._score)
         record["seconds"] = time.perf_counter() - self._began
