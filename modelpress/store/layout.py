@@ -25,6 +25,7 @@ WEIGHTS = "model.safetensors"
 SHRINK = "shrink.json"
 MASKS = "masks.safetensors"
 ONNX = "model.onnx"
+ONNX_DATA = "model.onnx.data"  # its tensors, where it would be larger than 2 GB
 BASELINE = "baseline.json"
 DENSE_WEIGHTS = "weights.json"  # which file of the folder holds a dense model's weights
 
@@ -49,6 +50,7 @@ __all__ = [
     "MASKS",
     "METRICS",
     "ONNX",
+    "ONNX_DATA",
     "PROGRAM",
     "REPORT",
     "RESULT",

@@ -20,7 +20,7 @@ from .job import (
 )
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
-from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
+from .model import Benchmark, Export, FreeAxis, Model, Source, Store, Target, VolumeClaim
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
 from .search import Search
 from .stages import (
@@ -87,9 +87,11 @@ __all__ = [
     "Distill",
     "Duration",
     "EntrySchedule",
+    "Export",
     "Finetune",
     "FloatRange",
     "FolderSource",
+    "FreeAxis",
     "GitCode",
     "Goal",
     "HuggingFace",

@@ -87,6 +87,7 @@ def _run(
     check_objectives(request, dense.baseline)
     measuring = Measuring(spec, subject, timed=True)
     original = copied(subject.model, "spec.model")
+    measuring.try_exports(original)
     identity = checkpoint_identity(spec, f"{dense.digest} {code_digest} {inputs.digest}")
     checkpointer = Checkpointer(store, request.prefix, identity, request.attempt)
     with reporting(progress) as events:
