@@ -133,7 +133,6 @@ class FreeAxis(ApiModel):
 
 
 ExportFormat = Literal["pt2", "safetensors", "onnx"]
-InputName = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Export(ApiModel):
@@ -145,7 +144,7 @@ class Export(ApiModel):
         "ONNX Runtime; the run fails where the model has no such form. Needs the extra onnx.",
     )
     dynamic_axes: (
-        Annotated[dict[InputName, Annotated[list[FreeAxis], Field(min_length=1, max_length=15)]], Field(max_length=64)]
+        Annotated[dict[Name, Annotated[list[FreeAxis], Field(min_length=1, max_length=15)]], Field(max_length=64)]
         | None
     ) = Field(
         default=None,

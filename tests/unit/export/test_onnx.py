@@ -217,7 +217,7 @@ def test_what_has_no_form_in_onnx_is_said(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.reshape(2, 3) + 1
 
-    for model, reason in ((Special(), r"special_i1e"), (Fixed(), "fixes the batch size")):
+    for model, reason in ((Special(), "bessel_i1e"), (Fixed(), "fixes the batch size")):
         with pytest.raises(NotPortableError, match=reason):
             export_onnx(model, torch.rand(2, 3), tmp_path / "model.onnx")
         assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from modelpress.store import layout as names
@@ -70,8 +70,9 @@ def export_onnx(
     try:
         with untouched(model), quiet():
             traced = trace(model, dummy_input, training=False, free=free)
+            returned = [spec.arg for spec in traced.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
             document, changed = _translated(traced)
-            signature = _signature(model, dummy_input, traced, document, free or {})
+            signature = _signature(model, dummy_input, traced, returned, document, free or {})
             document.metadata_props[KEY] = signature.to_json()
             document.metadata_props[MEASURED_ON] = cpu.described()
             if changed:
@@ -92,6 +93,7 @@ def export_onnx(
 def _translated(traced: ExportedProgram) -> tuple[Any, str]:
     """The graph as ONNX, and a description of its integers; "" where it has none."""
     traced, found = quantized.marked(traced)
+    _drop_constants(traced)
     try:
         program = torch.onnx.export(traced, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
     except Exception as error:
@@ -104,8 +106,24 @@ def _translated(traced: ExportedProgram) -> tuple[Any, str]:
     return document, quantized.described(document) if found else ""
 
 
+def _drop_constants(traced: ExportedProgram) -> None:
+    """Puts None for the numbers among the graph's outputs: torch.onnx leaves the one out and fails on the others."""
+    node = traced.graph.output_node()
+    values: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    for index, spec in enumerate(traced.graph_signature.output_specs):
+        if isinstance(spec.arg, ConstantArgument):
+            values[index] = None
+            spec.arg = ConstantArgument(name="", value=None)
+    node.args = (tuple(values),)
+
+
 def _signature(
-    model: nn.Module, dummy_input: Any, traced: ExportedProgram, document: Any, free: Mapping[str, Mapping[int, str]]
+    model: nn.Module,
+    dummy_input: Any,
+    traced: ExportedProgram,
+    returned: Sequence[Any],
+    document: Any,
+    free: Mapping[str, Mapping[int, str]],
 ) -> Signature:
     """How the file is called; names its tensors and axes."""
     example = fitting(model, dummy_input, _EXAMPLE_BATCH)
@@ -117,8 +135,15 @@ def _signature(
     known = [
         (leaf, next(inputs)) for leaf, spec in zip(leaves, specs, strict=True) if not isinstance(spec, ConstantArgument)
     ]
-    by_identity = {id(leaf): value.name for leaf, value in known}
     arguments = named_arguments(model, example)
+    called = {
+        id(leaf): "_".join(map(str, place))
+        for leaf, place in _places(plain_containers({n: v for n, _, v in arguments}))
+    }
+    given_names = _distinct([called[id(leaf)] for leaf, _ in known], set())
+    for (_, value), name in zip(known, given_names, strict=True):
+        _set_name(document.graph, value, name)
+    by_identity = {id(leaf): value.name for leaf, value in known}
     axes = {
         id(leaf): given
         for name, _, value in arguments
@@ -131,16 +156,17 @@ def _signature(
             (name, named, tree_of(plain_containers(value), lambda leaf: by_identity.get(id(leaf))))
             for name, named, value in arguments
         )
-        outputs, output_names = _outputs(traced, document, {value.name for _, value in known})
+        outputs, output_names = _outputs(traced, returned, document, {value.name for _, value in known})
     except TypeError as error:
         raise NotPortableError(str(error)) from error
     described = tuple(_described(value, leaf) for leaf, value in known)
     return Signature(parameters, described, outputs, tuple(output_names))
 
 
-def _outputs(traced: ExportedProgram, document: Any, taken: set[str]) -> tuple[dict[str, Any], list[str]]:
+def _outputs(
+    traced: ExportedProgram, specs: Sequence[Any], document: Any, taken: set[str]
+) -> tuple[dict[str, Any], list[str]]:
     """The tree of the outputs, whose tensors get the names of their places in it."""
-    specs = [spec.arg for spec in traced.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
     if any(not isinstance(spec, ConstantArgument | TensorArgument) for spec in specs):
         raise NotPortableError(
             "forward() returns a number that depends on the shape of its inputs; return a tensor of it"
@@ -165,15 +191,9 @@ def _outputs(traced: ExportedProgram, document: Any, taken: set[str]) -> tuple[d
             else _Marker(len([m for m in markers if isinstance(m, _Marker)]))
         )
     nested = pytree.tree_unflatten(markers, out_spec)
-    places = {marker.number: place for marker, place in _places(nested, ())}
-    given: list[str] = []
-    for number in range(len(values)):
-        wanted = "_".join(str(part) for part in places[number]) or "output"
-        wanted = wanted if not wanted[0].isdigit() else f"output_{wanted}"
-        name, extra = wanted, 1
-        while name in taken or name in given:
-            name, extra = f"{wanted}_{extra}", extra + 1
-        given.append(name)
+    places = {marker.number: place for marker, place in _places(nested) if isinstance(marker, _Marker)}
+    wanted = ["_".join(map(str, places[number])) or "output" for number in range(len(values))]
+    given = _distinct([f"output_{name}" if name[0].isdigit() else name for name in wanted], taken)
     _rename_outputs(document, given)
     return tree_of(nested, lambda leaf: given[leaf.number] if isinstance(leaf, _Marker) else None), given
 
@@ -185,13 +205,32 @@ class _Marker:
         self.number = number
 
 
-def _places(nested: Any, path: tuple[Any, ...]) -> list[tuple[_Marker, tuple[Any, ...]]]:
-    if isinstance(nested, _Marker):
+def _places(nested: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The leaves of plain containers, each with its place: the keys and numbers that lead to it."""
+    if not isinstance(nested, dict | list | tuple):
         return [(nested, path)]
-    items = (
-        nested.items() if isinstance(nested, dict) else enumerate(nested) if isinstance(nested, list | tuple) else ()
-    )
+    items = nested.items() if isinstance(nested, dict) else enumerate(nested)
     return [found for key, value in items for found in _places(value, (*path, key))]
+
+
+def _distinct(wanted: Sequence[str], taken: set[str]) -> list[str]:
+    """The names, with a number behind those that are taken."""
+    given: list[str] = []
+    for name in wanted:
+        free, number = name, 1
+        while free in taken or free in given:
+            free, number = f"{name}_{number}", number + 1
+        given.append(free)
+    return given
+
+
+def _set_name(graph: Any, value: Any, name: str) -> None:
+    """Gives a value a name, and whatever else is called so another one."""
+    others = [*graph.inputs, *graph.initializers.values(), *(each for node in graph for each in node.outputs)]
+    for other in others:
+        if other is not value and other.name == name:
+            other.name = f"{name}_inner"
+    value.name = name
 
 
 def _rename_outputs(document: Any, given: Sequence[str]) -> None:
@@ -199,27 +238,17 @@ def _rename_outputs(document: Any, given: Sequence[str]) -> None:
     import onnx_ir as ir
 
     graph = document.graph
-    inner = (
-        {value.name for node in graph for value in node.outputs}
-        | {v.name for v in graph.inputs}
-        | set(graph.initializers)
-    )
     seen: set[int] = set()
     for index, (value, name) in enumerate(zip(list(graph.outputs), given, strict=True)):
+        own = value
         if value.producer() is None or id(value) in seen:
             node = ir.node("Identity", [value])
             graph.append(node)
-            value = node.outputs[0]
-            value.type, value.shape = graph.outputs[index].type, graph.outputs[index].shape
-            graph.outputs[index] = value
-        seen.add(id(value))
-        if name in inner and value.name != name:  # another value is called so
-            for node in graph:
-                for other in node.outputs:
-                    if other.name == name:
-                        other.name = f"{name}_inner"
-        value.name = name
-        inner.add(name)
+            own = node.outputs[0]
+            own.type, own.shape = value.type, value.shape
+            graph.outputs[index] = own
+        seen.add(id(own))
+        _set_name(graph, own, name)
 
 
 def _name_axes(inputs: Sequence[tuple[Any, Mapping[int, str]]], document: Any) -> None:

@@ -288,14 +288,21 @@ def trace(
 
 
 def named_arguments(model: nn.Module, dummy_input: Any) -> list[tuple[str, bool, Any]]:
-    """(name, whether it was given by name, value) of each argument of a call, in order of forward's parameters."""
+    """(name, whether it is taken by name alone, value) of each argument of a call, in order of forward's parameters.
+
+    Behind a parameter that the call leaves out, arguments have no place any more, only a name.
+    """
     args, kwargs = as_call(dummy_input)
     parameters = list(inspect.signature(model.forward).parameters.values())
     plain = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     names = [plain[index] if index < len(plain) else f"args_{index}" for index in range(len(args))]
     order = {each.name: index for index, each in enumerate(parameters)}
     named = sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order)))
-    return [*((name, False, value) for name, value in zip(names, args, strict=True)), *((k, True, v) for k, v in named)]
+    found = [(name, False, value) for name, value in zip(names, args, strict=True)]
+    for name, value in named:
+        placed = len(found) < len(plain) and plain[len(found)] == name and not any(by_name for _, by_name, _ in found)
+        found.append((name, not placed, value))
+    return found
 
 
 def _named_axes(model: nn.Module, batched: Any, tensor: torch.Tensor, free: Mapping[str, Collection[int]]) -> set[int]:
