@@ -109,7 +109,7 @@ def _translated(traced: ExportedProgram) -> tuple[Any, str]:
 def _drop_constants(traced: ExportedProgram) -> None:
     """Puts None for the numbers among the graph's outputs: torch.onnx leaves the one out and fails on the others."""
     node = traced.graph.output_node()
-    values: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    values: list[Any] = list(node.args[0])
     for index, spec in enumerate(traced.graph_signature.output_specs):
         if isinstance(spec.arg, ConstantArgument):
             values[index] = None
