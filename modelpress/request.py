@@ -33,6 +33,9 @@ class TrialIdentity(ContractModel):
 
     number: Annotated[int, Field(ge=0)]
     parameters: dict[Name, Scalar] = Field(default_factory=dict)
+    shared_stages: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="How many of its first stages other trials of the sweep have alike."
+    )
 
 
 class PublishRequest(ContractModel):

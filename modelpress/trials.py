@@ -17,6 +17,7 @@ SWEEP_LABEL = "modelpress.dev/sweep"  # name of its sweep
 PARAMETERS_ANNOTATION = "modelpress.dev/parameters"  # JSON object, sorted keys
 MAX_HISTORY, MAX_TRIALS = 64 * 1024, 1_000_000  # characters of a history; numbers that it may name
 HISTORY_ANNOTATION = "modelpress.dev/history"  # History.encode()
+SHARED_STAGES_ANNOTATION = "modelpress.dev/shared-stages"  # decimal
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
@@ -57,12 +58,16 @@ class History:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The next trial's parameters, and its spec or why that is invalid. `exhausted`: there is none."""
+    """The next trial's parameters, and its spec or why that is invalid. `exhausted`: there is none.
+
+    `shared_stages`: how many of its first stages other trials have alike.
+    """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     spec: CompressionJobSpec | None = None
     problem: str | None = None
     exhausted: bool = False
+    shared_stages: int = 0
 
 
 class Strategy(Protocol):
@@ -96,6 +101,15 @@ def annotated(job: CompressionJob) -> dict[str, Any] | None:
     except ValueError:
         return None
     return parameters if isinstance(parameters, dict) else None
+
+
+def shared_stages_of(job: CompressionJob) -> int:
+    """How many of the trial's first stages other trials have alike, as its annotation says; 0 where that is no number.
+
+    Whoever edits it changes what the trial keeps and looks for in its sweep's stage cache, not what comes out of it.
+    """
+    text = (job.metadata.annotations or {}).get(SHARED_STAGES_ANNOTATION, "")
+    return int(text) if _NUMBER.fullmatch(text) else 0
 
 
 def encode_ranges(numbers: Sequence[int]) -> str:

@@ -213,7 +213,7 @@ class _Converter:
         {
             *("title", "$ref", "$defs", "anyOf", "const", "exclusiveMinimum", "exclusiveMaximum", "required"),
             *("items", "properties", "additionalProperties", "patternProperties", "propertyNames"),
-            *("x-kubernetes-list-type", "x-kubernetes-int-or-string"),
+            *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string"),
         }
     )
     _KEPT = (
@@ -263,6 +263,8 @@ class _Converter:
         elif out["type"] == "array":
             out["items"] = self._convert(schema["items"])
             out["x-kubernetes-list-type"] = schema.get("x-kubernetes-list-type", "atomic")
+            if "x-kubernetes-list-map-keys" in schema:
+                out["x-kubernetes-list-map-keys"] = schema["x-kubernetes-list-map-keys"]
         elif "properties" in schema:
             self._properties(schema, out)
         elif out["type"] == "object":

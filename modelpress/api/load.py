@@ -50,7 +50,7 @@ def load_file(path: str | Path) -> list[Loaded]:
 
     plugins.load()
     file = Path(path)
-    documents, problems = parse(_read(file))
+    documents, problems = parse(read_text(file))
     if not documents and not problems:
         problems = [Problem("", "holds no object", "write a CompressionJob or a CompressionSweep into it")]
     loaded: list[Loaded] = []
@@ -94,7 +94,12 @@ def load_dict(mapping: Mapping[str, Any], *, python_spelling: bool = False) -> C
         raise SpecError(problem for problem, _ in located_problems(error, model)) from None
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The text of a file that holds a configuration.
+
+    Raises:
+        SpecError: it cannot be read, is too large, or is not UTF-8.
+    """
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from pydantic import ValidationError
 
 from . import json_pointer
 from .errors import Location, Problem, format_location, located_problems
+from .search_space import Dimension, Space, same
 from .semantic_job import job_problems
-from .v1alpha1 import CompressionJobSpec, FloatRange, IntRange, Parameter
+from .v1alpha1 import CompressionJobSpec, Parameter
 from .v1alpha1.base import Scalar
 
 # Combinations that are tried for a value that alone gives no valid recipe, and for all values of a sweep together.
@@ -40,43 +40,16 @@ class Rejection:
     own: bool
 
 
-def same(left: Scalar, right: Scalar) -> bool:
-    """Equality in which 1 and 1.0 are equal (JSON knows one kind of number) but 1 and true are not."""
-    return isinstance(left, bool) == isinstance(right, bool) and left == right
-
-
 def probes(parameter: Parameter) -> list[Probe]:
-    """Every categorical value; the least and the greatest value of a range that a trial can get."""
+    """Every value of a set or a choice; the least and the greatest value of a range that a trial can get."""
     if parameter.categorical is not None:
         return [Probe(value, f"categorical.values[{i}]") for i, value in enumerate(parameter.categorical.values)]
+    if parameter.choice is not None:
+        return [Probe(item.name, f"choice.values[{i}].value") for i, item in enumerate(parameter.choice.values)]
     kind, domain = ("int", parameter.int) if parameter.int is not None else ("float", parameter.float)
     assert domain is not None  # exactly one, by the type
-    least, greatest = Probe(domain.min, f"{kind}.min"), Probe(last(domain), f"{kind}.max")
+    least, greatest = Probe(domain.min, f"{kind}.min"), Probe(Dimension.of(parameter).greatest, f"{kind}.max")
     return [least] if same(least.value, greatest.value) else [least, greatest]
-
-
-def last(domain: FloatRange | IntRange) -> float | int:
-    """The greatest value of a range: max, or the last step that does not pass it."""
-    if domain.step is None:
-        return domain.max
-    low, high, step = (Fraction(repr(number)) for number in (domain.min, domain.max, domain.step))
-    greatest = low + (high - low) // step * step
-    return int(greatest) if isinstance(domain, IntRange) else float(greatest)
-
-
-def can_take(parameter: Parameter, value: Scalar) -> bool:
-    """Whether a parameter can have the value; of a continuum, any number inside."""
-    if parameter.categorical is not None:
-        return any(same(value, item) for item in parameter.categorical.values)
-    domain = parameter.int or parameter.float
-    if domain is None or isinstance(value, bool | str):
-        return False
-    if not domain.min <= value <= domain.max or (parameter.int is not None and value != int(value)):
-        return False
-    if domain.step is None:
-        return True
-    low, number, step = (Fraction(repr(number)) for number in (domain.min, value, domain.step))
-    return (number - low) % step == 0
 
 
 class Prober:
@@ -89,6 +62,7 @@ class Prober:
 
     def __init__(self, template: CompressionJobSpec, parameters: Sequence[Parameter]) -> None:
         self._document = template.to_dict()
+        self._space = Space(parameters, self._document)
         self._parameters = list(parameters)
         self._by_name = {parameter.name: parameter for parameter in parameters}
         share = max(2, MAX_PROBES // len(self._parameters))
@@ -121,9 +95,10 @@ class Prober:
 
     def judge(self, values: Mapping[str, Scalar], parameter: Parameter | None) -> Rejection | None:
         """The first thing that is wrong with the recipe that these values give; None: it is valid."""
-        return self._judge_document(self.resolve(values), parameter)
+        return self.judge_document(self.resolve(values), parameter)
 
-    def _judge_document(self, document: Any, parameter: Parameter | None) -> Rejection | None:
+    def judge_document(self, document: Any, parameter: Parameter | None) -> Rejection | None:
+        """As `judge`, of a template's spec with all values put in."""
         try:
             spec = CompressionJobSpec.model_validate(document)
         except ValidationError as error:
@@ -138,13 +113,13 @@ class Prober:
 
     def resolve(self, values: Mapping[str, Scalar]) -> Any:
         """The template's spec with the values of the active parameters put in."""
-        document, chosen = self._document, dict[str, Scalar]()
-        for parameter in self._parameters:
-            if parameter.name in values and _active(parameter, chosen):
-                chosen[parameter.name] = values[parameter.name]
-                for path in parameter.paths:
-                    document = json_pointer.set(document, path, values[parameter.name])
-        return document
+        each = {
+            dimension.name: values[parameter.name]
+            for parameter in self._parameters
+            if parameter.name in values
+            for dimension in self._space.of_parameter(parameter)
+        }
+        return self._space.place(self._space.restricted(each))
 
     def _first_verdicts(self, parameter: Parameter, base: Mapping[str, Scalar]) -> list[tuple[Probe, Rejection | None]]:
         """Each value judged beside the base values, with the parameter made active."""
@@ -158,7 +133,7 @@ class Prober:
     def _first_tries(
         self, parameter: Parameter, found: Sequence[Probe], base: Mapping[str, Scalar]
     ) -> Iterator[Rejection | None]:
-        if parameter.when or parameter.name in self._conditions:
+        if parameter.when or parameter.expand or parameter.choice or parameter.name in self._conditions:
             enabled = next(self._enabling(parameter), {})
             for probe in found:
                 yield self.judge({**base, **enabled, parameter.name: probe.value}, parameter)
@@ -169,7 +144,7 @@ class Prober:
             document = rest
             for path in parameter.paths:
                 document = json_pointer.set(document, path, probe.value)
-            yield self._judge_document(document, parameter)
+            yield self.judge_document(document, parameter)
 
     def _finds_a_way(self, parameter: Parameter, value: Scalar, base: Mapping[str, Scalar]) -> bool:
         for enabled in self._enabling(parameter):
@@ -190,7 +165,7 @@ class Prober:
             for name, allowed in (queue.pop().when or {}).items():
                 earlier = self._by_name[name]
                 possible = [value for value in needed.get(name, allowed) if any(same(value, item) for item in allowed)]
-                needed[name] = [value for value in possible if can_take(earlier, value)]
+                needed[name] = [value for value in possible if Dimension.of(earlier).contains(value)]
                 queue.append(earlier)
         combinations = itertools.product(*needed.values())
         for combination in itertools.islice(combinations, TRIES_PER_VALUE):
@@ -209,19 +184,16 @@ class Prober:
         return itertools.islice(itertools.chain(ones, twos), TRIES_PER_VALUE)
 
 
-def _active(parameter: Parameter, chosen: Mapping[str, Scalar]) -> bool:
-    return all(
-        name in chosen and any(same(chosen[name], value) for value in allowed)
-        for name, allowed in (parameter.when or {}).items()
-    )
-
-
 def _location(document: Any, path: str) -> Location:
-    """A JSON Pointer as keys and indices."""
+    """A JSON Pointer as keys and indices. Below what the document has (a choice may put more there), digits count."""
     out: list[str | int] = []
     for token in json_pointer.parse(path):
-        out.append(int(token) if isinstance(document, list) else token)
-        document = document.get(token) if isinstance(document, dict) else document[int(token)]
+        indexed = isinstance(document, list) or (document is None and token.isdigit())
+        out.append(int(token) if indexed else token)
+        if isinstance(document, dict):
+            document = document.get(token)
+        else:
+            document = document[int(token)] if isinstance(document, list) and int(token) < len(document) else None
     return tuple(out)
 
 

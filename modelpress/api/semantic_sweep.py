@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import json_pointer
 from .errors import Problem, near
 from .messages import describe, in_words, keys_in_words
-from .search_space_values import Prober, can_take, path_of, same
+from .search_space import Dimension, Space, entry_of, layers_of, placed, same
+from .search_space_values import Prober, path_of
 from .semantic_data import lacks_goal, unsaid_goals
 from .semantic_job import constraint_problems, job_problems, result_problems
 from .v1alpha1 import MEASURED, CompressionSweepSpec, Parameter, reasons
@@ -17,6 +20,11 @@ from .v1alpha1.base import Scalar
 # What a search may vary. Everything else is the same for all trials: they must be measured and judged alike (metrics,
 # constraints, target, benchmark, code), written to one place (store), and run under the same rules (backoffLimit, ...).
 SEARCHABLE = ("model", "stages", "seed")
+
+MAX_DIMENSIONS = 64  # of a search space, those of expanded parameters included
+_ENTRY = re.compile(r"/stages/.*/configList/[0-9]+")
+_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_]")
+_COMBINATIONS = 64  # of choices, that a pointer into what they put in is tried with
 
 
 def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list[Problem]:
@@ -34,6 +42,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
         *_pointer_problems(space, document),
         *_when_problems(space),
         *_overlap_problems(space),
+        *_expand_problems(space, document),
     ]
     template = [problem.under("spec.template") for problem in job_problems(spec.template.spec, cluster=cluster)]
     problems = list(structure)
@@ -41,6 +50,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
         problems += template
     else:
         problems += _value_problems(spec, template)
+        problems += _initial_problems(spec)
     problems += _algorithm_problems(spec)
     problems += _objective_problems(spec)
     earlier = spec.template.spec.constraints or []
@@ -78,10 +88,50 @@ def _pointer_problems(space: Sequence[Parameter], document: dict[str, Any]) -> I
                 message = f"/{top} must be the same for all trials"
                 yield Problem(where, message, f"search in {in_words('/' + name for name in SEARCHABLE)}")
                 continue
-            try:
-                json_pointer.set(document, path, None)
-            except json_pointer.PointerError as error:
-                yield Problem(where, f"does not resolve in template.spec: {error}", _pointer_fix(error))
+            for chosen, below in _documents(space[:index], parameter, path, document):
+                try:
+                    json_pointer.set(below, path, None)
+                except json_pointer.PointerError as error:
+                    said = "".join(f", where {name} is {value}" for name, value in chosen.items())
+                    fix = _pointer_fix(error)
+                    if chosen:
+                        fix += ", or sample it only under a condition ('when')"
+                    yield Problem(where, f"does not resolve in template.spec{said}: {error}", fix)
+                    break
+
+
+def _documents(
+    earlier: Sequence[Parameter], parameter: Parameter, path: str, document: Any
+) -> Iterator[tuple[dict[str, str], Any]]:
+    """What a pointer is put into: the template, with every combination of the choices that it leads into."""
+    tokens = json_pointer.parse(path)
+    choices = [item for item in earlier if item.choice and any(_leads_into(tokens, other) for other in item.paths)]
+    needed = _conditions(parameter, {item.name: item for item in earlier})
+    options: list[list[str | None]] = []
+    for item in choices:
+        names = [alternative.name for alternative in item.choice.values] if item.choice else []
+        allowed = needed.get(item.name)
+        options.append([name for name in names if allowed is None or any(same(name, value) for value in allowed)])
+        if allowed is None and item.when:
+            options[-1].append(None)  # it may not be sampled, and then the template stands
+    for combination in itertools.islice(itertools.product(*options), _COMBINATIONS):
+        below, chosen = document, dict[str, str]()
+        for item, name in zip(choices, combination, strict=True):
+            if name is None:
+                continue
+            chosen[item.name] = name
+            for other in item.paths:
+                try:
+                    below = json_pointer.set(below, other, placed(item, name))
+                except json_pointer.PointerError:
+                    return  # said of the choice itself
+        yield chosen, below
+
+
+def _leads_into(tokens: Sequence[str], above: str) -> bool:
+    """Whether a pointer leads to something below another one."""
+    head = json_pointer.parse(above)
+    return len(head) < len(tokens) and list(tokens[: len(head)]) == head
 
 
 def _pointer_fix(error: json_pointer.PointerError) -> str:
@@ -108,13 +158,18 @@ def _when_problems(space: Sequence[Parameter]) -> Iterator[Problem]:
                 yield _no_earlier(where, name, index, names)
                 continue
             other = earlier[name]
-            if other.float is not None and other.float.step is None and other.float.min < other.float.max:
+            if other.expand:
+                sound = False
+                message = f"{name} is one parameter for each layer, so it has no one value"
+                yield Problem(where, message, "name a parameter without 'expand'")
+                continue
+            if Dimension.of(other).continuous:
                 sound = False
                 message = f"{name} is continuous, so it practically never equals a value"
                 yield Problem(where, message, f"give {name} a step, or make it int or categorical")
                 continue
             for number, value in enumerate(allowed):
-                if not can_take(other, value):
+                if not Dimension.of(other).contains(value):
                     sound = False
                     message = f"{name} is never {describe(value).removeprefix('the text ')}"
                     yield Problem(f"{where}[{number}]", message, _values_of(other))
@@ -137,8 +192,9 @@ def _no_earlier(where: str, name: str, index: int, names: Sequence[str]) -> Prob
 
 
 def _values_of(parameter: Parameter) -> str:
-    if parameter.categorical is not None:
-        return f"use one of {keys_in_words(str(value) for value in parameter.categorical.values)}"
+    if parameter.categorical is not None or parameter.choice is not None:
+        listed = Dimension.of(parameter)
+        return f"use one of {keys_in_words(str(listed.at(index)) for index in range(listed.size or 0))}"
     domain = parameter.int or parameter.float
     assert domain is not None  # exactly one, by the type
     step = f" in steps of {domain.step:g}" if domain.step is not None else ""
@@ -181,6 +237,8 @@ def _overlap_problems(space: Sequence[Parameter]) -> Iterator[Problem]:
                     continue
                 if other_index != index and _exclusive(parameter, space[other_index], by_name):
                     continue
+                if space[other_index].choice is not None and len(other_tokens) < len(tokens) and other_index != index:
+                    continue  # it changes what the choice before it has put in
                 same_field = len(tokens) == len(other_tokens)
                 what = "sets the same field as" if same_field else "sets a part of what is set by, or contains it:"
                 other = f"searchSpace[{other_index}].paths[{other_number}]"
@@ -188,6 +246,99 @@ def _overlap_problems(space: Sequence[Parameter]) -> Iterator[Problem]:
                 yield Problem(_at(index, f"paths[{number}]"), f"{what} {other}", fix)
                 break
             seen.append((tokens, index, number))
+
+
+def _expand_problems(space: Sequence[Parameter], document: dict[str, Any]) -> Iterator[Problem]:
+    count = len(space)
+    for index, parameter in enumerate(space):
+        if not parameter.expand:
+            continue
+        outside = next((number for number, path in enumerate(parameter.paths) if not _in_an_entry(path)), None)
+        if outside is not None:
+            message = "expand goes over the opNames of a configList entry, and this pointer leads into none"
+            yield Problem(_at(index, f"paths[{outside}]"), message, "lead it to a key of an entry, or remove expand")
+            continue
+        layers = layers_of(document, parameter)
+        if not layers:
+            message = "the entries that the pointers lead into do not name the same layers one by one"
+            yield Problem(_at(index, "expand"), message, "give them equal opNames in the template, or remove expand")
+            continue
+        count += len(layers) - 1
+        for layer in layers:
+            if len(parameter.name) + 1 + len(layer) > 63 or not _NAME.fullmatch(layer):
+                message = f"'{parameter.name}.{layer}' is no name of a parameter: it has more than 63 characters, or "
+                yield Problem(
+                    _at(index, "name"), message + "others than letters, digits, '.', '_' and '-'", "shorten it"
+                )
+                break
+        for other_index, number in _changes_layers(space, index):
+            message = f"sets the opNames that {parameter.name} (searchSpace[{index}]) goes over"
+            fix = f"write the opNames into the template, or remove expand from {parameter.name}"
+            yield Problem(_at(other_index, f"paths[{number}]"), message, fix)
+    if count > MAX_DIMENSIONS:
+        message = f"with one parameter for each layer there are {count}; {MAX_DIMENSIONS} are possible"
+        yield Problem("spec.searchSpace", message, "expand over fewer opNames")
+
+
+def _in_an_entry(path: str) -> bool:
+    entry, key = entry_of(path)
+    return _ENTRY.fullmatch(entry) is not None and key not in ("opNames", "opNamesRe", "opTypes", "exclude")
+
+
+def _changes_layers(space: Sequence[Parameter], expanded: int) -> Iterator[tuple[int, int]]:
+    """Where other parameters set the opNames of an expanded one's entries, or what contains them."""
+    entries = [json_pointer.parse(entry_of(path)[0] + "/opNames") for path in space[expanded].paths]
+    for index, parameter in enumerate(space):
+        for number, path in enumerate(parameter.paths if index != expanded else ()):
+            tokens = json_pointer.parse(path)
+            if any(entry[: len(tokens)] == tokens for entry in entries):
+                yield index, number
+
+
+def _initial_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
+    """Values of first trials that the search space does not have, or that give no valid recipe."""
+    if not spec.algorithm.initial:
+        return
+    space = Space.of(spec)
+    known = {dimension.name: dimension for dimension in space.dimensions}
+    owners = {item.name: parameter for parameter in spec.search_space for item in space.of_parameter(parameter)}
+    prober = Prober(spec.template.spec, spec.search_space)
+    for index, entry in enumerate(spec.algorithm.initial):
+        sound = True
+        for name, value in entry.items():
+            where = f"spec.algorithm.initial[{index}].{name}"
+            if name not in known:
+                nearest = near(name, list(known))
+                fix = f"did you mean {nearest}?" if nearest else f"use one of {keys_in_words(known)}"
+                problem: Problem | None = Problem(where, f"there is no parameter '{name}'", fix)
+            elif not known[name].contains(value):
+                message = f"{name} is never {describe(value).removeprefix('the text ')}"
+                problem = Problem(where, message, _values_of(owners[name]))
+            else:
+                problem = _unsampled(where, known[name], entry)
+            if problem is not None:
+                sound = False
+                yield problem
+        named: list[bool] = []
+        point = space.walk(lambda item: _named(item, entry, named)) if sound else {}  # noqa: B023
+        if sound and all(named) and (rejection := prober.judge_document(space.place(point), None)):
+            message = f"gives an invalid recipe: {rejection.problem.path}: {rejection.problem.message}"
+            yield Problem(f"spec.algorithm.initial[{index}]", message, rejection.problem.fix)
+
+
+def _named(dimension: Dimension, entry: Mapping[str, Scalar], named: list[bool]) -> Scalar:
+    named.append(dimension.name in entry)
+    return entry.get(dimension.name, dimension.greatest)
+
+
+def _unsampled(where: str, dimension: Dimension, entry: Mapping[str, Scalar]) -> Problem | None:
+    for other, allowed in dimension.when:
+        if other not in entry:
+            return Problem(where, f"it is sampled only under a condition on {other}", f"give {other}, too")
+        if not any(same(entry[other], value) for value in allowed):
+            message = f"it is not sampled where {other} is {describe(entry[other]).removeprefix('the text ')}"
+            return Problem(where, message, f"remove it, or change {other}")
+    return None
 
 
 def _exclusive(one: Parameter, other: Parameter, by_name: dict[str, Parameter]) -> bool:
@@ -226,13 +377,15 @@ def _value_problems(spec: CompressionSweepSpec, template: list[Problem]) -> Iter
 
 
 def _algorithm_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
+    if spec.algorithm.name == "cmaes" and len(spec.objectives) > 1:
+        message = f"cmaes follows one objective, and there are {len(spec.objectives)}"
+        yield Problem("spec.algorithm.name", message, "use tpe or nsga2")
     if spec.algorithm.name != "grid":
         return
     for index, parameter in enumerate(spec.search_space):
-        domain = parameter.float
-        if domain is not None and domain.step is None and domain.min < domain.max:
+        if Dimension.of(parameter).continuous:
             yield Problem(
-                _at(index, "float"), "grid cannot list a continuous range", "add a step, or use random or tpe"
+                _at(index, "float"), "grid cannot list a continuous range", "add a step, or use another algorithm"
             )
 
 

@@ -27,6 +27,14 @@ app = typer.Typer(
 )
 
 
+class Tool(StrEnum):
+    """Whose configurations `convert` reads."""
+
+    NNI = "nni"
+    AUPTIMIZER = "auptimizer"
+    NEURAL_COMPRESSOR = "neural-compressor"
+
+
 class Output(StrEnum):
     """How `run` prints its result."""
 
@@ -115,6 +123,33 @@ def crd(
     from .crd import print_crds
 
     sys.exit(print_crds(output))
+
+
+@app.command(epilog="Example: modelpress convert experiment.json --model digits:create -o job.yaml")
+def convert(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="JSON, YAML or Python; Python is read, never run.")
+    ],
+    tool: Annotated[Tool | None, typer.Option("--from", help="Whose it is. [what it looks like]")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME|SCRIPT.py", help="The recipe's model. [what the file says]"),
+    ] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a config list that names none, as NNI calls it. [l1]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Write the YAML here, and print the notes.")
+    ] = None,
+) -> None:
+    """Turn a configuration of NNI, Auptimizer or Neural Compressor into YAML, and say what changes meaning.
+
+    Several files of Neural Compressor become one recipe. Exit codes: 0 converted, 2 something cannot be converted.
+    """
+    from .convert import convert as convert_files
+
+    named = tool.value if tool is not None else None
+    sys.exit(convert_files(files, tool=named, model=model, algorithm=algorithm, output=output))
 
 
 @app.command(epilog="Example: modelpress report modelpress-runs/default/digits-sweep-4cedaea9")

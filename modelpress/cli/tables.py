@@ -15,6 +15,8 @@ from modelpress.cli.markup import escape
 from modelpress.local.controller import is_finished
 from modelpress.local.lines import why_failed
 from modelpress.local.session import DONE, MISSED, Finished, condition, model_uri
+from modelpress.results.stage_rows import COLUMNS, stage_rows
+from modelpress.store import StoreError, manifest, open_store
 from modelpress.trials import number_of, parameters_of
 
 MAX_ROWS = 50  # of more trials only the best and the Pareto front are listed
@@ -45,6 +47,7 @@ def print_result(run: Finished) -> None:
         _print_sweep(out, run, root)
     else:
         _print_job(out, root)
+        _print_stages(out, run, root)
     if not is_finished(root):
         return
     if run.exit_code not in (DONE, MISSED):
@@ -72,6 +75,27 @@ def _print_job(out: Console, job: CompressionJob) -> None:
             formatting.number(name, pair.compressed[name]),
             formatting.change(pair.compressed[name], dense),
         )
+    out.print(table)
+
+
+def _print_stages(out: Console, run: Finished, job: CompressionJob) -> None:
+    """What each stage did, as the job's manifest says."""
+    uri = model_uri(run)
+    if uri is None:
+        return
+    endpoint = job.spec.store.endpoint if job.spec.store is not None else None
+    try:
+        found = manifest.read(open_store(uri, endpoint=endpoint), "")
+    except StoreError:  # the table is an extra; that the model is not there is said where it is loaded
+        return
+    rows = [] if found is None else stage_rows(found[0].metrics.baseline, found[0].metrics.stages)
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE)
+    for heading in COLUMNS:
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
     out.print(table)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,7 +19,7 @@ from modelpress.request import (
     job_root,
     trial_prefix,
 )
-from modelpress.trials import number_of, parameters_of
+from modelpress.trials import number_of, parameters_of, shared_stages_of
 
 from .model import OwnerState
 
@@ -52,7 +51,7 @@ def store_location(job: CompressionJob) -> StoreLocation:
         root = job_root(meta.namespace, meta.name, meta.uid or "")
         return StoreLocation(root, root)
     root = job_root(meta.namespace, *sweep)
-    return StoreLocation(root, trial_prefix(root, number), _identity(number, parameters_of(job) or {}))
+    return StoreLocation(root, trial_prefix(root, number), _identity(job, number))
 
 
 def sweep_root(sweep: CompressionSweep) -> str:
@@ -130,8 +129,9 @@ def _kept(objectives: Sequence[str], constraints: Sequence[Constraint] | None) -
     return list(dict.fromkeys([*objectives, *(constraint.metric for constraint in constraints or ())]))
 
 
-def _identity(number: int, parameters: Mapping[str, Any]) -> TrialIdentity:
+def _identity(job: CompressionJob, number: int) -> TrialIdentity:
+    shared = min(shared_stages_of(job), len(job.spec.stages or ()))
     try:
-        return TrialIdentity(number=number, parameters=dict(parameters))
+        return TrialIdentity(number=number, parameters=parameters_of(job) or {}, shared_stages=shared)
     except ValidationError:  # somebody edited the annotation; the spec holds what counts
         return TrialIdentity(number=number)

@@ -28,6 +28,7 @@ from modelpress.request import PublishRequest
 from modelpress.trials import (
     HISTORY_ANNOTATION,
     PARAMETERS_ANNOTATION,
+    SHARED_STAGES_ANNOTATION,
     SWEEP_LABEL,
     TRIAL_LABEL,
     History,
@@ -323,6 +324,7 @@ def _trial(snapshot: SweepSnapshot, name: str, number: int, suggestion: Suggesti
             annotations={
                 PARAMETERS_ANNOTATION: json.dumps(dict(suggestion.parameters), sort_keys=True),
                 HISTORY_ANNOTATION: history,
+                **({SHARED_STAGES_ANNOTATION: str(shared)} if (shared := suggestion.shared_stages) else {}),
             },
             owner_references=[
                 OwnerReference(

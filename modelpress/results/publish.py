@@ -53,6 +53,8 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
     listed = list(trials.values())
     frame = report.published_frame(store, request.root, request.name, request.spec, request.publish, listed)
     _put_if_changed(store, layout.join(request.root, layout.REPORT), report.render(frame, listed))
+    if store.list(kept := layout.join(request.root, layout.STAGES)):
+        store.delete_prefix(kept)
     said = f"trial {best.number} is the best" if best is not None else "none is feasible"
     return RunResult(
         phase="Succeeded",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from modelpress.api.search_space import SpaceError
 from modelpress.api.v1alpha1 import CompressionSweepSpec
 from modelpress.trials import Strategy
 
 from .constraints import ConstraintError, Violation, goal_of, judge
-from .space import SpaceError
 from .strategy import SearchStrategy, replay
 from .uncertain import Judgement, Spread, verdict
 

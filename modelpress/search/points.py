@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from modelpress.api.search_space_values import same
+from modelpress.api.search_space import Dimension, Space, same
 from modelpress.api.v1alpha1.base import Scalar
-
-from .space import Dimension, Space
 
 # Counts stop here, so that a space of any size is counted in bounded time; a sweep has at most 10,000 trials.
 CAP = 10_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, TrialResult
 from modelpress.api.v1alpha1.base import Scalar
 from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion, annotated, number_of
@@ -13,7 +14,7 @@ from . import pareto, samplers
 from .outcomes import Objectives, TrialOutcome, read_outcome
 from .resolve import RefusedError, resolve
 from .samplers import Observation
-from .space import Space
+from .sharing import shared_stages
 from .untried import Untried
 
 # A status holds no longer front; of a longer one ranking gives evenly spaced points.
@@ -32,11 +33,12 @@ class SearchStrategy:
     def __init__(self, spec: CompressionSweepSpec) -> None:
         self._spec = spec
         self._objectives = Objectives.of(spec)
-        space = Space(spec.search_space)
+        space = self._space = Space.of(spec)
         self._names = frozenset(dimension.name for dimension in space.dimensions)
         sampler = samplers.create(spec.algorithm.name, space, self._objectives.goals, spec.algorithm.seed)
         self._untried = Untried(spec, space, sampler, self._is_valid)
         self._outcomes: dict[int, tuple[CompressionJob, TrialOutcome]] = {}
+        self._shared_stages = shared_stages(spec, space) if spec.stage_cache else 0
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
         """See modelpress.trials.Strategy. Trials that the history names and that are gone are ignored.
@@ -54,7 +56,8 @@ class SearchStrategy:
         if parameters is None:
             return Suggestion(exhausted=True)
         try:
-            return Suggestion(parameters, resolve(self._spec, parameters))
+            found = resolve(self._spec, parameters, self._space)
+            return Suggestion(parameters, found, shared_stages=self._shared_stages)
         except RefusedError as error:
             return Suggestion(parameters, problem=str(error))
 
@@ -90,7 +93,7 @@ class SearchStrategy:
 
     def _is_valid(self, parameters: Mapping[str, Scalar]) -> bool:
         try:
-            resolve(self._spec, parameters)
+            resolve(self._spec, parameters, self._space)
         except RefusedError:
             return False
         return True

@@ -20,11 +20,11 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
+from modelpress.api.search_space import Space, SpaceError
 from modelpress.api.v1alpha1 import Goal, Parameter
 from modelpress.api.v1alpha1.base import Scalar
 
 from .samplers import Observation, Sampler
-from .space import Space, SpaceError
 
 # Search spaces as users write them.
 SPACES: dict[str, list[dict[str, Any]]] = {
@@ -70,6 +70,8 @@ class SamplerContract:
     sampler: ClassVar[str]
     # Whether float ranges without a step can be searched; if not, the constructor raises SpaceError.
     continuous: ClassVar[bool] = True
+    # Whether it can search for several objectives; if not, the constructor raises SpaceError.
+    several: ClassVar[bool] = True
     # Whether the seed changes the answers.
     seeded: ClassVar[bool] = True
 
@@ -77,6 +79,8 @@ class SamplerContract:
         """The sampler on one of SPACES, with one of GOALS."""
         if space == "continuous" and not self.continuous:
             pytest.skip("searches no continuum")
+        if len(GOALS[goals]) > 1 and not self.several:
+            pytest.skip("searches for one objective")
         return load(self.sampler)(space_of(space), GOALS[goals], seed)
 
     @pytest.mark.parametrize("goals", GOALS)
@@ -104,7 +108,7 @@ class SamplerContract:
         """A process with another hash seed, given all observations in another order, answers alike."""
         questions, answers = [], []
         for space, goals in itertools.product(SPACES, GOALS):
-            if space == "continuous" and not self.continuous:
+            if (space == "continuous" and not self.continuous) or (len(GOALS[goals]) > 1 and not self.several):
                 continue
             sampler = self.make(space, goals, seed=7)
             history = sweep(sampler, GOALS[goals], 20)
@@ -147,6 +151,14 @@ class SamplerContract:
             return
         with pytest.raises(SpaceError, match=r"searchSpace\[0\]\.float.*'rate'"):
             load(self.sampler)(space_of("continuous"), ("maximize",), 0)
+
+    def test_several_objectives_are_refused_where_they_cannot_be_searched_for(self) -> None:
+        """A sampler that searches for one objective says so, and names the field."""
+        if self.several:
+            assert self.make("steps", "two objectives").sample(0, []) is not None
+            return
+        with pytest.raises(SpaceError, match=r"spec\.objectives"):
+            load(self.sampler)(space_of("steps"), GOALS["two objectives"], 0)
 
 
 def load(sampler: str) -> type[Sampler]:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
+from modelpress.api.search_space import PlacementError, Space
 from modelpress.api.v1alpha1 import CompressionSweepSpec
 from modelpress.api.v1alpha1.base import Scalar
 
 from .points import CAP, Points
-from .resolve import RefusedError, document_of
-from .samplers import Observation, Sampler, create, derive
-from .space import Space
+from .samplers import Observation, Sampler, derive
+from .samplers.random import RandomSampler
 
 Parameters = dict[str, Scalar]
 
@@ -44,12 +44,12 @@ class Untried:
     def __init__(
         self, spec: CompressionSweepSpec, space: Space, sampler: Sampler, valid: Callable[[Parameters], bool]
     ) -> None:
-        self._spec, self._sampler, self._valid = spec, sampler, valid
+        self._space, self._sampler, self._valid = space, sampler, valid
         self._seed = spec.algorithm.seed
-        self._template = spec.template.spec.to_dict()
+        self._initial = spec.algorithm.initial or []
         finite = all(dimension.size is not None for dimension in space.dimensions)
         self._points = Points(space) if finite else None
-        self._random = create("random", space, (), self._seed)
+        self._random = RandomSampler(space, (), self._seed)
         # Of a sampler whose answers do not depend on results: the points of trials 0, 1, ... and their recipes.
         self._sequence: list[Parameters] = []
         self._taken: set[bytes] = set()
@@ -65,6 +65,8 @@ class Untried:
         if self._sampler.independent:
             return self._independent(number)
         tried = {self._observed(item) for item in observations}
+        if (wish := self._wish(number, tried)) is not None:
+            return wish
         first = self._sampler.sample(number, observations)
         if first is not None and self.recipe(first) not in tried and (self._valid(first) or self._some_left(tried)):
             return first
@@ -77,10 +79,19 @@ class Untried:
     def recipe(self, parameters: Mapping[str, Any]) -> bytes:
         """A digest of the specification that the parameters give."""
         try:
-            document = document_of(self._spec, self._template, parameters)
-        except RefusedError:
+            document = self._space.place(parameters)
+        except PlacementError:
             document = dict(parameters)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()[:16]
+
+    def _wish(self, number: int, tried: Container[bytes]) -> Parameters | None:
+        """The point that the user wants as trial `number`, unless it was tried; what he leaves open is drawn."""
+        wanted = self._initial[number] if number < len(self._initial) else {}
+        for attempt in range(FITTED if wanted else 0):
+            found = self._random.sample(number, [], attempt, wanted)
+            if self.recipe(found) not in tried:
+                return found
+        return None
 
     def _observed(self, trial: Observation) -> bytes:
         known = self._recipes.get(trial.number)
@@ -99,6 +110,9 @@ class Untried:
         return dict(self._sequence[number]) if number < len(self._sequence) else None
 
     def _next(self, number: int) -> Parameters | None:
+        if (wish := self._wish(number, self._taken)) is not None:
+            return wish
+        number -= min(number, len(self._initial))  # so that a grid and a sequence begin at their beginning
         attempt = 0
         while attempt < DRAWS or self._points is None:
             found = self._sampler.sample(number, [], attempt)
@@ -114,7 +128,6 @@ class Untried:
         draws = DRAWS if self._points is not None else DRAWS_OF_A_CONTINUUM
         for attempt in range(draws):
             found = self._random.sample(number, [], attempt)
-            assert found is not None
             if self.recipe(found) not in tried and self._valid(found):
                 return found
         return self._left(number, tried)

@@ -6,6 +6,7 @@
         <attempt>-<uid8>/model.pt2 ...              what one attempt wrote
         checkpoint/                                 what the next attempt goes on from
     dense/<digest>/                                 a dense model and its baseline
+    stages/<digest>/                                first stages that several trials have alike, until it publishes
     best.json  best/  trials.csv  report.html       what a sweep publishes; best/ has its own manifest.json
 """
 
@@ -36,6 +37,8 @@ TRIALS_TABLE = "trials.csv"
 REPORT = "report.html"
 DENSE = "dense"
 CHECKPOINT = "checkpoint"
+STAGES = "stages"
+STAGES_RECORD = "state.json"  # which file of the folder holds the state behind them
 
 __all__ = [
     "BASELINE",
@@ -55,6 +58,8 @@ __all__ = [
     "REPORT",
     "RESULT",
     "SHRINK",
+    "STAGES",
+    "STAGES_RECORD",
     "TRIALS",
     "TRIALS_TABLE",
     "WEIGHTS",
@@ -64,6 +69,7 @@ __all__ = [
     "dense_prefix",
     "join",
     "parse_attempt",
+    "stages_prefix",
     "trial_number",
     "trial_prefix",
 ]
@@ -111,6 +117,11 @@ def dense_prefix(root: str, digest: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{8,128}", digest):
         raise ValueError(f"not a digest: {digest!r}")
     return join(root, DENSE, digest)
+
+
+def stages_prefix(root: str, digest: str) -> str:
+    """Where the state behind a recipe's first stages lies, by the digest of what they depend on."""
+    return join(root, STAGES, digest)
 
 
 def best_folder(number: int, attempt: str) -> str:

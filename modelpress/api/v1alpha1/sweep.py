@@ -107,6 +107,35 @@ class Categorical(ApiModel):
         return self
 
 
+class Alternative(ApiModel):
+    """A part of a recipe, by name."""
+
+    name: Name = Field(description="Stands for it in tables, in reports and in `when`.")
+    value: Any = Field(description="What is put in: a stage, a list of stages, an entry, a single value.")
+
+
+class Choice(ApiModel):
+    """One of a few parts of a recipe."""
+
+    values: Annotated[
+        list[Alternative],
+        Field(
+            min_length=1,
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = Field(description="Each under a name of its own.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Choice:
+        seen: set[str] = set()
+        for value in self.values:
+            if value.name in seen:
+                raise PydanticCustomError("distinct", "names must differ; {name} stands twice", {"name": value.name})
+            seen.add(value.name)
+        return self
+
+
 class Parameter(ApiModel):
     """One dimension of a search space, applied by JSON Pointer into template.spec."""
 
@@ -117,6 +146,12 @@ class Parameter(ApiModel):
     categorical: Categorical | None = None
     float: FloatRange | None = None
     int: IntRange | None = None
+    choice: Choice | None = None
+    expand: bool = Field(
+        default=False,
+        description="One parameter for each of the opNames of the configList entry that the pointers lead into, called "
+        "<name>.<opName>.",
+    )
     when: (
         Annotated[
             dict[str, WhenValues],
@@ -129,11 +164,16 @@ class Parameter(ApiModel):
         "stands.",
     )
 
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("categorical", "float", "int"),)
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        cel_exactly_one("categorical", "float", "int", "choice"),
+        Cel("!self.expand || !has(self.choice)", "expand takes a range or categorical values, no choice"),
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Parameter:
-        exactly_one(self, "categorical", "float", "int")
+        exactly_one(self, "categorical", "float", "int", "choice")
+        if self.expand and self.choice is not None:
+            raise PydanticCustomError("expand_choice", "expand takes a range or categorical values, no choice", {})
         return self
 
 
@@ -146,12 +186,21 @@ class Template(ApiModel):
 class SearchAlgorithm(ApiModel):
     """How parameters are chosen.
 
-    random: independent draws. grid: every combination once, in order. tpe: tree-structured Parzen estimator (Bergstra
-    et al. 2011), multivariate, for one or several objectives.
+    random: independent draws. grid: every combination once, in order. qmc: a randomised Halton sequence, which fills
+    the space more evenly than chance. tpe: tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, for
+    one or several objectives. nsga2: NSGA-II (Deb et al. 2002) in its steady state form, for one or several objectives.
+    cmaes: CMA-ES (Hansen and Ostermeier 2001), for one objective and mostly numbers. The last three use the
+    constraints.
     """
 
-    name: Literal["random", "grid", "tpe"] = Field(default="tpe", description="See above.")
+    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes"] = Field(default="tpe", description="See above.")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of the search; trials have theirs.")
+    initial: (
+        Annotated[list[Annotated[dict[Name, Scalar], Field(min_length=1, max_length=64)]], Field(max_length=64)] | None
+    ) = Field(
+        default=None,
+        description="Parameters of the first trials, in this order; what an entry leaves out is drawn at random.",
+    )
 
 
 class Budget(ApiModel):
@@ -183,6 +232,10 @@ class CompressionSweepSpec(ApiModel):
         default=3, description="The sweep fails when more trials than this have failed."
     )
     budget: Budget | None = Field(default=None, description="None: no limit but maxTrials. May be raised.")
+    stage_cache: bool = Field(
+        default=True,
+        description="First stages that trials have alike are computed once, and kept until the sweep publishes.",
+    )
     suspend: bool = Field(
         default=False,
         description="Stop all trials, after a checkpoint, until it is false again. May change at any time.",

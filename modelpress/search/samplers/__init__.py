@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import Goal
-from modelpress.search.space import Space
 
 from .base import Observation, Sampler, derive
 
@@ -14,7 +14,10 @@ from .base import Observation, Sampler, derive
 SAMPLERS = {
     "random": ("modelpress.search.samplers.random", "RandomSampler"),
     "grid": ("modelpress.search.samplers.grid", "GridSampler"),
+    "qmc": ("modelpress.search.samplers.qmc", "QmcSampler"),
     "tpe": ("modelpress.search.samplers.tpe", "TpeSampler"),
+    "nsga2": ("modelpress.search.samplers.nsga2", "Nsga2Sampler"),
+    "cmaes": ("modelpress.search.samplers.cmaes", "CmaesSampler"),
 }
 
 

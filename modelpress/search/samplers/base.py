@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import Goal
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.search.space import Space
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from modelpress.api.search_space import Space, SpaceError
 from modelpress.api.v1alpha1 import Goal
 from modelpress.api.v1alpha1.base import Scalar
 from modelpress.search.points import Points
-from modelpress.search.space import Space, SpaceError
 
 from .base import Observation
 
@@ -29,7 +29,7 @@ class GridSampler:
             if dimension.size is None:
                 raise SpaceError(
                     f"spec.searchSpace[{position}].float: grid needs a step, for {dimension.name!r} has endlessly many "
-                    "values; add one, or use algorithm random or tpe"
+                    "values; add one, or use another algorithm"
                 )
         self._points = Points(space)
 

@@ -14,9 +14,9 @@ from optuna.samplers import TPESampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from modelpress.api.search_space import Dimension, Space
 from modelpress.api.v1alpha1 import Categorical, Goal, IntRange
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.search.space import Dimension, Space
 
 from .base import Observation, derive
 from .history import STUDY_NAME, HistoryStorage, frozen

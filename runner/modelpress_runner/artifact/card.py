@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from modelpress.api.stages import rules
+from modelpress.results.stage_rows import COLUMNS, stage_rows
 from modelpress_runner.export.formats import format_names, format_of
 
 # metric -> (label, how it is written)
@@ -71,6 +72,8 @@ def card(
         "## Versions",
         "\n".join(f"- {package} {version}" for package, version in sorted(versions.items())),
     ]
+    if rows := stage_rows(metrics.get("baseline") or {}, metrics.get("stages") or ()):
+        parts[6:6] = ["## Stage by stage", _stages(rows)]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
@@ -126,6 +129,11 @@ def _table(metrics: Mapping[str, Any], timing: Mapping[str, Any] | None) -> str:
             f"| {_change(before, after, style)} |"
         )
     return "\n".join(lines)
+
+
+def _stages(rows: Sequence[Sequence[str]]) -> str:
+    head = [f"| {' | '.join(heading.capitalize() if heading.islower() else heading for heading in COLUMNS)} |"]
+    return "\n".join([*head, "|---" + "|---:" * (len(COLUMNS) - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _spread(timing: Mapping[str, Any] | None, side: str) -> str:

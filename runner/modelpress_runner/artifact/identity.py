@@ -24,6 +24,19 @@ def checkpoint_identity(spec: CompressionJobSpec, dense: str) -> str:
     return _digest({"recipe": recipe, "dense": dense, "versions": versions()})
 
 
+def stages_identity(spec: CompressionJobSpec, dense: str, processes: int) -> str:
+    """What the state behind a recipe's first stages depends on besides them, wherever the run writes.
+
+    Args:
+        spec: the recipe.
+        dense: the dense model, and what makes it.
+        processes: how many train together.
+    """
+    data = spec.to_dict()
+    said = {key: data.get(key) for key in ("model", "data", "metrics", "target", "benchmark", "seed")}
+    return _digest({"recipe": said, "dense": dense, "processes": processes, "versions": versions()})
+
+
 def dense_digest(spec: CompressionJobSpec, code_digest: str, inputs_digest: str = "") -> str:
     """What a dense model and its baseline depend on: model, code, inputs, seed, versions, and the form measured."""
     return _digest(

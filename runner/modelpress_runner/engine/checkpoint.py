@@ -246,7 +246,7 @@ class Checkpointer:
             return Checkpoint.from_plain(self._read("state.pt")), None
         except ObjectMissingError:
             return None, None
-        except _OtherError:
+        except OtherError:
             note = "a checkpoint was ignored: it was made by another recipe, code or version of torch"
         except Exception as error:
             note = f"an unreadable checkpoint was ignored ({type(error).__name__})"
@@ -272,10 +272,7 @@ class Checkpointer:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file.pt"
             self._store.get_file(f"{self._folder}/{path}", local)
-            value = torch.load(local, map_location="cpu", weights_only=True)
-            if value["format"] != FORMAT or value["identity"] != self._identity:
-                raise _OtherError
-            return value["content"]
+            return read_file(local, self._identity)
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -346,7 +343,7 @@ class Checkpointer:
     def _write(self, path: str, content: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file.pt"
-            torch.save({"format": FORMAT, "identity": self._identity, "content": content}, local)
+            write_file(local, self._identity, content)
             self._store.put_file(f"{self._folder}/{path}", local)
 
     def _part(self, step: int, run: int, number: int) -> str:
@@ -391,8 +388,25 @@ class Checkpointer:
             self._store.delete_prefix(self._folder)
 
 
-class _OtherError(Exception):
+class OtherError(Exception):
     """A file of something else."""
+
+
+def write_file(path: Path, identity: str, content: Any) -> None:
+    """Writes tensors and plain data that are of use where `identity` is the same."""
+    torch.save({"format": FORMAT, "identity": identity, "content": content}, path)
+
+
+def read_file(path: Path, identity: str) -> Any:
+    """What write_file wrote.
+
+    Raises:
+        OtherError: it was written for another identity, or by another version.
+    """
+    value = torch.load(path, map_location="cpu", weights_only=True)
+    if value["format"] != FORMAT or value["identity"] != identity:
+        raise OtherError
+    return value["content"]
 
 
 def _place(step: int, within: Within | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,6 +104,11 @@ class StepKeeper:
         """The training step is over, after so many optimizer steps."""
         if self._checkpointer is not None:
             self._save(None, {}, steps)
+
+    def behind(self, step: int) -> Checkpoint:
+        """What a stage that is over hands on; the next one begins with this step."""
+        checkpoint = self._checkpoint(None, {}, 0)
+        return replace(checkpoint, step=step, asked=None, score=None, seconds=0.0, steps=(checkpoint.steps[0], 0))
 
     def mark(self) -> None:
         """A step is over that trains nothing, an evaluation say."""

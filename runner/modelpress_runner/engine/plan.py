@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelpress.api.v1alpha1 import Stage
+from modelpress.api.v1alpha1 import ApiModel, Stage
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.methods.procedure import Procedure
@@ -23,6 +23,7 @@ class PlannedStage:
         algorithm: of this stage, or of the last one before that has one.
         record: what the kind of stage adds to its record.
         path: of its block.
+        block: what the recipe says of it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class PlannedStage:
     record: dict[str, Any]
     path: str
     procedure: Procedure
+    block: ApiModel
 
 
 def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[PlannedStage]:
@@ -52,7 +54,7 @@ def plan_stages(subject: Subject, stages: Sequence[Stage]) -> list[PlannedStage]
         if procedure.evaluates:
             check_can_evaluate(subject.evaluator, path)
         name = stage.name or f"{number}-{stage.method}"
-        planned.append(PlannedStage(name, stage.method, algorithm, known.record(block), path, procedure))
+        planned.append(PlannedStage(name, stage.method, algorithm, known.record(block), path, procedure, block))
     return planned
 
 

@@ -18,6 +18,7 @@ from modelpress_runner.engine.checkpoint import Asked, Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
 from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, needs_dense, plan_stages
 from modelpress_runner.engine.records import stage_record
+from modelpress_runner.engine.stage_cache import CACHED, StageCache
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.replay.tape import Diverged
@@ -92,6 +93,7 @@ def run_stages(
     *,
     seed: int,
     checkpointer: Checkpointer | None = None,
+    cache: StageCache | None = None,
     report: EventCallback = silent,
     stop: Callable[[], None] = lambda: None,
     scores: bool = True,
@@ -111,6 +113,7 @@ def run_stages(
         stages: the recipe.
         seed: seeds each step on its own; equal seeds give equal results, also after a restart.
         checkpointer: where to save within and after each training, and to go on from; none: nothing is saved.
+        cache: first stages that other runs have alike, computed once; none: there are none.
         report: gets an event per step, score and stage.
         stop: called at safe points; raises Stopped to end the run there.
         scores: whether to score within trainings and after each stage, if the evaluator can.
@@ -130,7 +133,7 @@ def run_stages(
     if dense is None and needs_dense(subject, stages):
         dense = copied(subject.model)
     run = _RecipeRun(
-        subject, plan, seed, checkpointer, report, stop, scores, static, goal, measures, dense, target_device
+        subject, plan, seed, checkpointer, cache, report, stop, scores, static, goal, measures, dense, target_device
     )
     try:
         return run.run()
@@ -148,6 +151,7 @@ class _RecipeRun:
         plan: list[PlannedStage],
         seed: int,
         checkpointer: Checkpointer | None,
+        cache: StageCache | None,
         report: EventCallback,
         stop: Callable[[], None],
         scores: bool,
@@ -157,7 +161,7 @@ class _RecipeRun:
         dense: nn.Module | None,
         target_device: str,
     ) -> None:
-        self._plan, self._seed, self._checkpointer = plan, seed, checkpointer
+        self._plan, self._seed, self._checkpointer, self._cache = plan, seed, checkpointer, cache
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
         self._evaluator = subject.evaluator
         self._scoring = scores and self._evaluator is not None and self._evaluator.can_evaluate
@@ -194,13 +198,11 @@ class _RecipeRun:
     def run(self) -> RecipeOutcome:
         if self._evaluator is not None:
             self._evaluator.record_parameter_names(self._context.model)
-        checkpoint = self._resume()
-        resumed = checkpoint is not None
-        first_stage = len(checkpoint.records) if checkpoint else 0
-        for stage in self._plan[first_stage:]:
+        checkpoint, resumed = self._resume()
+        for stage in self._plan[len(self._progress.records) :]:
             self._run_stage(stage, checkpoint)
             checkpoint = None
-        executed = self._progress.steps
+        executed = self._progress.steps - sum(record["steps"] for record in self._progress.records if CACHED in record)
         if self._checkpointer is not None:
             executed = max(executed, self._checkpointer.executed())
         context = self._context
@@ -218,15 +220,28 @@ class _RecipeRun:
             resumed=resumed,
         )
 
-    def _resume(self) -> Checkpoint | None:
-        if self._checkpointer is None:
-            return None
-        checkpoint, note = self._checkpointer.load()
-        if note is not None:
-            self._context.notes.append(note)
-            self._say(note)
-        if checkpoint is None:
-            return None
+    def _resume(self) -> tuple[Checkpoint | None, bool]:
+        """Goes on from what is there: the checkpoint, if it is within a stage, and whether this run had one."""
+        checkpoint = None
+        if self._checkpointer is not None:
+            checkpoint, note = self._checkpointer.load()
+            if note is not None:
+                self._context.notes.append(note)
+                self._say(note)
+        if self._cache is not None:
+            done = 0 if checkpoint is None else len(checkpoint.records)
+            found = self._cache.find(self._plan, done)
+            if found is not None:
+                self._go_on(found)
+                self._step = found.step
+                names = ", ".join(record["name"] for record in found.records[done:])
+                self._say(f"another trial has run {names}: its result is used")
+                return None, checkpoint is not None
+        if checkpoint is not None:
+            self._go_on(checkpoint)
+        return checkpoint, checkpoint is not None
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
         checkpoint.apply_to(self._context)
         own = checkpoint.generators_of(ranks.rank()).own
         missing = [] if self._evaluator is None else generators.restore(self._evaluator.rng_roots(), own)
@@ -240,7 +255,6 @@ class _RecipeRun:
             )
         self._progress.records = list(checkpoint.records)
         self._progress.steps, self._progress.within = checkpoint.steps
-        return checkpoint
 
     def _run_stage(self, stage: PlannedStage, checkpoint: Checkpoint | None) -> None:
         self._stage = stage.name
@@ -453,6 +467,8 @@ class _RecipeRun:
         record["seconds"] = time.perf_counter() - self._began
         record["steps"] = self._progress.within
         self._progress.records.append(record)
+        if self._cache is not None and self._evaluator is not None:
+            self._cache.keep(self._plan, len(self._progress.records), lambda: self._keeper("").behind(self._step))
         self._say("done", None if self._score is None else self._score[DEFAULT_METRIC])
 
     def _say(self, message: str, value: float | None = None, within: int = 0) -> None:

@@ -16,11 +16,12 @@ from modelpress.result import RunResult
 from modelpress.search import ConstraintError, Spread, goal_of, judge, verdict
 from modelpress.store.base import ArtifactStore
 from modelpress_runner.artifact import commit as upload
-from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest
+from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest, stages_identity
 from modelpress_runner.edits.copies import check_copies, copied
 from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.plan import plan_stages
 from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.stage_cache import StageCache
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.inputs.gather import Inputs, gathered
@@ -88,14 +89,18 @@ def _run(
     measuring = Measuring(spec, subject, timed=True)
     original = copied(subject.model, "spec.model")
     measuring.try_exports(original)
-    identity = checkpoint_identity(spec, f"{dense.digest} {code_digest} {inputs.digest}")
+    made_of = f"{dense.digest} {code_digest} {inputs.digest}"
+    identity = checkpoint_identity(spec, made_of)
     checkpointer = Checkpointer(store, request.prefix, identity, request.attempt)
+    shared = 0 if request.trial is None else request.trial.shared_stages
+    cache = StageCache(store, request.root, stages_identity(spec, made_of, ranks.world_size()), shared)
     with reporting(progress) as events:
         outcome = run_stages(
             subject,
             spec.stages,
             seed=spec.seed,
             checkpointer=checkpointer,
+            cache=cache,
             report=events,
             stop=stop,
             static=static_counts(subject.dummy_input),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.api.errors import Problem
-from modelpress.api.search_space_values import can_take, last, probes
+from modelpress.api.search_space import Dimension
+from modelpress.api.search_space_values import probes
 from modelpress.api.semantic import job_problems, sweep_problems
 from modelpress.api.semantic_locations import mount_path
 from modelpress.api.semantic_runner import quantity
@@ -272,7 +273,7 @@ def test_cluster_problems_of_a_template_have_its_path() -> None:
 )
 def test_last_value_of_a_range(domain: FloatRange | IntRange, greatest: float) -> None:
     """Steps are counted in decimals, so 0.1 + 8 * 0.1 is 0.9, and the last step may lie below max."""
-    assert last(domain) == greatest
+    assert Dimension("x", domain).greatest == greatest
 
 
 def test_probes_are_the_outermost_values() -> None:
@@ -306,7 +307,7 @@ def test_probes_are_the_outermost_values() -> None:
 )
 def test_can_take(domain: dict[str, Any], value: Any, answer: bool) -> None:
     """1 and 1.0 are one value, 1 and true are two; steps are exact in decimals."""
-    assert can_take(parameter(**domain), value) is answer
+    assert Dimension.of(parameter(**domain)).contains(value) is answer
 
 
 def test_values_are_judged_with_the_values_that_they_depend_on() -> None:

@@ -47,7 +47,7 @@ def test_version(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"modelpress {modelpress.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("validate",), ("crd",), ("report",)])
+@pytest.mark.parametrize("command", [(), ("run",), ("validate",), ("convert",), ("crd",), ("report",)])
 def test_help_has_an_example(tmp_path: Path, command: tuple[str, ...]) -> None:
     """Every command's help shows how it is used."""
     done = call(*command, "--help", cwd=tmp_path)

@@ -226,6 +226,16 @@ def test_publishing_again_changes_nothing(store: ArtifactStore) -> None:
     assert everything(store) == before
 
 
+def test_states_that_trials_shared_go(store: ArtifactStore) -> None:
+    """Nobody starts from them any more; what the trials wrote stays."""
+    succeeded(store, 0)
+    before = everything(store)
+    store.put_bytes(f"{ROOT}/stages/0123/state.json", b"{}")
+    publish(to_publish(0), store)
+    assert not store.list(f"{ROOT}/stages")
+    assert before.items() <= everything(store).items()
+
+
 def test_another_best_replaces_the_one_before(store: ArtifactStore, tmp_path: Path) -> None:
     """New files come first, then the manifest, then the record; what is no longer named goes last."""
     succeeded(store, 0)

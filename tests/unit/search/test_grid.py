@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelpress.api.search_space import Space, active
 from modelpress.api.v1alpha1 import Parameter
 from modelpress.search.samplers.grid import GridSampler
-from modelpress.search.space import Space, active
 from modelpress.search.testing import exact
 
 

@@ -23,3 +23,22 @@ class TestTpe(SamplerContract):
     """Tree-structured Parzen estimator."""
 
     sampler = "modelpress.search.samplers.tpe:TpeSampler"
+
+
+class TestQmc(SamplerContract):
+    """Quasi-random search."""
+
+    sampler = "modelpress.search.samplers.qmc:QmcSampler"
+
+
+class TestNsga2(SamplerContract):
+    """NSGA-II."""
+
+    sampler = "modelpress.search.samplers.nsga2:Nsga2Sampler"
+
+
+class TestCmaes(SamplerContract):
+    """CMA-ES."""
+
+    sampler = "modelpress.search.samplers.cmaes:CmaesSampler"
+    several = False

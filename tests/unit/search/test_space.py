@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelpress.api.search_space import Dimension, Space, SpaceError, active
 from modelpress.api.v1alpha1 import Parameter
 from modelpress.search.samplers import derive
-from modelpress.search.samplers.random import draw
-from modelpress.search.space import Dimension, Space, SpaceError, active
+from modelpress.search.samplers.unit import value_of
 
 FULL = 2**128
 
@@ -98,7 +98,7 @@ def test_grids_hold_every_decimal_and_nothing_else(low: Decimal, step: Decimal, 
 def test_continuous_draws_stay_inside(low: float, width: float, bits: int) -> None:
     """Whatever the bits, the value lies in [min, max] although it is rounded to 12 digits."""
     continuum = dimension(float={"min": low, "max": low + width})
-    value = draw(continuum, bits)
+    value = value_of(continuum, bits)
     assert low <= value <= low + width
     assert continuum.contains(value)
 
@@ -109,22 +109,22 @@ def test_integer_draws_stay_inside(low: int, width: int, bits: int) -> None:
     """Uniform and logarithmic draws are integers in [min, max]; the ends of the bits give the ends of the range."""
     for log in (False, True):
         whole = dimension(int={"min": low, "max": low + width, "log": log})
-        value = draw(whole, bits)
+        value = value_of(whole, bits)
         assert type(value) is int
         assert low <= value <= low + width
-        assert draw(whole, 0) == low
-        assert draw(whole, FULL - 1) == low + width
+        assert value_of(whole, 0) == low
+        assert value_of(whole, FULL - 1) == low + width
 
 
 def test_draws_follow_the_distribution() -> None:
     """Halves of the bits are halves of the range: in value, and with log in the logarithm."""
     half = FULL // 2
-    assert draw(dimension(float={"min": 2.0, "max": 4.0}), half) == 3.0
-    assert draw(dimension(float={"min": 1e-4, "max": 1.0, "log": True}), half) == 0.01
-    assert draw(dimension(int={"min": 0, "max": 9}), half) == 5
+    assert value_of(dimension(float={"min": 2.0, "max": 4.0}), half) == 3.0
+    assert value_of(dimension(float={"min": 1e-4, "max": 1.0, "log": True}), half) == 0.01
+    assert value_of(dimension(int={"min": 0, "max": 9}), half) == 5
     # [0.5, 200.5] halves at sqrt(0.5 * 200.5) = 10.01
-    assert draw(dimension(int={"min": 1, "max": 200, "log": True}), half) == 10
-    assert [draw(dimension(categorical={"values": ["a", "b", "c"]}), i * FULL // 3 + 1) for i in range(3)] == [
+    assert value_of(dimension(int={"min": 1, "max": 200, "log": True}), half) == 10
+    assert [value_of(dimension(categorical={"values": ["a", "b", "c"]}), i * FULL // 3 + 1) for i in range(3)] == [
         "a",
         "b",
         "c",

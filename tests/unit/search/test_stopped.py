@@ -11,11 +11,11 @@ from optuna.samplers import NSGAIISampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, Parameter
 from modelpress.search import strategy_for
 from modelpress.search.samplers import Observation, create
 from modelpress.search.samplers.history import STUDY_NAME, HistoryStorage, frozen
-from modelpress.search.space import Space
 from modelpress.trials import History
 
 LINE = Space([Parameter.model_validate({"name": "x", "paths": ["/x"], "float": {"min": 0.0, "max": 1.0}})])

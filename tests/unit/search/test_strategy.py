@@ -381,7 +381,7 @@ def test_optuna_loads_only_for_tpe() -> None:
 import sys
 import modelpress.search
 from modelpress.search.samplers import create
-from modelpress.search.space import Space
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import Parameter
 space = Space([Parameter.model_validate({"name": "x", "paths": ["/x"], "int": {"min": 1, "max": 3}})])
 for name in ("random", "grid"):

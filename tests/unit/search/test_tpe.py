@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import Parameter
 from modelpress.search.samplers import Observation, create
-from modelpress.search.space import Space
 
 GRID: dict[str, Any] = {"name": "x", "paths": ["/x"], "float": {"min": 0.0, "max": 1.0, "step": 0.01}}
 LINE: dict[str, Any] = {"name": "x", "paths": ["/x"], "float": {"min": 0.0, "max": 1.0}}

@@ -95,7 +95,7 @@ def recipes(suggestions: list[Suggestion]) -> list[str]:
 
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("space", SMALL)
-@pytest.mark.parametrize("algorithm", ["random", "grid", "tpe"])
+@pytest.mark.parametrize("algorithm", ["random", "grid", "qmc", "tpe", "nsga2", "cmaes"])
 def test_a_small_space_is_gone_through_once(
     make_sweep: MakeSweep, make_trial: MakeTrial, algorithm: str, space: str, parallelism: int
 ) -> None:
@@ -158,7 +158,7 @@ def test_an_invalid_recipe_is_refused_and_does_not_come_again(make_sweep: MakeSw
         assert len(suggestions) < 60
 
 
-@pytest.mark.parametrize("algorithm", ["random", "grid", "tpe"])
+@pytest.mark.parametrize("algorithm", ["random", "grid", "qmc", "tpe", "nsga2", "cmaes"])
 def test_equal_recipes_of_different_parameters_are_one(
     make_sweep: MakeSweep, make_trial: MakeTrial, algorithm: str
 ) -> None:
