@@ -27,6 +27,8 @@ SHRINK = "shrink.json"
 MASKS = "masks.safetensors"
 ONNX = "model.onnx"
 ONNX_DATA = "model.onnx.data"  # its tensors, where it would be larger than 2 GB
+OPENVINO = "model.xml"
+OPENVINO_DATA = "model.bin"
 BASELINE = "baseline.json"
 DENSE_WEIGHTS = "weights.json"  # which file of the folder holds a dense model's weights
 
@@ -54,6 +56,8 @@ __all__ = [
     "METRICS",
     "ONNX",
     "ONNX_DATA",
+    "OPENVINO",
+    "OPENVINO_DATA",
     "PROGRAM",
     "REPORT",
     "RESULT",

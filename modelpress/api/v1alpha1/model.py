@@ -102,17 +102,18 @@ class Store(ApiModel):
 class Target(ApiModel):
     """The form that size, latency and final score are measured on."""
 
-    format: Literal["eager", "compiled", "pt2", "transformers", "onnxruntime"] = Field(
+    format: Literal["eager", "compiled", "pt2", "transformers", "onnxruntime", "openvino"] = Field(
         default="eager",
         description="eager: the module itself. compiled: the module under torch.compile, which needs a C++ compiler "
         "where it runs on a CPU. pt2: the exported program, as mp.load opens it. transformers: the "
         "model as from_pretrained reads it; of huggingFace alone, and only where a configuration can say what was cut "
-        "away. onnxruntime: model.onnx, run by ONNX Runtime; needs the extra onnx.",
+        "away. onnxruntime: model.onnx, run by ONNX Runtime; needs the extra onnx. openvino: model.xml and model.bin, "
+        "run by OpenVINO; needs the extras onnx and openvino.",
     )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
-        description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2 and onnxruntime, "
-        "which are exported on the CPU and run there.",
+        description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2, onnxruntime "
+        "and openvino, which are exported on the CPU and run there.",
     )
 
 
@@ -132,7 +133,7 @@ class FreeAxis(ApiModel):
     name: Name = Field(description="Its name in the file; axes of one name have one size.")
 
 
-ExportFormat = Literal["pt2", "safetensors", "onnx"]
+ExportFormat = Literal["pt2", "safetensors", "onnx", "openvino"]
 
 
 class Export(ApiModel):
@@ -141,7 +142,8 @@ class Export(ApiModel):
     formats: Annotated[list[ExportFormat], Field(max_length=8)] = Field(
         default=["pt2", "safetensors"],
         description="pt2, safetensors: written always, named or not. onnx: model.onnx, compared with the module by "
-        "ONNX Runtime; the run fails where the model has no such form. Needs the extra onnx.",
+        "ONNX Runtime; the run fails where the model has no such form. Needs the extra onnx. openvino: model.xml "
+        "and model.bin, alike. Needs the extras onnx and openvino.",
     )
     dynamic_axes: (
         Annotated[dict[Name, Annotated[list[FreeAxis], Field(min_length=1, max_length=15)]], Field(max_length=64)]

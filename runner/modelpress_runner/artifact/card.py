@@ -83,6 +83,8 @@ _FILES = {
     "model.pt2": "the program, to be opened without the model's code",
     "model.onnx": "the model for ONNX Runtime, which needs no torch",
     "model.onnx.data": "the tensors of model.onnx",
+    "model.xml": "the model for OpenVINO, which needs no torch",
+    "model.bin": "the tensors of model.xml",
     "model.safetensors": "the weights",
     "shrink.json": "which channels of the dense model were kept",
     "masks.safetensors": "which weights are held at zero (1 = kept)",

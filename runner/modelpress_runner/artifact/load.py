@@ -49,8 +49,8 @@ def load(
     Args:
         uri: a folder with a manifest.json (a job's, a trial's or best/): a path, file://, s3://, gs:// or az://.
         into: the dense model, built as for the job.
-        format: "pt2", the program, or "onnxruntime", an mp.RuntimeModule of model.onnx; None: the program, or, where
-            there is none, the file of a runtime.
+        format: "pt2", the program; "onnxruntime" or "openvino", an mp.RuntimeModule of that file; None: the program,
+            or, where there is none, the file of a runtime.
         digest: sha256 that manifest.json must have, as a job's status says it (`manifestDigest`); None: any.
         operators: operators that the program may call besides those of the list, as in ["torchvision::nms"].
         max_calls: how many operators the program may call; None: 4,096, and one more for each 512 bytes of its file.

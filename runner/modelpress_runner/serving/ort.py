@@ -16,6 +16,7 @@ from modelpress_runner.serving.signature import KEY, Signature
 
 EXTRA = "onnx"
 QUANTIZED = "modelpress.quantized"  # metadata: the file computes in eight bits
+WIDE = "modelpress.wide"  # metadata: with weights that may overflow where `cpu.saturates`
 MEASURED_ON = "modelpress.cpu"  # metadata: the CPU that it was written and proven on
 _QUIET = 3  # errors alone
 
@@ -38,8 +39,10 @@ class OrtSession(Session):
         ort = package("onnxruntime", EXTRA)
         ort.disable_telemetry_events()
         self.threads = threads
-        self._session = self._opened(ort, path, precise=cpu.saturates())
+        self._session = self._opened(ort, path, precise=False)
         metadata = self._session.get_modelmeta().custom_metadata_map
+        if WIDE in metadata and cpu.saturates():
+            self._session = self._opened(ort, path, precise=True)
         if KEY not in metadata:
             raise RuntimeFileError(
                 f"{path.name} was not written by modelpress: it does not say how it is called; open it with "

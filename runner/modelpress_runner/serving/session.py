@@ -53,7 +53,11 @@ def open_session(path: Path, threads: int = 1) -> Session:
         from modelpress_runner.serving.ort import OrtSession
 
         return OrtSession(path, threads)
-    raise RuntimeFileError(f"{path.name} is no file of a runtime; give one that ends in .onnx")
+    if path.suffix == ".xml":
+        from modelpress_runner.serving.ov import OvSession
+
+        return OvSession(path, threads)
+    raise RuntimeFileError(f"{path.name} is no file of a runtime; give one that ends in .onnx or .xml")
 
 
 def package(name: str, extra: str) -> ModuleType:

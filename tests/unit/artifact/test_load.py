@@ -256,7 +256,7 @@ def test_a_file_of_a_runtime_comes_back(residual: nn.Module, images: torch.Tenso
     file(tmp_path / "out", "model.onnx").write_bytes(b"other")
     with pytest.raises(ArtifactError, match=r"model\.onnx"):
         mp.load(tmp_path / "out", format="onnxruntime")
-    with pytest.raises(ArtifactError, match=r"no format 'tflite' to load; known: pt2, onnxruntime"):
+    with pytest.raises(ArtifactError, match=r"no format 'tflite' to load; known: pt2, onnxruntime, openvino"):
         mp.load(tmp_path / "out", format="tflite")
 
 

@@ -32,7 +32,7 @@ def test_the_types_list_what_is_there() -> None:
     assert set(typing.get_args(Target.model_fields["format"].annotation)) == set(format_names())
 
 
-@pytest.mark.parametrize("name", ["eager", "compiled", "pt2", "onnxruntime"])
+@pytest.mark.parametrize("name", ["eager", "compiled", "pt2", "onnxruntime", "openvino"])
 def test_a_form_computes_what_the_model_does(name: str) -> None:
     """1 - 2 + 1 = 0 and 3 + 4 + 1 = 8, with any batch; the module's mode, weights and forward stay."""
     model = linear().train()

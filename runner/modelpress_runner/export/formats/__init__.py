@@ -12,11 +12,14 @@ from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.export.formats.base import Form, Format, FreeAxes
 from modelpress_runner.export.formats.eager import Compiled, Eager
 from modelpress_runner.export.formats.onnxruntime import OnnxRuntime
+from modelpress_runner.export.formats.openvino import OpenVino
 from modelpress_runner.export.formats.pt2 import Pt2
 from modelpress_runner.export.formats.transformers import Transformers
 from modelpress_runner.export.layout import Layout
 
-_FORMATS: dict[str, Format] = {each.name: each for each in (Eager(), Compiled(), Pt2(), Transformers(), OnnxRuntime())}
+_FORMATS: dict[str, Format] = {
+    each.name: each for each in (Eager(), Compiled(), Pt2(), Transformers(), OnnxRuntime(), OpenVino())
+}
 
 
 def format_of(name: str) -> Format:

@@ -28,7 +28,7 @@ from modelpress_runner.export.runtime_module import RuntimeModule
 from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device, plain_containers, tensors
 from modelpress_runner.runtime.preserve import untouched
 from modelpress_runner.serving import cpu
-from modelpress_runner.serving.ort import EXTRA, MEASURED_ON, QUANTIZED
+from modelpress_runner.serving.ort import EXTRA, MEASURED_ON, QUANTIZED, WIDE
 from modelpress_runner.serving.session import package
 from modelpress_runner.serving.signature import KEY, Signature, TensorSpec, tree_of
 
@@ -77,6 +77,8 @@ def export_onnx(
             document.metadata_props[MEASURED_ON] = cpu.described()
             if changed:
                 document.metadata_props[QUANTIZED] = changed
+                if quantized.is_wide(document):
+                    document.metadata_props[WIDE] = "yes"
             files = _save(document, path)
             try:
                 module = RuntimeModule(path)

@@ -19,6 +19,7 @@ from modelpress_runner.export.pt2.equivalence import NotPortableError
 
 _DOMAIN, _OPERATOR = "modelpress", "FakeQuantize"
 _WEIGHT_TYPES = (ml_dtypes.int4, ml_dtypes.uint4, np.int8, np.uint8, np.int16, np.uint16)
+_NARROW = 64  # 2 * 255 * 64 < 2^15
 _Array = np.ndarray[Any, Any]
 
 
@@ -65,6 +66,17 @@ def described(document: Any) -> str:
     )
     kept = ", ".join(f"{kind}: {count} tensor{'' if count == 1 else 's'}" for kind, count in sorted(kinds.items()))
     return kept or "activations"
+
+
+def is_wide(document: Any) -> bool:
+    """Whether a weight is farther from its zero than 64 levels: two products of it with bytes may pass 32767."""
+    for node in document.graph:
+        if node.op_type != "DequantizeLinear" or not node.inputs[0].is_initializer():
+            continue
+        levels, zero = (node.inputs[index].const_value.numpy().astype(np.int32) for index in (0, 2))
+        if max(abs(int(levels.max() - zero.min())), abs(int(levels.min() - zero.max()))) > _NARROW:
+            return True
+    return False
 
 
 def _type_name(tensor: Any) -> str:
