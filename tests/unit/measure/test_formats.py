@@ -12,6 +12,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import Benchmark, Target
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.export.formats import format_names, format_of
+from modelpress_runner.export.runtime_module import RuntimeModule
 from modelpress_runner.export.weights import save_weights
 from modelpress_runner.measure.latency import compare
 
@@ -68,10 +69,12 @@ def test_a_runtime_is_timed_with_the_threads_of_the_benchmark() -> None:
         call()
         return 1000
 
-    with format_of("onnxruntime").form(linear(), X) as dense, format_of("onnxruntime").form(linear(), X) as other:
+    with format_of("onnxruntime").form(linear(), X) as dense:
+        assert dense.path is not None
+        other = RuntimeModule(dense.path)
         before = dense.model._session.threads
         benchmark = Benchmark(warmup=0, iterations=2, cores_per_instance=before + 1)
-        compare(dense.model, other.model, X, benchmark, clock=clock)
+        compare(dense.model, other, X, benchmark, clock=clock)
         assert seen == [before + 1] * 4
         assert dense.model._session.threads == before
 
