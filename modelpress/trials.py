@@ -79,6 +79,9 @@ class Strategy(Protocol):
     def ranking(self, trials: Sequence[CompressionJob]) -> tuple[TrialResult | None, list[int]]:
         """The best feasible trial and the numbers of the Pareto front, of the trials that succeeded."""
 
+    def stopped_early(self, trials: Mapping[int, CompressionJob]) -> list[int]:
+        """Numbers of the running trials that spec.earlyStopping stops, as all trials stand; ascending."""
+
 
 def number_of(job: CompressionJob) -> int | None:
     """The trial's number; None for a job that is no trial. Where no record says so its label does."""

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 uv=.venv/bin/uv; [ -x "$uv" ] || uv=uv
 "$uv" lock --quiet "$@"
 # The runner's image trains with every evaluator.
-declare -A extras=([dev]=dev [runner]="runner lightning transformers deepspeed data onnx openvino torchao compressed-tensors" [operator]=operator [examples]=examples)
+declare -A extras=([dev]=dev [runner]="runner lightning transformers deepspeed data onnx openvino compressed-tensors" [operator]=operator [examples]=examples)
 for profile in dev runner operator examples; do
   # shellcheck disable=SC2046
   "$uv" export --quiet --frozen --no-emit-project --no-header --no-annotate --format requirements-txt \

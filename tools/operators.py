@@ -34,6 +34,9 @@ FORBIDDEN = re.compile(
 KEPT = {
     *("aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten.div.out"),
     "aten.alias.default",  # a view of the whole: what a graph has where a module gives its input back
+    # What quantized layers call. They check that there are as many scales as channels, and read nothing else on trust.
+    "aten.detach.default",  # the same, without gradients: ranges of what goes through
+    *("aten.fake_quantize_per_tensor_affine.tensor_qparams", "aten.fake_quantize_per_channel_affine.default"),
 }
 PLAIN = {torch.float32, torch.int64, torch.bool, torch.complex64}
 

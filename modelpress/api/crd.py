@@ -309,13 +309,15 @@ class _Converter:
             return schema
 
     def _union(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """A value of several scalar types.
+        """A value of several scalar types, or of one of them or a map.
 
         A structural schema has no such union. So the value is untyped, texts are bounded (a bound on texts says
         nothing of numbers), and bounds that no mapping and no list can meet leave scalars only.
         """
         branches = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
         kinds = {branch.get("type") for branch in branches}
+        if kinds in ({"integer", "object"}, {"string", "object"}):
+            return {**_described(schema), **_one_or_map(branches)}
         if kinds != {"boolean", "integer", "number", "string"}:
             raise NotImplementedError(f"a union of {kinds} has no structural schema")
         longest = next(branch["maxLength"] for branch in branches if branch.get("type") == "string")
@@ -328,6 +330,17 @@ class _Converter:
             "minItems": 1,
             "maxItems": 0,
         }
+
+
+def _one_or_map(branches: list[dict[str, Any]]) -> dict[str, Any]:
+    """A number or a text, or a map, whose content other rules judge: bounds that no other kind can meet."""
+    out: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True, "minItems": 1, "maxItems": 0}
+    none = {"integer": {"minimum": 1, "maximum": 0}, "string": {"minLength": 1, "maxLength": 0}}
+    for branch in branches:
+        none.pop(branch["type"], None)
+        kept = ("minimum", "maximum", "maxLength", "pattern", "minProperties", "maxProperties")
+        out |= {key: branch[key] for key in kept if key in branch}
+    return out | {key: value for bounds in none.values() for key, value in bounds.items()}
 
 
 def _map_values(schema: dict[str, Any]) -> dict[str, Any]:

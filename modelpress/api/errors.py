@@ -138,7 +138,7 @@ def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: 
         rule, fix = fix_pattern(str(context["pattern"]), str(value))
         what = f"the key {value!r}" if is_key else describe(value)
         return Problem(path, f"must be {rule}, found {what}", fix)
-    if typed := typed_message(kind, context, annotation_is_union(annotation)):
+    if typed := typed_message(kind, context, annotation_is_union(annotation), _takes_mapping(annotation)):
         expected, wanted = typed
         to_do = (typed_fix(wanted, value) if wanted else None) or FIXES.get(kind, "correct the value")
         return Problem(path, f"{'a key ' * is_key}{expected}, found {describe(value)}", to_do)
@@ -231,6 +231,13 @@ def _strip(annotation: Any) -> Any:
 def annotation_is_union(annotation: Any) -> bool:
     """Whether several types are allowed."""
     return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _takes_mapping(annotation: Any) -> bool:
+    """Whether a mapping is one of several types that are allowed."""
+    if not annotation_is_union(annotation):
+        return False
+    return any(dict in (get_origin(each), *map(get_origin, get_args(each))) for each in get_args(annotation))
 
 
 def _literals(annotation: Any) -> tuple[Any, ...]:

@@ -20,6 +20,8 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "a block such as 4x1 (outputs x inputs), 1xchannel or channelx1, or N:M, which keeps N weights of every M",
         "write for example 4x1 or 2:4",
     ),
+    r"^u?int[2-8]$": ("a type from int2 to int8 or from uint2 to uint8", "write for example int8"),
+    r"^(affine|symmetric)$": ("affine or symmetric", "write one of them"),
     r"^(auto|[1-9][0-9]{0,3})$": ("a number from 1 to 9999, or auto", "write for example 8"),
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": (
         "lower-case letters, digits and '-', first and last a letter or digit",
@@ -139,10 +141,19 @@ _CREDENTIALS = re.compile(r"://[^/\s@]*@")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-def typed_message(kind: str, context: Mapping[str, Any], union: bool) -> tuple[str, str] | None:
-    """What was expected by an error of this type, and the kind of value; None: not an error of types or bounds."""
+def typed_message(kind: str, context: Mapping[str, Any], union: bool, mapped: bool = False) -> tuple[str, str] | None:
+    """What was expected by an error of this type, and the kind of value; None: not an error of types or bounds.
+
+    Args:
+        kind: of the error, as pydantic has it.
+        context: its numbers.
+        union: several kinds are allowed.
+        mapped: one value, or a mapping of such.
+    """
     if kind in _BOUNDS:
         return _singular(_BOUNDS[kind].format(**{name: _number(value) for name, value in context.items()})), ""
+    if mapped:
+        return "must be one value for all, or a mapping of targets to values", ""
     if union:
         return "must be text, a number, true or false", "scalar"
     return _TYPES.get(kind)

@@ -11,7 +11,7 @@ from .errors import Problem
 from .semantic_data import data_problems
 from .semantic_locations import location_problems, not_on_cluster, uri_problems
 from .semantic_runner import runner_problems
-from .stages import rules
+from .stages import freezes, rules
 from .v1alpha1 import MEASURED, CompressionJobSpec, Constraint
 from .v1alpha1.metrics import MAX_KEPT_BYTES, kept_bytes
 
@@ -157,6 +157,7 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     names: dict[str, int] = {}
     in_loop = spec.model.script is not None
     shrinking: list[tuple[int, str]] = []
+    frozen: int | None = None
     for index, stage in enumerate(spec.stages):
         if stage.name is not None:
             if stage.name in names:
@@ -167,6 +168,13 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         yield from known.problems(block, path)
         yield from known.problems_in_loop(block, path) if in_loop else known.problems_outside(block, path)
         shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
+        if frozen is not None and not in_loop and not freezes(known, block):
+            message = f"behind stages[{frozen}] weights are integers, which this stage cannot change"
+            yield Problem(path, message, f"put it before stages[{frozen}], or into one together with it")
+        frozen = index if frozen is None and freezes(known, block) else frozen
+    if in_loop and frozen is not None and shrinking:
+        message = f"stages[{frozen}] makes integers of the weights at the end of the loop, so nothing can be cut there"
+        yield Problem(shrinking[0][1], message, "write 'shrink: false'")
     if in_loop and len(shrinking) > 1:
         message = f"stages[{shrinking[0][0]}] shrinks the model at the end of the loop, and that happens once"
         yield Problem(shrinking[1][1], message, "write 'shrink: false', or put both into one stage")

@@ -53,6 +53,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
         problems += _initial_problems(spec)
     problems += _algorithm_problems(spec)
     problems += _objective_problems(spec)
+    problems += _stopping_problems(spec)
     earlier = spec.template.spec.constraints or []
     problems += constraint_problems(spec.constraints or [], "spec.constraints", earlier)
     problems += unsaid_goals(spec.template.spec, spec.constraints or [], "spec.constraints", "template.spec.metrics")
@@ -387,6 +388,20 @@ def _algorithm_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
             yield Problem(
                 _at(index, "float"), "grid cannot list a continuous range", "add a step, or use another algorithm"
             )
+
+
+# Measured when a trial is over, or known of some recipes only; counts and the evaluator's metrics come with the scores.
+_KNOWN_LATE = frozenset(MEASURED) - {"parameters", "macs"}
+
+
+def _stopping_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
+    if spec.early_stopping is None:
+        return
+    for index, objective in enumerate(spec.objectives):
+        if objective.metric in _KNOWN_LATE:
+            message = f"nobody knows {objective.metric} (objectives[{index}]) before a trial has ended"
+            fix = "use macs or parameters as the objective, or remove earlyStopping"
+            yield Problem("spec.earlyStopping", message, fix)
 
 
 def _budget_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:

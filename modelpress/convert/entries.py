@@ -50,8 +50,9 @@ def prune_entries(fields: Sequence[Field], space: Space, pointer: str, weights: 
         if excluded is not None:
             excluded.say("changed", "excludes whatever entries behind it say, too; in NNI a later entry takes back")
             excluded = None
-        for names in _each(field, space):
-            out.append(_prune_entry(field, names, space, f"{pointer}/{len(out)}", weights))
+        space.expand = _expands(field)
+        out.append(_prune_entry(field, space, f"{pointer}/{len(out)}", weights))
+        space.expand = False
         excluding += _excluding(field)
     for entry in excluding:
         if entry not in out:
@@ -84,23 +85,22 @@ def _whole(pattern: str) -> str:
     return pattern if pattern.endswith(("$", ".*")) else f"(?:{pattern}).*"
 
 
-def _each(field: Field, space: Space) -> list[list[str] | None]:
-    """The entry's names: all at once, or, where Auptimizer searches for each layer by itself, one after the other."""
-    flag, names = field.take("expand_op_names"), field.take("op_names")
+def _expands(field: Field) -> bool:
+    """Whether a search has a value for each of the entry's layers: Auptimizer's expand_op_names, true if left out."""
+    flag = field.take("expand_op_names")
     expand = True if flag is None else flag.boolean()
     searched = any(isinstance(field.data.get(key), dict) and "range" in field.data[key] for key in AMOUNTS)
-    if not (searched and expand and names is not None):
-        return [None]
-    listed = names.names()
-    if len(listed) > 1:
-        names.say("translated", "each layer has an entry and a parameter of its own (expand_op_names is true)")
-    return [[name] for name in listed]
+    names = field.data.get("op_names")
+    if not (searched and expand and isinstance(names, list) and len(names) > 1):
+        return False
+    (field.take("op_names") or field).say(
+        "translated", "each layer has a parameter of its own (expand_op_names is true)"
+    )
+    return True
 
 
-def _prune_entry(field: Field, names: list[str] | None, space: Space, pointer: str, weights: bool) -> dict[str, Any]:
+def _prune_entry(field: Field, space: Space, pointer: str, weights: bool) -> dict[str, Any]:
     entry = selectors(field)
-    if names is not None:
-        entry["opNames"] = names
     listed = entry.get("opNames", [])
     label = listed[0] if len(listed) == 1 else pointer.rpartition("/")[2]
     given = [key for key in AMOUNTS if field.has(key)]

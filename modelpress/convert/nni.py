@@ -40,7 +40,7 @@ _TUNERS = {
     "random": ("random", None),
     "gridsearch": ("grid", None),
     "anneal": ("tpe", "annealing has no counterpart"),
-    "evolution": ("tpe", "evolution has no counterpart"),
+    "evolution": ("nsga2", None),
     "smac": ("tpe", "random forests have no counterpart"),
     "gptuner": ("tpe", "Gaussian processes have no counterpart"),
     "gp": ("tpe", "Gaussian processes have no counterpart"),
@@ -60,6 +60,7 @@ _LEFT = {
     "nni_manager_ip": "there is no manager",
     "use_annotation": "what is searched stands in searchSpace",
 }
+_CHOSEN = "algorithm"  # the parameter that says which
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -191,17 +192,29 @@ def _stages(algorithm: Algorithm, space: Space, number: int) -> list[dict[str, A
 def _searches(
     name: str, algorithms: list[Algorithm], model: dict[str, Any], spec: dict[str, Any], sweep: dict[str, Any]
 ) -> list[Draft]:
-    """A search for each algorithm."""
-    out = []
+    """One search: over the parameters of an algorithm, and where there are several over them, too."""
+    made: list[tuple[str, list[dict[str, Any]], Space]] = []
     for algorithm in algorithms:
-        label = f"{name}-{algorithm.name.data}" if len(algorithms) > 1 else name
-        draft = Draft(label, model or _unknown(algorithm.name), space=Space(of_nni), spec=dict(spec), sweep=dict(sweep))
-        draft.stages = _stages(algorithm, draft.space, 0)
-        if draft.stages:
-            out.append(draft)
-    if len(out) > 1:
-        algorithms[0].name.book.say("changed", (), "each algorithm has a search of its own, with all of the trials")
-    return out
+        space = Space(of_nni)
+        stages = _stages(algorithm, space, 0)
+        if stages:
+            label = str(algorithm.name.data)
+            number = sum(1 for other, _, _ in made if re.sub(r"_\d+$", "", other) == label)
+            made.append((f"{label}_{number + 1}" if number else label, stages, space))
+    if not made:
+        return []
+    draft = Draft(name, model or _unknown(algorithms[0].name), stages=made[0][1], spec=spec, sweep=sweep)
+    if len(made) == 1:
+        draft.space = made[0][2]
+        return [draft]
+    draft.space = Space(of_nni)
+    values = [{"name": label, "value": stages} for label, stages, _ in made]
+    draft.space.add(_CHOSEN, ["/stages"], {"choice": {"values": values}})
+    for label, _, space in made:
+        for parameter in space.parameters:
+            body = {key: value for key, value in parameter.items() if key not in ("name", "paths")}
+            draft.space.add(f"{label}_{parameter['name']}", parameter["paths"], body, when={_CHOSEN: [label]})
+    return [draft]
 
 
 def _of_space(top: Field) -> list[Algorithm]:

@@ -107,6 +107,7 @@ class Space:
 
     def __init__(self, reader: Reader = lambda field: None) -> None:
         self._reader = reader
+        self.expand = False  # what is added now has a value for each of its entry's layers
         self.parameters: list[dict[str, Any]] = []
 
     def put(
@@ -142,15 +143,15 @@ class Space:
                 for end in ("min", "max"):
                     check(Field(bound[end], field.book, field.location))
             block[key] = first(body)
-            self.add(name, [f"{pointer}/{key}"], body)
+            self.add(name, [f"{pointer}/{key}"], body, **({"expand": True} if self.expand else {}))
         return body
 
-    def add(self, name: str, paths: list[str], body: Body) -> None:
-        """Adds a parameter, under a name that no other has."""
+    def add(self, name: str, paths: list[str], body: Body, **more: Any) -> None:
+        """Adds a parameter, under a name that no other has; `more` are further keys of it."""
         word = re.sub(r"\W", "_", name)[:50]
         taken = {parameter["name"] for parameter in self.parameters}
         number = 2
         unique = word
         while unique in taken:
             unique, number = f"{word}_{number}", number + 1
-        self.parameters.append({"name": unique, "paths": paths, **body})
+        self.parameters.append({"name": unique, "paths": paths, **body, **more})

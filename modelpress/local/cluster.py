@@ -19,10 +19,13 @@ from typing import Any, Literal, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from modelpress.api.v1alpha1 import (
+    TERMINAL_PHASES,
     CompressionJob,
     CompressionJobStatus,
     CompressionSweep,
     CompressionSweepStatus,
+    Point,
+    Progress,
     Stop,
     TrialRecord,
 )
@@ -283,6 +286,13 @@ class LocalCluster:
             return
         stop = Stop(reason=reason, time=self.clock())
         self._replace_status(trial, trial.status.model_copy(update={"stop": stop}))
+
+    def tell_progress(self, name: str, progress: Progress, points: list[Point]) -> None:
+        """Set `status.progress` and `status.intermediate` of a job that goes on."""
+        job = self.get(Key("CompressionJob", name))
+        if isinstance(job, CompressionJob) and job.status.phase not in TERMINAL_PHASES:
+            update = {"progress": progress, "intermediate": points or None}
+            self._replace_status(job, job.status.model_copy(update=update))
 
     def admit_trial(self, name: str, uid: str, record: TrialRecord) -> None:
         """Set `status.trial` of a trial unless it is set or the trial is another one by now."""

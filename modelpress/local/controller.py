@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from modelpress.api.semantic import job_problems
-from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep
+from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep, Point, Progress
 from modelpress.reconcile import (
     Action,
     AdmitTrial,
@@ -33,6 +33,7 @@ from modelpress.reconcile import (
     reconcile_job,
     reconcile_sweep,
 )
+from modelpress.reconcile.conditions import stamp
 from modelpress.trials import Strategy
 from modelpress.workqueue import WorkQueue
 
@@ -42,6 +43,8 @@ from .jobs import JobProcesses
 
 log = logging.getLogger(__name__)
 CONFLICT_SECONDS = 1.0  # until a name that is taken is tried again
+PROGRESS_SECONDS = 2.0  # between two looks at what runners say of their progress
+MAX_STAGE = 1024  # characters of status.progress.stage
 
 
 class Observer(Protocol):
@@ -80,6 +83,7 @@ class LocalController:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._stopping = False
         self._killed = False
+        self._working = asyncio.Event()  # some Job runs
         cluster.watch(self._on_change)
 
     # From outside ----------------------------------------------------------------------------------------------------
@@ -111,8 +115,11 @@ class LocalController:
             LocalError: nothing is left to do though the object is not finished, or the journal cannot be written.
         """
         self.jobs.changed = self._queue.wake
+        looking = asyncio.get_running_loop().create_task(self._follow())
+        looking.add_done_callback(lambda _: self._queue.wake.set())
         try:
             self.jobs.start_all()
+            self._working.set()
             self._queue.add(self.cluster.root_key)
             for trial in self.cluster.trials:
                 self._queue.add(Key("CompressionJob", trial.metadata.name))
@@ -120,12 +127,44 @@ class LocalController:
                 await self._drain()
                 if self.jobs.failure is not None:
                     raise self.jobs.failure
+                if looking.done():
+                    looking.result()
                 if self._over():
                     break
                 await self._queue.wake.wait()
         finally:
+            looking.cancel()
             self._queue.close()
             await self.jobs.close()
+
+    async def _follow(self) -> None:
+        """Tells scores of running jobs, and what stage they are in, as long as it runs."""
+        while True:
+            await self._working.wait()
+            await asyncio.sleep(PROGRESS_SECONDS)
+            running = [item for item in self.cluster.jobs if item.state == "running"]
+            if not running:
+                self._working.clear()
+            for record in running:
+                self._tell_progress(record)
+
+    def _tell_progress(self, record: JobRecord) -> None:
+        """Status follows where there are new scores, or another stage."""
+        reader = self.jobs.reader(record)
+        job = self.cluster.get(record.owner) if record.purpose == "trial" else None
+        if not isinstance(job, CompressionJob) or not reader.look() or reader.latest is None:
+            return
+        said, points = reader.latest, [Point.model_validate(point) for point in reader.scores.points()]
+        old = job.status.progress
+        if old is not None and said.stage == old.stage and points == (job.status.intermediate or []):
+            return
+        progress = Progress(
+            stage=said.stage[:MAX_STAGE],
+            step=max(0, said.step or 0),
+            total=max(0, said.total or 0),
+            time=stamp(self._clock()),
+        )
+        self.cluster.tell_progress(job.metadata.name, progress, points)
 
     def _over(self) -> bool:
         finished = is_finished(self.cluster.root)
@@ -147,6 +186,8 @@ class LocalController:
 
     def _on_change(self, change: Change) -> None:
         self._queue.add(change.key)
+        if isinstance(change.after, JobRecord) and change.after.state == "running":
+            self._working.set()
         if isinstance(change.after, CompressionJob):
             owner = change.after.metadata.controller_uid()
             if owner is not None and owner == self.cluster.root.metadata.uid:
@@ -162,6 +203,10 @@ class LocalController:
 
     def _reconcile(self, key: Key) -> None:
         obj = self.cluster.get(key)
+        if isinstance(obj, CompressionJob) and obj.status.phase not in TERMINAL_PHASES:
+            for record in self.cluster.jobs_of(obj.metadata.uid or "")[-1:]:
+                self._tell_progress(record)  # a job that has ended keeps its last scores, however short it was
+            obj = self.cluster.get(key)
         if obj is None:
             return
         plan = self._plan(obj)

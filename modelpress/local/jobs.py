@@ -27,6 +27,7 @@ from modelpress.result import ExitCode, RunResult
 from .cluster import Change, JobRecord, LocalCluster
 from .errors import StateError
 from .process import is_alive, last_lines, oom_kills, signal_group, start_mark, wait_gone, was_given
+from .progress import ProgressReader, RunnerProgress
 from .regular import open_regular, read_regular
 
 RUNNER = (sys.executable, "-m", "modelpress_runner.main")
@@ -35,17 +36,6 @@ MAX_DETAIL = 1000
 MAX_RESULT = 64 * 1024  # bytes of result.json; a result has at most one KiB
 # Reads one line, then becomes the runner, with the same pid. At end of file (the controller died) it runs nothing.
 GATE = ("/bin/sh", "-c", 'read -r go && [ "$go" = go ] && exec "$@" </dev/null; exit 143', "modelpress-gate")
-
-
-@dataclass(frozen=True)
-class RunnerProgress:
-    """The last line that a runner wrote about how far it is."""
-
-    stage: str = ""
-    step: int | None = None
-    total: int | None = None
-    value: float | None = None
-    message: str = ""
 
 
 @dataclass
@@ -62,6 +52,7 @@ class JobProcesses:
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by Job uid, until the process is gone
         self._pids: dict[str, int] = {}
         self._slots: dict[str, int] = {}
+        self._readers: dict[str, ProgressReader] = {}
         self._killers: dict[str, asyncio.TimerHandle] = {}
         self.changed = asyncio.Event()  # a process has ended, or could not be watched any more
         self.failure: BaseException | None = None
@@ -90,8 +81,14 @@ class JobProcesses:
         """The newest progress that the runner wrote; None while there is none."""
         for line in reversed(last_lines(self.folder(record) / "progress.jsonl", count=2, limit=4096)):
             with contextlib.suppress(ValueError, TypeError, AttributeError):
-                return _progress(json_of(line))
+                return RunnerProgress.of(json_of(line))
         return None
+
+    def reader(self, record: JobRecord) -> ProgressReader:
+        """What follows the process's progress, always the same one as long as it runs."""
+        if record.uid not in self._readers:
+            self._readers[record.uid] = ProgressReader(self.folder(record) / "progress.jsonl")
+        return self._readers[record.uid]
 
     def kill_all(self) -> None:
         """SIGKILL every process now. Its Job stays recorded as running, so the next controller calls it disrupted."""
@@ -311,14 +308,3 @@ def _cause_of(result: RunResult) -> Cause:
     if result.reason in (reasons.INVALID_SPEC, reasons.INVALID_MODEL):
         return "invalid"
     return "terminated" if result.reason == reasons.RUNNER_TERMINATED else "error"
-
-
-def _progress(value: dict[str, Any]) -> RunnerProgress:
-    step, total, number = value.get("step"), value.get("total"), value.get("value")
-    return RunnerProgress(
-        stage=str(value.get("stage") or ""),
-        step=int(step) if step is not None else None,
-        total=int(total) if total is not None else None,
-        value=float(number) if number is not None else None,
-        message=str(value.get("message") or ""),
-    )

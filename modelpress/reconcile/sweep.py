@@ -197,8 +197,22 @@ def _trials(draft: StatusDraft) -> Verdict | None:
             "Running", ending.reason, f"{ending.message} Running trials are being stopped.", reconciling=True
         )
         left = None
+    elif snapshot.sweep.spec.early_stopping is not None:
+        draft.actions += _behind(draft)
     draft.wait = soonest(draft.wait, snapshot.awaited_wait, left)
     return going if snapshot.live or snapshot.awaited or draft.new else None
+
+
+def _behind(draft: StatusDraft) -> list[StopTrial]:
+    """Stops of the running trials that are too far behind."""
+    snapshot = draft.snapshot
+    numbers = draft.strategy.stopped_early(snapshot.trials)
+    trials = [snapshot.trials[number] for number in numbers if number in snapshot.live]
+    return [
+        StopTrial(trial.metadata.name, trial.metadata.uid or "", r.STOPPED_EARLY)
+        for trial in trials
+        if trial.status.stop is None and trial.status.phase == "Running"
+    ]
 
 
 def _publish(draft: StatusDraft) -> Verdict | None:
@@ -249,7 +263,7 @@ def end_of_search(draft: StatusDraft) -> Verdict | None:
         return Verdict("Failed", r.TOO_MANY_FAILED_TRIALS, text)
     over = draft.created >= spec.max_trials or draft.exhausted
     budget = snapshot.budget_left(snapshot.now)
-    if budget and budget[0] <= 0 and (not over or snapshot.live or snapshot.awaited or snapshot.seen.stopped):
+    if budget and budget[0] <= 0 and (not over or snapshot.live or snapshot.awaited or _stopped_for_budget(snapshot)):
         return Verdict("Succeeded", r.BUDGET_EXHAUSTED, f"spec.budget.{budget[1]} is used up.")
     if draft.created >= spec.max_trials:
         return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.")
@@ -258,6 +272,11 @@ def end_of_search(draft: StatusDraft) -> Verdict | None:
             "Succeeded", r.SPACE_EXHAUSTED, f"The search space holds no further recipe; {draft.created} were tried."
         )
     return None
+
+
+def _stopped_for_budget(snapshot: SweepSnapshot) -> bool:
+    stops = (snapshot.trials[number].status.stop for number in snapshot.finished)
+    return any(stop is not None and stop.reason == r.BUDGET_EXHAUSTED for stop in stops)
 
 
 def needs_prepare(snapshot: SweepSnapshot) -> bool:

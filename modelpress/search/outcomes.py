@@ -49,7 +49,7 @@ class TrialOutcome:
     values: tuple[float, ...] | None
     violations: tuple[float, ...]  # one per constraint, 0 where it is met
     stopped: bool = False  # ended early by the sweep
-    scores: tuple[tuple[int, float], ...] = ()  # of a stopped one: (step, value of the one objective), ascending
+    scores: tuple[tuple[int, tuple[float, ...]], ...] = ()  # (step, one value per objective) on the way, ascending
 
     @property
     def violation(self) -> float:
@@ -74,13 +74,18 @@ def read_outcome(job: CompressionJob, number: int, objectives: Objectives, names
         values=objectives.values(pair.compressed) if succeeded else None,
         violations=_violations(job, pair) if succeeded else (),
         stopped=status.phase == "Stopped",
-        scores=_scores(job) if status.phase == "Stopped" and objectives.metrics == (DEFAULT_METRIC,) else (),
+        scores=_scores(job, objectives),
     )
 
 
-def _scores(job: CompressionJob) -> tuple[tuple[int, float], ...]:
-    """The evaluator's scores on the way; the last one of each step."""
-    return tuple(sorted({point.step: point.value for point in job.status.intermediate or ()}.items()))
+def _scores(job: CompressionJob, objectives: Objectives) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """The objectives on the way, where all of them were known; the last ones of each step."""
+    found: dict[int, tuple[float, ...]] = {}
+    for point in job.status.intermediate or ():
+        values = objectives.values({**(point.metrics or {}), DEFAULT_METRIC: point.value})
+        if values is not None:
+            found[point.step] = values
+    return tuple(sorted(found.items()))
 
 
 def _violations(job: CompressionJob, pair: MetricsPair) -> tuple[float, ...]:

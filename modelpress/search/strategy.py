@@ -15,6 +15,7 @@ from .outcomes import Objectives, TrialOutcome, read_outcome
 from .resolve import RefusedError, resolve
 from .samplers import Observation
 from .sharing import shared_stages
+from .stopping import Curve, stopped_early
 from .untried import Untried
 
 # A status holds no longer front; of a longer one ranking gives evenly spaced points.
@@ -91,6 +92,21 @@ class SearchStrategy:
         )
         return result, front
 
+    def stopped_early(self, trials: Mapping[int, CompressionJob]) -> list[int]:
+        """See modelpress.trials.Strategy; stopping.stopped_early says by what rules."""
+        rule = self._spec.early_stopping
+        if rule is None:
+            return []
+        curves = [
+            Curve(
+                number,
+                self._outcome(job, number).scores,
+                running=job.status.phase == "Running" and job.status.stop is None,
+            )
+            for number, job in sorted(trials.items())
+        ]
+        return stopped_early(rule, self._objectives.goals, curves)
+
     def _is_valid(self, parameters: Mapping[str, Scalar]) -> bool:
         try:
             resolve(self._spec, parameters, self._space)
@@ -106,7 +122,10 @@ class SearchStrategy:
         if running:
             return Observation(number, outcome.parameters, "running")
         if outcome.stopped:
-            return Observation(number, outcome.parameters, "stopped", intermediate=outcome.scores)
+            # What several objectives were on the way says nothing that a sampler of ours takes.
+            told = outcome.scores if len(self._objectives.metrics) == 1 else ()
+            scores = tuple((step, values[0]) for step, values in told)
+            return Observation(number, outcome.parameters, "stopped", intermediate=scores)
         if outcome.values is None:
             return Observation(number, outcome.parameters, "failed")
         return Observation(number, outcome.parameters, "complete", outcome.values, outcome.violations)

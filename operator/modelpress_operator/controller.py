@@ -432,6 +432,9 @@ class _NoSearch:
     def ranking(self, trials: Any) -> tuple[None, list[int]]:
         return None, []
 
+    def stopped_early(self, trials: Any) -> list[int]:
+        return []
+
 
 def _study(spec: CompressionSweepSpec) -> tuple[Problems, Strategy | None]:
     problems = Problems.of(sweep_problems(spec, cluster=True))

@@ -129,6 +129,7 @@ class HashStrategy:
         self.exhausted_at = exhausted_at
         self.refused = refused
         self.seed = seed
+        self.behind: set[int] = set()
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
         """Parameters from a hash."""
@@ -165,3 +166,7 @@ class HashStrategy:
                     feasible=feasible,
                 )
         return best, [best.number] if best and best.feasible else []
+
+    def stopped_early(self, trials: Mapping[int, CompressionJob]) -> list[int]:
+        """What the test says."""
+        return sorted(self.behind)

@@ -22,6 +22,7 @@ from modelpress.api.v1alpha1 import CompressionSweep
 from modelpress.local.cluster import Change, JobRecord, LocalCluster, Root
 from modelpress.local.controller import LocalController
 from modelpress.local.plan import open_state, plan_run
+from modelpress.local.progress import ProgressReader
 from modelpress.local.sources import Document
 from modelpress.result import RunResult
 from modelpress.search import strategy_for
@@ -70,6 +71,7 @@ class World:
     results: dict[str, RunResult] = field(default_factory=dict)  # by Job uid: the result file
     started: Counter[str] = field(default_factory=Counter)  # trial runs that really worked, by name
     most_at_once: int = 0
+    curve: Callable[[str], list[float]] = lambda name: []  # scores of a trial on the way, one a second
     wasted: list[str] = field(default_factory=list)  # trials that ran again though their result was there
 
     def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -96,6 +98,7 @@ class SimulatedJobs:
         self.changed = asyncio.Event()
         self.failure: BaseException | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._readers: dict[str, ProgressReader] = {}
         cluster.watch(self._on_change)
 
     @property
@@ -128,6 +131,17 @@ class SimulatedJobs:
     async def close(self) -> None:
         """Nothing is left behind."""
         self.kill_all()
+
+    def reader(self, record: JobRecord) -> ProgressReader:
+        """What follows the scores that a trial writes."""
+        path = self.world.folder / f"progress-{record.uid}.jsonl"
+        return self._readers.setdefault(record.uid, ProgressReader(path))
+
+    async def _train(self, record: JobRecord) -> None:
+        for step, value in enumerate(self.world.curve(record.owner_name), 1):
+            await asyncio.sleep(1)
+            with (self.world.folder / f"progress-{record.uid}.jsonl").open("a") as file:
+                file.write(json.dumps({"stage": "finetune", "step": step, "total": 9, "value": value}) + "\n")
 
     def _on_change(self, change: Change) -> None:
         record = change.after
@@ -168,6 +182,8 @@ class SimulatedJobs:
                     self.world.wasted.append(record.owner_name)
                 running = sum(job.state == "running" and job.purpose == "trial" for job in self.cluster.jobs)
                 self.world.most_at_once = max(self.world.most_at_once, running)
+            if record.purpose == "trial":
+                await self._train(record)
             await asyncio.sleep(2 + int(hashlib.sha256(record.name.encode()).hexdigest(), 16) % 5)
             codes = self.exits.get(record.owner_name, [])
             if record.purpose == "trial" and record.attempt <= len(codes):

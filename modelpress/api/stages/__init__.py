@@ -8,21 +8,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelpress.api.v1alpha1 import Stage, TogetherPart
+from modelpress.api.v1alpha1 import ApiModel, Stage, Together, TogetherPart
 
 from .base import StageRules
 from .distill import DistillRules
+from .distill_blocks import DistillBlocksRules
 from .finetune import FinetuneRules
 from .prune import PruneRules
+from .quantize import QuantizeRules
 from .together import TogetherRules
 
-_SHIPPED = (PruneRules(), FinetuneRules(), DistillRules(), TogetherRules())
+_SHIPPED = (
+    PruneRules(),
+    FinetuneRules(),
+    DistillRules(),
+    DistillBlocksRules(),
+    QuantizeRules(),
+    TogetherRules(),
+)
 _KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in _SHIPPED}
 
 
 def rules(name: str) -> StageRules[Any]:
     """What is known of the kind of stage whose block is called `name`; KeyError if there is none."""
     return _KINDS[name]
+
+
+def freezes(known: StageRules[Any], block: ApiModel) -> bool:
+    """Whether weights are integers behind a stage: it makes them so, or a part of it."""
+    parts = block.of if isinstance(block, Together) else []
+    return known.freezes or any(rules(part.method).freezes for part in parts)
 
 
 def kinds() -> tuple[str, ...]:
@@ -47,4 +62,4 @@ def register(kind: StageRules[Any]) -> None:
     _KINDS[kind.name] = kind
 
 
-__all__ = ["StageRules", "kinds", "register", "rules"]
+__all__ = ["StageRules", "freezes", "kinds", "register", "rules"]

@@ -20,12 +20,14 @@ class StageRules(Generic[B]):
         runner: module and attribute of what runs it, a `modelpress_runner.stages.base.StageKind`; loaded by a runner
             only.
         goes_along: it may be part of a `together`: what runs it has participants.
+        freezes: behind it weights are integers that nothing can train or take away.
     """
 
     name: ClassVar[str]
     block: type[B]
     runner: ClassVar[str]
     goes_along: ClassVar[bool] = False
+    freezes: ClassVar[bool] = False
 
     def problems(self, block: B, path: str) -> Iterator[Problem]:
         """What is wrong with the block wherever it runs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from modelpress.api.messages import in_words
 from modelpress.api.v1alpha1 import ConfigEntry, EntrySchedule, Prune, algorithms
 
 from .base import StageRules
+from .selectors import regex_error, selector_problems
 
 
 class PruneRules(StageRules[Prune]):
@@ -91,7 +91,7 @@ class PruneRules(StageRules[Prune]):
 def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     entries = [(index, entry) for index, entry in enumerate(prune.config_list) if not entry.exclude]
     for index, entry in enumerate(prune.config_list):
-        yield from _selector_problems(entry, f"{path}.configList[{index}]")
+        yield from selector_problems(entry, f"{path}.configList[{index}]")
     if not entries:
         yield Problem(
             f"{path}.configList", "every entry excludes, so nothing is pruned", "add an entry with a sparsity"
@@ -293,35 +293,6 @@ def _schedule_problems(prune: Prune, entry: ConfigEntry, where: str, path: str) 
         yield Problem(f"{at}.initialSparsity", message, f"give at most {sparsity:g}")
 
 
-def _selector_problems(entry: ConfigEntry, where: str) -> Iterator[Problem]:
-    for index, name in enumerate(entry.op_types or []):
-        if "." in name:
-            last = name.rpartition(".")[2]
-            message = f"'{name}' is no class name: it has a dot"
-            yield Problem(f"{where}.opTypes[{index}]", message, f"write {last}" if last else "write the class name")
-    for index, pattern in enumerate(entry.op_names_re or []):
-        error = _regex_error(pattern)
-        if error:
-            message = f"'{pattern}' is no regular expression: {error}"
-            yield Problem(f"{where}.opNamesRe[{index}]", message, _regex_fix(pattern))
-
-
-def _regex_error(pattern: str) -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            return str(error)
-    return None
-
-
-def _regex_fix(pattern: str) -> str:
-    if pattern.startswith("*"):
-        return f"write '.{pattern}'"
-    return "correct it, or use opNames for exact names"
-
-
 def _may_overlap(one: ConfigEntry, other: ConfigEntry) -> bool:
     """Whether a module could be selected by both, as far as can be said without the model."""
     if one is other:
@@ -339,7 +310,7 @@ def _may_overlap(one: ConfigEntry, other: ConfigEntry) -> bool:
 
 
 def _selects(entry: ConfigEntry, name: str) -> bool:
-    patterns = [pattern for pattern in entry.op_names_re or () if not _regex_error(pattern)]
+    patterns = [pattern for pattern in entry.op_names_re or () if not regex_error(pattern)]
     return name in (entry.op_names or ()) or any(re.fullmatch(pattern, name) for pattern in patterns)
 
 

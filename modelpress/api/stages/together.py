@@ -29,6 +29,10 @@ class TogetherRules(base.StageRules[Together]):
                 f"{places[0].removeprefix(path + '.')} shrinks the model behind the training, and that happens once"
             )
             yield Problem(place, message, "write 'shrink: false', or put both into one part")
+        frozen = next((where for each, _, where in _parts(block, path) if each.freezes), None)
+        if frozen is not None and places:
+            message = f"{frozen.removeprefix(path + '.')} trains through rounded weights, which cannot be cut meanwhile"
+            yield Problem(places[0], message, "write 'shrink: false', or prune in a stage of its own before")
 
     def problems_in_loop(self, block: Together, path: str) -> Iterator[Problem]:
         """A loop of the user's own says itself how long it trains."""

@@ -4,6 +4,7 @@ from .base import API_VERSION, GROUP, PYTHON_SPELLING, VERSION, ApiModel
 from .code import ArchiveCode, Code, ConfigMapCode, GitCode, KeyPath, SecretReference
 from .data import CalibrationData, Data, DataFormat, DataSource
 from .distill import Distill, LayerMapping, Teacher
+from .distill_blocks import DistillBlocks
 from .huggingface import Columns, FolderSource, HuggingFace, HuggingFaceTask
 from .job import (
     TERMINAL_PHASES,
@@ -21,6 +22,7 @@ from .job import (
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .model import Benchmark, Export, FreeAxis, Model, Source, Store, Target, VolumeClaim
+from .quantize import Calibration, Quantize, QuantizeEntry
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
 from .search import Search
 from .stages import (
@@ -43,6 +45,7 @@ from .sweep import (
     CompressionSweep,
     CompressionSweepSpec,
     CompressionSweepStatus,
+    EarlyStopping,
     FloatRange,
     IntRange,
     Parameter,
@@ -67,6 +70,7 @@ __all__ = [
     "Attempt",
     "Benchmark",
     "Budget",
+    "Calibration",
     "CalibrationData",
     "Categorical",
     "Code",
@@ -85,7 +89,9 @@ __all__ = [
     "DataFormat",
     "DataSource",
     "Distill",
+    "DistillBlocks",
     "Duration",
+    "EarlyStopping",
     "EntrySchedule",
     "Export",
     "Finetune",
@@ -112,6 +118,8 @@ __all__ = [
     "Point",
     "Progress",
     "Prune",
+    "Quantize",
+    "QuantizeEntry",
     "Reconstruct",
     "ResourceClaim",
     "Resources",

@@ -13,17 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["prune"]
-# What one score stands for: a single weight, or an output channel with all its weights.
-Granularity = Literal["weight", "channel"]
+Family = Literal["prune", "quantize"]
+# What one score of a pruning method stands for: a single weight, or an output channel with all its weights. A
+# quantizing method has none.
+Granularity = Literal["weight", "channel", "none"]
 # What a method needs besides the model. activations: what modules take and give in a pass over calibration data, else
 # over the evaluation, else in training steps. gradients: of training steps. Both are collected before each round, over
 # the frozen model. evaluate: scores of the model on the way. dummy_input: something to run the model on.
 Need = Literal["activations", "gradients", "evaluate", "dummy_input"]
 
 DATA: frozenset[Need] = frozenset({"activations", "gradients"})
-FAMILIES: dict[Family, str] = {"prune": "modelpress_runner.methods.prune.scores"}
-# Types whose output channels can be scored and physically removed.
+FAMILIES: dict[Family, str] = {
+    "prune": "modelpress_runner.methods.prune.scores",
+    "quantize": "modelpress_runner.methods.quantize.algorithms",
+}
+# Types whose output channels can be scored and physically removed; their weights can be quantized.
 CHANNEL_TYPES = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
 
 
@@ -43,6 +47,11 @@ class Algorithm:
             underscores or none, for the name; YAML is answered with the name.
         runner: module and attribute of its object; "": METHOD in the module of its name in the family's room.
         threshold: it takes no sparsity, and removes what scores below this.
+        targets: of a quantizing method, what of a layer it quantizes if nothing is said.
+        trains: a quantizing method that goes along with a training.
+        bits: the bits that a quantizing method takes for weights, fewest and most.
+        keeps_zero: of a quantizing method: a weight of zero stays zero.
+        schemes: of a quantizing method: the schemes that it takes.
     """
 
     name: str
@@ -55,11 +64,16 @@ class Algorithm:
     aliases: tuple[str, ...] = ()
     runner: str = ""
     threshold: float | None = None
+    targets: tuple[str, ...] = ()
+    trains: bool = False
+    bits: tuple[int, int] = (2, 8)
+    keeps_zero: bool = True
+    schemes: tuple[str, ...] = ("affine", "symmetric")
 
     @property
     def structured(self) -> bool:
         """Whether it removes whole units, which a speed-up can cut out, and not single weights."""
-        return self.granularity != "weight"
+        return self.granularity == "channel"
 
     @property
     def data_driven(self) -> bool:
@@ -125,6 +139,36 @@ def _row(
 ) -> Algorithm:
     wanted: frozenset[Need] = frozenset() if needs is None else frozenset({needs})
     return Algorithm(name, "prune", granularity, wanted, default_types, paper, sentence, aliases, threshold=threshold)
+
+
+def _quantizer(
+    name: str,
+    targets: tuple[str, ...],
+    sentence: str,
+    paper: str = "",
+    aliases: tuple[str, ...] = (),
+    *,
+    needs: Need | None = None,
+    trains: bool = False,
+    bits: tuple[int, int] = (2, 8),
+    keeps_zero: bool = True,
+    schemes: tuple[str, ...] = ("affine", "symmetric"),
+) -> Algorithm:
+    return Algorithm(
+        name,
+        "quantize",
+        "none",
+        frozenset() if needs is None else frozenset({needs}),
+        (*CHANNEL_TYPES, "Embedding", "Conv1D"),
+        paper,
+        sentence,
+        aliases,
+        targets=targets,
+        trains=trains,
+        bits=bits,
+        keeps_zero=keeps_zero,
+        schemes=schemes,
+    )
 
 
 _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
@@ -242,6 +286,62 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             "activations",
         ),
         _row("pattern_lock", "weight", "no weight but those that are zero, which stay zero", threshold=0.5),
+        _quantizer(
+            "ptq_static",
+            ("weight", "input"),
+            "weights and, by ranges that a pass over data finds, inputs",
+            "Jacob et al. 2017, arXiv 1712.05877",
+            ("naive", "observer", "ptq", "static", "post_training_static_quant"),
+            needs="activations",
+        ),
+        _quantizer(
+            "ptq_dynamic",
+            ("weight", "input"),
+            "weights, and inputs by their range in each call",
+            aliases=("dynamic", "post_training_dynamic_quant"),
+        ),
+        _quantizer(
+            "weight_only", ("weight",), "weights, rounded to the nearest", aliases=("rtn", "round_to_nearest", "woq")
+        ),
+        _quantizer(
+            "qat",
+            ("weight", "input"),
+            "training goes through rounded weights and inputs, with straight-through gradients",
+            "Jacob et al. 2017, arXiv 1712.05877",
+            ("qat_quantizer", "quant_aware_training"),
+            trains=True,
+        ),
+        _quantizer(
+            "lsq",
+            ("weight", "input"),
+            "as qat, and the scales learn, too",
+            "Esser et al. 2019, arXiv 1902.08153",
+            ("lsq_quantizer", "learned_step_size"),
+            trains=True,
+            schemes=("symmetric",),
+        ),
+        _quantizer(
+            "dorefa",
+            ("weight",),
+            "training through weights that are a rounded tanh, inputs and outputs in [0, 1]",
+            "Zhou et al. 2016, arXiv 1606.06160",
+            ("dorefa_quantizer", "dorefanet"),
+            trains=True,
+            bits=(1, 8),
+            keeps_zero=False,
+            schemes=("affine",),
+        ),
+        _quantizer(
+            "bnn",
+            ("weight",),
+            "training through signs",
+            "Courbariaux et al. 2016, arXiv 1602.02830",
+            ("bnn_quantizer", "binary"),
+            trains=True,
+            bits=(1, 1),
+            keeps_zero=False,
+            schemes=("symmetric",),
+        ),
     )
 }
 _SCHEDULES: dict[str, SparsitySchedule] = {

@@ -100,6 +100,9 @@ class Point(ApiModel):
         description="Optimizer steps done when it was measured, or the step of mp.report."
     )
     value: float = Field(description="The evaluator's score then.")
+    metrics: dict[MetricName, float] | None = Field(
+        default=None, max_length=16, description="What else was known then: the evaluator's other metrics, counts."
+    )
 
 
 class Progress(ApiModel):

@@ -27,6 +27,7 @@ RETRYING = "Retrying"  # an attempt was lost; the next one starts or has started
 COLLECTING = "Collecting"  # the runner ended without a message; its manifest is being read
 SUSPENDED_BY_USER = "SuspendedByUser"  # spec.suspend, the object's own or its sweep's
 RESUMED = "Resumed"  # spec.suspend was set back; the next Job goes on from the checkpoint
+STOPPED_EARLY = "StoppedEarly"  # spec.earlyStopping of the sweep: it was too far behind
 STOPPED_BY_SWEEP = "StoppedBySweep"  # the sweep ended this trial early
 SUCCEEDED = "Succeeded"  # there is a result
 INVALID_SPEC = "InvalidSpec"  # semantic error found before a start

@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
+from .distill_blocks import DistillBlocks
+from .quantize import Quantize
 from .search import Search
 from .sparsify import Sparsify
 
@@ -431,8 +433,9 @@ class TogetherPart(_OneBlock):
 
     prune: Prune | None = None
     distill: Distill | None = None
+    quantize: Quantize | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune", "distill")
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "distill", "quantize")
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
 
 
@@ -469,10 +472,12 @@ class Stage(_OneBlock):
     prune: Prune | None = None
     finetune: Finetune | None = None
     distill: Distill | None = None
+    distill_blocks: DistillBlocks | None = None
+    quantize: Quantize | None = None
     together: Together | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "distill", "together")
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*METHODS),)
+    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "distill", "distill_blocks", "quantize", "together")
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*map(to_camel, METHODS)),)
 
 
 def _follow() -> None:

@@ -203,6 +203,27 @@ class SearchAlgorithm(ApiModel):
     )
 
 
+class EarlyStopping(ApiModel):
+    """When a running trial is not worth going on with, by its scores on the way (`status.intermediate`).
+
+    median: its best score is worse than the median of the finished trials' means up to that step (Golovin et al. 2017).
+    asha: at minSteps, times reductionFactor, ... it is not among the best 1/reductionFactor of those that came so far
+    (Li et al. 2020). hyperband: as asha, in three groups that begin later and later (Li et al. 2018). With several
+    objectives by Pareto rank.
+    """
+
+    name: Literal["median", "asha", "hyperband"] = Field(description="See above.")
+    min_steps: Annotated[int, Field(ge=1, le=2**53)] = Field(
+        default=1, description="No trial is stopped before this step; the first rung of asha and hyperband."
+    )
+    min_trials: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=4, description="None is stopped before so many others came as far."
+    )
+    reduction_factor: Annotated[int, Field(ge=2, le=16)] = Field(
+        default=3, description="Of asha and hyperband: one in so many goes on at each rung."
+    )
+
+
 class Budget(ApiModel):
     """What a sweep may use; when it is used up no further trial starts."""
 
@@ -224,6 +245,7 @@ class CompressionSweepSpec(ApiModel):
         default=None, description="Added to the template's; trials that break one are infeasible."
     )
     algorithm: SearchAlgorithm = Field(default_factory=SearchAlgorithm)
+    early_stopping: EarlyStopping | None = Field(default=None, description="None: every trial runs to its end.")
     parallelism: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=1, description="Trials at one time. May change at any time."
     )

@@ -155,8 +155,8 @@ class Checkpoint:
 
     def apply_to(self, context: StageContext) -> None:
         """Turns the dense model in `context` into the checkpoint's: edited, with its weights, masks and notes."""
-        if self.edits:
-            replay(context.model, self.edits)
+        if coming := self.edits[len(context.edits) :]:  # a loop has made its first ones again
+            replay(context.model, coming)
         self.set_weights(context.model)
         context.masks = placed(self.masks, context.model)  # a checkpoint is read into main memory
         context.edits = list(self.edits)

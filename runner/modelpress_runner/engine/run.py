@@ -461,7 +461,9 @@ class _RecipeRun:
         model = self._context.model
         if self._scoring and self._score is None:
             self._score = self._scored()
-        record = stage_record(stage.name, stage.method, stage.record, model, self._dense, self._static)
+        own = stage.record | self._context.record
+        self._context.record = {}
+        record = stage_record(stage.name, stage.method, own, model, self._dense, self._static)
         if self._score is not None:
             record["score"] = dict(self._score)
         record["seconds"] = time.perf_counter() - self._began
@@ -473,7 +475,17 @@ class _RecipeRun:
 
     def _say(self, message: str, value: float | None = None, within: int = 0) -> None:
         """Reports, `within` steps behind the trainings that are over."""
-        self._report(Event(self._stage, self._progress.steps + within, self._total, message, value))
+        metrics = {} if value is None else self._beside()
+        self._report(Event(self._stage, self._progress.steps + within, self._total, message, value, metrics=metrics))
+
+    def _beside(self) -> dict[str, float]:
+        """What is known beside the newest score: the evaluator's other metrics, and counts that still hold."""
+        found = {name: float(value) for name, value in (self._score or {}).items() if name != DEFAULT_METRIC}
+        parameters = sum(parameter.numel() for parameter in self._context.model.parameters())
+        last = self._progress.records[-1] if self._progress.records else {}
+        counted = {name: float(last[name]) for name in ("parameters", "macs") if name in last}
+        # A record's counts are those of a model of so many parameters; while a stage changes it nobody has counted.
+        return found | (counted if last.get("parameters") == parameters else {"parameters": float(parameters)})
 
     @property
     def _total(self) -> int:

@@ -78,6 +78,7 @@ class Loop:
             dense=dense,
             teacher=subject.teacher,
             target_device=target_device,
+            in_loop=True,
         )
         self.epochs = self.total = 0
         self.stop = stop
@@ -89,6 +90,9 @@ class Loop:
         self._began = time.perf_counter()
         self._open = contextlib.ExitStack()
         members: list[Participant] = []
+        for part in self._parts:
+            for step in part.along.before:
+                step.apply(self.context)
         for part in self._parts:
             report_ = functools.partial(self.emit, stage=part.name)
             members += part.along.participants(TrainingContext(self.context, self._evaluator, report_, tuple(members)))
@@ -199,7 +203,8 @@ class Loop:
             for step in part.along.steps:
                 self.context.report = functools.partial(self.emit, stage=part.name)
                 step.apply(self.context)
-                record |= counts(self.model, self._dense, self._static)
+                record |= self.context.record | counts(self.model, self._dense, self._static)
+            self.context.record = {}
             record["seconds"] += time.perf_counter() - before
         return RecipeOutcome(
             model=self.model,

@@ -17,6 +17,7 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Model
 from modelpress_runner.edits.copies import copied
+from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.wrappers import wrapped_part
 from modelpress_runner.engine.plan import needs_dense
 from modelpress_runner.engine.run import RecipeOutcome, score_aside
@@ -150,7 +151,10 @@ class Compression:
         baseline: metrics of the dense model by name.
         spec: the recipe.
         subject: the model with its evaluator and example inputs.
+        at_end_of_script: of a script that a job runs: called when it is over and on_train_end() was not.
     """
+
+    at_end_of_script: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -201,6 +205,11 @@ class Compression:
     def model(self) -> nn.Module:
         """The model: the very object that was given."""
         return self._loop.model
+
+    @property
+    def masks(self) -> Masks:
+        """What is masked now and not cut away; 1 = kept, shaped like the parameter."""
+        return self._loop.context.masks
 
     @property
     def result(self) -> CompressionResult:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress_runner.edits.quantize import frozen_counts
 from modelpress_runner.errors import InvalidModelError, first_line
 from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
 from modelpress_runner.runtime.flops import FlopCount
@@ -15,13 +16,14 @@ from modelpress_runner.runtime.unfused import unfused
 
 
 def parameters(model: nn.Module) -> int:
-    """Elements of all parameters; a tied one counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Elements of all parameters, weights that are kept as integers among them; a tied one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters()) + frozen_counts(model)[0]
 
 
 def nonzero_parameters(model: nn.Module) -> int:
     """Elements of all parameters that are not zero; a tied one counts once."""
-    return sum(int(torch.count_nonzero(parameter.detach())) for parameter in model.parameters())
+    own = sum(int(torch.count_nonzero(parameter.detach())) for parameter in model.parameters())
+    return own + frozen_counts(model)[1]
 
 
 def macs(model: nn.Module, dummy_input: Any) -> int:

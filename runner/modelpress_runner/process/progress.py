@@ -18,7 +18,8 @@ class Event:
 
     `total` is 0 where it is not known: nobody can say how many steps an epoch of the user's has.
 
-    What the user's own code reported has his count of steps in `at`, and all the metrics that he gave in `metrics`.
+    What the user's own code reported has his count of steps in `at`. `metrics` has what else is known beside a score:
+    all that the code reported, or the evaluator's other metrics and the counts of the model.
     """
 
     stage: str
@@ -40,9 +41,9 @@ def silent(event: Event) -> None:
 class ProgressFile:
     """Appends events to a file that the controller reads while it grows; each line is written at once.
 
-    A line: {"t": unix seconds, "stage": str, "step": int, "total": int, "value": number or null, "message": str}; of
-    what the user's code reported also {"at": his step, "metrics": {name: number}}. Of many such reports fewer and fewer
-    are written: all of the first 1024, then every second of as many lines, every fourth, ...
+    A line: {"t": unix seconds, "stage": str, "step": int, "total": int, "value": number or null, "message": str}, with
+    {"metrics": {name: number}} where more is known, and {"at": his step} of what the user's code reported. Of many such
+    reports fewer and fewer are written: all of the first 1024, then every second of as many lines, every fourth, ...
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -66,7 +67,9 @@ class ProgressFile:
             "message": event.message,
         }
         if event.at is not None:
-            line |= {"at": event.at, "metrics": dict(event.metrics)}
+            line["at"] = event.at
+        if event.metrics:
+            line["metrics"] = dict(event.metrics)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from modelpress.scores import ScoreHistory
 from modelpress_runner.process.progress import Event, EventCallback
 
 log = logging.getLogger("modelpress")
@@ -29,7 +30,6 @@ URL = "MODELPRESS_PROGRESS_URL"
 TOKEN = "MODELPRESS_PROGRESS_TOKEN"
 TOKEN_FILE = Path("/var/run/secrets/modelpress.dev/progress/token")
 RANKS = ("JOB_COMPLETION_INDEX", "RANK")
-MAX_POINTS = 64
 MAX_BODY = 64 * 1024
 MAX_STAGE = 200
 INTERVAL = 5.0  # seconds between two messages
@@ -72,7 +72,8 @@ class ProgressPush:
         self._then(event)
         with self._changed:
             self._latest = event
-            self._history.add(event)
+            step = event.step if event.at is None else event.at
+            self._history.add(step, event.value, event.metrics, own=event.at is not None)
             self._changed.notify()
 
     def __enter__(self) -> ProgressPush:
@@ -143,42 +144,21 @@ class ProgressPush:
         raise OSError("too many redirects")
 
 
-class ScoreHistory:
-    """The scores so far, by step: at most 64 of them go out, evenly spread, the first and the last among them.
-
-    Steps are optimizer steps of the recipe, until the user's code reports scores by a count of its own: from then on
-    that alone counts, and what was there before is dropped, for the two cannot be compared.
-    """
-
-    def __init__(self) -> None:
-        self._points: dict[int, float] = {}
-        self._own = False
-
-    def add(self, event: Event) -> None:
-        """Take an event's score, if it has one; of one step the last counts."""
-        step = event.step if event.at is None else event.at
-        if event.value is None or not math.isfinite(event.value) or step < 0 or (self._own and event.at is None):
-            return
-        if event.at is not None and not self._own:
-            self._own, self._points = True, {}
-        self._points[int(step)] = float(event.value)
-        if len(self._points) > 16 * MAX_POINTS:  # memory stays bounded, however long the run
-            self._points = dict(_spread(sorted(self._points.items()), 8 * MAX_POINTS))
-
-    def points(self) -> list[tuple[int, float]]:
-        """(step, value), ascending."""
-        return _spread(sorted(self._points.items()), MAX_POINTS)
-
-
 def encode(event: Event, history: ScoreHistory) -> bytes:
-    """The message: {"stage", "step", "total", "points": [{"step", "value"}]} as JSON, at most 64 KiB."""
+    """The message as JSON, at most 64 KiB: {"stage", "step", "total", "points": [{"step", "value", "metrics"}]}.
+
+    Metrics beside the score are left out where they would make it longer.
+    """
     message: dict[str, Any] = {
         "stage": event.stage[:MAX_STAGE],
         "step": max(0, int(event.step)),
         "total": max(0, int(event.total)),
-        "points": [{"step": step, "value": value} for step, value in history.points()],
+        "points": history.points(),
     }
     body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > MAX_BODY:
+        message["points"] = [{"step": point["step"], "value": point["value"]} for point in message["points"]]
+        body = json.dumps(message, separators=(",", ":")).encode()
     assert len(body) <= MAX_BODY
     return body
 
@@ -195,13 +175,6 @@ def reporting(then: EventCallback, environment: Mapping[str, str] | None = None)
         log.warning("progress is not reported: %s is %r, and the token is %s", URL, url, token)
         return None
     return ProgressPush(url, token, then)
-
-
-def _spread(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
-    if len(points) <= most:
-        return points
-    last = len(points) - 1
-    return [points[round(index * last / (most - 1))] for index in range(most)]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

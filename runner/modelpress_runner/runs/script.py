@@ -80,6 +80,8 @@ def run(request: RunRequest, store: ArtifactStore, progress: EventCallback, stop
         dense, compression = run_.dense, run_.compression
         if dense is None or compression is None:
             raise _never_called(request.spec)
+        if not compression.callbacks.ended and compression.at_end_of_script is not None:
+            compression.at_end_of_script()
         if not compression.callbacks.ended:
             raise InvalidModelError(
                 f"{request.spec.model.script} ended too early: {compression.callbacks.unfinished()}", _PATH

@@ -23,10 +23,12 @@ class Accompanied:
     Attributes:
         participants: makes what goes along with it, for each time that it is begun or resumed.
         steps: what comes behind it, trainings not among them.
+        before: what comes before it, once.
     """
 
     participants: Callable[[TrainingContext], list[Participant]]
     steps: tuple[Transform, ...] = ()
+    before: tuple[Transform, ...] = ()
 
 
 class StageKind(Generic[B]):

@@ -36,10 +36,10 @@ class TogetherKind(StageKind[Together]):
         return any(stages.kind(part.method).needs_dense(part.block, subject) for part in block.of)
 
     def steps(self, block: Together, index: int) -> list[Step]:
-        """The training, and what the parts do behind it."""
+        """The training, and what the parts do before and behind it."""
         along = self.participants(block, f"spec.stages[{index}].together", index, "")
         training = Training("together", block.epochs, block.max_steps, along.participants)
-        return [training, *along.steps]
+        return [*along.before, training, *along.steps]
 
     def participants(self, block: Together, path: str, index: int, name: str) -> Accompanied:
         """Those of all parts."""
@@ -59,7 +59,8 @@ class TogetherKind(StageKind[Together]):
             return out
 
         behind: list[Transform] = [step for part in parts for step in part.steps]
-        return Accompanied(made, tuple(behind))
+        before = tuple(step for part in parts for step in part.before)
+        return Accompanied(made, tuple(behind), before)
 
     def record(self, block: Together) -> dict[str, Any]:
         """The records of the parts."""

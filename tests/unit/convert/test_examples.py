@@ -32,12 +32,13 @@ NOTES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "line 14: a comma is missing behind this value; it was added",
             "line 15: texts in single quotes are Python",
-            "compression.config_list[1].op_names: each layer has an entry and a parameter of its own",
+            "compression.config_list[1].op_names: each layer has a parameter of its own",
         ),
     ),
     "auptimizer-expand": ("auptimizer", ("the compressor, which a config_list does not name; l1 was taken",)),
     "auptimizer-save-model": ("auptimizer", ("the best model is kept from its own trial",)),
     "nni-auto-compression": ("nni", ("AutoCompressionModule is the model's entrypoint",)),
+    "nni-two-pruners": ("nni", ("how many trials there are; 20 were taken",)),
     "nni-config-lists": ("nni", ("is a share of what is ranked", "matches a whole name here and its beginning in NNI")),
     "nni-agp": ("nni", ("a function create() in model.py",)),
     "nni-experiment": ("nni", ("quniform counts its steps from 0",)),
@@ -123,7 +124,12 @@ def recipe(document: dict[str, Any]) -> dict[str, Any]:
     if document["kind"] == "CompressionJob":
         return document["spec"]
     spec = document["spec"]["template"]["spec"]
+    chosen = {}  # the first part of each choice, which the template has
     for parameter in document["spec"]["searchSpace"]:
+        if "choice" in parameter:
+            chosen[parameter["name"]] = parameter["choice"]["values"][0]["name"]
+        if "choice" in parameter or any(chosen[key] not in names for key, names in parameter.get("when", {}).items()):
+            continue
         body = parameter.get("float") or parameter.get("int")
         for path in parameter["paths"]:
             spec = json_pointer.set(spec, path, body["max"] if body else parameter["categorical"]["values"][-1])

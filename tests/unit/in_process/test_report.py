@@ -10,10 +10,10 @@ import torch
 from own_loop import Task, level
 
 import modelpress as mp
+from modelpress.scores import ScoreHistory
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.process.progress import Event, ProgressFile, Thinning
-from modelpress_runner.process.push import ScoreHistory
 
 
 def test_outside_a_run_it_only_checks():
@@ -109,14 +109,17 @@ def test_a_training_func_reports_in_the_midst_of_mp_compress():
 def test_scores_of_the_users_own_take_the_place_of_those_taken_while_it_trains():
     """Two counts of steps cannot be compared: from the first report on, the history has the user's alone."""
     history = ScoreHistory()
-    history.add(Event("s", 1, 4, "", 0.1))
-    history.add(Event("s", 2, 4, "", 0.2))
-    assert history.points() == [(1, 0.1), (2, 0.2)]
-    history.add(Event("s", 2, 4, "", 0.3, at=100))
-    history.add(Event("s", 3, 4, "", 0.4))
-    history.add(Event("s", 3, 4, "", 0.5, at=200))
-    history.add(Event("s", 3, 4, "", None, at=300, metrics={"loss": 1.0}))
-    assert history.points() == [(100, 0.3), (200, 0.5)]
+    history.add(1, 0.1)
+    history.add(2, 0.2)
+    assert history.points() == [{"step": 1, "value": 0.1}, {"step": 2, "value": 0.2}]
+    history.add(100, 0.3, own=True)
+    history.add(3, 0.4)
+    history.add(200, 0.5, {"default": 0.5, "loss": 2.0}, own=True)
+    history.add(300, None, {"loss": 1.0}, own=True)
+    assert history.points() == [
+        {"step": 100, "value": 0.3},
+        {"step": 200, "value": 0.5, "metrics": {"loss": 2.0}},
+    ]
 
 
 def test_the_progress_file_has_every_metric(tmp_path):

@@ -232,3 +232,28 @@ def test_dying_twice_is_no_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             cluster = run_once(world, document)
             assert phases(cluster) == phases(undisturbed), (first, second)
             assert parameters(cluster) == parameters(undisturbed), (first, second)
+
+
+def test_a_trial_that_lags_behind_is_stopped(tmp_path: Path) -> None:
+    """Scores on the way reach the status; the one trial that is worse than most is stopped, and no failed one."""
+
+    def curve(name: str) -> list[float]:
+        return [0.1] * 40 if name.endswith("4") else [0.5 + int(name[-1]) / 100] * 5
+
+    world = World(tmp_path, curve=curve)
+    early = {"name": "median", "minTrials": 3}
+    cluster = run_once(world, sweep_dict(trials=6, parallelism=1, earlyStopping=early))
+    found = phases(cluster)
+    assert {name for name, phase in found.items() if phase != "Succeeded"} == {"many-00004"}
+    assert found["many-00004"] == "Stopped"
+    trials = {trial.metadata.name: trial.status for trial in cluster.trials}
+    assert trials["many-00004"].stop.reason == "StoppedEarly"
+    assert 1 <= len(trials["many-00004"].intermediate) < 10
+    assert [(point.step, point.value) for point in trials["many-00002"].intermediate] == [
+        (n, 0.52) for n in range(1, 6)
+    ]
+    assert (trials["many-00002"].progress.stage, trials["many-00002"].progress.total) == ("finetune", 9)
+    counts = cluster.root.status.trials
+    assert (counts.succeeded, counts.stopped, counts.failed, counts.lost) == (5, 1, 0, 0)
+    ready = next(item for item in cluster.root.status.conditions if item.type == "Ready")
+    assert ready.reason == "TrialsFinished"

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelpress.scores import ScoreHistory
 from modelpress_runner.process import push
 from modelpress_runner.process.progress import Event, silent
-from modelpress_runner.process.push import ProgressPush, ScoreHistory
+from modelpress_runner.process.push import ProgressPush
 
 
 @dataclass
@@ -214,10 +215,10 @@ def test_histories_are_short_and_in_order(events: list[tuple[int, float | None]]
     """At most 64 finite points, ascending, the first and the last among them; the message is below 64 KiB."""
     history, last = ScoreHistory(), {}
     for step, value in events:
-        history.add(event(step, value))
+        history.add(step, value)
         if value is not None and step >= 0 and abs(value) < float("inf"):
             last[step] = value
-    points = history.points()
+    points = [(point["step"], point["value"]) for point in history.points()]
     assert len(points) == min(len(last), 64)
     assert points == sorted(points)
     assert set(points) <= set(last.items())
@@ -231,7 +232,7 @@ def test_long_runs_stay_small() -> None:
     """Of a hundred thousand scores a bounded number is kept, the first and the newest among them."""
     history = ScoreHistory()
     for step in range(100_000):
-        history.add(event(step, 0.5))
-    points = history.points()
+        history.add(step, 0.5)
+    points = [(point["step"], point["value"]) for point in history.points()]
     assert len(history._points) <= 16 * 64
     assert (points[0][0], points[-1][0], len(points)) == (0, 99_999, 64)

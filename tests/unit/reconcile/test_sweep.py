@@ -533,6 +533,29 @@ def test_too_many_failed_trials() -> None:
     assert found["Complete"] == ("False", r.TOO_MANY_FAILED_TRIALS)
 
 
+def test_trials_that_are_far_behind_are_stopped() -> None:
+    """Once, if they run, and only where spec.earlyStopping is there; they are neither failed nor a used-up budget."""
+    sweep = going(maxTrials=3, parallelism=2, earlyStopping={"name": "median"}, budget={"wallClockSeconds": 60})
+    strategy = HashStrategy(sweep)
+    strategy.behind = {0, 1, 2}
+    told = {"stop": {"reason": r.STOPPED_EARLY, "time": "2026-03-01T12:00:30Z"}}
+    trials = (trial(0, "Succeeded"), trial(1), trial(2, "Pending"))
+    plan = plan_of(sweep, 40, trials=trials, strategy=strategy)
+    assert [action for action in plan.actions if isinstance(action, StopTrial)] == [
+        StopTrial("search-00001", "trial-1", r.STOPPED_EARLY)
+    ]
+    sweep = after(sweep, plan)
+    assert "StopTrial" not in kinds(plan_of(sweep, 41, trials=(trials[0], trial(1, **told)), strategy=strategy))
+    over = (trial(0, "Succeeded"), trial(1, "Stopped", **told), trial(2, "Succeeded"))
+    status = status_of(plan_of(sweep, 61, trials=over, strategy=strategy, children=(publish(),)))
+    assert (status.trials.stopped, status.trials.failed) == (1, 0)
+    assert conditions(status.conditions)["Ready"][1] != r.BUDGET_EXHAUSTED
+    plain = going(maxTrials=3, parallelism=2)
+    other = HashStrategy(plain)
+    other.behind = {1}
+    assert "StopTrial" not in kinds(plan_of(plain, 40, trials=trials, strategy=other))
+
+
 def test_budget() -> None:
     """The wall-clock budget counts from the start; then nothing starts, running trials stop, the rest is published."""
     sweep = going(maxTrials=9, budget={"wallClockSeconds": 60})

@@ -18,8 +18,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from modelpress.store import layout as names
-from modelpress_runner.errors import ArtifactError, first_line
-from modelpress_runner.export.fake_quantize import register_shapes
+from modelpress_runner.edits.quantize import frozen_counts, thawed
+from modelpress_runner.errors import ArtifactError, CompressionError, first_line
 from modelpress_runner.export.onnx import quantized
 from modelpress_runner.export.pt2.equivalence import NotPortableError, Tolerance, prove
 from modelpress_runner.export.pt2.program import named_arguments, on_cpu, trace
@@ -64,8 +64,7 @@ def export_onnx(
     for name in ("onnx", "onnxscript", "onnxruntime"):
         package(name, EXTRA)
     as_call(dummy_input)
-    register_shapes()
-    model, dummy_input = on_cpu(model), on_device(dummy_input, "cpu")
+    model, dummy_input = _with_floats(on_cpu(model)), on_device(dummy_input, "cpu")
     files = [path]
     try:
         with untouched(model), quiet():
@@ -90,6 +89,16 @@ def export_onnx(
             file.unlink(missing_ok=True)
         raise
     return files
+
+
+def _with_floats(model: nn.Module) -> nn.Module:
+    """The model; one whose weights are integers already, with floats and quantizers before them."""
+    if not frozen_counts(model)[0]:
+        return model
+    try:
+        return thawed(model)
+    except CompressionError as error:
+        raise NotPortableError(first_line(error).rstrip(".")) from error
 
 
 def _translated(traced: ExportedProgram) -> tuple[Any, str]:

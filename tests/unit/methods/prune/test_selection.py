@@ -7,7 +7,8 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.methods.prune.selection import Choice, class_names, select
+from modelpress_runner.methods.prune.selection import Choice, select
+from modelpress_runner.methods.selectors import class_names
 
 PATH = "spec.stages[1].prune"
 

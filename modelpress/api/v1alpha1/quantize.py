@@ -1,0 +1,227 @@
+"""The quantize block: which numbers of a model get few bits, how many, and how their range is found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from . import algorithms
+from .base import ApiModel, Cel, ModuleName, plain, rebuild
+
+if TYPE_CHECKING:
+    QuantizeAlgorithm = str
+else:  # the rows of algorithms.py; `_follow` keeps the types that use them up to date
+    QuantizeAlgorithm = Literal[algorithms.names("quantize")]
+Target = Literal["weight", "input", "output"]
+Targets = Annotated[list[Target], Field(min_length=1, max_length=3)]
+Scheme = Literal["affine", "symmetric"]
+Granularity = Literal["tensor", "channel", "group"]
+Observer = Literal["minMax", "ema", "percentile", "kl", "mse"]
+Backend = Literal["torch", "onnxruntime", "openvino", "torchao", "compressed-tensors"]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+GroupSize = Annotated[int, Field(ge=2, le=65_536)]
+# One for all targets, or a map of targets to their own. What a map holds is judged with the stage's other rules: the
+# schema of an API server has no such union.
+Bits = Annotated[int, Field(ge=1, le=8)] | Annotated[dict[str, Any], Field(min_length=1, max_length=3)]
+Dtype = (
+    Annotated[str, Field(max_length=8, pattern=r"^u?int[2-8]$")]
+    | Annotated[dict[str, Any], Field(min_length=1, max_length=3)]
+)
+# As one for all: a scheme, or a map.
+Schemes = (
+    Annotated[str, Field(max_length=16, pattern=r"^(affine|symmetric)$")]
+    | Annotated[dict[str, Any], Field(min_length=1, max_length=3)]
+)
+
+_SPELLINGS = {
+    "quant_types": "targets",
+    "target_names": "targets",
+    "quant_scheme": "scheme",
+    "quantizer": "algorithm",
+    "approach": "algorithm",
+}
+_ELSEWHERE = {
+    "quant_start_step": "write it as startStep, beside algorithm",
+    "fuse_names": "norms behind convolutions are found and folded; foldBatchNorm: false leaves them",
+    **dict.fromkeys(
+        ("exclude_op_names", "exclude_module_names"),
+        "what is to be spared has an entry of its own in configList: {opNames: [...], exclude: true}",
+    ),
+}
+
+
+def _other_algorithms() -> dict[str, str]:
+    """What other tools call an algorithm -> what to write."""
+    return {alias: f"did you mean {name}?" for alias, name in algorithms.spellings("quantize").items()}
+
+
+def _known_algorithms() -> dict[str, str]:
+    """What other tools call an algorithm, as `plain` has it -> its name."""
+    return {plain(alias): name for alias, name in algorithms.spellings("quantize").items()}
+
+
+def _algorithm_text() -> str:
+    return " ".join(
+        "; ".join(filter(None, (row.described, row.data_sentence))) + "." for row in algorithms.algorithms("quantize")
+    )
+
+
+class QuantizeEntry(ApiModel):
+    """Selects modules and says how to quantize them.
+
+    Selected are (opNames or opNamesRe, else all) that are of opTypes (else the method's own types). Later entries
+    override earlier ones, field by field; `exclude` always wins. An entry that matches nothing is an error.
+    """
+
+    op_types: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="Class names of modules. 'default' stands for the types the method quantizes."
+    )
+    op_names: Annotated[list[ModuleName], Field(min_length=1, max_length=1024)] | None = Field(
+        default=None, description="Exact names, as in model.named_modules()."
+    )
+    op_names_re: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="Regular expressions that match a whole name."
+    )
+    exclude: bool = Field(default=False, description="Leave the selected modules alone, whatever other entries say.")
+    targets: Targets | None = Field(default=None, description="In place of the stage's.")
+    quant_dtype: Dtype | None = Field(default=None, description="In place of the stage's.")
+    quant_bits: Bits | None = Field(default=None, description="In place of the stage's.")
+    scheme: Schemes | None = Field(default=None, description="In place of the stage's.")
+    granularity: Granularity | None = Field(default=None, description="In place of the stage's.")
+    group_size: GroupSize | None = Field(default=None, description="In place of the stage's.")
+
+    other_spellings: ClassVar[dict[str, str]] = {
+        key: value for key, value in _SPELLINGS.items() if value != "algorithm"
+    }
+    elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "!self.exclude || !(has(self.targets) || has(self.granularity) || has(self.groupSize))",
+            "an excluding entry takes nothing but selectors",
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _exclude_alone(self) -> QuantizeEntry:
+        typed = ("targets", "granularity", "group_size")
+        settings = [name for name in typed if getattr(self, name) is not None]
+        if self.exclude and settings:
+            raise PydanticCustomError(
+                "exclude_alone",
+                "an excluding entry takes no {given}; remove it or 'exclude'",
+                {"given": to_camel(settings[0])},
+            )
+        return self
+
+
+class Calibration(ApiModel):
+    """How ranges of activations are found: by a pass over calibration data, else over the evaluation."""
+
+    observer: Observer = Field(
+        default="minMax",
+        description="minMax: the least and the greatest value. ema: their moving average over batches. percentile: "
+        "the range that leaves out the outermost values. kl: the range whose distribution the quantized one is "
+        "nearest to. mse: the range of the least squared error.",
+    )
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="Batches that are looked at, at most; all, if left out."
+    )
+    percentile: Annotated[float, Field(gt=50, le=100)] = Field(
+        default=99.99, description="Of observer percentile: the share of values, in percent, below the greatest."
+    )
+
+
+class Quantize(ApiModel):
+    """Gives weights, inputs and outputs of layers few bits. All but configList are defaults that entries override."""
+
+    algorithm: QuantizeAlgorithm = Field(default="ptq_static", description=_algorithm_text())
+    backend: Backend = Field(
+        default="torch",
+        description="What runs the result. torch: the program itself, which computes in floats what the integers "
+        "stand for.",
+    )
+    config_list: Annotated[list[QuantizeEntry], Field(min_length=1, max_length=128)]
+    targets: Targets | None = Field(
+        default=None, description="What of a layer is quantized; the algorithm's own, if left out."
+    )
+    quant_dtype: Dtype | None = Field(
+        default=None,
+        description="int8, uint4 and so on; one, or a map {weight: int4, input: uint8}. Symmetric int8 has the numbers "
+        "-127 to 127.",
+    )
+    quant_bits: Bits | None = Field(
+        default=None,
+        description="In place of quantDtype: how many bits, one number or a map {weight: 4, input: 8}; symmetric ones "
+        "are signed, affine ones are not. 8 if both are left out.",
+    )
+    scheme: Schemes | None = Field(
+        default=None,
+        description="symmetric: zero is the middle. affine: the range is what the values need. One, or a map of "
+        "targets. Left out: weights symmetric, inputs and outputs affine.",
+    )
+    granularity: Granularity | None = Field(
+        default=None,
+        description="What of a weight has a scale of its own: each output channel, which it is if left out, each group "
+        "of groupSize values of a channel, or all of it (tensor; dorefa and bnn know nothing else). Inputs and "
+        "outputs have one.",
+    )
+    group_size: GroupSize | None = Field(default=None, description="With granularity group; 128 if left out.")
+    weight_observer: Literal["minMax", "mse"] = Field(
+        default="minMax",
+        description="How the range of weights is found: all of it, or that of the least squared error.",
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="Of ptq_static; and of what trains, for the ranges that it begins with."
+    )
+    fold_batch_norm: bool = Field(
+        default=True,
+        description="Norms right behind a selected convolution or linear layer become part of its weights first, where "
+        "example inputs prove that the outputs stay the same.",
+    )
+    start_step: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(
+        default=0, description="Of what trains: optimizer steps before anything is quantized."
+    )
+    epochs: Epochs | None = Field(default=None, description="Of what trains: passes over the training data.")
+    max_steps: Steps | None = Field(default=None, description="Of what trains: steps of the optimizer.")
+
+    other_spellings: ClassVar[dict[str, str]] = {
+        **_SPELLINGS,
+        "max_epochs": "epochs",
+        "steps": "max_steps",
+        "quant_start_step": "start_step",
+    }
+    elsewhere: ClassVar[dict[str, str]] = {
+        **{key: text for key, text in _ELSEWHERE.items() if key != "quant_start_step"},
+        **dict.fromkeys(
+            ("op_types", "op_names", "op_names_re", "exclude"),
+            "it selects modules, so it stands in an entry of configList; move it there",
+        ),
+    }
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel("!(has(self.epochs) && has(self.maxSteps))", "epochs and maxSteps are two lengths; give one of them"),
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Quantize:
+        if self.epochs is not None and self.max_steps is not None:
+            raise PydanticCustomError("two_lengths", "epochs and maxSteps are two lengths; give one of them", {})
+        return self
+
+
+def _follow() -> None:
+    """Lets the type take what the table of algorithms has now."""
+    names: Any = Literal[algorithms.names("quantize")]
+    Quantize.model_fields["algorithm"].annotation = names
+    Quantize.model_fields["algorithm"].description = _algorithm_text()
+    Quantize.other_values = {"algorithm": _other_algorithms()}
+    Quantize.value_spellings = {"algorithm": _known_algorithms()}
+    rebuild(Quantize)
+
+
+algorithms.on_change(_follow)

@@ -1,0 +1,1 @@
+"""What scripts of other tools import, so that they run with one import changed."""

@@ -1,0 +1,119 @@
+"""Early stopping: which running trials are so far behind that they are not worth going on with. Pure.
+
+Trials are compared at equal steps. With one objective by its score; with several by the number of the Pareto front that
+a trial is on among all that came so far (as a front's rank is one number, every rule works with it).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from modelpress.api.v1alpha1 import EarlyStopping, Goal
+
+from . import pareto
+
+# Brackets of hyperband: each begins to stop one rung later than the one before.
+BRACKETS = 3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A trial's scores on the way.
+
+    Attributes:
+        number: of the trial.
+        points: (step, one value for each objective), ascending by step.
+        running: it may be stopped.
+    """
+
+    number: int
+    points: Sequence[tuple[int, tuple[float, ...]]]
+    running: bool = False
+
+    @property
+    def reached(self) -> int:
+        """The last step with a score; -1: there is none."""
+        return self.points[-1][0] if self.points else -1
+
+    def at(self, step: int) -> tuple[float, ...] | None:
+        """The newest values that are no later than `step`, if the trial reached it."""
+        if self.reached < step:
+            return None
+        index = bisect_right(self.points, step, key=lambda point: point[0])
+        return self.points[index - 1][1] if index else None
+
+
+def stopped_early(rule: EarlyStopping, goals: Sequence[Goal], curves: Sequence[Curve]) -> list[int]:
+    """Numbers of the running trials that are to be stopped, ascending.
+
+    - median (Golovin et al. 2017, section 3.2): its best value so far is worse than the median of what finished trials
+      had on average up to that step.
+    - asha (Li et al. 2020, the stopping form): at the last rung (minSteps, times reductionFactor, ...) that it has
+      reached it is not among the best 1/reductionFactor of all that reached the rung so far.
+    - hyperband (Li et al. 2018): as asha, with the first rung put off by 0, 1 or 2 places, by the trial's number modulo
+      3, and compared within these groups: slow starters have a chance.
+
+    The best trial at a step is never stopped there, and none before `minTrials` others have come as far.
+    """
+    judge = _median if rule.name == "median" else _halved
+    return sorted(
+        curve.number for curve in curves if curve.running and curve.points and judge(rule, goals, curve, curves)
+    )
+
+
+def _median(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Sequence[Curve]) -> bool:
+    step = curve.reached
+    others = [other for other in curves if not other.running and other.number != curve.number]
+    others = [other for other in others if other.at(step) is not None]
+    if step < rule.min_steps or len(others) < rule.min_trials:
+        return False
+    if len(goals) > 1:
+        ranks = _ranks([curve, *others], step, goals)
+        return ranks[curve.number] > statistics.median(ranks[other.number] for other in others)
+    means = [statistics.fmean(_costs(other, step, goals)) for other in others]
+    return min(_costs(curve, step, goals)) > statistics.median(means)
+
+
+def _costs(curve: Curve, step: int, goals: Sequence[Goal]) -> list[float]:
+    """The first objective up to a step, turned so that less is better."""
+    sign = 1.0 if goals[0] == "minimize" else -1.0
+    return [sign * values[0] for at, values in curve.points if at <= step]
+
+
+def _halved(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Sequence[Curve]) -> bool:
+    bracket = curve.number % BRACKETS if rule.name == "hyperband" else 0
+    group = [other for other in curves if rule.name != "hyperband" or other.number % BRACKETS == bracket]
+    rung = max(_rungs(rule, bracket, curve.reached), default=None)
+    there = [other for other in group if rung is not None and other.at(rung) is not None]
+    if rung is None or len(there) <= max(rule.min_trials, rule.reduction_factor - 1):
+        return False
+    ranks = _ranks(there, rung, goals)
+    better = sum(ranks[other.number] < ranks[curve.number] for other in there)
+    return better >= math.floor(len(there) / rule.reduction_factor)
+
+
+def _rungs(rule: EarlyStopping, bracket: int, reached: int) -> Iterator[int]:
+    rung = rule.min_steps * rule.reduction_factor**bracket
+    while rung <= reached:
+        yield rung
+        rung *= rule.reduction_factor
+
+
+def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal]) -> Mapping[int, float]:
+    """Less is better: the cost of the one objective, or the number of the front."""
+    values = {curve.number: found for curve in curves if (found := curve.at(step)) is not None}
+    if len(goals) == 1:
+        sign = 1.0 if goals[0] == "minimize" else -1.0
+        return {number: sign * found[0] for number, found in values.items()}
+    ranks: dict[int, float] = {}
+    depth = 0
+    while values:
+        for number in pareto.front(values, goals):
+            ranks[number] = float(depth)
+            del values[number]
+        depth += 1
+    return ranks

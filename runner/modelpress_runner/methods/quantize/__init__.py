@@ -1,0 +1,1 @@
+"""Quantization: how scales are found, and the methods that train through rounded numbers."""

@@ -1,0 +1,165 @@
+"""Which layers a quantize block selects, and what stands before their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelpress.api.stages.quantize import GROUP_SIZE, numbers
+from modelpress.api.v1alpha1 import Quantize, QuantizeEntry
+from modelpress_runner.edits.computed import computed
+from modelpress_runner.edits.quantize import QuantizedLayer, channel_axis, why_not
+from modelpress_runner.edits.quantizers import QuantizerSpec
+from modelpress_runner.errors import InvalidSpecError, first_line
+from modelpress_runner.methods.quantize.protocol import method
+from modelpress_runner.methods.selectors import matches
+from modelpress_runner.runtime.example_inputs import as_call, on_device
+from modelpress_runner.runtime.preserve import untouched
+
+Targets = dict[str, QuantizerSpec]
+
+# Layers that servers compute as one: their weights must be of one kind.
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is quantized, by module, in the model's order; and what is worth a note."""
+
+    layers: dict[str, Targets]
+    notes: tuple[str, ...] = ()
+
+
+def select(model: nn.Module, block: Quantize, path: str, dummy_input: Any = None, again: bool = False) -> Selection:
+    """Applies configList to the modules of a model.
+
+    Args:
+        model: stays as it is.
+        block: the stage's.
+        path: of the block.
+        dummy_input: to see which layers are called; None: that is not looked at.
+        again: the layers may be quantized already, by this very block.
+
+    Raises:
+        InvalidSpecError: a selector matches nothing; a module that is named cannot be quantized; groups do not divide
+            a weight; nothing is left.
+    """
+    modules = dict(model.named_modules())
+    row = method(block.algorithm).facts
+    holders: dict[str, list[tuple[int, QuantizeEntry]]] = {}
+    excluded: set[str] = set()
+    takes = f"{row.name} quantizes {', '.join(row.default_types)}"
+    for number, entry in enumerate(block.config_list):
+        names = matches(modules, entry, row.default_types, takes, f"{path}.configList[{number}]")
+        if entry.exclude:
+            excluded.update(names)
+            continue
+        for name in names:
+            holders.setdefault(name, []).append((number, entry))
+    called = None if dummy_input is None or again else _called(model, dummy_input)
+    layers: dict[str, Targets] = {}
+    notes: list[str] = []
+    for name, module in modules.items():
+        if name not in holders or name in excluded:
+            continue
+        reason = next((str(each) for each in computed(module, name)), None)
+        if reason is None and not (again and isinstance(module, QuantizedLayer)):
+            why = why_not(module)
+            reason = None if why is None else f"'{name}' {why}"
+        if reason is None and called is not None and name not in called:
+            reason = f"'{name}' is not called on the example inputs, so what uses its weight would not see it rounded"
+        if reason is None:
+            layers[name] = _targets(module, name, block, holders[name], path)
+            continue
+        naming = next((number for number, entry in holders[name] if name in (entry.op_names or ())), None)
+        if naming is not None:
+            raise InvalidSpecError(reason, f"{path}.configList[{naming}].opNames")
+        notes.append(f"Left as it was: {reason}")
+    if not layers:
+        why = "; ".join(note.removeprefix("Left as it was: ") for note in notes[:3])
+        message = f"no selected module can be quantized: {why}" if why else "every selected module is excluded again"
+        raise InvalidSpecError(f"{message}; select one that can", f"{path}.configList")
+    notes += _apart(model, layers)
+    return Selection(layers, tuple(notes))
+
+
+def _targets(
+    module: nn.Module, name: str, block: Quantize, entries: list[tuple[int, QuantizeEntry]], path: str
+) -> Targets:
+    """What stands before each target of a layer."""
+    quantizing = method(block.algorithm)
+    chain: list[Quantize | QuantizeEntry] = [block, *(entry for _, entry in entries)]
+    last = f"{path}.configList[{entries[-1][0]}]"
+
+    def said(field: str, default: Any) -> Any:
+        values = (getattr(holder, field) for holder in reversed(chain))
+        return next((value for value in values if value is not None), default)
+
+    targets: Targets = {}
+    for target in said("targets", quantizing.facts.targets):
+        if target == "input" and isinstance(module, nn.Embedding):
+            continue  # it takes whole numbers
+        axis = group = None
+        granularity = said("granularity", "channel")
+        if target == "weight" and granularity != "tensor":
+            axis = channel_axis(module)
+            if granularity == "group":
+                group = _group(module, name, axis, said("group_size", GROUP_SIZE), last)
+        targets[target] = quantizing.spec(target, numbers(chain, target, quantizing.facts), axis, group)
+    if not targets:
+        raise InvalidSpecError(f"'{name}' takes no numbers, so there is nothing to quantize; exclude it", last)
+    return targets
+
+
+def _group(module: nn.Module, name: str, axis: int, size: int, path: str) -> int:
+    weight = module.get_parameter("weight")
+    row = weight.numel() // max(1, weight.shape[axis])
+    if axis:
+        raise InvalidSpecError(
+            f"the outputs of '{name}' are no rows of its weight; take channel", f"{path}.granularity"
+        )
+    size = min(size, row)
+    if row % size or size < 2:
+        raise InvalidSpecError(
+            f"groups of {size} do not divide the {row} weights of an output of '{name}'; take a divisor, or exclude it",
+            f"{path}.groupSize",
+        )
+    return size
+
+
+@torch.no_grad()
+def _called(model: nn.Module, dummy_input: Any) -> set[str]:
+    """Names of the modules that are called on example inputs."""
+    seen: set[int] = set()
+    hooks = [module.register_forward_hook(lambda module, *_: seen.add(id(module))) for module in model.modules()]
+    try:
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        args, kwargs = as_call(on_device(dummy_input, device))
+        with untouched(model):
+            model(*args, **kwargs)
+    except Exception as error:
+        raise InvalidSpecError(f"the model does not run on its example inputs: {first_line(error)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name for name, module in model.named_modules(remove_duplicate=False) if id(module) in seen}
+
+
+def _apart(model: nn.Module, layers: Mapping[str, Targets]) -> Iterator[str]:
+    """Notes about layers that servers compute as one, and that are quantized in several ways."""
+    names = {name for name, _ in model.named_modules()}
+    seen: set[tuple[str, ...]] = set()
+    for name in layers:
+        parent, _, own = name.rpartition(".")
+        for fused in _FUSED:
+            together = tuple(f"{parent}.{each}" if parent else each for each in fused)
+            if own not in fused or together in seen or not names.issuperset(together):
+                continue
+            seen.add(together)
+            if len({str(layers.get(each, {}).get("weight")) for each in together}) > 1:
+                listed = ", ".join(together)
+                yield f"{listed} are quantized in several ways; servers that compute them as one take only one"

@@ -1,0 +1,131 @@
+"""Early stopping: who is stopped at which step, by each rule, for one objective and for several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelpress.api.semantic import sweep_problems
+from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, EarlyStopping, Goal
+from modelpress.search import strategy_for
+from modelpress.search.stopping import Curve, stopped_early
+
+RULES = ("median", "asha", "hyperband")
+
+
+def rule(name: str, **fields: Any) -> EarlyStopping:
+    """A rule with at least two others."""
+    return EarlyStopping.model_validate({"name": name, "minTrials": 2, **fields})
+
+
+def curve(number: int, *values: float, running: bool = False, every: int = 1) -> Curve:
+    """Scores at steps 1, 2, ... times `every`."""
+    points = tuple((every * (step + 1), (value,)) for step, value in enumerate(values))
+    return Curve(number, points, running)
+
+
+def stopped(name: str, *curves: Curve, goals: tuple[Goal, ...] = ("maximize",), **fields: Any) -> list[int]:
+    """Who is stopped."""
+    return stopped_early(rule(name, **fields), goals, curves)
+
+
+def test_median_compares_the_best_so_far_with_means_of_the_finished() -> None:
+    """Means up to step 2 are .3, .5 and .7, their median .5: .5 goes on, .49 does not; running ones are no measure."""
+    done = [curve(0, 0.2, 0.4, 0.9), curve(1, 0.4, 0.6), curve(2, 0.6, 0.8)]
+    running = [curve(3, 0.5, 0.1, running=True), curve(4, 0.49, 0.1, running=True), curve(5, 0.9, 0.9, running=True)]
+    assert stopped("median", *done, *running) == [4]
+    assert stopped("median", *done, *running, goals=("minimize",)) == [5]
+    assert stopped("median", *done, *running, minSteps=3) == []
+    assert stopped("median", *done, *running, minTrials=4) == []
+
+
+def test_median_counts_only_those_that_came_as_far() -> None:
+    """At step 3 one finished trial has a score: nobody is judged there."""
+    done = [curve(0, 0.2, 0.4, 0.9), curve(1, 0.4), curve(2, 0.6)]
+    assert stopped("median", *done, curve(3, 0.0, 0.0, 0.0, running=True)) == []
+    assert stopped("median", *done, curve(3, 0.0, running=True)) == [3]
+
+
+def test_asha_keeps_one_in_three_at_a_rung() -> None:
+    """Rungs are steps 2, 6, ...: of six at rung 2 the two best go on; a trial between rungs is judged at its last."""
+    others = [curve(number, 0.0, number / 10) for number in range(5)]
+    assert stopped("asha", *others, curve(9, 0.0, 0.3, running=True), minSteps=2) == []  # .3 beside .3 and .4
+    assert stopped("asha", *others, curve(9, 0.0, 0.25, running=True), minSteps=2) == [9]
+    assert stopped("asha", *others, curve(9, 0.0, 0.3, 0.0, 0.0, running=True), minSteps=2) == []
+    assert stopped("asha", *others, curve(9, 0.0, running=True), minSteps=2) == []
+    assert stopped("asha", *others, curve(9, 0.0, 0.3, running=True), minSteps=2, reductionFactor=4) == [9]
+    assert stopped("asha", *others[:1], curve(9, 0.0, -1.0, running=True), minSteps=2) == []
+
+
+def test_a_trial_is_judged_by_its_score_at_the_rung() -> None:
+    """Scores at steps 5, 10, ... and a rung at 7: what counts is that of step 5, and a trial at 6 is not there yet."""
+    others = [curve(number, 0.1, 0.9, every=5) for number in range(3)]
+    late = Curve(9, ((6, (0.2,)), (8, (0.0,))), running=True)
+    assert stopped("asha", *others, late, minSteps=7) == []
+    assert stopped("asha", *others, Curve(9, ((6, (0.0,)),), running=True), minSteps=7) == []
+    assert stopped("asha", *others, Curve(9, ((6, (0.0,)), (7, (0.0,))), running=True), minSteps=7) == [9]
+
+
+def test_hyperband_gives_groups_more_and_more_time() -> None:
+    """Numbers 0, 3, ... are judged from step 1 on, 1, 4, ... from step 3, 2, 5, ... from step 9, among themselves."""
+    done = [curve(number, *[0.5] * 9) for number in range(9)]
+    for number, first in ((9, 1), (10, 3), (11, 9)):
+        for step in range(1, 10):
+            found = stopped("hyperband", *done, curve(number, *[0.1] * step, running=True), minSteps=1)
+            assert found == ([number] if step >= first else []), (number, step)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_several_objectives_go_by_fronts(name: str) -> None:
+    """A small model with a low score is on the front and goes on; one that is worse in both is stopped."""
+    goals: tuple[Goal, ...] = ("maximize", "minimize")
+    done = [Curve(3 * n, ((1, (0.5 + n / 10, 100.0 + 10 * n)),)) for n in range(4)]
+    small = Curve(12, ((1, (0.1, 5.0)),), running=True)
+    dominated = Curve(15, ((1, (0.1, 500.0)),), running=True)
+    assert stopped(name, *done, small, dominated, goals=goals) == [15]
+
+
+@given(
+    name=st.sampled_from(RULES),
+    scores=st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=9), min_size=1, max_size=12),
+    trials=st.integers(1, 4),
+)
+def test_the_leader_is_never_stopped(name: str, scores: list[list[float]], trials: int) -> None:
+    """Whoever has the best score of all, and had it all along, goes on; finished ones never stop."""
+    curves = [curve(n, *values, running=n % 2 == 0) for n, values in enumerate(scores)]
+    leader = curve(len(scores), *[2.0] * 9, running=True)
+    found = stopped(name, *curves, leader, minTrials=trials)
+    assert leader.number not in found
+    assert all(number % 2 == 0 for number in found)
+
+
+@pytest.mark.parametrize(("phase", "stop"), [("Running", True), ("Suspended", False), ("Succeeded", False)])
+def test_a_sweep_reads_scores_from_its_trials(
+    make_sweep: Callable[..., CompressionSweepSpec], make_trial: Callable[..., CompressionJob], phase: str, stop: bool
+) -> None:
+    """Objectives are read from status.intermediate; points that lack one are passed over, only running trials stop."""
+    spec = make_sweep(
+        "random", objectives=("default", "macs"), earlyStopping={"name": "asha", "minSteps": 5, "minTrials": 2}
+    )
+    assert sweep_problems(spec) == []
+    trials: dict[int, CompressionJob] = {}
+    for number, (score, macs) in enumerate([(0.9, 10.0), (0.8, 9.0), (0.7, 8.0), (0.6, 50.0)]):
+        point = {"algorithm": "random", "sparsity": round(0.1 * (number + 1), 1)}
+        job = make_trial(spec, number, point, phase="Succeeded" if number < 3 else phase).to_dict()
+        job["status"]["intermediate"] = [
+            {"step": 1, "value": 0.0},
+            {"step": 5, "value": score, "metrics": {"macs": macs}},
+        ]
+        trials[number] = CompressionJob.model_validate(job)
+    assert strategy_for(spec).stopped_early(trials) == ([3] if stop else [])
+    assert strategy_for(make_sweep("random", objectives=("default", "macs"))).stopped_early(trials) == []
+
+
+def test_an_objective_that_is_known_late_stops_nobody(make_sweep: Callable[..., CompressionSweepSpec]) -> None:
+    """latencyMs is measured behind the training, so nothing could be compared before."""
+    spec = make_sweep("random", objectives=("default", "latencyMs"), earlyStopping={"name": "median"})
+    assert [problem.path for problem in sweep_problems(spec)] == ["spec.earlyStopping"]
