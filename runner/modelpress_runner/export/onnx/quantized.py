@@ -94,7 +94,7 @@ def _per_tensor(x: torch.Tensor, scale: float, zero_point: int, low: int, high: 
 
 
 def _per_tensor_of_tensors(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, enabled: torch.Tensor, low: int, high: int
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, low: int, high: int
 ) -> torch.Tensor:
     return _mark((x, scale, zero_point), {"low": low, "high": high})
 
