@@ -134,6 +134,9 @@ class CompressionJobStatus(ApiModel):
     started: Annotated[int, Field(ge=0)] = Field(default=0, description="Attempts created so far.")
     failures: Annotated[int, Field(ge=0)] = Field(default=0, description="Attempts counted against backoffLimit.")
     disruptions: Annotated[int, Field(ge=0)] = Field(default=0, description="Attempts lost to disruptions.")
+    memory: Annotated[str, Field(max_length=32)] | None = Field(
+        default=None, description="The limit that attempts have since one was killed for memory; see runner.maxMemory."
+    )
     active_seconds: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Running time of all finished attempts; what activeDeadlineSeconds counts."
     )
