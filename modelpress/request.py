@@ -44,6 +44,7 @@ class PublishRequest(ContractModel):
     objectives: list[Objective]
     best: int | None = Field(default=None, description="Number of the best feasible trial.")
     front: list[int] = Field(default_factory=list, description="Numbers of the Pareto front's trials.")
+    keep: Literal["all", "pareto", "best"] = Field(default="all", description="Trials whose models are kept.")
 
 
 class RunRequest(ContractModel):

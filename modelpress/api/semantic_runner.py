@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from .errors import Problem
@@ -26,6 +26,8 @@ def runner_problems(runner: Runner | None) -> Iterator[Problem]:
         return
     if runner.resources is not None:
         yield from _resource_problems(runner.resources, runner.gpus)
+    if runner.max_memory is not None:
+        yield from _memory_problems(runner.max_memory, (runner.resources or Resources()).limits or {})
     if runner.gpus and runner.processes_per_node > runner.gpus:
         message = f"{runner.processes_per_node} processes cannot have a GPU each: runner.gpus gives a pod {runner.gpus}"
         yield Problem("runner.processesPerNode", message, f"lower it to {runner.gpus}, or raise gpus")
@@ -63,6 +65,15 @@ def _resource_problems(resources: Resources, gpus: int) -> Iterator[Problem]:
             yield Problem(where, message, f"write it into limits instead: {name}: {text}")
         elif limit is not None and quantity(text) > quantity(limit):
             yield Problem(where, f"{text} is more than the limit, {limit}", "lower it, or raise the limit")
+
+
+def _memory_problems(most: str, limits: Mapping[str, str]) -> Iterator[Problem]:
+    if "memory" not in limits:
+        message = "there is no memory limit that could be raised"
+        yield Problem("runner.maxMemory", message, "add runner.resources.limits.memory, or remove it")
+    elif quantity(most) < quantity(limits["memory"]):
+        message = f"{most} is less than runner.resources.limits.memory, {limits['memory']}"
+        yield Problem("runner.maxMemory", message, "raise it, or remove it")
 
 
 def _toleration_problems(toleration: Toleration, where: str) -> Iterator[Problem]:

@@ -18,8 +18,8 @@ _PROPOSERS = {
     "grid": ("grid", None),
     "hyperopt": ("tpe", None),
     "tpe": ("tpe", None),
-    "bohb": ("tpe", "its model is a tree of Parzen estimators, and its budgets have no counterpart"),
-    "hyperband": ("random", "it samples at random; its budgets have no counterpart"),
+    "bohb": ("tpe", "its model is a tree of Parzen estimators; earlyStopping is its other half"),
+    "hyperband": ("random", "it samples at random; earlyStopping is its other half"),
     "spearmint": ("tpe", "Gaussian processes have no counterpart"),
 }
 _LEFT = {
@@ -162,6 +162,8 @@ def _search(draft: Draft, top: Field) -> None:
         else:
             ours, remark = _PROPOSERS[name.lower()]
             sweep["algorithm"] = {"name": ours}
+            if name.lower() in ("bohb", "hyperband"):
+                sweep["earlyStopping"] = {"name": "hyperband"}
             if remark is not None:
                 proposer.say("changed", f"{ours} takes its place: {remark}")
     if trials is not None and (count := trials.whole(1)) is not None:
@@ -175,6 +177,23 @@ def _search(draft: Draft, top: Field) -> None:
     if "script" in draft.model:
         text = "a trial's score: give create_compressor(..., evaluator=FUNCTION), model -> number"
         top.say("todo", text)
+
+
+def _early(sweep: dict[str, Any], stop: Field) -> None:
+    policy, warmup = stop.take("aup_policy"), stop.take("warmup")
+    steps = stop.take("aup_policy_steps")
+    if policy is None:
+        return
+    block: dict[str, Any] = {"name": "median"}
+    if policy.data != "median":
+        policy.say("changed", f"median takes the place of {policy.data}")
+    if warmup is not None and (count := warmup.whole()):
+        block["minTrials"] = count
+        warmup.say("changed", "is a number of trials here: none is stopped before so many others came as far")
+    if steps is not None and (count := steps.whole()):
+        block["minSteps"] = count
+    stop.leave(dict.fromkeys(("bandit_factor", "truncation_percentage"), "median has no such setting"))
+    sweep["earlyStopping"] = block
 
 
 def _surroundings(draft: Draft, top: Field) -> None:
@@ -196,4 +215,6 @@ def _surroundings(draft: Draft, top: Field) -> None:
     if arguments is not None and arguments.mapping():
         if (best := arguments.take("save_model")) is not None:
             best.say("changed", "the best model is kept from its own trial, and is not trained a second time for it")
-        arguments.leave({"early_stop": "trials that do badly are not stopped early"})
+        if (stop := arguments.take("early_stop")) is not None and stop.mapping() and draft.sweep is not None:
+            _early(draft.sweep, stop)
+        arguments.leave()

@@ -7,6 +7,7 @@ from typing import Any
 
 from .notes import Field
 from .pruners import GIVEN
+from .quantizers import length
 
 _LOSSES = {"mse": "MSE", "kl": "KL"}
 
@@ -23,8 +24,7 @@ def distill_stages(name: Field, entries: Sequence[Field], given: Field) -> list[
     block["lossWeights"] = [1.0 if weight is None else weight, 0.0]
     if mappings:
         block["layerMappings"] = mappings
-    block["epochs"] = 1
-    name.say("todo", "how long it trains; 1 epoch was taken")
+    block |= length(given, name)
     if given.take("teacher_model") is not None:
         given.say("todo", "the teacher: entrypoint or given under teacher; left out, the dense model teaches")
     given.take("teacher_predict")

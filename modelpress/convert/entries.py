@@ -36,7 +36,7 @@ def prune_entries(fields: Sequence[Field], space: Space, pointer: str, weights: 
         weights: the algorithm scores single weights, so that blocks of them can be pruned.
     """
     out: list[dict[str, Any]] = []
-    excluding: list[dict[str, Any]] = []
+    spared: list[dict[str, Any]] = []
     excluded: Field | None = None
     for field in fields:
         if not field.mapping():
@@ -53,8 +53,8 @@ def prune_entries(fields: Sequence[Field], space: Space, pointer: str, weights: 
         space.expand = _expands(field)
         out.append(_prune_entry(field, space, f"{pointer}/{len(out)}", weights))
         space.expand = False
-        excluding += _excluding(field)
-    for entry in excluding:
+        spared += excluding(field)
+    for entry in spared:
         if entry not in out:
             out.append(entry)
     return out
@@ -158,7 +158,7 @@ def _granularity(field: Field, entry: dict[str, Any], weights: bool) -> None:
         granularity.say("missing", f"{why}; it was left out")
 
 
-def _excluding(field: Field) -> list[dict[str, Any]]:
+def excluding(field: Field) -> list[dict[str, Any]]:
     """What an entry of version 3 leaves out, as entries of their own."""
     out: list[dict[str, Any]] = []
     for key, ours in (("exclude_op_names", "opNames"), ("exclude_op_types", "opTypes")):

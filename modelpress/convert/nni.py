@@ -45,14 +45,13 @@ _TUNERS = {
     "gptuner": ("tpe", "Gaussian processes have no counterpart"),
     "gp": ("tpe", "Gaussian processes have no counterpart"),
     "metis": ("tpe", "Gaussian processes have no counterpart"),
-    "bohb": ("tpe", "its budgets have no counterpart"),
-    "hyperband": ("random", "its budgets have no counterpart"),
+    "bohb": ("tpe", "earlyStopping: {name: hyperband} is its other half"),
+    "hyperband": ("random", "earlyStopping: {name: hyperband} is its other half"),
     "batch": ("grid", None),
 }
 _LEFT = {
     "training_service": "where trials run: modelpress run on this machine, kubectl apply on a cluster",
     "trial_command": "trials run the model's entrypoint",
-    "assessor": "trials that do badly are not stopped early",
     "advisor": "its tuner and assessor in one",
     "debug": "MODELPRESS_DEBUG=1 shows tracebacks",
     "log_level": "the log of a trial holds everything",
@@ -135,7 +134,7 @@ def convert(top: Field, script: Script | None, model: dict[str, Any], algorithm:
 
 def _snake(top: Field) -> Field:
     """An experiment's mapping with its keys as the Python API has them."""
-    known = {plain(key): key for key in (*_EXPERIMENT, *_LEFT, "trial_code_directory", "max_experiment_duration")}
+    known = {plain(key): key for key in (*_EXPERIMENT, *_LEFT, "trial_code_directory", "assessor")}
     data = {known.get(plain(key), key): value for key, value in top.data.items()}
     lines = {
         (*place[:-1], known.get(plain(str(place[-1])), place[-1])): line
@@ -236,16 +235,16 @@ def _unflattened(value: Field) -> Algorithm | None:
     if name is None:
         value.wrong("it has no _name", 'add "_name": "l1"')
         return None
+    count = 3 if is_quantizer(str(name.data)) else 2  # what stands before a variable
     entries: dict[tuple[str, ...], dict[str, Any]] = {}
     given: dict[str, Any] = {}
     for key, field in value.members():
         head, *parts = key.split("::")
         if head == "parameter" and len(parts) == 1:
             given[parts[0]] = _single(field.data)
-        elif head == "config_list" and len(parts) >= 3:
-            *where, variable = parts
-            entry = entries.setdefault(tuple(where), _selected(where))
-            _set(entry, variable, _single(field.data))
+        elif head == "config_list" and len(parts) > count:
+            entry = entries.setdefault(tuple(parts[:count]), _selected(parts[:count]))
+            _set(entry, "::".join(parts[count:]), _single(field.data))
         elif key != "_name":
             field.say("missing", "is not known here, and was left out")
     book = value.book
@@ -255,7 +254,7 @@ def _unflattened(value: Field) -> Algorithm | None:
 
 def _selected(where: list[str]) -> dict[str, Any]:
     keys = ("quant_types", "op_types", "op_names")[-len(where) :]
-    return {key: part.split(":") for key, part in zip(keys, where, strict=True) if part}
+    return {key: part.split(":") for key, part in zip(keys, where, strict=True) if part.strip(":")}
 
 
 def _set(entry: dict[str, Any], variable: str, value: Any) -> None:
@@ -295,6 +294,7 @@ def _experiment(experiment: Field) -> tuple[dict[str, Any], dict[str, Any]]:
     if folder is not None and isinstance(folder.data, str) and folder.data not in (".", "./"):
         folder.say("todo", f"the folder of the code, {folder.data}, is code.path")
     goal = _tuner(experiment.take("tuner"), sweep)
+    _assessor(experiment.take("assessor"), sweep)
     sweep["objectives"] = [{"metric": "default", "goal": goal}]
     if goal == "minimize":
         spec["metrics"] = {"default": {"goal": goal}}
@@ -324,6 +324,20 @@ def _tuner(tuner: Field | None, sweep: dict[str, Any]) -> str:
     if mode is not None and mode.data not in ("maximize", "minimize"):
         mode.wrong(f"must be maximize or minimize, found {mode.data}", "write one of them")
     return "minimize" if mode is not None and mode.data == "minimize" else "maximize"
+
+
+def _assessor(assessor: Field | None, sweep: dict[str, Any]) -> None:
+    name = assessor.take("name") if assessor is not None else None
+    if assessor is None or name is None or (text := name.text()) is None:
+        return
+    block: dict[str, Any] = {"name": "median"}
+    if not plain(text).startswith("median"):
+        name.say("changed", f"median takes the place of {text}")
+    arguments = assessor.take("class_args", "classArgs")
+    start = arguments.take("start_step") if arguments is not None else None
+    if start is not None and (count := start.whole()):
+        block["minSteps"] = count
+    sweep["earlyStopping"] = block
 
 
 def _seconds(field: Field) -> int | None:
@@ -361,6 +375,7 @@ def _of_script(top: Field, script: Script, model: dict[str, Any], algorithm: str
     inner = {id(each.given.data) for each in algorithms} & _arguments_of(script)
     algorithms = [each for each in algorithms if id(each.given.data) not in inner]
     if algorithms:
+        _lengths(algorithms, calls)
         draft = Draft("nni", model or _unknown(top), space=Space(of_nni))
         for each in algorithms:
             draft.stages += _stages(each, draft.space, len(draft.stages))
@@ -370,6 +385,15 @@ def _of_script(top: Field, script: Script, model: dict[str, Any], algorithm: str
         if _is_list(value):
             field = Field(value, top.book, (name,))
             yield _recipe(name.replace("_", "-"), _alone(field, algorithm), model)
+
+
+def _lengths(algorithms: list[Algorithm], calls: list[tuple[Field, str]]) -> None:
+    """compress(max_steps=..., max_epochs=...), of the last compressor, as arguments of it."""
+    for call, name in calls:
+        if name == "compress" and algorithms:
+            given = algorithms[-1].given
+            said = {key: call.data[key] for key in ("max_steps", "max_epochs") if call.data.get(key) is not None}
+            algorithms[-1].given = Field({**said, **given.data}, given.book, given.location)
 
 
 def _arguments_of(script: Script) -> set[int]:

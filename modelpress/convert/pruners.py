@@ -28,7 +28,16 @@ GIVEN = (
         "optimizer",
         "criterion",
     ),
-    *("dummy_input", "finetuner", "short_term_fine_tuner", "val_func", "finetune_func", "evaluate_func"),
+    *(
+        "max_steps",
+        "max_epochs",
+        "dummy_input",
+        "finetuner",
+        "short_term_fine_tuner",
+        "val_func",
+        "finetune_func",
+        "evaluate_func",
+    ),
 )
 _LEFT = {
     "dependency_aware": "channels that depend on each other go together by themselves when the model is shrunk",

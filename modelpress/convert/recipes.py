@@ -28,7 +28,7 @@ def stages_of(config: Field) -> tuple[list[dict[str, Any]], bool]:
         config.take(key)
     space = Space(of_auptimizer)
     if is_quantizer(str(compressor.data)):
-        stages = quantize_stages(compressor, entries.entries(), config, space, 0)
+        stages = quantize_stages(compressor, entries.entries(), config, space, 0, in_loop=True)
     else:
         stages = prune_stages(compressor, entries.entries(), config, space, 0, in_loop=True)
     return stages, bool(space.parameters)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from modelpress.api.v1alpha1 import TERMINAL_PHASES, Artifact, Attempt, MetricsPair
+from modelpress.api.v1alpha1 import TERMINAL_PHASES, Artifact, Attempt, CompressionJob, MetricsPair
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.result import RunResult
 
@@ -19,6 +19,7 @@ from . import naming
 from .attempts import AttemptResolution, described, pending, resolve_attempt
 from .conditions import ConditionUpdate, Verdict, cut, merge, seconds, stamp, summary, transition
 from .job_snapshot import WATCH_LAG, JobSnapshot, job_snapshot
+from .memory import more_memory, raised_memory, with_memory
 from .model import Action, CreateJob, DeleteJob, JobObserved, ObservedJob, Plan
 from .precondition import conditional_plan
 from .requests import artifact_uri, kept_metrics, request_problem, resolved, run_request, store_location
@@ -51,6 +52,12 @@ class Accounting:
     disruptions: int
     active_seconds: float
     orphans: tuple[ObservedJob, ...]
+    memory: str | None = None  # the limit that attempts have from now on; None: the specification's
+
+    @property
+    def job(self) -> CompressionJob:
+        """The job as its next attempt runs it."""
+        return with_memory(self.snapshot.job, self.memory)
 
     @property
     def attempt(self) -> Attempt | None:
@@ -160,7 +167,7 @@ def _invalid_spec(accounting: Accounting) -> Verdict | None:
 
 
 def _invalid_request(accounting: Accounting) -> Verdict | None:
-    why = request_problem(run_request(accounting.snapshot.job, "trial", accounting.number, accounting.snapshot.owner))
+    why = request_problem(run_request(accounting.job, "trial", accounting.number, accounting.snapshot.owner))
     return Verdict("Pending", why[0], why[1], stalled=True) if why else None
 
 
@@ -190,13 +197,17 @@ HOLD_POLICIES: tuple[Policy, ...] = (_forged, _suspended, _invalid_spec, _invali
 def _accounting(snapshot: JobSnapshot, resolution: AttemptResolution | None) -> Accounting:
     status = snapshot.status
     failures, disruptions, active = status.failures, status.disruptions, status.active_seconds
+    memory = status.memory
     if resolution is not None:
         active += resolution.ran
         closes = snapshot.attempt is not None and snapshot.attempt.finish_time is None
         if resolution.end is not None and closes and resolution.end.reason != r.DEADLINE_EXCEEDED:
-            failures += resolution.end.outcome == "Failed"
+            if resolution.end.reason == r.RUNNER_OOM_KILLED and memory is None:
+                memory = raised_memory(snapshot.job.spec)
+            failures += resolution.end.outcome == "Failed" and memory == status.memory
             disruptions += resolution.end.outcome in ("Disrupted", "Lost")
-    return Accounting(snapshot, resolution, failures, disruptions, round(active, 3), _orphaned(snapshot, resolution))
+    orphans = _orphaned(snapshot, resolution)
+    return Accounting(snapshot, resolution, failures, disruptions, round(active, 3), orphans, memory)
 
 
 def _first(chain: tuple[Policy, ...], accounting: Accounting) -> Verdict | None:
@@ -230,7 +241,10 @@ def _advance(snapshot: JobSnapshot) -> Plan:
         number = accounting.number
         name = naming.attempt_name(snapshot.name, number)
         verdict = pending(_after(snapshot, accounting), number)
-        actions.append(CreateJob(name, "trial", number, run_request(snapshot.job, "trial", number, snapshot.owner)))
+        if accounting.memory is not None and accounting.memory != snapshot.status.memory:
+            told = more_memory(snapshot.job.spec, accounting.memory)
+            verdict = replace(verdict, message=cut(f"{verdict.message} {told}"))
+        actions.append(CreateJob(name, "trial", number, run_request(accounting.job, "trial", number, snapshot.owner)))
         new = Attempt(number=number, outcome="Running", create_time=snapshot.now)
         past = snapshot.past if resolution is None or resolution.unstarted else (*snapshot.past, resolution.attempt)
         return _plan(snapshot, accounting, verdict, (*past, new), number, actions, extra, WATCH_LAG)
@@ -259,6 +273,7 @@ def _plan(
         "started": started,
         "failures": accounting.failures,
         "disruptions": accounting.disruptions,
+        "memory": accounting.memory,
         "active_seconds": accounting.active_seconds,
         "start_time": old.start_time or (_first_start(attempts) or snapshot.now if started else None),
     }

@@ -227,6 +227,7 @@ def _publish(draft: StatusDraft) -> Verdict | None:
         objectives=snapshot.sweep.spec.objectives,
         best=draft.winner.number if draft.winner else None,
         front=_front(draft),
+        keep=snapshot.sweep.spec.artifacts.keep,
     )
     auxiliary = run_auxiliary_job(
         snapshot, "publish", snapshot.status.publish_attempts, snapshot.status.publish_base, request

@@ -22,6 +22,8 @@ from modelpress.store.manifest import FileEntry, Manifest
 
 from .errors import InvalidRequestError, ResultsError
 
+_LIGHT = frozenset({layout.RESULT, layout.METRICS, layout.JOB, layout.CARD})  # of a trial whose model is not kept
+
 
 def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
     """Writes report.html, trials.csv, best.json and best/ below `request.root`; the result has the digest of best/.
@@ -56,6 +58,10 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
     if store.list(kept := layout.join(request.root, layout.STAGES)):
         store.delete_prefix(kept)
     said = f"trial {best.number} is the best" if best is not None else "none is feasible"
+    if best is not None and request.publish.keep != "all":
+        front = request.publish.front if request.publish.keep == "pareto" else []
+        gone = [trial for trial in listed if trial.number not in {best.number, *front}]
+        said += f"; the models of {sum(_slim(store, trial) for trial in gone)} others are removed"
     return RunResult(
         phase="Succeeded",
         reason=reasons.PUBLISHED,
@@ -119,6 +125,17 @@ def _publish_best(store: ArtifactStore, root: str, trial: Trial, standing: Manif
         if path != layout.MANIFEST and path not in belongs and path.partition("/")[0] in (folder, path):
             store.delete(layout.join(prefix, path))
     return manifest.digest_of(data)
+
+
+def _slim(store: ArtifactStore, trial: Trial) -> bool:
+    """Remove what a trial left but its metrics, records and recipe; whether there was anything.
+
+    The manifest stays: it says that the trial is done, and what its files were.
+    """
+    heavy = [path for path in trial.sizes if "/" in path and path.rpartition("/")[2] not in _LIGHT]
+    for path in heavy:
+        store.delete(layout.join(trial.prefix, path))
+    return bool(heavy)
 
 
 def _check(store: ArtifactStore, trial: Trial, entry: FileEntry) -> None:

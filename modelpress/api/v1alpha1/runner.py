@@ -118,6 +118,11 @@ class Runner(ApiModel):
         default="torchrun", description="What starts the processes and gives each its rank."
     )
     resources: Resources | None = None
+    max_memory: Quantity | None = Field(
+        default=None,
+        description="An attempt that is killed for memory is made again once with twice `resources.limits.memory`, at "
+        "most this; it does not count against backoffLimit. None: it counts, and nothing is raised.",
+    )
     resource_claims: Annotated[list[ResourceClaim], Field(max_length=16)] | None = None
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = Field(
         default=None, description="Labels of the nodes that will do."

@@ -224,6 +224,14 @@ class EarlyStopping(ApiModel):
     )
 
 
+class Artifacts(ApiModel):
+    """Which trials keep their models once the sweep is published; metrics and records all do."""
+
+    keep: Literal["all", "pareto", "best"] = Field(
+        default="all", description="pareto: those on the front and the best one. Without a feasible trial all are kept."
+    )
+
+
 class Budget(ApiModel):
     """What a sweep may use; when it is used up no further trial starts."""
 
@@ -253,6 +261,7 @@ class CompressionSweepSpec(ApiModel):
     max_failed_trials: Annotated[int, Field(ge=0, le=10_000)] = Field(
         default=3, description="The sweep fails when more trials than this have failed."
     )
+    artifacts: Artifacts = Field(default_factory=Artifacts)
     budget: Budget | None = Field(default=None, description="None: no limit but maxTrials. May be raised.")
     stage_cache: bool = Field(
         default=True,

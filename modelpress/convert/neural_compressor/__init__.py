@@ -8,7 +8,7 @@ from modelpress.convert.drafts import Draft
 from modelpress.convert.notes import Field
 from modelpress.convert.scripts import ARGUMENTS, CALL, OF, Script
 
-from . import parts
+from . import parts, quantization
 from .nesting import nested
 from .pruning import is_computed, prune_block
 
@@ -21,13 +21,6 @@ _CONFIGS = (
     "MixedPrecisionConfig",
     "BenchmarkConfig",
 )
-_APPROACHES = {
-    "post_training_static_quant": "ptq_static",
-    "post_training_dynamic_quant": "ptq_dynamic",
-    "quant_aware_training": "qat",
-    "static": "ptq_static",
-    "dynamic": "ptq_dynamic",
-}
 _CALL = (CALL, ARGUMENTS, OF)
 _FRAMEWORKS = ("pytorch", "pytorch_fx", "pytorch_ipex")
 _YOURS = "the model's evaluator, which its entrypoint or script gives, does that"
@@ -156,18 +149,19 @@ def _distillation(draft: Draft, block: Field) -> None:
     block.leave({"evaluation": _YOURS})
     draft.stages.append({"distill": distill})
     if not draft.model:
-        draft.model = {"entrypoint": "model:create"}
-        block.say("todo", "the model: a function create() in model.py that returns it with what trains and scores it")
+        _entrypoint(draft, block)
     block.say("todo", "the teacher: mp.Subject(..., teacher=MODEL) or teacher: {entrypoint: ...}; else the dense model")
 
 
 def _quantization(draft: Draft, block: Field) -> None:
-    approach = block.take("approach")
-    name = _APPROACHES.get(str(approach.data)) if approach is not None else "ptq_static"
-    if name is None and approach is not None:
-        approach.wrong(f"there is no counterpart to {approach.data}", f"write {' or '.join(_APPROACHES)}")
-        return
-    block.say("missing", f"{name}: this version has no quantize stage")
+    draft.stages.append(quantization.of_yaml(block))
+    if draft.stages[-1]["quantize"]["algorithm"] != "qat" and not draft.model:
+        _entrypoint(draft, block)
+
+
+def _entrypoint(draft: Draft, block: Field) -> None:
+    draft.model = {"entrypoint": "model:create"}
+    block.say("todo", "the model: a function create() in model.py that returns it with what trains and scores it")
 
 
 def _mixed_precision(block: Field) -> None:
@@ -220,7 +214,9 @@ def _of_script(top: Field, script: Script, model: dict[str, Any]) -> list[Draft]
         elif name == "DistillationConfig":
             blocks.append({"distill": _distillation_config(call)})
         elif name in ("PostTrainingQuantConfig", "QuantizationAwareTrainingConfig"):
-            _quantization_config(draft, call, name)
+            blocks.append(quantization.of_config(draft, call, name))
+            if name.startswith("Post") and not draft.model:
+                _entrypoint(draft, call)
         elif name == "MixedPrecisionConfig":
             _mixed_precision(call)
         else:
@@ -269,20 +265,6 @@ def _distillation_config(call: Field) -> dict[str, Any]:
     if name.startswith("Intermediate"):
         return parts.layers(criterion, False)
     return parts.knowledge(criterion)
-
-
-def _quantization_config(draft: Draft, call: Field, name: str) -> None:
-    approach = call.take("approach")
-    word = str(approach.data) if approach is not None else "static"
-    kind = "qat" if name.startswith("Quantization") else _APPROACHES.get(word)
-    call.say("missing", f"{kind}: this version has no quantize stage")
-    if (tuning := call.take("tuning_criterion")) is not None and tuning.mapping():
-        parts.timeout(draft, tuning.take("timeout"))
-        parts.trials(tuning.take("max_trials"))
-    if (criterion := call.take("accuracy_criterion")) is not None and criterion.mapping():
-        loss, kind_ = criterion.take("tolerable_loss"), criterion.take("criterion")
-        absolute = kind_ is not None and kind_.data == "absolute"
-        parts.accuracy(draft, criterion, None if absolute else loss, loss if absolute else None)
 
 
 __all__ = ["convert", "detect"]

@@ -42,6 +42,10 @@ NOTES: dict[str, tuple[str, tuple[str, ...]]] = {
     "nni-config-lists": ("nni", ("is a share of what is ranked", "matches a whole name here and its beginning in NNI")),
     "nni-agp": ("nni", ("a function create() in model.py",)),
     "nni-experiment": ("nni", ("quniform counts its steps from 0",)),
+    "nc1-static": ("neural-compressor", ("post_training_static_quant is algorithm: ptq_static",)),
+    "nc1-qat": ("neural-compressor", ("the script, train.py", "one recipe is measured, where up to 600 were tried")),
+    "nc2-static": ("neural-compressor", ("a relative loss of 1 % at most",)),
+    "nc2-qat": ("neural-compressor", ("operations are quantized layer by layer",)),
     "nc1-pruning": (
         "neural-compressor",
         ("end_step: snip_momentum looks at training steps", "ic_pattern_4x1 is pattern: 4x1"),
@@ -92,6 +96,14 @@ def test_it_becomes(name: str, tmp_path: Path) -> None:
     assert problems_of(str(written), cluster=False) == ([], len(found.documents))
 
 
+def test_pruning_and_quantization_in_one_loop(tmp_path: Path) -> None:
+    """As the orchestration of version 1.x combines two files."""
+    [document] = converted("nc1-pruning.yaml", tmp_path, "nc1-qat.yaml").documents
+    assert document["spec"]["model"] == {"script": "train.py"}
+    assert [list(stage) for stage in document["spec"]["stages"]] == [["prune"], ["quantize"]]
+    assert document["spec"]["constraints"] == [{"metric": "default", "maxRelativeLoss": 0.01}]
+
+
 def test_a_benchmark_goes_with_what_compresses(tmp_path: Path) -> None:
     """Several files are one recipe."""
     found = converted("nc1-pruning.yaml", tmp_path, "nc1-benchmark.yaml")
@@ -106,8 +118,7 @@ def test_a_benchmark_goes_with_what_compresses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if (FOLDER / f"{stem(name)}{EXPECTED}").exists()])
 def test_it_runs(name: str, tmp_path: Path) -> None:
     """On digits: a recipe by mp.compress, one for a loop of the user's own in such a loop."""
-    for document in converted(name, tmp_path).documents:
-        spec = recipe(document)
+    for spec in [spec for document in converted(name, tmp_path).documents for spec in recipes(document)]:
         model = small_digits.net()
         stages = [shortened(stage) for stage in spec["stages"]]
         if "script" in spec["model"]:
@@ -116,24 +127,33 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
             metrics = mp.compress(model, stages, small_digits.evaluator(model)).metrics
         if "prune" in str(stages):
             assert metrics["compressed"]["nonzeroParameters"] < metrics["baseline"]["nonzeroParameters"]
+        if "quantize" in str(stages):
+            assert metrics["compressed"]["sizeBytes"] < metrics["baseline"]["sizeBytes"]
         assert len(metrics["stages"]) == len(stages)
 
 
-def recipe(document: dict[str, Any]) -> dict[str, Any]:
-    """The spec of a job; of a sweep's trial whose parameters have their last or greatest values."""
+def recipes(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The spec of a job; those of a sweep's trials, one for each part that can be chosen, in which other parameters
+    have their last or greatest values."""
     if document["kind"] == "CompressionJob":
-        return document["spec"]
-    spec = document["spec"]["template"]["spec"]
-    chosen = {}  # the first part of each choice, which the template has
-    for parameter in document["spec"]["searchSpace"]:
-        if "choice" in parameter:
-            chosen[parameter["name"]] = parameter["choice"]["values"][0]["name"]
-        if "choice" in parameter or any(chosen[key] not in names for key, names in parameter.get("when", {}).items()):
-            continue
-        body = parameter.get("float") or parameter.get("int")
-        for path in parameter["paths"]:
-            spec = json_pointer.set(spec, path, body["max"] if body else parameter["categorical"]["values"][-1])
-    return spec
+        return [document["spec"]]
+    template, space = document["spec"]["template"]["spec"], document["spec"]["searchSpace"]
+    parts = [
+        (each["name"], part, each["paths"]) for each in space if "choice" in each for part in each["choice"]["values"]
+    ]
+    found = []
+    for name, part, paths in parts or [("", {}, [])]:
+        spec = template
+        for path in paths:
+            spec = json_pointer.set(spec, path, part["value"])
+        for parameter in space:
+            if "choice" in parameter or part.get("name") not in parameter.get("when", {}).get(name, [part.get("name")]):
+                continue
+            body = parameter.get("float") or parameter.get("int")
+            for path in parameter["paths"]:
+                spec = json_pointer.set(spec, path, body["max"] if body else parameter["categorical"]["values"][-1])
+        found.append(spec)
+    return found
 
 
 def shortened(stage: dict[str, Any]) -> dict[str, Any]:

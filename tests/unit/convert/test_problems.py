@@ -41,6 +41,12 @@ def problem(folder: Path, name: str, text: str, **options: Any) -> str:
         ("a.json", "[" * 200, "nested deeper than"),
         ("a.yaml", "a: 1\n\tb: 2\n", "a.yaml:2: not valid YAML"),
         ("a.py", "configs = [\n{'sparsity': 0.5 0.6}]\n", "a.py:2: is not Python"),
+        ("a.py", "a = " + "+".join(["b"] * 700), "an expression is nested too deeply"),
+        (
+            "a.py",
+            "from neural_compressor.experimental import Pruning\nprune = Pruning('conf.yaml')\n",
+            "its configuration is in conf.yaml; convert that",
+        ),
         ("a.json", '{"a": 1}', "it looks like no configuration of NNI, Auptimizer or Neural Compressor"),
         ("missing.json/a", "", ""),
     ],
@@ -166,6 +172,100 @@ def test_pruners(pruner: str, arguments: str, expected: dict[str, Any], tmp_path
     [document] = converted(tmp_path, "a.py", text).documents
     [stage] = document["spec"]["stages"]
     assert stage["prune"] == {"configList": [{"opTypes": [types], "sparsity": 0.5}], **expected}
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (
+            "QAT_Quantizer(model, [{'quant_types': ['weight', 'output'], 'quant_bits': {'weight': 4, 'output': 8}, "
+            "'op_types': ['Conv2d'], 'quant_start_step': 7}, {'exclude': True, 'op_names': ['a']}])",
+            {
+                "algorithm": "qat",
+                "granularity": "tensor",
+                "startStep": 7,
+                "epochs": 1,
+                "configList": [
+                    {"opTypes": ["Conv2d"], "targets": ["weight", "output"], "quantBits": {"weight": 4, "output": 8}},
+                    {"opNames": ["a"], "exclude": True},
+                ],
+            },
+        ),
+        (
+            "LSQQuantizer(model, [{'op_names': ['a'], 'target_names': ['_input_', 'weight', 'bias'], "
+            "'quant_dtype': 'int8', 'quant_scheme': 'affine', 'granularity': 'out_channel'}], evaluator)\n"
+            "q.compress(max_steps=9, max_epochs=None)",
+            {
+                "algorithm": "lsq",
+                "granularity": "tensor",
+                "maxSteps": 9,
+                "configList": [
+                    {
+                        "opNames": ["a"],
+                        "targets": ["input", "weight"],
+                        "quantDtype": "int8",
+                        "granularity": "channel",
+                    }
+                ],
+            },
+        ),
+        (
+            "NaiveQuantizer(model, [{'op_types': ['default'], 'quant_bits': 8}])",
+            {
+                "algorithm": "ptq_static",
+                "granularity": "tensor",
+                "configList": [{"opTypes": ["default"], "quantBits": 8}],
+            },
+        ),
+        (
+            "BNNQuantizer(model, [{'op_types': ['Linear'], 'quant_bits': 1, 'quant_types': ['weight']}])",
+            {
+                "algorithm": "bnn",
+                "epochs": 1,
+                "configList": [{"opTypes": ["Linear"], "targets": ["weight"], "quantBits": 1}],
+            },
+        ),
+    ],
+)
+def test_quantizers(code: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    """Of versions 1 and 3."""
+    [document] = converted(tmp_path, "a.py", f"q = {code}\n").documents
+    [stage] = document["spec"]["stages"]
+    assert stage["quantize"] == expected
+
+
+def test_operations_of_neural_compressor(tmp_path: Path) -> None:
+    """What stays in floats is excluded; scheme, granularity and range by type and name."""
+    text = """
+from neural_compressor.config import AccuracyCriterion, PostTrainingQuantConfig
+conf = PostTrainingQuantConfig(
+    approach="static",
+    op_type_dict={"Conv": {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}},
+    op_name_dict={"fc": {"weight": {"scheme": ["asym"], "granularity": ["per_tensor"]},
+                         "activation": {"scheme": ["sym"], "algorithm": ["kl"]}}},
+    accuracy_criterion=AccuracyCriterion(criterion="absolute", tolerable_loss=0.02, higher_is_better=False),
+)
+"""
+    [document] = converted(tmp_path, "a.py", text).documents
+    [stage] = document["spec"]["stages"]
+    assert stage["quantize"]["configList"] == [
+        {"opTypes": ["default"]},
+        {"opTypes": ["_ConvNd"], "exclude": True},
+        {"opNames": ["fc"], "granularity": "tensor", "scheme": {"weight": "affine", "input": "symmetric"}},
+    ]
+    assert stage["quantize"]["calibration"] == {"observer": "kl"}
+    assert document["spec"]["constraints"] == [{"metric": "default", "maxAbsoluteLoss": 0.02}]
+    assert document["spec"]["metrics"] == {"default": {"goal": "minimize"}}
+
+
+def test_trials_that_do_badly_are_stopped(tmp_path: Path) -> None:
+    """By the median, whatever it was there."""
+    entry = '{"sparsity": {"range": [0.1, 0.2], "type": "float"}}'
+    early = ', "resource_args": {"early_stop": {"aup_policy": "bandit", "aup_policy_steps": 3}}}'
+    text = (COMPRESSION % ("l1", entry)).removesuffix("}") + early
+    found = converted(tmp_path, "a.json", text)
+    assert found.documents[0]["spec"]["earlyStopping"] == {"name": "median", "minSteps": 3}
+    assert "median takes the place of bandit" in "\n".join(found.remarks())
 
 
 def test_movement_goes_along_with_a_training(tmp_path: Path) -> None:

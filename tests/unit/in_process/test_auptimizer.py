@@ -154,6 +154,26 @@ def test_a_compressor_that_looks_at_training_is_given_the_trainer(folder: Path) 
         other.apply_speedup(images[:1])
 
 
+def test_a_quantizer_goes_along_with_the_script(folder: Path) -> None:
+    """Rounded while it trains; integers at the end."""
+    import small_digits
+    import torch.nn.functional as F
+
+    model = small_digits.net()
+    images, labels = small_digits.data()
+    entry = {"quant_types": ["weight"], "quant_bits": {"weight": 8}, "op_types": ["Linear"]}
+    compressor = aup.create_compressor(model, {"compressor": "qat", "config_list": [entry]})
+    compressor.compress()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for index in torch.randperm(256).split(64):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[index]), labels[index]).backward()
+        optimizer.step()
+    compressor.export_model("model.pth", speedup=True)
+    metrics = compressor.compression.result.metrics
+    assert metrics["compressed"]["sizeBytes"] < metrics["baseline"]["sizeBytes"]
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_decorator(folder: Path, wanted: bool, capsys: Any) -> None:
     """Keys become arguments; what is to be saved is saved behind main, if that is wanted."""

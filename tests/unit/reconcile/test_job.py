@@ -274,6 +274,37 @@ def test_certain_ends_start_the_next_attempt(fields: dict[str, Any], counter: st
     assert [event.type for event in plan.actions if isinstance(event, EmitEvent)] == ["Warning"]
 
 
+@pytest.mark.parametrize(
+    ("most", "memory"), [("8Gi", "8Gi"), ("16Gi", "8Gi"), ("6000Mi", "6000Mi"), ("4Gi", None), (None, None)]
+)
+def test_out_of_memory_is_answered_with_more_once(most: str | None, memory: str | None) -> None:
+    """Twice the limit, at most runner.maxMemory; it is no failure and is told; a second time it is one."""
+    resources = {"limits": {"memory": "4Gi", "cpu": "2"}, "requests": {"memory": "1Gi"}}
+    runner = {"resources": resources, **({"maxMemory": most} if most else {})}
+    job = ran(runner=runner, backoffLimit=1)
+    killed = child(state="failed", cause="oom")
+    plan = reconcile_job(observe(job, killed), at(11))
+    status, create = status_of(plan), plan.actions[1]
+    assert isinstance(create, CreateJob)
+    assert create.request.spec.runner is not None
+    assert create.request.spec.runner.resources is not None
+    asked = create.request.spec.runner.resources.to_dict()
+    if memory is None:
+        assert (status.memory, status.failures, asked) == (None, 1, resources)
+        return
+    assert (status.memory, status.failures) == (memory, 0)
+    assert asked == {"limits": {"memory": memory, "cpu": "2"}, "requests": {"memory": memory}}
+    assert f"It gets {memory} of memory in place of 4Gi." in status.conditions[0].message
+    again = child("digits-2", "failed", attempt=2, cause="oom", started_at=at(12), finished_at=at(20))
+    plan = reconcile_job(observe(after(job, plan), killed, again), at(21))
+    status, create = status_of(plan), plan.actions[1]
+    assert isinstance(create, CreateJob)
+    assert create.request.spec.runner is not None
+    assert create.request.spec.runner.resources is not None
+    assert (status.memory, status.failures) == (memory, 1)
+    assert create.request.spec.runner.resources.to_dict() == asked
+
+
 def test_a_runner_that_never_ran_is_not_collected() -> None:
     """An attempt evicted before its runner started cannot have a manifest."""
     evicted = child(state="failed", cause="disrupted", started_at=None)

@@ -338,3 +338,34 @@ def test_a_request_that_says_not_what(store: ArtifactStore) -> None:
     """A request without its publish part is refused."""
     with pytest.raises(InvalidRequestError, match="needs to know what"):
         publish(to_publish(None).model_copy(update={"publish": None}), store)
+
+
+@pytest.mark.parametrize(("keep", "whole"), [("all", {0, 1, 2, 3}), ("pareto", {1, 2}), ("best", {2})])
+def test_models_of_other_trials_are_removed(store: ArtifactStore, keep: str, whole: set[int]) -> None:
+    """The kept ones open as before; of the others metrics, record and manifest stay, and the table has all of them."""
+    files = {"model.pt2": b"program", "metrics.json": b"{}", "README.md": b"#", "job.yaml": b"{}"}
+    for number in range(4):
+        succeeded(store, number, files=files)
+    store.put_bytes(f"{trial_prefix(ROOT, 3)}/checkpoint/state", b"1")
+    request = to_publish(2, [1, 2])
+    assert request.publish is not None
+    request = request.model_copy(update={"publish": request.publish.model_copy(update={"keep": keep})})
+    removed = {"all": "is the best", "pareto": "the models of 2 others are removed"}
+    assert publish(request, store).message.endswith(removed.get(keep, "the models of 3 others are removed"))
+    for number in range(4):
+        left = {info.path.rpartition("/")[2] for info in store.list(trial_prefix(ROOT, number))}
+        light = {"manifest.json", "metrics.json", "README.md", "job.yaml", "result.json"}
+        heavy = {"model.pt2"} | ({"state"} if number == 3 else set())
+        assert left == light | (heavy if number in whole else set())
+    publish(request, store)  # again, and nothing is missed
+    rows = list(csv.DictReader(io.StringIO(store.get_bytes(f"{ROOT}/trials.csv").decode())))
+    assert [row["state"] for row in rows] == ["Succeeded"] * 4
+
+
+def test_without_a_feasible_trial_all_models_are_kept(store: ArtifactStore) -> None:
+    """Whoever wants to see what went wrong finds everything."""
+    succeeded(store, 0)
+    request = to_publish(None)
+    assert request.publish is not None
+    publish(request.model_copy(update={"publish": request.publish.model_copy(update={"keep": "best"})}), store)
+    assert any(info.path.endswith("model.pt2") for info in store.list(trial_prefix(ROOT, 0)))

@@ -1,0 +1,351 @@
+"""How well sweeps search, and what early stopping saves: simulated on a table of recipes that was measured once.
+
+The table (results/digits_table.json, by --measure): a digits CNN of width 16, pruned by 2 methods at 7 sparsities and
+fine-tuned with 2 learning rates; the accuracy after each of 9 epochs, and the MACs. A recipe is one of these with a
+number of epochs: 252.
+
+Search: each algorithm has 40 trials on 5 seeds, one after the other, for accuracy and MACs, with at most 2 % of the
+accuracy lost. Reported: the hypervolume of the feasible front (as a share of the table's own), beside bare Optuna's
+samplers and chance; the trials that it takes to reach 95 % of what the table holds; the share of feasible trials. cmaes
+searches for the fewest MACs alone. Early stopping: 40 random recipes with 9 epochs, four at a time: the share of the
+epochs that is saved, and how much worse the best is than without.
+
+Usage: python benchmarks/search_quality.py [--measure] [--seeds 5] [--trials 40] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import itertools
+import json
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modelpress.api.v1alpha1 import (
+    CompressionJob,
+    CompressionJobStatus,
+    CompressionSweepSpec,
+    EarlyStopping,
+    JobMeta,
+    MetricsPair,
+)
+from modelpress.search import strategy_for
+from modelpress.search.hypervolume import hypervolume
+from modelpress.search.stopping import Curve, stopped_early
+from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL, History
+
+HERE = Path(__file__).resolve().parent
+TABLE = HERE / "results" / "digits_table.json"
+ALGORITHMS, RATES, EPOCHS = ("l1", "random"), (1e-3, 3e-3), 9
+SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+LOSS = 0.02
+GOALS = ("maximize", "minimize")
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def measure() -> dict[str, Any]:
+    """Train every recipe once."""
+    sys.path.insert(0, str(HERE.parent / "examples" / "digits"))
+    import digits
+    import torch
+
+    import modelpress as mp
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    subject = digits.create(width=16)
+    train_x, train_y, test_x, test_y = digits.load_data()
+    rows = []
+    baseline: dict[str, float] = {}
+    for algorithm, sparsity in itertools.product(ALGORITHMS, SPARSITIES):
+        entries = [{"op_types": ["Conv2d"], "sparsity": sparsity}, {"op_names": ["fc"], "exclude": True}]
+        stage = {"prune": {"algorithm": algorithm, "config_list": entries}}
+        fresh = digits.create(width=16, train=False)
+        fresh.model.load_state_dict(subject.model.state_dict())
+        result = mp.compress(fresh.model, stages=[stage], evaluator=fresh.evaluator, dummy_input=test_x[:1], seed=0)
+        baseline = {name: result.metrics["baseline"][name] for name in ("default", "macs")}
+        for rate in RATES:
+            pruned = copy.deepcopy(result.model)
+            optimizer = torch.optim.AdamW(pruned.parameters(), lr=rate)
+            generator = torch.Generator().manual_seed(0)
+            curve = [digits.accuracy(pruned, test_x, test_y)]
+            for _ in range(EPOCHS):
+                pruned.train()
+                for index in torch.randperm(len(train_x), generator=generator).split(64):
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(pruned(train_x[index]), train_y[index]).backward()
+                    optimizer.step()
+                curve.append(digits.accuracy(pruned, test_x, test_y))
+            macs = result.metrics["compressed"]["macs"]
+            rows.append({"algorithm": algorithm, "sparsity": sparsity, "lr": rate, "macs": macs, "curve": curve})
+            print(algorithm, sparsity, rate, macs, [round(value, 3) for value in curve], flush=True)
+    return {"baseline": baseline, "rows": rows}
+
+
+class Table:
+    """Looks up what a recipe gives."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.baseline = data["baseline"]
+        self.rows = {(row["algorithm"], row["sparsity"], row["lr"]): row for row in data["rows"]}
+
+    def metrics(self, point: dict[str, Any]) -> dict[str, float]:
+        """Accuracy and MACs of a recipe."""
+        row = self.rows[point["algorithm"], point["sparsity"], point["lr"]]
+        return {"default": row["curve"][point["epochs"]], "macs": row["macs"]}
+
+    def feasible(self, metrics: dict[str, float]) -> bool:
+        """Whether the accuracy is kept."""
+        return metrics["default"] >= (1 - LOSS) * self.baseline["default"]
+
+    def volume(self, found: list[dict[str, float]]) -> float:
+        """Of the feasible ones, in shares of the dense model; against the bound and the dense model's MACs."""
+        dense = self.baseline
+        points = [(m["default"] / dense["default"], m["macs"] / dense["macs"]) for m in found if self.feasible(m)]
+        return hypervolume(points, (1 - LOSS - 1e-3, 1.0), GOALS)
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every recipe."""
+        return [
+            {"algorithm": a, "sparsity": s, "lr": r, "epochs": e}
+            for (a, s, r), e in itertools.product(self.rows, range(1, EPOCHS + 1))
+        ]
+
+
+# Search ---------------------------------------------------------------------------------------------------------------
+
+
+def sweep(algorithm: str, seed: int, objectives: tuple[str, ...]) -> CompressionSweepSpec:
+    """The search as a sweep."""
+    entries = [{"opTypes": ["Conv2d"], "sparsity": 0.5}]
+    template = {
+        "model": {"entrypoint": "digits:create", "args": {"lr": 0.001}},
+        "stages": [{"prune": {"algorithm": "l1", "configList": entries}}, {"finetune": {"epochs": 1}}],
+    }
+    space = [
+        {"name": "algorithm", "paths": ["/stages/0/prune/algorithm"], "categorical": {"values": list(ALGORITHMS)}},
+        {
+            "name": "sparsity",
+            "paths": ["/stages/0/prune/configList/0/sparsity"],
+            "float": {"min": SPARSITIES[0], "max": SPARSITIES[-1], "step": 0.1},
+        },
+        {"name": "lr", "paths": ["/model/args/lr"], "categorical": {"values": list(RATES)}},
+        {"name": "epochs", "paths": ["/stages/1/finetune/epochs"], "int": {"min": 1, "max": EPOCHS}},
+    ]
+    return CompressionSweepSpec.model_validate(
+        {
+            "template": {"spec": template},
+            "searchSpace": space,
+            "objectives": [{"metric": metric} for metric in objectives],
+            "constraints": [{"metric": "default", "maxRelativeLoss": LOSS}],
+            "algorithm": {"name": algorithm, "seed": seed},
+            "maxTrials": 1000,
+        }
+    )
+
+
+def ours(table: Table, algorithm: str, seed: int, trials: int, objectives: tuple[str, ...]) -> list[dict[str, float]]:
+    """What a sweep of ours measures, trial by trial."""
+    spec = sweep(algorithm, seed, objectives)
+    strategy, jobs, found = strategy_for(spec), dict[int, CompressionJob](), []
+    for number in range(trials):
+        suggestion = strategy.suggest(number, History(tuple(jobs)), jobs)
+        if suggestion.spec is None:
+            break
+        found.append(table.metrics(dict(suggestion.parameters)))
+        meta = {
+            "name": f"s-{number:05d}",
+            "labels": {TRIAL_LABEL: str(number)},
+            "annotations": {PARAMETERS_ANNOTATION: json.dumps(dict(suggestion.parameters))},
+        }
+        pair = MetricsPair(baseline=table.baseline, compressed=found[-1])
+        status = CompressionJobStatus(phase="Succeeded", metrics=pair)
+        jobs[number] = CompressionJob(metadata=JobMeta.model_validate(meta), spec=suggestion.spec, status=status)
+    return found
+
+
+def bare(
+    table: Table, make: Callable[[int], Any], seed: int, trials: int, objectives: tuple[str, ...]
+) -> list[dict[str, float]]:
+    """What Optuna measures by itself."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    directions = ["maximize" if metric == "default" else "minimize" for metric in objectives]
+    study = optuna.create_study(directions=directions, sampler=make(seed))
+    found = []
+    for _ in range(trials):
+        trial = study.ask()
+        point = {
+            "algorithm": trial.suggest_categorical("algorithm", ALGORITHMS),
+            "sparsity": SPARSITIES[trial.suggest_int("sparsity", 0, len(SPARSITIES) - 1)],
+            "lr": trial.suggest_categorical("lr", RATES),
+            "epochs": trial.suggest_int("epochs", 1, EPOCHS),
+        }
+        metrics = table.metrics(point)
+        trial.set_constraint("loss", (1 - LOSS) * table.baseline["default"] - metrics["default"])
+        study.tell(trial, [metrics[metric] for metric in objectives])
+        found.append(metrics)
+    return found
+
+
+def judged(table: Table, runs: list[list[dict[str, float]]], whole: float) -> dict[str, Any]:
+    """Figures of an algorithm's runs with two objectives."""
+    volumes = [table.volume(found) / whole for found in runs]
+    reached = [
+        next((n for n in range(1, len(found) + 1) if table.volume(found[:n]) >= 0.95 * whole), None) for found in runs
+    ]
+    return {
+        "hypervolume": round(statistics.mean(volumes), 4),
+        "deviation": round(statistics.stdev(volumes), 4) if len(volumes) > 1 else 0.0,
+        "trials to 95 %": reached,
+        "feasible": round(statistics.mean(table.feasible(m) for found in runs for m in found), 3),
+    }
+
+
+def least(table: Table, runs: list[list[dict[str, float]]]) -> dict[str, Any]:
+    """Figures of runs for the fewest MACs alone: those of the best feasible recipe, in shares of the dense model."""
+    best = [min((m["macs"] for m in found if table.feasible(m)), default=float("inf")) for found in runs]
+    shares = [round(value / table.baseline["macs"], 4) for value in best]
+    return {
+        "best": shares,
+        "mean": round(statistics.mean(shares), 4),
+        "feasible": round(statistics.mean(table.feasible(m) for found in runs for m in found), 3),
+    }
+
+
+def searches(table: Table, seeds: int, trials: int) -> dict[str, Any]:
+    """All algorithms, ours and Optuna's."""
+    from optuna import samplers
+
+    warnings.simplefilter("ignore")
+    two, one = ("default", "macs"), ("macs",)
+    whole = table.volume([table.metrics(point) for point in table.all()])
+    makers: dict[str, Callable[[int], Any]] = {
+        "optuna random": lambda seed: samplers.RandomSampler(seed=seed),
+        "optuna qmc": lambda seed: samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
+        "optuna tpe": lambda seed: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        "optuna nsga2": lambda seed: samplers.NSGAIISampler(seed=seed, population_size=16),
+    }
+    out: dict[str, Any] = {"accuracy and macs": {}, "macs alone": {}}
+    for name in ("random", "qmc", "tpe", "nsga2"):
+        runs = [ours(table, name, seed, trials, two) for seed in range(seeds)]
+        out["accuracy and macs"][name] = judged(table, runs, whole)
+    for name, make in makers.items():
+        runs = [bare(table, make, seed, trials, two) for seed in range(seeds)]
+        out["accuracy and macs"][name] = judged(table, runs, whole)
+    for name in ("random", "tpe", "nsga2", "cmaes"):
+        runs = [ours(table, name, seed, trials, one) for seed in range(seeds)]
+        out["macs alone"][name] = least(table, runs)
+    try:
+        import cmaes  # noqa: F401
+
+        makers["optuna cmaes"] = lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    except ImportError:
+        print("Optuna's CMA-ES needs the package cmaes; it is left out")
+    for name in ("optuna random", "optuna tpe", *(["optuna cmaes"] if "optuna cmaes" in makers else [])):
+        runs = [bare(table, makers[name], seed, trials, one) for seed in range(seeds)]
+        out["macs alone"][name] = least(table, runs)
+    feasible = [m["macs"] for point in table.all() if table.feasible(m := table.metrics(point))]
+    out["macs alone"]["the table's best"] = round(min(feasible) / table.baseline["macs"], 4)
+    return out
+
+
+# Early stopping -------------------------------------------------------------------------------------------------------
+
+
+def stopping(table: Table, rule: dict[str, Any], objectives: tuple[str, ...], seed: int, trials: int) -> dict[str, Any]:
+    """40 random recipes with all epochs, four at a time, an epoch a tick."""
+    goals = tuple("maximize" if metric == "default" else "minimize" for metric in objectives)
+    drawn = _points(table, seed)[:trials]
+    rows = [table.rows[point["algorithm"], point["sparsity"], point["lr"]] for point in drawn]
+
+    def value(number: int, epoch: int) -> tuple[float, ...]:
+        return tuple(rows[number]["curve"][epoch] if m == "default" else rows[number]["macs"] for m in objectives)
+
+    reached, running, waiting = dict.fromkeys(range(trials), 0), [], list(range(trials))
+    ended: set[int] = set()
+    while waiting or running:
+        while waiting and len(running) < 4:
+            running.append(waiting.pop(0))
+        for number in running:
+            reached[number] += 1
+        running = [number for number in running if reached[number] < EPOCHS]
+        curves = [
+            Curve(n, tuple((e, value(n, e)) for e in range(1, reached[n] + 1)), running=n in running)
+            for n in reached
+            if reached[n] > 0
+        ]
+        stops = stopped_early(EarlyStopping.model_validate(rule), goals, curves)
+        ended |= set(stops)
+        running = [number for number in running if number not in stops]
+    whole = [{"default": row["curve"][EPOCHS], "macs": row["macs"]} for row in rows]
+    kept = [metrics for number, metrics in enumerate(whole) if number not in ended]
+    best = max(range(trials), key=lambda number: (whole[number]["default"], -number))
+    return {
+        "saved": 1 - sum(reached.values()) / (trials * EPOCHS),
+        "points lost": 100 * (whole[best]["default"] - max(metrics["default"] for metrics in kept)),
+        "winner stopped": best in ended,
+        "hypervolume kept": table.volume(kept) / table.volume(whole),
+    }
+
+
+def _points(table: Table, seed: int) -> list[dict[str, Any]]:
+    import random
+
+    points = [point for point in table.all() if point["epochs"] == EPOCHS]
+    random.Random(seed).shuffle(points)
+    return points
+
+
+def stops(table: Table, seeds: int, trials: int) -> dict[str, Any]:
+    """All rules, for one and for two objectives."""
+    rules = {
+        "median": {"name": "median"},
+        "asha": {"name": "asha", "minSteps": 1, "reductionFactor": 3},
+        "hyperband": {"name": "hyperband", "minSteps": 1, "reductionFactor": 2},
+    }
+    out: dict[str, Any] = {}
+    for objectives in (("default",), ("default", "macs")):
+        for name, rule in rules.items():
+            run = functools.partial(stopping, table, rule, objectives, trials=trials)
+            runs = [run(seed=seed) for seed in range(seeds)]
+            out[f"{name}, {' and '.join(objectives)}"] = {
+                "saved": round(statistics.mean(item["saved"] for item in runs), 3),
+                "points lost at most": round(max(item["points lost"] for item in runs), 3),
+                "winners stopped": sum(item["winner stopped"] for item in runs),
+                "hypervolume kept": round(statistics.mean(item["hypervolume kept"] for item in runs), 4),
+            }
+    return out
+
+
+def main() -> None:
+    """Measures, or simulates and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "search_quality.json")
+    options = parser.parse_args()
+    if options.measure:
+        TABLE.write_text(json.dumps(measure(), indent=1) + "\n")
+        return
+    table = Table(json.loads(TABLE.read_text()))
+    found = {
+        "search": searches(table, options.seeds, options.trials),
+        "early stopping": stops(table, options.seeds, options.trials),
+    }
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
