@@ -24,6 +24,7 @@ _LAZY = {
     "CompressionResult": ("modelpress_runner.in_process.compress", "runner"),
     "prepare_compression": ("modelpress_runner.in_process.prepare", "runner"),
     "report": ("modelpress_runner.in_process.reporting", "runner"),
+    "RuntimeModule": ("modelpress_runner.export.runtime_module", "runner"),
     "load": ("modelpress_runner.artifact.load", "runner"),
     "run": ("modelpress.local", ""),
 }
@@ -59,6 +60,7 @@ if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator as TorchEvaluator
     from modelpress_runner.evaluators.trace import trace as trace
     from modelpress_runner.evaluators.transformers.evaluator import TransformersEvaluator as TransformersEvaluator
+    from modelpress_runner.export.runtime_module import RuntimeModule as RuntimeModule
     from modelpress_runner.in_process.compress import CompressionResult as CompressionResult
     from modelpress_runner.in_process.compress import compress as compress
     from modelpress_runner.in_process.prepare import prepare_compression as prepare_compression

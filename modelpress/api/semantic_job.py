@@ -107,8 +107,8 @@ def _judgeable(constraint: Constraint, bound: str, value: float, where: str) -> 
 
 
 def _target_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
-    if spec.target.device == "cuda" and spec.target.format == "pt2":
-        message = "a program is exported on the CPU, and runs there"
+    if spec.target.device == "cuda" and spec.target.format in ("pt2", "onnxruntime", "openvino"):
+        message = f"a model in {spec.target.format} is exported on the CPU, and runs there"
         yield Problem("target.device", message, "write cpu, or measure eager or compiled")
 
 

@@ -176,4 +176,44 @@ def report(
     sys.exit(write_report(sweep, objectives=objective or (), output=output, endpoint=endpoint, region=region))
 
 
+@app.command(epilog="Example: modelpress benchmark out/default/job-1a2b3c4d --instances 2 --cores-per-instance 4")
+def benchmark(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="ARTEFACT|FILE", help="Folder or URI of an artifact, or its model.onnx or model.xml."),
+    ],
+    runtime: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="onnxruntime or openvino. [the first that is there]")
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, max=10_000, help="Untimed calls before the timed.")] = 5,
+    iterations: Annotated[int, typer.Option(min=1, max=1_000_000, help="Timed calls of each instance.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Rows in each call.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, max=1024, help="Processes that run side by side.")] = 1,
+    cores_per_instance: Annotated[
+        int, typer.Option(min=1, max=1024, help="Cores of each instance, its own, and as many threads.")
+    ] = 1,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An .npz file with an array for each input, instead of random numbers."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the random inputs.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Say how far it is.")] = True,
+    endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Of an S3-compatible server.")] = None,
+    region: Annotated[str | None, typer.Option(metavar="NAME", help="Of an S3 bucket.")] = None,
+) -> None:
+    """Time the file of a runtime: latency and throughput of instances that are pinned to cores of their own.
+
+    Exit codes: 0 done, 1 the store or an instance failed, 2 usage.
+    """
+    from .benchmark import Asked, run_benchmark
+
+    asked = Asked(warmup, iterations, batch_size, instances, cores_per_instance, data, seed)
+    sys.exit(
+        run_benchmark(
+            model, asked, runtime=runtime, endpoint=endpoint, region=region, as_json=as_json, progress=progress
+        )
+    )
+
+
 register(app, "modelpress")

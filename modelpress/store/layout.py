@@ -26,6 +26,9 @@ WEIGHTS = "model.safetensors"
 SHRINK = "shrink.json"
 MASKS = "masks.safetensors"
 ONNX = "model.onnx"
+ONNX_DATA = "model.onnx.data"  # its tensors, where it would be larger than 2 GB
+OPENVINO = "model.xml"
+OPENVINO_DATA = "model.bin"
 BASELINE = "baseline.json"
 DENSE_WEIGHTS = "weights.json"  # which file of the folder holds a dense model's weights
 
@@ -52,6 +55,9 @@ __all__ = [
     "MASKS",
     "METRICS",
     "ONNX",
+    "ONNX_DATA",
+    "OPENVINO",
+    "OPENVINO_DATA",
     "PROGRAM",
     "REPORT",
     "RESULT",

@@ -21,7 +21,7 @@ from .job import (
 )
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
-from .model import Benchmark, Model, Source, Store, Target, VolumeClaim
+from .model import Benchmark, Export, FreeAxis, Model, Source, Store, Target, VolumeClaim
 from .quantize import Calibration, Quantize, QuantizeEntry
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
 from .search import Search
@@ -93,9 +93,11 @@ __all__ = [
     "Duration",
     "EarlyStopping",
     "EntrySchedule",
+    "Export",
     "Finetune",
     "FloatRange",
     "FolderSource",
+    "FreeAxis",
     "GitCode",
     "Goal",
     "HuggingFace",

@@ -11,7 +11,7 @@ from .code import Code
 from .data import Data
 from .meta import Condition, JobMeta, Stop
 from .metrics import Constraint, Metric, MetricName
-from .model import Benchmark, Model, Store, Target
+from .model import Benchmark, Export, Model, Store, Target
 from .runner import Runner
 from .stages import Stage
 
@@ -35,6 +35,7 @@ class CompressionJobSpec(ApiModel):
     constraints: Annotated[list[Constraint], Field(max_length=32)] | None = None
     target: Target = Field(default_factory=Target)
     benchmark: Benchmark = Field(default_factory=Benchmark)
+    export: Export = Field(default_factory=Export)
     store: Store | None = Field(default=None, description="Local runs default to ./modelpress-runs.")
     runner: Runner | None = Field(
         default=None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from .base import ApiModel, Cel, Uri, cel_exactly_one, exactly_one
+from .base import ApiModel, Cel, Name, Uri, cel_exactly_one, exactly_one
 from .code import RelativePath, SecretReference, Sha256
 from .huggingface import HuggingFace
 from .meta import ObjectName
@@ -102,17 +102,18 @@ class Store(ApiModel):
 class Target(ApiModel):
     """The form that size, latency and final score are measured on."""
 
-    format: Literal["eager", "compiled", "pt2", "transformers"] = Field(
+    format: Literal["eager", "compiled", "pt2", "transformers", "onnxruntime", "openvino"] = Field(
         default="eager",
         description="eager: the module itself. compiled: the module under torch.compile, which needs a C++ compiler "
         "where it runs on a CPU. pt2: the exported program, as mp.load opens it. transformers: the "
         "model as from_pretrained reads it; of huggingFace alone, and only where a configuration can say what was cut "
-        "away.",
+        "away. onnxruntime: model.onnx, run by ONNX Runtime; needs the extra onnx. openvino: model.xml and model.bin, "
+        "run by OpenVINO; needs the extras onnx and openvino.",
     )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
-        description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2, whose programs are "
-        "exported on the CPU.",
+        description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2, onnxruntime "
+        "and openvino, which are exported on the CPU and run there.",
     )
 
 
@@ -123,3 +124,36 @@ class Benchmark(ApiModel):
     iterations: Annotated[int, Field(ge=1, le=100_000)] = Field(default=50, description="Timed calls of each model.")
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(default=1, description="Samples in each call.")
     cores_per_instance: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="Threads of the model.")
+
+
+class FreeAxis(ApiModel):
+    """An axis of an input whose size is not fixed."""
+
+    axis: Annotated[int, Field(ge=1, le=15)] = Field(description="From 0, which is the batch and always free.")
+    name: Name = Field(description="Its name in the file; axes of one name have one size.")
+
+
+ExportFormat = Literal["pt2", "safetensors", "onnx", "openvino"]
+
+
+class Export(ApiModel):
+    """The files that the artifact has, besides model.safetensors and, where the model exports, model.pt2."""
+
+    formats: Annotated[list[ExportFormat], Field(max_length=8)] = Field(
+        default=["pt2", "safetensors"],
+        description="pt2, safetensors: written always, named or not. onnx: model.onnx, compared with the module by "
+        "ONNX Runtime; the run fails where the model has no such form. Needs the extra onnx. openvino: model.xml "
+        "and model.bin, alike. Needs the extras onnx and openvino.",
+    )
+    dynamic_axes: (
+        Annotated[dict[Name, Annotated[list[FreeAxis], Field(min_length=1, max_length=15)]], Field(max_length=64)]
+        | None
+    ) = Field(
+        default=None,
+        description="Axes that stay free in exported files, besides the batch, by the name of the input: a parameter "
+        "of the model's forward.",
+    )
+
+    def free_axes(self) -> dict[str, dict[int, str]]:
+        """{input: {axis: name}}."""
+        return {name: {each.axis: each.name for each in axes} for name, axes in (self.dynamic_axes or {}).items()}

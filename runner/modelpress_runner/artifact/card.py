@@ -81,6 +81,10 @@ def card(
 
 _FILES = {
     "model.pt2": "the program, to be opened without the model's code",
+    "model.onnx": "the model for ONNX Runtime, which needs no torch",
+    "model.onnx.data": "the tensors of model.onnx",
+    "model.xml": "the model for OpenVINO, which needs no torch",
+    "model.bin": "the tensors of model.xml",
     "model.safetensors": "the weights",
     "shrink.json": "which channels of the dense model were kept",
     "masks.safetensors": "which weights are held at zero (1 = kept)",
@@ -198,7 +202,9 @@ def _other_forms(files: Sequence[str], target: str) -> str:
     texts = [
         format_of(name).loading()
         for name in format_names()
-        if name == target or any(file.startswith(f"{name}/") for file in files)
+        if name == target
+        or any(file.startswith(f"{name}/") for file in files)
+        or (format_of(name).exported and format_of(name).file in files)
     ]
     return "".join(f"\n\n{text}" for text in texts if text)
 

@@ -31,7 +31,7 @@ def write(
         notes=notes,
         name=request.name,
         timing=measured.timing or None,
-        program=measured.program,
+        ready=measured.made,
         layout=subject.layout,
     )
     _add_training(folder / layout.METRICS, outcome.training)

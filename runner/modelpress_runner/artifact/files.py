@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 
 from modelpress._version import __version__
-from modelpress.api.v1alpha1 import CompressionJobSpec
+from modelpress.api.v1alpha1 import CompressionJobSpec, Export
 from modelpress.store import StoreError as ArtifactStoreError
 from modelpress.store import layout as names
 from modelpress.store import manifest, open_store
@@ -27,6 +27,8 @@ from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import ArtifactError, StoreError
 from modelpress_runner.export import weights
+from modelpress_runner.export.formats import Format, exports, write_export
+from modelpress_runner.export.formats.base import FreeAxes
 from modelpress_runner.export.layout import Layout, LayoutError
 from modelpress_runner.export.pt2.equivalence import NotPortableError
 from modelpress_runner.export.pt2.program import export_program
@@ -73,14 +75,14 @@ def write_files(
     notes: Sequence[str] = (),
     name: str = "model",
     timing: Mapping[str, Any] | None = None,
-    program: Path | None = None,
+    ready: Mapping[str, Path] | None = None,
     versions: Mapping[str, str] | None = None,
     layout: Layout | None = None,
 ) -> Written:
     """Writes all files of an artifact but the manifest; equal arguments give equal bytes.
 
     model.pt2 (where the model is portable), model.safetensors, shrink.json, masks.safetensors (where there are masks),
-    metrics.json, job.yaml and README.md.
+    the files of other formats that the spec asks for or was measured in, metrics.json, job.yaml and README.md.
 
     Args:
         out: a folder, made if it is not there.
@@ -94,23 +96,31 @@ def write_files(
         notes: sentences for the model card.
         name: of the job.
         timing: `measure.Timed.detail`.
-        program: this very model as model.pt2, if it was exported already: it is copied, not exported again.
+        ready: files of this very model that were exported already, by their name in the artifact: they are copied.
         versions: of what made it; none: `versions()`.
         layout: another library's, for a folder of its name; where it cannot hold the model, a note says why.
 
     Raises:
         InvalidModelError: the model's state holds something that is no tensor.
+        CompressionError: it has no form in a format that the spec asks for.
     """
     out.mkdir(parents=True, exist_ok=True)
     files = weights.save(model, out, edits, masks)
-    reason, imports, all_notes = _program(out / names.PROGRAM, model, dummy_input, program, list(notes))
+    plain = spec.to_dict() if isinstance(spec, CompressionJobSpec) else dict(spec)
+    export = Export.model_validate(plain.get("export") or {})
+    target, ready = (plain.get("target") or {}).get("format", "eager"), ready or {}
+    free = export.free_axes()
+    reason, imports, all_notes = _program(
+        out / names.PROGRAM, model, dummy_input, ready.get(names.PROGRAM), list(notes), free
+    )
     if reason is None:
         files.append(out / names.PROGRAM)
+    for kind in exports(export.formats, target):
+        files += _exported(kind, model, dummy_input, out, ready, layout, free)
     if layout is not None:
         beside, note = _beside(layout, model, dummy_input, out)
         files += beside
         all_notes = [*all_notes, note] if note else all_notes
-    plain = spec.to_dict() if isinstance(spec, CompressionJobSpec) else dict(spec)
     measured = {
         "baseline": dict(metrics.get("baseline") or {}),
         "compressed": dict(metrics.get("compressed") or {}),
@@ -129,7 +139,7 @@ def write_files(
         recipe=plain.get("stages") or [],
         metrics=measured,
         timing=timing,
-        target=(plain.get("target") or {}).get("format", "eager"),
+        target=target,
         files=[path.relative_to(out).as_posix() for path in files],
         portable_reason=reason,
         required_imports=imports,
@@ -218,7 +228,7 @@ def job_yaml(name: str, spec: Mapping[str, Any]) -> str:
 
 
 def _program(
-    path: Path, model: nn.Module, dummy_input: Any, ready: Path | None, notes: list[str]
+    path: Path, model: nn.Module, dummy_input: Any, ready: Path | None, notes: list[str], free: FreeAxes
 ) -> tuple[str | None, list[str], list[str]]:
     if dummy_input is None:
         return "there is no dummy_input to trace it with", [], notes
@@ -230,10 +240,28 @@ def _program(
             shutil.copyfile(ready, path)
         return None, known.required_imports, notes + known.notes
     try:
-        exported = export_program(model, dummy_input, path)
+        exported = export_program(model, dummy_input, path, free)
     except NotPortableError as error:
         return error.reason, [], notes
     return None, exported.required_imports, notes + exported.notes
+
+
+def _exported(
+    kind: Format,
+    model: nn.Module,
+    dummy_input: Any,
+    out: Path,
+    ready: Mapping[str, Path],
+    layout: Layout | None,
+    free: FreeAxes,
+) -> list[Path]:
+    """The files of a format: copied where they are ready, else written."""
+    if kind.file is None or kind.file not in ready:
+        return write_export(kind, model, dummy_input, out, layout, free)
+    made = kind.files(ready[kind.file])
+    for path in made:
+        shutil.copyfile(path, out / path.name)
+    return [out / path.name for path in made]
 
 
 def _beside(layout: Layout, model: nn.Module, dummy_input: Any, out: Path) -> tuple[list[Path], str | None]:

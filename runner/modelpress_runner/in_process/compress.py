@@ -120,7 +120,7 @@ def compress(
         calibration_data: batches for methods that need to see data, each as dummy_input; a list or DataLoader. None:
             the evaluator's evaluation shows them.
         seed: equal seeds give equal results.
-        target: {"format": "eager" | "pt2"}: the form that the score and the size are taken of.
+        target: {"format": "eager" | "pt2" | "onnxruntime" | "openvino"}: what score and size are taken of.
         benchmark: {"warmup": ..., "iterations": ..., ...}: times dense and compressed model; none: nothing is timed.
         teacher: a model that distill stages learn from; none: the dense model, unless they name another.
         checkpoint: URI of a folder for checkpoints. A call that was cut short goes on from there when it is repeated

@@ -17,6 +17,7 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Benchmark
 from modelpress_runner.errors import InvalidModelError, first_line
+from modelpress_runner.export.runtime_module import RuntimeModule
 from modelpress_runner.measure.clocks import Clock, clock_of
 from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
 from modelpress_runner.runtime.preserve import untouched
@@ -88,7 +89,12 @@ def compare(
     clock = clock or clock_of(device)
     timed = 0
     samples: list[list[int]] = [[], []]
-    with untouched(models[0]), untouched(models[1]), torch.inference_mode(), _pinned(benchmark.cores_per_instance):
+    with (
+        untouched(models[0]),
+        untouched(models[1]),
+        torch.inference_mode(),
+        _pinned(models, benchmark.cores_per_instance),
+    ):
         for which, name in enumerate(("dense", "compressed")):
             try:
                 models[which](*args, **kwargs)
@@ -147,11 +153,15 @@ def _on(model: nn.Module, device: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _pinned(threads: int) -> Iterator[None]:
+def _pinned(models: list[nn.Module], threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            for model in models:
+                if isinstance(model, RuntimeModule):
+                    stack.enter_context(model.with_threads(threads))
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,10 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
-from modelpress.store import layout as names
 from modelpress_runner.engine.run import RecipeOutcome, score_aside
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
-from modelpress_runner.export.formats import Form, format_of
+from modelpress_runner.export.formats import Form, exports, format_of, write_export
 from modelpress_runner.measure import counts
 from modelpress_runner.measure.static import Timed, static_metrics, timed_metrics
 from modelpress_runner.methods.context import Measures, Tables
@@ -38,14 +38,14 @@ class Measured:
         compressed: the compressed model's.
         timing: how latency was measured, with its spread; empty: it was not.
         score: the evaluator's score of the compressed model.
-        program: the compressed model as a program, where the target made one.
+        made: files of the compressed model that the target made, by their name in the artifact.
     """
 
     baseline: Metrics
     compressed: Metrics
     timing: dict[str, Any] = field(default_factory=dict)
     score: Score = field(default_factory=dict)
-    program: Path | None = None
+    made: dict[str, Path] = field(default_factory=dict)
 
     @property
     def smaller(self) -> bool:
@@ -72,6 +72,9 @@ class Measuring:
         self._evaluator, self._dummy_input, self._layout = subject.evaluator, subject.dummy_input, subject.layout
         self._format = format_of(spec.target.format)
         self._format.check(self._layout)
+        self._exports = exports(spec.export.formats, spec.target.format)
+        for each in self._exports:
+            each.check(self._layout, "spec.export.formats")
         if timed and spec.target.device == "cuda" and not torch.cuda.is_available():
             message = "latency is to be measured on a GPU, and this process sees none; write cpu, or give it one"
             raise InvalidSpecError(message, "spec.target.device")
@@ -96,15 +99,15 @@ class Measuring:
             outcome: the recipe's.
             dense: the dense model, for timing both in turn.
             baseline: what `dense` gave for it.
-            folder: where a program may be left.
+            folder: where files of it may be left.
         """
         outcome.notes += self._notes
         keep = None if self._format.file is None else folder / self._format.file
         with self._form(outcome.model, keep) as form:
             score = self._scored(form.model)
             counted = self._counted(outcome.model, form, baseline)
-            program = form.path if self._format.file == names.PROGRAM else None
-            measured = Measured(dict(baseline), {**score, **counted}, score=score, program=program)
+            made = {} if keep is None else {path.name: path for path in self._format.files(keep)}
+            measured = Measured(dict(baseline), {**score, **counted}, score=score, made=made)
             if self._timed:
                 # On rank 0 alone: processes side by side would slow each other down.
                 timed = Timed(**ranks.on_rank_zero(lambda: vars(self._time(dense, form.model, measured))))
@@ -112,6 +115,20 @@ class Measuring:
                 measured.compressed |= timed.compressed
                 measured.timing = {**timed.detail, "target": self._format.name}
         return measured
+
+    def try_exports(self, model: nn.Module) -> None:
+        """Writes what the artifact will hold once, of the dense model: what cannot be is said before a long run.
+
+        Raises:
+            CompressionError: the model has no such form.
+            InvalidModelError: there is no example input to write it with.
+        """
+        for each in self._exports:
+            if each is not self._format:
+                with tempfile.TemporaryDirectory(prefix="modelpress-export-") as folder:
+                    write_export(
+                        each, model, self._dummy_input, Path(folder), self._layout, self._spec.export.free_axes()
+                    )
 
     def measures(self, tables: Tables | None = None) -> Measures:
         """What stages measure models with, in the target's format; figures are kept in `tables`."""
@@ -154,7 +171,7 @@ class Measuring:
 
     def _form(self, model: nn.Module, keep: Path | None = None) -> contextlib.AbstractContextManager[Form]:
         """The model as the target has it."""
-        return self._format.form(model, self._dummy_input, self._layout, keep)
+        return self._format.form(model, self._dummy_input, self._layout, keep, self._spec.export.free_axes())
 
     def _counted(self, model: nn.Module, form: Form, baseline: Metrics | None) -> Metrics:
         dense = {} if baseline is None else {name: baseline.get(key) for name, key in _DENSE.items()}

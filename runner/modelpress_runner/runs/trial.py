@@ -88,6 +88,7 @@ def _run(
     check_objectives(request, dense.baseline)
     measuring = Measuring(spec, subject, timed=True)
     original = copied(subject.model, "spec.model")
+    measuring.try_exports(original)
     made_of = f"{dense.digest} {code_digest} {inputs.digest}"
     identity = checkpoint_identity(spec, made_of)
     checkpointer = Checkpointer(store, request.prefix, identity, request.attempt)

@@ -192,7 +192,7 @@ def test_a_ready_program_is_taken(tmp_path: Path) -> None:
     """A program that was exported for measuring is copied, byte by byte."""
     given = files()
     export_program(given["model"], given["dummy_input"], tmp_path / "ready.pt2")
-    artifact.write_files(tmp_path / "out", **given, program=tmp_path / "ready.pt2")
+    artifact.write_files(tmp_path / "out", **given, ready={"model.pt2": tmp_path / "ready.pt2"})
     assert (tmp_path / "out" / "model.pt2").read_bytes() == (tmp_path / "ready.pt2").read_bytes()
 
 

@@ -16,7 +16,8 @@ import modelpress as mp
 from modelpress_runner.artifact import files as artifact
 from modelpress_runner.edits import replay as recipe
 from modelpress_runner.edits.cuts import Cut
-from modelpress_runner.errors import ArtifactError, StoreError
+from modelpress_runner.errors import ArtifactError, CompressionError, InvalidModelError, StoreError
+from modelpress_runner.export.pt2.module import Program
 
 SPEC = {"stages": [{"finetune": {"epochs": 1}}]}
 CUTS = [Cut("conv1", "out", (1, 3)), Cut("bn1", "out", (1, 3)), Cut("conv2", "in", (1, 3))]
@@ -233,3 +234,50 @@ def test_a_number_that_is_no_version_is_an_error(saved: Path, models: Any) -> No
     (saved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="install torch 999999"):
         mp.load(saved)
+
+
+def test_a_file_of_a_runtime_comes_back(residual: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
+    """With export.formats the artifact has model.onnx, checked and told in the card; mp.load opens it by its format, or
+    where there is no program; what is not there is named with what writes it."""
+    spec = SPEC | {"export": {"formats": ["onnx"]}}
+    save(tmp_path / "out", residual, spec=spec)
+    expected = residual.eval()(images)
+    module = mp.load(tmp_path / "out", format="onnxruntime")
+    assert isinstance(module, mp.RuntimeModule)
+    torch.testing.assert_close(module(images), expected, rtol=1e-3, atol=1e-4)
+    assert isinstance(mp.load(tmp_path / "out"), Program)
+    folder = module._path.parent
+    assert folder.exists()
+    del module
+    assert not folder.exists()
+    card = file(tmp_path / "out", "README.md").read_text()
+    assert "onnxruntime.InferenceSession" in card
+    assert "- `model.onnx`: the model for ONNX Runtime" in card
+    file(tmp_path / "out", "model.onnx").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        mp.load(tmp_path / "out", format="onnxruntime")
+    with pytest.raises(ArtifactError, match=r"no format 'tflite' to load; known: pt2, onnxruntime, openvino"):
+        mp.load(tmp_path / "out", format="tflite")
+
+
+def test_a_form_that_cannot_be_fails_the_artifact(tmp_path: Path) -> None:
+    """Asked for model.onnx, a model without one is an error that names the field, not an artifact without it."""
+
+    class Special(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i1e(x)
+
+    with pytest.raises(CompressionError, match=r"^spec\.export\.formats: the model has no form in ONNX .*bessel_i1e"):
+        save(tmp_path / "out", Special(), spec=SPEC | {"export": {"formats": ["onnx"]}})
+    with pytest.raises(InvalidModelError, match="written with an example input"):
+        artifact.save(
+            str(tmp_path / "out"), model=Special(), dummy_input=None, edits=(), masks=None, metrics={},
+            spec=SPEC | {"export": {"formats": ["onnx"]}},
+        )  # fmt: skip
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_missing_file_of_a_runtime_is_named(saved: Path) -> None:
+    """The error says what the artifact has, and what writes the other."""
+    with pytest.raises(ArtifactError, match=r"has no model\.onnx; it has pt2 .*export: \{formats: \[onnx\]\}"):
+        mp.load(saved, format="onnxruntime")

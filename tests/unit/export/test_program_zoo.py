@@ -29,7 +29,7 @@ def test_honest_models_pass(source: Callable[..., object]) -> None:
         for training in (False, True):
             with warnings.catch_warnings(), quiet():
                 warnings.simplefilter("ignore")
-                traced = program._trace(model, inputs, training=training)
+                traced = program.trace(model, inputs, training=training)
                 document = program._document(traced)
                 flat = traced._graph_module_flat_inputs(*as_call(inputs))
             graphcheck.check_program(document, name)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from modelpress.api.v1alpha1 import Target
+from modelpress.api.v1alpha1 import Benchmark, Target
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.export.formats import format_names, format_of
+from modelpress_runner.export.runtime_module import RuntimeModule
 from modelpress_runner.export.weights import save_weights
+from modelpress_runner.measure.latency import compare
 
 X = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
 
@@ -31,7 +33,7 @@ def test_the_types_list_what_is_there() -> None:
     assert set(typing.get_args(Target.model_fields["format"].annotation)) == set(format_names())
 
 
-@pytest.mark.parametrize("name", ["eager", "compiled", "pt2"])
+@pytest.mark.parametrize("name", ["eager", "compiled", "pt2", "onnxruntime", "openvino"])
 def test_a_form_computes_what_the_model_does(name: str) -> None:
     """1 - 2 + 1 = 0 and 3 + 4 + 1 = 8, with any batch; the module's mode, weights and forward stay."""
     model = linear().train()
@@ -56,6 +58,25 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     with format_of("pt2").form(linear(), X, keep=tmp_path / "model.pt2") as form:
         assert form.size == (tmp_path / "model.pt2").stat().st_size
     assert (tmp_path / "model.pt2").exists()
+
+
+def test_a_runtime_is_timed_with_the_threads_of_the_benchmark() -> None:
+    """Both sessions get `coresPerInstance` threads while they are timed, and their own again behind it."""
+    seen: list[int] = []
+
+    def clock(call: typing.Any) -> int:
+        seen.append(call.func._session.threads)
+        call()
+        return 1000
+
+    with format_of("onnxruntime").form(linear(), X) as dense:
+        assert dense.path is not None
+        other = RuntimeModule(dense.path)
+        before = dense.model._session.threads
+        benchmark = Benchmark(warmup=0, iterations=2, cores_per_instance=before + 1)
+        compare(dense.model, other, X, benchmark, clock=clock)
+        assert seen == [before + 1] * 4
+        assert dense.model._session.threads == before
 
 
 def test_a_model_that_does_not_export_has_no_program() -> None:

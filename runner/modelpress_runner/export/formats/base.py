@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from modelpress_runner.export.layout import Layout
+
+FreeAxes = Mapping[str, Mapping[int, str]]  # names of axes that stay free besides the batch, by input and axis
+TARGET = "spec.target.format"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Format(abc.ABC):
         measured: for the model card, what was measured: a clause behind "Measured on".
         needs_example: it cannot be made without example inputs.
         file: the name, within the artifact, of what `write` wrote, where an artifact keeps exactly that.
+        exported: its name in `export.formats`, where it has one.
     """
 
     name: ClassVar[str]
@@ -46,16 +50,23 @@ class Format(abc.ABC):
     extra: ClassVar[str | None] = None
     needs_example: ClassVar[bool] = False
     file: ClassVar[str | None] = None
+    exported: ClassVar[str | None] = None
 
-    def check(self, layout: Layout | None) -> None:  # noqa: B027
+    def check(self, layout: Layout | None, path: str = TARGET) -> None:  # noqa: B027
         """Checks, before anything runs, that models can be brought into this format here.
+
+        Args:
+            layout: as for `write`.
+            path: the field of the spec that asks for it.
 
         Raises:
             InvalidSpecError: they cannot.
         """
 
     @abc.abstractmethod
-    def write(self, model: nn.Module, example: Any, path: Path, layout: Layout | None) -> Path | None:
+    def write(
+        self, model: nn.Module, example: Any, path: Path, layout: Layout | None, free: FreeAxes | None = None
+    ) -> Path | None:
         """Writes `model` to `path` or below it.
 
         Args:
@@ -63,6 +74,7 @@ class Format(abc.ABC):
             example: example inputs, batch first, or None.
             path: is not there yet.
             layout: the library's own layout that the model came in, if it came in one.
+            free: axes that stay free besides the batch, where the form is one of fixed shapes.
 
         Returns:
             `path`, or None where the form is the module in memory.
@@ -79,13 +91,26 @@ class Format(abc.ABC):
     def size(self, model: nn.Module, path: Path | None) -> int:
         """Bytes on disk of what was written."""
 
+    def parts(self, path: Path) -> list[Path]:
+        """The files that what is written to `path` may consist of."""
+        return [path]
+
+    def files(self, path: Path) -> list[Path]:
+        """The files that make up what was written to `path`."""
+        return [each for each in self.parts(path) if each.exists()]
+
     def loading(self) -> str:
         """For the model card: how a user loads this form, as Markdown; "" where the card's own words do."""
         return ""
 
     @contextlib.contextmanager
     def form(
-        self, model: nn.Module, example: Any, layout: Layout | None = None, keep: Path | None = None
+        self,
+        model: nn.Module,
+        example: Any,
+        layout: Layout | None = None,
+        keep: Path | None = None,
+        free: FreeAxes | None = None,
     ) -> Iterator[Form]:
         """`model` in this format, while the context is open.
 
@@ -94,10 +119,11 @@ class Format(abc.ABC):
             example: example inputs, or None.
             layout: as for `write`.
             keep: where to leave what is written; None: it goes with the context.
+            free: as for `write`.
 
         Raises:
             CompressionError: as `write`.
         """
         with tempfile.TemporaryDirectory(prefix="modelpress-measure-") as folder:
-            path = self.write(model, example, keep or Path(folder) / (self.file or self.name), layout)
+            path = self.write(model, example, keep or Path(folder) / (self.file or self.name), layout, free)
             yield Form(self.open(model, path, layout), self.size(model, path), path)

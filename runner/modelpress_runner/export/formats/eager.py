@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.export.formats.base import Format
+from modelpress_runner.export.formats.base import TARGET, Format, FreeAxes
 from modelpress_runner.export.layout import Layout
 from modelpress_runner.export.weights import safetensors_bytes
 
@@ -29,7 +29,9 @@ class Eager(Format):
     name = "eager"
     measured = "the module in memory (its size: model.safetensors)"
 
-    def write(self, model: nn.Module, example: Any, path: Path, layout: Layout | None) -> Path | None:
+    def write(
+        self, model: nn.Module, example: Any, path: Path, layout: Layout | None, free: FreeAxes | None = None
+    ) -> Path | None:
         """Nothing is written."""
         return None
 
@@ -48,13 +50,13 @@ class Compiled(Eager):
     name = "compiled"
     measured = "the module under torch.compile (its size: model.safetensors)"
 
-    def check(self, layout: Layout | None) -> None:
+    def check(self, layout: Layout | None, path: str = TARGET) -> None:
         """On a CPU torch.compile writes C++ and calls a compiler."""
         if not torch.cuda.is_available() and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
             raise InvalidSpecError(
                 "torch.compile needs a C++ compiler on this machine, and there is none; install g++, set CXX, or use "
                 "eager or pt2",
-                "spec.target.format",
+                path,
             )
 
     def open(self, model: nn.Module, path: Path | None, layout: Layout | None) -> nn.Module:

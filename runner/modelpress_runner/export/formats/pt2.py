@@ -9,7 +9,7 @@ from torch import nn
 
 from modelpress.store import layout as names
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.export.formats.base import Format
+from modelpress_runner.export.formats.base import Format, FreeAxes
 from modelpress_runner.export.layout import Layout
 
 
@@ -20,14 +20,17 @@ class Pt2(Format):
     measured = "the program, model.pt2"
     needs_example = True
     file = names.PROGRAM
+    exported = "pt2"
 
-    def write(self, model: nn.Module, example: Any, path: Path, layout: Layout | None) -> Path | None:
+    def write(
+        self, model: nn.Module, example: Any, path: Path, layout: Layout | None, free: FreeAxes | None = None
+    ) -> Path | None:
         """Exports it."""
         from modelpress_runner.export.pt2.equivalence import NotPortableError
         from modelpress_runner.export.pt2.program import export_program
 
         try:
-            export_program(model, example, path)
+            export_program(model, example, path, free)
         except NotPortableError as error:
             raise CompressionError(
                 f"the model does not export ({error.reason}); make it exportable, or measure it with eager",

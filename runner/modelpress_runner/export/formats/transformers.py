@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from modelpress_runner.errors import CompressionError, InvalidSpecError
-from modelpress_runner.export.formats.base import Format
+from modelpress_runner.export.formats.base import TARGET, Format, FreeAxes
 from modelpress_runner.export.layout import Layout, LayoutError
 
 
@@ -20,13 +20,15 @@ class Transformers(Format):
     measured = "the model as transformers reads the folder transformers (its size: model.safetensors there)"
     needs_example = True
 
-    def check(self, layout: Layout | None) -> None:
+    def check(self, layout: Layout | None, path: str = TARGET) -> None:
         """Only a model that came in this layout can be written in it."""
         if layout is None or layout.name != self.name:
             message = "only a model that is given as huggingFace has this form; use eager or pt2"
-            raise InvalidSpecError(message, "spec.target.format")
+            raise InvalidSpecError(message, path)
 
-    def write(self, model: nn.Module, example: Any, path: Path, layout: Layout | None) -> Path | None:
+    def write(
+        self, model: nn.Module, example: Any, path: Path, layout: Layout | None, free: FreeAxes | None = None
+    ) -> Path | None:
         """As the layout does, with its proof."""
         assert layout is not None
         try:

@@ -53,8 +53,35 @@ def plain_output(value: Any) -> Any:
     )
 
 
-def prove(model: nn.Module, program: nn.Module, dummy_input: Any) -> None:
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """What still counts as equal outputs: each element within `atol + rtol * |expected|`.
+
+    Attributes:
+        rtol: relative.
+        atol: absolute.
+        relative_rms: if set, instead: the root mean square of the difference, at most so much of that of the outputs.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-4
+    relative_rms: float | None = None
+
+    def holds(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether two tensors of one shape are equal."""
+        if self.relative_rms is None or not expected.is_floating_point():
+            return torch.allclose(found, expected, rtol=self.rtol, atol=self.atol, equal_nan=True)
+        return float((found - expected).norm()) <= self.relative_rms * float(expected.norm()) + self.atol
+
+
+def prove(model: nn.Module, program: nn.Module, dummy_input: Any, tolerance: Tolerance | None = None) -> None:
     """Runs both in eval mode with batches of 1, 2 and 3, as far as the model takes them.
+
+    Args:
+        model: what is right.
+        program: what is compared with it.
+        dummy_input: example inputs.
+        tolerance: none: 1e-3 relative or 1e-4 absolute.
 
     Raises:
         NotPortableError: outputs differ, or the program fails where the model does not.
@@ -75,7 +102,7 @@ def prove(model: nn.Module, program: nn.Module, dummy_input: Any) -> None:
             found = _run(program, args, kwargs)
         except Exception as error:
             raise NotPortableError(f"the program fails with a batch of {size}: {first_line(error)}") from error
-        difference = _difference(found, expected)
+        difference = _difference(found, expected, tolerance)
         if difference:
             raise NotPortableError(f"the program differs from the model with a batch of {size}: {difference}")
     if not ran:
@@ -120,7 +147,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any) -> Any:
         return plain_output(model(*args, **kwargs))
 
 
-def _difference(found: Any, expected: Any) -> str | None:
+def _difference(found: Any, expected: Any, tolerance: Tolerance | None = None) -> str | None:
     flat, spec = pytree.tree_flatten(found)
     wanted, wanted_spec = pytree.tree_flatten(expected)
     if spec != wanted_spec:
@@ -134,8 +161,8 @@ def _difference(found: Any, expected: Any) -> str | None:
             return f"output {index} is of shape {tuple(a.shape)} and {a.dtype}, not {tuple(b.shape)} and {b.dtype}"
         # Same kernels, but the model may have taken a fused one (attention) that the exporter takes apart.
         loose = b.dtype in (torch.float16, torch.bfloat16)
-        rtol, atol = (1e-2, 1e-2) if loose else (1e-3, 1e-4)
+        allowed = tolerance or (Tolerance(1e-2, 1e-2) if loose else Tolerance())
         a, b = (a, b) if b.is_complex() else (a.double(), b.double())
-        if not torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True):
+        if not allowed.holds(a, b):
             return f"output {index} is off by up to {float((a - b).abs().max()):.3g}"
     return None

@@ -72,7 +72,9 @@ class Exported:
     """How many operators it calls."""
 
 
-def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
+def export_program(
+    model: nn.Module, dummy_input: Any, path: Path, free: Mapping[str, Collection[int]] | None = None
+) -> Exported:
     """Writes `model` as a program and proves it.
 
     The file is opened again and must give what the model gives, for batches of 1, 2 and 3 in eval mode, and for one
@@ -83,6 +85,7 @@ def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
         model: any module; what is not on the CPU is copied there.
         dummy_input: example inputs, see `benchmark.inputs`.
         path: of the file, ending in .pt2.
+        free: axes, besides the batch, that stay free too, by the name of the input.
 
     Raises:
         NotPortableError: the model cannot be exported with a free batch, needs a pickle, or differs from the program.
@@ -90,11 +93,11 @@ def export_program(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
     """
     as_call(dummy_input)
     path = Path(path)
-    model, dummy_input = _on_cpu(model), on_device(dummy_input, "cpu")
+    model, dummy_input = on_cpu(model), on_device(dummy_input, "cpu")
     try:
         with untouched(model), quiet():
             _check_tensors(model)
-            return _export(model, dummy_input, path)
+            return _export(model, dummy_input, path, free)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -171,12 +174,12 @@ def describe(path: Path) -> Exported:
     return _exported(header, Path(path))
 
 
-def _export(model: nn.Module, dummy_input: Any, path: Path) -> Exported:
-    evaluated = _trace(model, dummy_input, training=False)
+def _export(model: nn.Module, dummy_input: Any, path: Path, free: Mapping[str, Collection[int]] | None) -> Exported:
+    evaluated = trace(model, dummy_input, training=False, free=free)
     reason: str | None = None
     trained: ExportedProgram | None = None
     try:
-        trained = _trace(model, dummy_input, training=True)
+        trained = trace(model, dummy_input, training=True, free=free)
     except NotPortableError as error:
         reason = error.reason
     written = _write(path, evaluated, trained, reason)
@@ -221,7 +224,8 @@ def _opened(path: Path, written: Exported) -> Program:
         raise NotPortableError(str(error).partition(";")[0]) from error
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
+def on_cpu(model: nn.Module) -> nn.Module:
+    """The model, or a copy of it on the CPU."""
     held = [*model.parameters(), *model.buffers()]
     return model if all(tensor.device.type == "cpu" for tensor in held) else copy.deepcopy(model).cpu()
 
@@ -234,17 +238,38 @@ def _check_tensors(model: nn.Module) -> None:
             raise NotPortableError(f"{name} is a {kind}; only plain, dense tensors are written without a pickle")
 
 
-def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedProgram:
+def trace(
+    model: nn.Module, dummy_input: Any, *, training: bool, free: Mapping[str, Collection[int]] | None = None
+) -> ExportedProgram:
+    """What torch.export makes of a module whose batch stays free.
+
+    Args:
+        model: on the CPU.
+        dummy_input: example inputs, on the CPU.
+        training: in which mode.
+        free: axes, besides the batch, that stay free too, by the name of the input.
+
+    Raises:
+        NotPortableError: it cannot be exported so.
+    """
     batched = map_tensors(fitting(model, dummy_input, _EXPORT_BATCH), lambda tensor: tensor.clone())
     args, kwargs = as_call(batched)
+    if unknown := sorted((free or {}).keys() - {name for name, _, _ in named_arguments(model, batched)}):
+        raise NotPortableError(
+            f"export.dynamicAxes names the input {unknown[0]!r}, which is not among the example inputs: "
+            f"{', '.join(name for name, _, _ in named_arguments(model, batched))}"
+        )
     shapes = ShapesCollection()
-    free = [tensor for tensor in tensors(batched) if is_batched(tensor, _EXPORT_BATCH)]
-    if not free:
+    rows = [tensor for tensor in tensors(batched) if is_batched(tensor, _EXPORT_BATCH)]
+    if not rows:
         raise NotPortableError("no tensor in dummy_input has a batch dimension")
     if (state := _state(model, dummy_input)) is not None:
         raise NotPortableError(f"the batch of the input {state} is dimension 1; a program's batch is dimension 0")
-    for tensor in free:
-        shapes[tensor] = {0: Dim.DYNAMIC}
+    for tensor in tensors(batched):
+        axes = {0} if is_batched(tensor, _EXPORT_BATCH) else set()
+        axes |= _named_axes(model, batched, tensor, free or {})
+        if axes:
+            shapes[tensor] = dict.fromkeys(sorted(axes), Dim.DYNAMIC)
     model.train(training)
     hook = model.register_forward_hook(lambda module, inputs, output: plain_output(output))
     try:
@@ -260,6 +285,32 @@ def _trace(model: nn.Module, dummy_input: Any, *, training: bool) -> ExportedPro
         if limits.lower > _EXPORT_BATCH or limits.upper < 2**31:
             raise NotPortableError(f"it takes only batches of {limits.lower} to {limits.upper}")
     return program
+
+
+def named_arguments(model: nn.Module, dummy_input: Any) -> list[tuple[str, bool, Any]]:
+    """(name, whether it is taken by name alone, value) of each argument of a call, in order of forward's parameters.
+
+    Behind a parameter that the call leaves out, arguments have no place any more, only a name.
+    """
+    args, kwargs = as_call(dummy_input)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    plain = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    names = [plain[index] if index < len(plain) else f"args_{index}" for index in range(len(args))]
+    order = {each.name: index for index, each in enumerate(parameters)}
+    named = sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order)))
+    found = [(name, False, value) for name, value in zip(names, args, strict=True)]
+    for name, value in named:
+        placed = len(found) < len(plain) and plain[len(found)] == name and not any(by_name for _, by_name, _ in found)
+        found.append((name, not placed, value))
+    return found
+
+
+def _named_axes(model: nn.Module, batched: Any, tensor: torch.Tensor, free: Mapping[str, Collection[int]]) -> set[int]:
+    owners = [name for name, _, value in named_arguments(model, batched) if any(t is tensor for t in tensors(value))]
+    axes = set(free.get(owners[0], ())) if owners else set()
+    if wrong := sorted(axis for axis in axes if axis >= tensor.ndim):
+        raise NotPortableError(f"the input {owners[0]!r} has {tensor.ndim} axes, and there is no axis {wrong[0]}")
+    return axes
 
 
 def _state(model: nn.Module, dummy_input: Any) -> str | None:

@@ -1,0 +1,1 @@
+"""model.onnx: a model for runtimes that need no torch."""

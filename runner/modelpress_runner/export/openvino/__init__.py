@@ -1,0 +1,1 @@
+"""model.xml and model.bin: OpenVINO's own representation of a model."""
