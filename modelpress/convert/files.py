@@ -17,8 +17,9 @@ from modelpress.api.v1alpha1 import CompressionSweep
 
 from . import auptimizer, neural_compressor, nni
 from .drafts import Draft
-from .notes import HEADINGS, Note
+from .notes import HEADINGS, Computed, Note
 from .reading import Source, read
+from .scripts import ARGUMENTS, Script
 
 TOOLS = ("nni", "auptimizer", "neural-compressor")
 _WIDTH = 118
@@ -156,7 +157,19 @@ def _nothing(source: Source) -> Problem:
     why = f" ({'; '.join(missing)})" if missing else ""
     message = f"nothing in it becomes a stage of a recipe{why}"
     fix = "name the file that compresses too, in one call: modelpress convert PRUNING FILE"
+    if source.script is not None and (named := _yaml_named_in(source.script)) is not None:
+        fix = f"its configuration is in {named}; convert that"
     return Problem("", message, fix, source.book.file)
+
+
+def _yaml_named_in(script: Script) -> str | None:
+    """The YAML file that a script of Neural Compressor 1.x gives to a call: Quantization('conf.yaml')."""
+    for _, call in script.calls:
+        for value in call[ARGUMENTS]:
+            text = value.source if isinstance(value, Computed) else value
+            if isinstance(text, str) and text.endswith((".yaml", ".yml")):
+                return text
+    return None
 
 
 def _apart(drafts: Sequence[Draft], source: Source) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ full-width punctuation are read as what they stand for. Anything else that is wr
 
 from __future__ import annotations
 
+import bisect
 import re
 from typing import Any
 
@@ -35,6 +36,7 @@ class Reader:
         self.mended: list[tuple[int, str]] = []
         self._file = file
         self._text = text
+        self._ends = [found.start() for found in re.finditer("\n", text)]
         for wide in WIDE:
             at = self._text.find(wide)
             if at >= 0:
@@ -172,7 +174,7 @@ class Reader:
         self._at = found.end()
 
     def _line(self, at: int | None = None) -> int:
-        return self._text.count("\n", 0, self._at if at is None else at) + 1
+        return bisect.bisect_left(self._ends, self._at if at is None else at) + 1
 
     def _mend(self, at: int, sentence: str) -> None:
         self.mended.append((self._line(at), sentence))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,11 @@ def read(text: str, file: str) -> Script:
     """
     script = Script()
     tree = _parse(text, file, script)
-    _Visitor(script).visit(tree)
+    try:
+        _Visitor(script).visit(tree)
+    except RecursionError:
+        problem = Problem("", "an expression is nested too deeply", "give modelpress the configuration alone", file)
+        raise SpecError([problem]) from None
     return script
 
 
@@ -88,6 +93,7 @@ class _Visitor(ast.NodeVisitor):
 
     def __init__(self, script: Script) -> None:
         self._script = script
+        self._counts: Counter[str] = Counter()  # of calls, by name
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         for name in node.names:
@@ -132,8 +138,9 @@ class _Visitor(ast.NodeVisitor):
     def _call(self, node: ast.Call) -> dict[str, Any]:
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
-        number = sum(1 for _, call in self._script.calls if call[CALL] == name)
-        location: Location = (f"{name}()" if not number else f"{name}()#{number + 1}",)
+        self._counts[name] += 1
+        number = self._counts[name]
+        location: Location = (f"{name}()" if number == 1 else f"{name}()#{number}",)
         call: dict[str, Any] = {CALL: name}
         if isinstance(function, ast.Attribute):
             call[OF] = ast.unparse(function.value)
@@ -168,9 +175,11 @@ class _Visitor(ast.NodeVisitor):
                 return {item.arg: self._value(item.value, (*location, item.arg)) for item in node.keywords if item.arg}
             return self._call(node)
         if isinstance(node, ast.Name) and node.id in self._script.names:
-            known = [(place, line) for place, line in self._script.lines.items() if place[:1] == (node.id,)]
-            self._script.lines |= {(*location, *place[1:]): line for place, line in known}
-            return self._script.names[node.id]
+            value = self._script.names[node.id]
+            if isinstance(value, dict | list):
+                known = [(place, line) for place, line in self._script.lines.items() if place[:1] == (node.id,)]
+                self._script.lines |= {(*location, *place[1:]): line for place, line in known}
+            return value
         value = _literal(node)
         if value is _NONE:
             self.generic_visit(node)

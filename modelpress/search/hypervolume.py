@@ -1,12 +1,10 @@
-"""How much of the space of objectives a front dominates, and how that grew from trial to trial."""
+"""How much of the space of objectives a front dominates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from modelpress.api.v1alpha1 import Goal
-
-from . import pareto
 
 Point = tuple[float, ...]
 
@@ -19,23 +17,6 @@ def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float], g
     """
     gains = [_gain(point, reference, goals) for point in points]
     return _volume(sorted({gain for gain in gains if all(value > 0 for value in gain)}))
-
-
-def growth(
-    results: Mapping[int, Sequence[float]], reference: Sequence[float], goals: Sequence[Goal]
-) -> Iterator[tuple[int, float]]:
-    """(trial, hypervolume of all trials up to it) for each that makes it larger, by ascending number."""
-    kept: dict[int, Sequence[float]] = {}
-    volume = 0.0
-    for number in sorted(results):
-        front = pareto.front({**kept, number: results[number]}, goals)
-        if number not in front:
-            continue
-        kept = {item: results[item] for item in front}
-        larger = hypervolume(list(kept.values()), reference, goals)
-        if larger > volume:
-            volume = larger
-            yield number, volume
 
 
 def _gain(point: Sequence[float], reference: Sequence[float], goals: Sequence[Goal]) -> Point:

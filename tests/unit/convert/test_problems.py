@@ -41,6 +41,12 @@ def problem(folder: Path, name: str, text: str, **options: Any) -> str:
         ("a.json", "[" * 200, "nested deeper than"),
         ("a.yaml", "a: 1\n\tb: 2\n", "a.yaml:2: not valid YAML"),
         ("a.py", "configs = [\n{'sparsity': 0.5 0.6}]\n", "a.py:2: is not Python"),
+        ("a.py", "a = " + "+".join(["b"] * 700), "an expression is nested too deeply"),
+        (
+            "a.py",
+            "from neural_compressor.experimental import Pruning\nprune = Pruning('conf.yaml')\n",
+            "its configuration is in conf.yaml; convert that",
+        ),
         ("a.json", '{"a": 1}', "it looks like no configuration of NNI, Auptimizer or Neural Compressor"),
         ("missing.json/a", "", ""),
     ],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpress.search.hypervolume import growth, hypervolume
+from modelpress.search.hypervolume import hypervolume
 
 
 def test_rectangles_and_boxes() -> None:
@@ -26,9 +26,3 @@ def test_the_volume_is_the_number_of_cells(points: list[tuple[int, int, int]]) -
     cells = itertools.product(range(5), repeat=3)
     counted = sum(any(all(c < p for c, p in zip(cell, point, strict=True)) for point in points) for cell in cells)
     assert hypervolume(points, (0, 0, 0), ("maximize",) * 3) == counted
-
-
-def test_growth_tells_the_trials_that_count() -> None:
-    """Trials that are dominated when they come add nothing and are left out."""
-    results = {0: (1.0, 1.0), 1: (0.5, 0.5), 2: (2.0, 0.5), 5: (2.0, 2.0)}
-    assert list(growth(results, (0.0, 0.0), ("maximize", "maximize"))) == [(0, 1.0), (2, 1.5), (5, 4.0)]

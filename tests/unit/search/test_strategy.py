@@ -135,7 +135,7 @@ def test_a_grid_needs_steps(make_sweep: MakeSweep) -> None:
         strategy_for(make_sweep("grid", searchSpace=space))
 
 
-@pytest.mark.parametrize("algorithm", ["random", "grid"])
+@pytest.mark.parametrize("algorithm", ["random", "grid", "qmc"])
 def test_random_and_grid_are_equal_at_any_parallelism(
     make_sweep: MakeSweep, make_trial: MakeTrial, algorithm: str
 ) -> None:
@@ -147,8 +147,15 @@ def test_random_and_grid_are_equal_at_any_parallelism(
         assert one[PARAMETERS_ANNOTATION] == other[PARAMETERS_ANNOTATION]
 
 
-@pytest.mark.parametrize("objectives", [("default",), ("default", "macs")])
-@pytest.mark.parametrize("algorithm", ["random", "grid", "tpe"])
+@pytest.mark.parametrize(
+    ("algorithm", "objectives"),
+    [
+        (algorithm, objectives)
+        for algorithm in ("random", "grid", "qmc", "tpe", "nsga2", "cmaes")
+        for objectives in (("default",), ("default", "macs"))
+        if algorithm != "cmaes" or len(objectives) == 1
+    ],
+)
 def test_every_trial_replays(
     make_sweep: MakeSweep, make_trial: MakeTrial, algorithm: str, objectives: tuple[str, ...]
 ) -> None:

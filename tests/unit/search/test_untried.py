@@ -116,6 +116,24 @@ def test_no_recipe_comes_twice_in_a_larger_space(make_sweep: MakeSweep, make_tri
     assert len(set(recipes(suggestions))) == len(trials) == 60
 
 
+@pytest.mark.parametrize("algorithm", ["random", "grid", "qmc", "tpe", "nsga2", "cmaes"])
+def test_a_search_that_dies_after_every_trial_goes_on_alike(
+    make_sweep: MakeSweep, make_trial: MakeTrial, algorithm: str
+) -> None:
+    """A new strategy for every trial of 30 gives the same ones; four at a time there is no recipe twice."""
+    spec = make_sweep(algorithm)
+    whole, _ = run(spec, make_trial, most=30)
+    died: dict[int, CompressionJob] = {}
+    for number in range(30):
+        history = History(tuple(died))
+        found = strategy_for(spec).suggest(number, history, died)
+        score = {"default": 1.0 / (number + 1), "macs": 10.0 + number}
+        died[number] = make_trial(spec, number, dict(found.parameters), compressed=score, history=history)
+    assert [job.spec for job in died.values()] == [job.spec for job in whole.values()]
+    _, suggestions = run(spec, make_trial, parallelism=4, most=40)
+    assert len(set(recipes(suggestions))) == 40
+
+
 def test_a_continuum_beside_a_used_up_value_is_found(make_sweep: MakeSweep, make_trial: MakeTrial) -> None:
     """l1 is one recipe, l2 is a continuum: after the first l1 only l2 comes, and never an end."""
     space = [
