@@ -161,6 +161,18 @@ def _algorithms() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _quantizers() -> str:
+    """One line for each method."""
+    lines = ["| algorithm | targets | bits of weights | needs | what it does |", "|---|---|---|---|---|"]
+    for row in algorithms.algorithms("quantize"):
+        needs = "training" if row.trains else ", ".join(sorted(row.needs)) or "-"
+        low, high = row.bits
+        bits = str(low) if low == high else f"{low} to {high}"
+        what = row.described.partition(": ")[2]
+        lines.append(f"| `{row.name}` | {', '.join(row.targets)} | {bits} | {needs} | {what} |")
+    return "\n".join(lines) + "\n"
+
+
 def _part(kind: Callable[[], dict[str, Any]], part: str, leave_out: tuple[str, ...] = ()) -> Callable[[], str]:
     def render() -> str:
         schema = kind()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -177,6 +189,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "conditions": lambda: _two_columns("condition", constants("Condition types")),
     "reasons": lambda: _two_columns("reason", constants("Reasons")),
     "algorithms": lambda: _algorithms(),
+    "quantizers": lambda: _quantizers(),
     "schedules": lambda: _two_columns(
         "type", {row.name: row.described.partition(": ")[2] for row in algorithms.schedules()}
     ),

@@ -39,6 +39,7 @@ def card(
     required_imports: Sequence[str],
     versions: Mapping[str, str],
     notes: Sequence[str],
+    stages: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The card as Markdown with a YAML front matter; equal arguments give equal text.
 
@@ -53,6 +54,7 @@ def card(
         required_imports: modules to import before the program is opened.
         versions: of what made it.
         notes: sentences.
+        stages: their records.
     """
     methods = sorted({_method(stage) for stage in recipe})
     front = {"library_name": "modelpress", "tags": ["modelpress", "model-compression", "pytorch", *methods]}
@@ -63,6 +65,7 @@ def card(
         "## Before and after",
         _table(metrics, timing),
         _measured(target, timing),
+        *_layers(stages),
         "## How to load it",
         _loading(portable_reason, required_imports) + _other_forms(files, target),
         "## Recipe",
@@ -86,12 +89,15 @@ _FILES = {
     "model.xml": "the model for OpenVINO, which needs no torch",
     "model.bin": "the tensors of model.xml",
     "model.safetensors": "the weights",
-    "shrink.json": "which channels of the dense model were kept",
+    "shrink.json": "what was changed in the structure of the dense model: channels kept, quantizers",
     "masks.safetensors": "which weights are held at zero (1 = kept)",
     "transformers/": "the model and its tokenizer or image processor, as save_pretrained of transformers writes them",
     "metrics.json": "everything that was measured",
     "job.yaml": "the recipe as a CompressionJob, all values resolved",
 }
+
+
+_MOST_LAYERS = 50
 
 
 def _described(files: Sequence[str]) -> list[tuple[str, str]]:
@@ -164,6 +170,22 @@ def _change(before: float | None, after: float | None, style: str) -> str:
     if before is None or after is None or style in ("share", "times"):
         return ""
     return f"{(after - before) / abs(before):+.1%}" if before else ""
+
+
+def _layers(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of what was quantized, layer by layer; of many those that lose most."""
+    layers = [layer for stage in stages for layer in stage.get("layers") or ()]
+    if not layers:
+        return []
+    shown = sorted(layers, key=lambda layer: float(layer.get("sqnrDb", 1e9)))[:_MOST_LAYERS]
+    lines = ["| Layer | Weight | Input | Output | SQNR (dB) | Bytes |", "|---|---|---|---|---:|---:|"]
+    for layer in shown:
+        types = " | ".join(str(layer.get(target, "-")) for target in ("weight", "input", "output"))
+        bytes_ = f"{layer['bytesBefore']:,} -> {layer['bytesAfter']:,}"
+        lines.append(f"| {layer['name']} | {types} | {layer.get('sqnrDb', '-')} | {bytes_} |")
+    text = "SQNR: the squares of a layer's outputs by those of the error that its rounding makes."
+    more = f" Shown are the {_MOST_LAYERS} of {len(layers)} layers that lose most." if len(layers) > len(shown) else ""
+    return ["## Quantized layers", "\n".join(lines), text + more]
 
 
 def _measured(target: str, timing: Mapping[str, Any] | None) -> str:

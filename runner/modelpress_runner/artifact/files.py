@@ -121,10 +121,11 @@ def write_files(
         beside, note = _beside(layout, model, dummy_input, out)
         files += beside
         all_notes = [*all_notes, note] if note else all_notes
+    records = [dict(stage) for stage in stages or metrics.get("stages") or ()]
     measured = {
         "baseline": dict(metrics.get("baseline") or {}),
         "compressed": dict(metrics.get("compressed") or {}),
-        "stages": [dict(stage) for stage in stages or metrics.get("stages") or ()],
+        "stages": records,
         "timing": dict(timing) if timing is not None else None,
         "portable": reason is None,
         "portableReason": reason,
@@ -145,6 +146,7 @@ def write_files(
         required_imports=imports,
         versions=known,
         notes=all_notes,
+        stages=records,
     )
     files.append(_text(out / names.CARD, text))
     return Written(out, sorted(files), reason is None, reason, imports, all_notes)

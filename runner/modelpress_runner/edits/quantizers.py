@@ -119,7 +119,7 @@ class Quantizer(nn.Module):
 class AffineQuantizer(Quantizer):
     """Rounds to scale * (integer - zero_point)."""
 
-    learned: torch.Tensor | None = None  # in the place of `scale` while it trains; no part of the model
+    learned: torch.Tensor | None = None  # times `scale` while it trains; no part of the model
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
         """As Quantizer.rounded."""
@@ -137,17 +137,22 @@ class AffineQuantizer(Quantizer):
 
     def _learning(self, value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Learned step size quantization (Esser et al. 2019, arXiv 1902.08153), symmetric: the scale gets gradients,
-        too, times 1 / sqrt(values of a scale * qmax)."""
-        shape = value.shape
+        too, times 1 / sqrt(values of a scale * qmax).
+
+        What learns is the scale in units of its first one, with gradients by that unit: a step of SGD is that of the
+        paper, and one of Adam is a share of the scale, whatever its size.
+        """
+        shape, unit = value.shape, self.scale
         if self.group is not None:
-            value, scale = value.reshape(-1, self.group), scale.unsqueeze(1)
+            value, scale, unit = value.reshape(-1, self.group), scale.unsqueeze(1), unit.unsqueeze(1)
         elif self.axis is not None:
-            scale = scale.view([-1 if number == self.axis else 1 for number in range(value.dim())])
+            places = [-1 if number == self.axis else 1 for number in range(value.dim())]
+            scale, unit = scale.view(places), unit.view(places)
         # Of activations the values of one sample share a scale, whatever the batch.
         of_one = value[0].numel() if self.axis is None and value.dim() > 1 else value.numel() // max(1, scale.numel())
         factor = (max(1, of_one) * self.qmax) ** -0.5
+        scale = (scale * unit).detach() + (scale - scale.detach()) * (factor / unit)
         scale = scale.to(value.dtype)
-        scale = (scale - scale * factor).detach() + scale * factor
         inside = (value / scale).clamp(self.qmin, self.qmax)
         rounded = (inside.round() - inside).detach() + inside
         return (rounded * scale).reshape(shape)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress_runner.edits.quantize import quantized_layers
 from modelpress_runner.errors import first_line
 from modelpress_runner.export.layout import LayoutError
 from modelpress_runner.huggingface.source import Pretrained, quiet
@@ -92,6 +93,10 @@ class PretrainedLayout:
 
     def _fitting(self, model: nn.Module) -> Any:
         """A configuration with which an empty model has the shapes of this one: the source's, or with smaller sizes."""
+        if quantized_layers(model):
+            raise LayoutError(
+                "transformers has no form of its weights as integers, or of what rounds before its layers"
+            )
         shapes = _shapes(model)
         for config in _configurations(self._config, shapes, self._empty(self._config)):
             if self._empty(config) == shapes:

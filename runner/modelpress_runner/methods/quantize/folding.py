@@ -27,9 +27,13 @@ def foldable(model: nn.Module, layers: Iterable[str], dummy_input: Any, masks: M
         model: stays as it is.
         layers: names of those whose norms are looked for.
         dummy_input: example inputs.
-        masks: layers and norms that have one are left, for what is masked must stay zero.
+        masks: norms that have one, and layers whose bias has, are left, for what is masked must stay zero.
     """
-    pairs = [fold for fold in _pairs(model, set(layers), dummy_input) if not {fold.layer, fold.norm} & masks.keys()]
+    pairs = [
+        fold
+        for fold in _pairs(model, set(layers), dummy_input)
+        if fold.norm not in masks and not _masked(masks.get(fold.layer, {}).get("bias"))
+    ]
     if not pairs:
         return []
     before = _outputs(model, dummy_input)
@@ -40,6 +44,10 @@ def foldable(model: nn.Module, layers: Iterable[str], dummy_input: Any, masks: M
         if _same(model, [*good, fold], dummy_input, before):
             good.append(fold)
     return good
+
+
+def _masked(mask: torch.Tensor | None) -> bool:
+    return mask is not None and bool((mask == 0).any())
 
 
 def _pairs(model: nn.Module, layers: set[str], dummy_input: Any) -> Iterator[FoldNorm]:

@@ -13,13 +13,14 @@ from modelpress_runner.errors import CompressionError
 from modelpress_runner.evaluators.parameter_groups import ParameterGroup
 from modelpress_runner.methods.quantize.algorithms.lsq import initial_scale
 from modelpress_runner.methods.quantize.calibrate import layer_of, quantizers_of
-from modelpress_runner.methods.quantize.numerics import TINY, ema
+from modelpress_runner.methods.quantize.numerics import ema
 from modelpress_runner.methods.quantize.observers import set_range
 from modelpress_runner.methods.quantize.protocol import QuantizeMethod
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.training.participants import Participant
 
 _Key = tuple[str, str]
+_LEAST = 1 / 64  # that a learned scale becomes, in units of its first
 
 
 class RoundedTraining(Participant):
@@ -58,7 +59,7 @@ class RoundedTraining(Participant):
         if not self._method.learns:
             return []
         self._learned = {
-            key: nn.Parameter(quantizer.scale.detach().clone()) for key, quantizer in self._quantizers.items()
+            key: nn.Parameter(torch.ones_like(quantizer.scale)) for key, quantizer in self._quantizers.items()
         }
         return [{"params": list(self._learned.values()), "weight_decay": 0.0}]
 
@@ -93,9 +94,8 @@ class RoundedTraining(Participant):
         self._steps = max(self._steps, step)
         if self._pending:
             self._seen()
-        for key, parameter in self._learned.items():
-            parameter.data.clamp_(min=TINY)
-            self._quantizers[key].scale.copy_(parameter)
+        for parameter in self._learned.values():
+            parameter.data.clamp_(min=_LEAST)
         for layer in self._layers.values():
             if layer.weight_quantizer is None:
                 continue
@@ -106,7 +106,11 @@ class RoundedTraining(Participant):
         self._switch()
 
     def finish(self) -> None:
-        """Raises CompressionError if a range was never seen, or nothing was rounded: the training was too short."""
+        """What was learned becomes the scales.
+
+        Raises:
+            CompressionError: a range was never seen, or nothing was rounded: the training was too short.
+        """
         if self._steps <= self._start:
             raise CompressionError(
                 f"the training made {self._steps} steps, so nothing was rounded from step {self._start} on; train "
@@ -119,6 +123,10 @@ class RoundedTraining(Participant):
                     f"'{name}' was not called in the training, so the range of its {target} is not known; exclude it",
                     self._path,
                 )
+        for key, parameter in self._learned.items():
+            quantizer = self._quantizers[key]
+            quantizer.scale.mul_(parameter.detach().to(quantizer.scale.device))
+            parameter.data.fill_(1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, and which scales are set."""
@@ -167,7 +175,7 @@ class RoundedTraining(Participant):
             low, high = (ranks.all_reduce_mean(each) / float(seen) for each in (low, high))
             self._known.add(key)
             if self._method.learns:
-                self._learned[key].data.copy_(low)
+                quantizer.scale.copy_(low)
                 continue
             before = self._averages.get(key, (None, None))
             self._averages[key] = ema(before[0], low), ema(before[1], high)
