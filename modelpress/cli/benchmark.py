@@ -197,6 +197,8 @@ def _all(
     began = time.monotonic()
     while len(found) < len(running):
         number, word = said.get()
+        if word is None and number in found:
+            continue  # it is through, and the others are not yet
         if word is None or word.get("state") == "error":
             raise LocalError(_why(running[number], word))
         if word.get("state") == state:

@@ -40,11 +40,19 @@ class Curve:
         return self.points[-1][0] if self.points else -1
 
     def at(self, step: int) -> tuple[float, ...] | None:
-        """The newest values that are no later than `step`, if the trial reached it."""
-        if self.reached < step:
-            return None
+        """The values at a step that the trial reached, between two scores in proportion; None: it has none there.
+
+        Scores are taken at a stated share of the time, so two trials rarely have theirs at the same steps.
+        """
         index = bisect_right(self.points, step, key=lambda point: point[0])
-        return self.points[index - 1][1] if index else None
+        if index == 0 or self.reached < step:
+            return None
+        before, old = self.points[index - 1]
+        if before == step:
+            return old
+        after, new = self.points[index]
+        share = (step - before) / (after - before)
+        return tuple(a + share * (b - a) for a, b in zip(old, new, strict=True))
 
 
 def stopped_early(rule: EarlyStopping, goals: Sequence[Goal], curves: Sequence[Curve]) -> list[int]:

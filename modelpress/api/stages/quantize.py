@@ -96,7 +96,10 @@ class QuantizeRules(StageRules[Quantize]):
     def problems(self, block: Quantize, path: str) -> Iterator[Problem]:
         """Entries, numbers and the algorithm, as far as can be said without the model."""
         if (why := _UNWIRED.get(block.backend)) is not None:
-            yield Problem(f"{path}.backend", why, "write torch, or leave it out")
+            fix = "write torch, or leave it out"
+            if block.backend in ("onnxruntime", "openvino"):
+                fix += f"; target.format: {block.backend} writes and measures the result there"
+            yield Problem(f"{path}.backend", why, fix)
         for index, entry in enumerate(block.config_list):
             yield from selector_problems(entry, f"{path}.configList[{index}]")
         if all(entry.exclude for entry in block.config_list):

@@ -16,6 +16,7 @@ import torch
 from runtime_nets import WIDTH, WORDS, ManyKinds, Quantized, many_inputs, word_ids
 from torch import nn
 
+import modelpress as mp
 from modelpress_runner.errors import ArtifactError
 from modelpress_runner.export.onnx.program import export_onnx
 from modelpress_runner.export.pt2.equivalence import NotPortableError
@@ -150,6 +151,18 @@ def test_the_runtime_computes_in_integers(quantized: tuple[Quantized, Path], tmp
     assert not {"Conv", "FusedConv", "MatMul", "Gemm"} & set(kinds)
     table = next(node for node in onnx.load(quantized[1]).graph.node if node.op_type == "Gather")
     assert table.input[0] == "words.layer.weight_integers"
+
+
+def test_a_recipe_that_quantizes_is_measured_in_integers() -> None:
+    """quantize by calibration, weighed as model.onnx: over three times smaller, but not smaller than its weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32))
+    data = [torch.randn(8, 1, 8, 8) for _ in range(2)]
+    stage = {"quantize": {"algorithm": "ptq_static", "config_list": [{"op_types": ["Conv2d", "Linear"]}]}}
+    target = {"format": "onnxruntime"}
+    result = mp.compress(net, [stage], dummy_input=data[0], calibration_data=data, target=target)
+    assert result.metrics["compressed"]["compressionRatio"] > 3
+    assert result.metrics["compressed"]["sizeBytes"] > 512 * 32
 
 
 def test_four_bits_take_half_a_byte(quantized: tuple[Quantized, Path], tmp_path: Path) -> None:

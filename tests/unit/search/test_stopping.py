@@ -62,10 +62,10 @@ def test_asha_keeps_one_in_three_at_a_rung() -> None:
 
 
 def test_a_trial_is_judged_by_its_score_at_the_rung() -> None:
-    """Scores at steps 5, 10, ... and a rung at 7: what counts is that of step 5, and a trial at 6 is not there yet."""
-    others = [curve(number, 0.1, 0.9, every=5) for number in range(3)]
-    late = Curve(9, ((6, (0.2,)), (8, (0.0,))), running=True)
-    assert stopped("asha", *others, late, minSteps=7) == []
+    """Between two scores it lies in proportion: .1 at step 5 and .6 at 10 are .3 at the rung, 7; at 6 none is there."""
+    others = [curve(number, 0.1, 0.6, every=5) for number in range(3)]
+    assert stopped("asha", *others, Curve(9, ((6, (0.0,)), (8, (0.62,))), running=True), minSteps=7) == []
+    assert stopped("asha", *others, Curve(9, ((6, (0.0,)), (8, (0.58,))), running=True), minSteps=7) == [9]
     assert stopped("asha", *others, Curve(9, ((6, (0.0,)),), running=True), minSteps=7) == []
     assert stopped("asha", *others, Curve(9, ((6, (0.0,)), (7, (0.0,))), running=True), minSteps=7) == [9]
 
