@@ -169,7 +169,7 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         yield from known.problems_in_loop(block, path) if in_loop else known.problems_outside(block, path)
         shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
         if frozen is not None and not in_loop and not freezes(known, block):
-            message = f"behind stages[{frozen}] weights are integers, which this stage cannot change"
+            message = f"behind stages[{frozen}] weights have few bits, which this stage cannot change"
             yield Problem(path, message, f"put it before stages[{frozen}], or into one together with it")
         frozen = index if frozen is None and freezes(known, block) else frozen
     if in_loop and frozen is not None and shrinking:

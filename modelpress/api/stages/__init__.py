@@ -14,6 +14,7 @@ from .base import StageRules
 from .distill import DistillRules
 from .distill_blocks import DistillBlocksRules
 from .finetune import FinetuneRules
+from .mixed_precision import MixedPrecisionRules
 from .prune import PruneRules
 from .quantize import QuantizeRules
 from .together import TogetherRules
@@ -24,6 +25,7 @@ _SHIPPED = (
     DistillRules(),
     DistillBlocksRules(),
     QuantizeRules(),
+    MixedPrecisionRules(),
     TogetherRules(),
 )
 _KINDS: dict[str, StageRules[Any]] = {rules.name: rules for rules in _SHIPPED}
@@ -35,7 +37,7 @@ def rules(name: str) -> StageRules[Any]:
 
 
 def freezes(known: StageRules[Any], block: ApiModel) -> bool:
-    """Whether weights are integers behind a stage: it makes them so, or a part of it."""
+    """Whether weights have few bits behind a stage: it makes them so, or a part of it."""
     parts = block.of if isinstance(block, Together) else []
     return known.freezes or any(rules(part.method).freezes for part in parts)
 

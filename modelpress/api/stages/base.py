@@ -20,7 +20,7 @@ class StageRules(Generic[B]):
         runner: module and attribute of what runs it, a `modelpress_runner.stages.base.StageKind`; loaded by a runner
             only.
         goes_along: it may be part of a `together`: what runs it has participants.
-        freezes: behind it weights are integers that nothing can train or take away.
+        freezes: behind it weights have few bits, and nothing can train them or take them away.
     """
 
     name: ClassVar[str]

@@ -21,6 +21,7 @@ from .job import (
 )
 from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMeta
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
+from .mixed_precision import MixedPrecision
 from .model import Benchmark, Export, FreeAxis, Model, Source, Store, Target, VolumeClaim
 from .quantize import Calibration, Quantize, QuantizeEntry
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
@@ -108,6 +109,7 @@ __all__ = [
     "LayerMapping",
     "Metric",
     "MetricsPair",
+    "MixedPrecision",
     "Model",
     "ObjectMeta",
     "Objective",

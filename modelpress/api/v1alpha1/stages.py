@@ -13,6 +13,7 @@ from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
 from .distill_blocks import DistillBlocks
+from .mixed_precision import MixedPrecision
 from .quantize import Quantize
 from .search import Search
 from .sparsify import Sparsify
@@ -474,9 +475,12 @@ class Stage(_OneBlock):
     distill: Distill | None = None
     distill_blocks: DistillBlocks | None = None
     quantize: Quantize | None = None
+    mixed_precision: MixedPrecision | None = None
     together: Together | None = None
 
-    METHODS: ClassVar[tuple[str, ...]] = ("prune", "finetune", "distill", "distill_blocks", "quantize", "together")
+    METHODS: ClassVar[tuple[str, ...]] = (
+        *("prune", "finetune", "distill", "distill_blocks", "quantize", "mixed_precision", "together"),
+    )
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*map(to_camel, METHODS)),)
 
 

@@ -100,7 +100,7 @@ def _of_yaml(top: Field, model: dict[str, Any]) -> Draft:
     if (block := top.take("quantization")) is not None:
         _quantization(draft, block)
     if (block := top.take("mixed_precision")) is not None:
-        _mixed_precision(block)
+        draft.stages.append({"mixedPrecision": _mixed_precision(draft, block)})
     if (block := top.take("tuning")) is not None:
         _tuning(draft, block)
     if (block := top.take("evaluation")) is not None:
@@ -164,8 +164,21 @@ def _entrypoint(draft: Draft, block: Field) -> None:
     block.say("todo", "the model: a function create() in model.py that returns it with what trains and scores it")
 
 
-def _mixed_precision(block: Field) -> None:
-    block.say("missing", "this version has no stage for mixed precision")
+def _mixed_precision(draft: Draft, block: Field) -> dict[str, Any]:
+    """The block of a mixedPrecision stage."""
+    dtype = "bf16"
+    if (said := block.take("precisions", "precision")) is not None:
+        known = [text for each in said.entries() if (text := each.text()) is not None]
+        halves = [text for text in known if text in ("bf16", "fp16")]
+        if halves:
+            dtype = halves[0]
+        else:
+            said.say("missing", f"precisions other than bf16 and fp16; {dtype} was taken")
+    block.say("translated", f"convolutions, linear layers and embeddings compute in {dtype}; norms and the rest do not")
+    block.leave(None, _CALL)
+    if not draft.model:
+        _entrypoint(draft, block)
+    return {"dtype": dtype}
 
 
 def _tuning(draft: Draft, block: Field) -> None:
@@ -218,7 +231,7 @@ def _of_script(top: Field, script: Script, model: dict[str, Any]) -> list[Draft]
             if name.startswith("Post") and not draft.model:
                 _entrypoint(draft, call)
         elif name == "MixedPrecisionConfig":
-            _mixed_precision(call)
+            blocks.append({"mixedPrecision": _mixed_precision(draft, call)})
         else:
             parts.benchmark(draft, call)
     if not made:

@@ -43,6 +43,8 @@ NOTES: dict[str, tuple[str, tuple[str, ...]]] = {
     "nni-agp": ("nni", ("a function create() in model.py",)),
     "nni-experiment": ("nni", ("quniform counts its steps from 0",)),
     "nc1-static": ("neural-compressor", ("post_training_static_quant is algorithm: ptq_static",)),
+    "nc1-mixed-precision": ("neural-compressor", ("compute in bf16; norms and the rest do not",)),
+    "nc2-mixed-precision": ("neural-compressor", ("compute in bf16; norms and the rest do not",)),
     "nc1-qat": ("neural-compressor", ("the script, train.py", "one recipe is measured, where up to 600 were tried")),
     "nc2-static": ("neural-compressor", ("a relative loss of 1 % at most",)),
     "nc2-qat": ("neural-compressor", ("operations are quantized layer by layer",)),

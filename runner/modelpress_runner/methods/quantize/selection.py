@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from modelpress.api.stages.quantize import GROUP_SIZE, numbers
@@ -14,11 +13,10 @@ from modelpress.api.v1alpha1 import Quantize, QuantizeEntry
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.edits.quantize import QuantizedLayer, channel_axis, why_not
 from modelpress_runner.edits.quantizers import QuantizerSpec
-from modelpress_runner.errors import InvalidSpecError, first_line
+from modelpress_runner.errors import InvalidSpecError
+from modelpress_runner.methods.called import called_modules
 from modelpress_runner.methods.quantize.protocol import method
 from modelpress_runner.methods.selectors import matches
-from modelpress_runner.runtime.example_inputs import as_call, on_device
-from modelpress_runner.runtime.preserve import untouched
 
 Targets = dict[str, QuantizerSpec]
 
@@ -60,7 +58,7 @@ def select(model: nn.Module, block: Quantize, path: str, dummy_input: Any = None
             continue
         for name in names:
             holders.setdefault(name, []).append((number, entry))
-    called = None if dummy_input is None or again else _called(model, dummy_input)
+    called = None if dummy_input is None or again else called_modules(model, dummy_input)
     layers: dict[str, Targets] = {}
     notes: list[str] = []
     for name, module in modules.items():
@@ -129,24 +127,6 @@ def _group(module: nn.Module, name: str, axis: int, size: int, path: str) -> int
             f"{path}.groupSize",
         )
     return size
-
-
-@torch.no_grad()
-def _called(model: nn.Module, dummy_input: Any) -> set[str]:
-    """Names of the modules that are called on example inputs."""
-    seen: set[int] = set()
-    hooks = [module.register_forward_hook(lambda module, *_: seen.add(id(module))) for module in model.modules()]
-    try:
-        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-        args, kwargs = as_call(on_device(dummy_input, device))
-        with untouched(model):
-            model(*args, **kwargs)
-    except Exception as error:
-        raise InvalidSpecError(f"the model does not run on its example inputs: {first_line(error)}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name for name, module in model.named_modules(remove_duplicate=False) if id(module) in seen}
 
 
 def _apart(model: nn.Module, layers: Mapping[str, Targets]) -> Iterator[str]:

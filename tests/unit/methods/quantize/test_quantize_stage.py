@@ -334,7 +334,7 @@ def test_blocks_that_are_refused(task, block, message):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([stage(), {"finetune": {"epochs": 1}}], "weights are integers, which this stage cannot change"),
+        ([stage(), {"finetune": {"epochs": 1}}], "weights have few bits, which this stage cannot change"),
         ([{"together": {"epochs": 1, "of": [{"quantize": {"configList": ALL}}]}}], "ptq_static needs no training"),
         (
             [
