@@ -23,6 +23,9 @@ _LAZY = {
     "compress": ("modelpress_runner.in_process.compress", "runner"),
     "CompressionResult": ("modelpress_runner.in_process.compress", "runner"),
     "prepare_compression": ("modelpress_runner.in_process.prepare", "runner"),
+    "layers": ("modelpress_runner.analysis.layers", "runner"),
+    "channel_dependency": ("modelpress_runner.analysis.channels", "runner"),
+    "sensitivity": ("modelpress_runner.analysis.sensitivity", "runner"),
     "report": ("modelpress_runner.in_process.reporting", "runner"),
     "RuntimeModule": ("modelpress_runner.export.runtime_module", "runner"),
     "load": ("modelpress_runner.artifact.load", "runner"),
@@ -54,6 +57,9 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress.local import run as run
+    from modelpress_runner.analysis.channels import channel_dependency as channel_dependency
+    from modelpress_runner.analysis.layers import layers as layers
+    from modelpress_runner.analysis.sensitivity import sensitivity as sensitivity
     from modelpress_runner.artifact.load import load as load
     from modelpress_runner.evaluators.deepspeed.evaluator import DeepspeedTorchEvaluator as DeepspeedTorchEvaluator
     from modelpress_runner.evaluators.lightning.evaluator import LightningEvaluator as LightningEvaluator

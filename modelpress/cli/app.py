@@ -35,6 +35,14 @@ class Tool(StrEnum):
     NEURAL_COMPRESSOR = "neural-compressor"
 
 
+class Analysis(StrEnum):
+    """What `analyze` looks at."""
+
+    LAYERS = "layers"
+    DEPENDENCY = "dependency"
+    SENSITIVITY = "sensitivity"
+
+
 class Output(StrEnum):
     """How `run` prints its result."""
 
@@ -214,6 +222,42 @@ def benchmark(
             model, asked, runtime=runtime, endpoint=endpoint, region=region, as_json=as_json, progress=progress
         )
     )
+
+
+@app.command(
+    epilog="Example: modelpress analyze sensitivity job.yaml --sparsity 0.25 --sparsity 0.5 --bounds space.yaml"
+)
+def analyze(
+    what: Annotated[
+        Analysis,
+        typer.Argument(
+            help="layers: parameters and MACs of each. dependency: which lose channels together, and what cannot, and "
+            "why. sensitivity: the score where one is pruned alone, by the file's first prune stage."
+        ),
+    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML with a CompressionJob or CompressionSweep.")],
+    sparsity: Annotated[
+        list[float] | None,
+        typer.Option(metavar="SHARE", min=0.001, max=0.999, help="Of sensitivity; repeat it. [0.1, 0.2, ... 0.9]"),
+    ] = None,
+    table: Annotated[Path | None, typer.Option("--csv", metavar="OUT", help="Write the rows as CSV, too.")] = None,
+    bounds: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Of sensitivity: write a prune stage and a search space as YAML."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Of --bounds: what a layer alone may lose of the dense score.")
+    ] = 0.02,
+) -> None:
+    """Look at a recipe's model before anything is compressed.
+
+    Exit codes: 0 done, 1 failed, 2 usage or invalid.
+    """
+    from .analyze import analyze as run_analysis
+
+    if what is not Analysis.SENSITIVITY and (sparsity or bounds):
+        raise typer.BadParameter("--sparsity and --bounds are of sensitivity")
+    sys.exit(run_analysis(what.value, file, sparsities=sparsity, table=table, bounds=bounds, tolerance=tolerance))
 
 
 register(app, "modelpress")

@@ -186,13 +186,14 @@ def _dense(request: RunRequest, inputs: Inputs, store: ArtifactStore, stop: Stop
     code.use(path)
     code_digest = code.digest(path, (spec.model.entrypoint or "").partition(":")[0])
     rng.seed_all(spec.seed)
-    entry = _model_source(spec, path, inputs)
+    entry = model_source(spec, path, inputs)
     cache = DenseCache(store, request.root, dense_digest(spec, code_digest, inputs.digest))
     log.info("building the dense model")
     return cache.obtain(spec, entry, request.base_path or path, stop, timed), code_digest
 
 
-def _model_source(spec: CompressionJobSpec, code_path: str | None, inputs: Inputs) -> ModelSource:
+def model_source(spec: CompressionJobSpec, code_path: str | None, inputs: Inputs) -> ModelSource:
+    """What gives the recipe's dense model: its code, or a pretrained model."""
     if spec.model.hugging_face is None:
         return find(spec.model, code_path, None if spec.data is None else inputs.data)
     from modelpress_runner.huggingface.entry import PretrainedModel

@@ -47,6 +47,18 @@ class Searching(Procedure):
         self._sign = 1
         self._seed = 0
         self._allocation: Allocation | None = None
+        self._proposed: list[float] = []
+
+    @property
+    def settles(self) -> bool:
+        """Whether the step that was asked for last ends the search."""
+        return self._phase == "behind"
+
+    @property
+    def proposed(self) -> list[tuple[tuple[str, ...], float]]:
+        """The modules that were pruned last, those that lose the same channels together, with their sparsities."""
+        pairs = zip(self._members, self._proposed, strict=True)
+        return [(tuple(names), share) for names, share in pairs if share]
 
     def next(self, score: Score | None) -> Step | None:
         """As Procedure.next."""
@@ -63,7 +75,7 @@ class Searching(Procedure):
         if self._phase == "propose":
             shares = self._search_at_work.propose()
             if shares is not None:
-                self._phase = "score"
+                self._phase, self._proposed = "score", list(shares)
                 return Transform("search: try", functools.partial(self._try, shares))
             self._phase = "behind"
             return Transform("prune", self._settle)

@@ -1,0 +1,167 @@
+"""`modelpress analyze`: what a recipe's model consists of, before anything is compressed."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.table import Table
+
+from modelpress import formatting
+from modelpress.api.errors import SpecError
+from modelpress.api.v1alpha1 import CompressionSweep
+from modelpress.local.errors import LocalError, UsageError
+from modelpress.local.plan import plan_run
+from modelpress.local.sources import load_documents
+
+from .exits import Exit
+from .markup import escape
+from .tables import console
+
+COLUMNS = {
+    "layers": ("name", "kind", "parameters", "macs", "calls", "output"),
+    "dependency": ("layers", "followers", "channels", "reason"),
+    "sensitivity": ("layers", "sparsity", "score"),
+}
+
+
+def analyze(
+    what: str,
+    source: str,
+    *,
+    sparsities: Sequence[float] | None,
+    table: Path | None,
+    bounds: Path | None,
+    tolerance: float,
+) -> int:
+    """Analyses the first object's model, and prints a table; the exit code.
+
+    Args:
+        what: layers, dependency or sensitivity.
+        source: a YAML file.
+        sparsities: of sensitivity; None: the default ones.
+        table: writes the rows as CSV here.
+        bounds: of sensitivity: writes entries and search space here, as YAML.
+        tolerance: of bounds: the score that a layer alone may lose, as a share of the dense one's.
+
+    Raises:
+        SpecError: the file is not valid.
+        UsageError: what is needed is not there.
+        LocalError: the analysis failed; the message says why.
+    """
+    if importlib.util.find_spec("modelpress_runner") is None or importlib.util.find_spec("torch") is None:
+        raise UsageError("the package 'torch' is not installed; install it with: pip install 'modelpress[runner]'")
+    plan = plan_run(load_documents(source)[0], cwd=Path.cwd())
+    if plan.problems:
+        raise SpecError(plan.problems)
+    spec = plan.obj.spec.template.spec if isinstance(plan.obj, CompressionSweep) else plan.obj.spec
+    if spec.model.script is not None:
+        raise UsageError(
+            "spec.model.script: a script has its model to itself; name an entrypoint, or call mp.layers in it"
+        )
+    request = {"what": what, "spec": spec.to_dict(), "codePath": plan.code_path, "basePath": plan.base_path}
+    found = _run({**request, "sparsities": sparsities})
+    rows = [dict(row) for row in found["rows"]]
+    _print(what, rows)
+    for note in found.get("notes", ()):
+        console().print(escape(str(note)), soft_wrap=True)
+    if table is not None:
+        _write_csv(table, what, rows)
+    if bounds is not None:
+        algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
+        document = search_bounds(rows, found.get("goal", "maximize"), tolerance, algorithm)
+        bounds.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return Exit.DONE
+
+
+def search_bounds(rows: Sequence[Mapping[str, Any]], goal: str, tolerance: float, algorithm: str) -> dict[str, Any]:
+    """A prune stage with an entry for each layer, and a search space from the least to the most that it bears.
+
+    The most is the highest sparsity up to which the layer alone loses no more than `tolerance` of the dense score.
+    Layers that lose more at the least sparsity already are left out.
+    """
+    dense = next(row["score"] for row in rows if not row["layers"])
+    sign = 1 if goal == "maximize" else -1
+    entries: list[dict[str, Any]] = []
+    space: list[dict[str, Any]] = []
+    by_layers: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["layers"]:
+            by_layers.setdefault(tuple(row["layers"]), []).append(row)
+    for names, points in by_layers.items():
+        borne: list[float] = []
+        for point in sorted(points, key=lambda each: each["sparsity"]):
+            if sign * (dense - point["score"]) > tolerance * abs(dense):
+                break
+            borne.append(point["sparsity"])
+        if not borne:
+            continue
+        number = len(entries)
+        entries.append({"opNames": list(names), "sparsity": borne[-1]})
+        if len(borne) > 1:
+            path = f"/stages/0/prune/configList/{number}/sparsity"
+            space.append({"name": f"layer{number}", "paths": [path], "float": {"min": borne[0], "max": borne[-1]}})
+    stage = {"prune": {"algorithm": algorithm, "configList": entries}}
+    return {"stages": [stage], "searchSpace": space}
+
+
+def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="modelpress-analyze-") as folder:
+        asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        command = [sys.executable, "-m", "modelpress_runner.runs.analyze", str(asked), str(answer)]
+        # Standard output is the table's; what the user's code prints goes where progress goes.
+        done = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode < 0:
+            raise LocalError(f"the analysis was ended by signal {-done.returncode}")
+        if not answer.exists():
+            raise LocalError("the analysis failed; its output above says why")
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in found:
+        raise (UsageError if found["exitCode"] == Exit.INVALID else LocalError)(found["error"])
+    return found
+
+
+def _print(what: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    shown = Table(box=box.SIMPLE)
+    for name in COLUMNS[what]:
+        numeric = name in ("parameters", "macs", "calls", "channels", "sparsity", "score")
+        shown.add_column({"macs": "MACs"}.get(name, name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(text) for text in _texts(what, row, people=True)))
+    if what == "layers":
+        shown.add_section()
+        total = {"name": "total", "kind": "", "calls": "", "output": ()}
+        total |= {name: sum(row[name] for row in rows) for name in ("parameters", "macs")}
+        shown.add_row(*(escape(text) for text in _texts(what, total, people=True)))
+    console().print(shown)
+
+
+def _texts(what: str, row: Mapping[str, Any], *, people: bool) -> Iterator[str]:
+    for name in COLUMNS[what]:
+        value = row[name]
+        if isinstance(value, list | tuple):
+            text = " x ".join(map(str, value)) if name == "output" else ", ".join(value)
+            yield text or ("(dense)" if what == "sensitivity" and people else "")
+        elif people and name in formatting.COUNTS:
+            yield formatting.number(name, value)
+        elif people and isinstance(value, float):
+            yield f"{value:.4g}"
+        else:
+            yield str(value)
+
+
+def _write_csv(path: Path, what: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS[what])
+        writer.writerows(list(_texts(what, row, people=False)) for row in rows)

@@ -1,0 +1,95 @@
+"""`modelpress analyze` in a process of its own, where the user's code may be imported.
+
+Usage: python -m modelpress_runner.runs.analyze REQUEST RESULT, two JSON files. The request: what (layers, dependency or
+sensitivity), spec, codePath, basePath, sparsities. The result: rows, a list of objects, and notes; or error and
+exitCode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelpress.api import plugins
+from modelpress.api.errors import SpecError
+from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJobSpec, Prune
+from modelpress.result import ExitCode
+from modelpress.search import goal_of
+from modelpress_runner.analysis.channels import channel_dependency
+from modelpress_runner.analysis.layers import layers
+from modelpress_runner.analysis.sensitivity import sensitivity
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
+from modelpress_runner.inputs.gather import gathered
+from modelpress_runner.runs.trial import model_source
+from modelpress_runner.runtime import rng
+from modelpress_runner.subject.entrypoint import load_weights
+from modelpress_runner.subject.subject import Subject
+from modelpress_runner.usercode import location as code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Analyses; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    request, result = map(Path, sys.argv[1:] if arguments is None else arguments)
+    plugins.load()
+    try:
+        found: dict[str, Any] = _analyse(json.loads(request.read_text(encoding="utf-8")))
+        exit_code = ExitCode.DONE
+    except (RunnerError, SpecError) as error:
+        invalid = isinstance(error, InvalidSpecError | InvalidModelError | SpecError)
+        exit_code = ExitCode.INVALID if invalid else ExitCode.FAILED
+        found = {"error": str(error), "exitCode": int(exit_code)}
+    result.write_text(json.dumps(found), encoding="utf-8")
+    return int(exit_code)
+
+
+def _analyse(request: Mapping[str, Any]) -> dict[str, Any]:
+    spec = CompressionJobSpec.model_validate(request["spec"])
+    what, path = request["what"], request.get("codePath")
+    with gathered(spec, request.get("basePath") or path) as inputs:
+        code.use(path)
+        rng.seed_all(spec.seed)
+        train = what == "sensitivity" and spec.model.weights is None
+        subject = model_source(spec, path, inputs).subject(spec.model, seed=spec.seed, train=train)
+        if spec.model.weights is not None:
+            load_weights(subject, spec.model.weights, request.get("basePath"), spec.store)
+        subject.find_inputs()
+        if what == "sensitivity":
+            return _sensitivity(spec, subject, request.get("sparsities"))
+        if subject.dummy_input is None:
+            raise InvalidModelError("there is no example input to run the model on; let the code give a dummy_input")
+        if what == "layers":
+            return {"rows": [dataclasses.asdict(layer) for layer in layers(subject.model, subject.dummy_input)]}
+        found = channel_dependency(subject.model, subject.dummy_input)
+        rows = [{**dataclasses.asdict(group), "reason": ""} for group in found.groups]
+        rows += [{**dataclasses.asdict(frozen), "followers": ()} for frozen in found.frozen]
+        blocks = [f"can go whole: {', '.join(found.blocks)}"] if found.blocks else []
+        return {"rows": rows, "notes": [*found.notes, *blocks]}
+
+
+def _sensitivity(spec: CompressionJobSpec, subject: Subject, sparsities: Sequence[float] | None) -> dict[str, Any]:
+    block = next((stage.block for stage in spec.stages if stage.method == "prune"), None)
+    if not isinstance(block, Prune):
+        raise InvalidSpecError("no stage prunes; add one that says by which method, and which layers", "spec.stages")
+    given = {} if sparsities is None else {"sparsities": sparsities}
+    points = sensitivity(
+        subject.model,
+        block,
+        subject.evaluator,
+        subject.dummy_input,
+        calibration_data=subject.calibration_data,
+        goal=goal_of(DEFAULT_METRIC, spec.metrics),
+        seed=spec.seed,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+        **given,
+    )
+    return {"rows": [dataclasses.asdict(point) for point in points], "goal": goal_of(DEFAULT_METRIC, spec.metrics)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
