@@ -174,7 +174,9 @@ def _change(before: float | None, after: float | None, style: str) -> str:
 
 def _layers(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     """A table of what was quantized, layer by layer; of many those that lose most."""
-    layers = [layer for stage in stages for layer in stage.get("layers") or ()]
+    # Records of plug-ins have fields of their own, of whatever names.
+    quantized = [stage for stage in stages if stage.get("method") in ("quantize", "together")]
+    layers = [layer for stage in quantized for layer in stage.get("layers") or ()]
     if not layers:
         return []
     shown = sorted(layers, key=lambda layer: float(layer.get("sqnrDb", 1e9)))[:_MOST_LAYERS]
