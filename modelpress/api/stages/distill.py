@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from modelpress.api.v1alpha1 import Distill
 
 from . import length
 from .base import StageRules
+from .selectors import regex_error
 
 
 class DistillRules(StageRules[Distill]):
@@ -38,12 +38,9 @@ class DistillRules(StageRules[Distill]):
             message = "nothing is learnt from the teacher: its weight is 0, and there are no layerMappings"
             yield Problem(f"{path}.lossWeights[1]", message, "raise it, or write a finetune stage")
         for number, mapping in enumerate(mappings):
-            if mapping.student_re is not None:
-                try:
-                    re.compile(mapping.student_re)
-                except (re.error, OverflowError, RecursionError) as error:
-                    where = f"{path}.layerMappings[{number}].studentRe"
-                    yield Problem(where, f"{mapping.student_re!r} is no regular expression: {error}", "correct it")
+            if mapping.student_re is not None and (error := regex_error(mapping.student_re)) is not None:
+                where = f"{path}.layerMappings[{number}].studentRe"
+                yield Problem(where, f"{mapping.student_re!r} is no regular expression: {error}", "correct it")
             if mapping.weight == 0:
                 where = f"{path}.layerMappings[{number}].weight"
                 yield Problem(where, "a weight of 0 has no effect", "raise it, or remove the mapping")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from modelpress.api.errors import Problem
 from modelpress.api.v1alpha1 import DistillBlocks
 
 from .base import StageRules
+from .selectors import regex_error
 
 
 class DistillBlocksRules(StageRules[DistillBlocks]):
@@ -22,9 +22,7 @@ class DistillBlocksRules(StageRules[DistillBlocks]):
     def problems(self, block: DistillBlocks, path: str) -> Iterator[Problem]:
         """Of its regular expressions."""
         for number, text in enumerate(block.op_names_re or ()):
-            try:
-                re.compile(text)
-            except (re.error, OverflowError, RecursionError) as error:
+            if (error := regex_error(text)) is not None:
                 where = f"{path}.opNamesRe[{number}]"
                 yield Problem(where, f"{text!r} is no regular expression: {error}", "correct it")
 

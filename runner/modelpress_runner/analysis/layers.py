@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelpress_runner.edits.wrappers import unwrapped
-from modelpress_runner.errors import InvalidModelError, first_line
-from modelpress_runner.runtime.example_inputs import as_call, fitting, on_device
-from modelpress_runner.runtime.flops import flops
+from modelpress_runner.measure.counts import forward_once
+from modelpress_runner.runtime.flops import FlopCount
 from modelpress_runner.runtime.graph import tensors_in
-from modelpress_runner.runtime.preserve import untouched
-from modelpress_runner.runtime.unfused import unfused
 
 
 @dataclass(frozen=True)
@@ -46,41 +41,33 @@ class _Tally:
     output: tuple[int, ...] = ()
 
 
-@dataclass
-class _Counting:
-    """Which module is at work, and what each has done."""
+class _Counting(FlopCount):
+    """Puts what passes by down to the module that is at work."""
 
-    tallies: dict[int, _Tally]
-    stack: list[int] = field(default_factory=list)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.tallies = {id(module): _Tally() for module in model.modules()}
+        self._stack: list[int] = []
+        self._told = 0  # of the total
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        self.stack.append(id(module))
+        """`module` begins."""
+        self._tell()
+        self._stack.append(id(module))
         self.tallies[id(module)].calls += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.stack.pop()
+        """`module` is through."""
+        self._tell()
+        self._stack.pop()
         found = tensors_in(output)
         if found:
             self.tallies[id(module)].output = tuple(found[0].shape)
 
-
-class _Flops(TorchDispatchMode):
-    """Puts what passes by down to the module that is at work."""
-
-    def __init__(self, counting: _Counting) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
-        self._counting = counting
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to say so would import the compiler
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if isinstance(func, torch._ops.OpOverload) and self._counting.stack:
-            self._counting.tallies[self._counting.stack[-1]].macs += flops(func, args, kwargs, out) // 2
-        return out
+    def _tell(self) -> None:
+        if self._stack:
+            self.tallies[self._stack[-1]].macs += (self.total - self._told) // 2
+        self._told = self.total
 
 
 def layers(model: nn.Module, dummy_input: Any) -> list[Layer]:
@@ -96,19 +83,11 @@ def layers(model: nn.Module, dummy_input: Any) -> list[Layer]:
         InvalidModelError: the model does not take `dummy_input` with a batch of 1.
     """
     model = unwrapped(model)
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    args, kwargs = as_call(on_device(fitting(model, dummy_input, 1), device))
-    counting = _Counting({id(module): _Tally() for module in model.modules()})
+    counting = _Counting(model)
     handles = [module.register_forward_pre_hook(counting.enter) for module in model.modules()]
     handles += [module.register_forward_hook(counting.leave, always_call=True) for module in model.modules()]
     try:
-        with untouched(model), torch.no_grad(), unfused(), _Flops(counting):
-            model(*args, **kwargs)
-    except Exception as error:
-        raise InvalidModelError(
-            f"the model does not run on dummy_input with a batch of 1 ({first_line(error)}); give a dummy_input that "
-            "the model takes, batch first"
-        ) from error
+        forward_once(model, dummy_input, counting)
     finally:
         for handle in handles:
             handle.remove()

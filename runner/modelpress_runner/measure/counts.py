@@ -36,9 +36,19 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
     Raises:
         InvalidModelError: the model does not take `dummy_input` with a batch of 1.
     """
+    counter = FlopCount()
+    forward_once(model, dummy_input, counter)
+    return counter.total // 2
+
+
+def forward_once(model: nn.Module, dummy_input: Any, counter: FlopCount) -> None:
+    """Lets `counter` see one forward pass in eval mode with a batch of 1, fused kernels off; nothing is changed by it.
+
+    Raises:
+        InvalidModelError: the model does not take `dummy_input` with a batch of 1.
+    """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     args, kwargs = as_call(on_device(fitting(model, dummy_input, 1), device))
-    counter = FlopCount()
     with untouched(model), torch.no_grad(), unfused():
         try:
             with counter:
@@ -48,4 +58,3 @@ def macs(model: nn.Module, dummy_input: Any) -> int:
                 f"the model does not run on dummy_input with a batch of 1 ({first_line(error)}); give a dummy_input "
                 "that the model takes, batch first"
             ) from error
-    return counter.total // 2
