@@ -134,7 +134,9 @@ class _Analysis:
             if isinstance(axis.view.owner, nn.RNNBase):
                 atoms.setdefault(id(axis.view.owner), {})[axis.view.axis] = axis.atoms
         return {
-            key: functools.partial(recurrent, self._trace, axes) for key, axes in atoms.items() if axes.keys() == {*SIDES}
+            key: functools.partial(recurrent, self._trace, axes)
+            for key, axes in atoms.items()
+            if axes.keys() == {*SIDES}
         }
 
     def _made(self, tensor: torch.Tensor) -> str:
@@ -253,7 +255,7 @@ class _Analysis:
             return  # a kernel in groups, whose channels one plane cannot tell
         shape = [1] * tensor.dim()
         shape[dim] = atoms.numel()
-        plane = Plane(atoms.reshape(shape), True)
+        plane = Plane(atoms.reshape(shape), isinstance(tensor, nn.Parameter))  # of buffers nothing is masked
         planes = self._planes.setdefault(id(tensor), [])
         for known in planes:
             if known.labels.shape == plane.labels.shape:  # two modules share it
@@ -337,7 +339,7 @@ class _Analysis:
         return any(id(getattr(axis.view.owner, tensor)) in self._trace.used for tensor in axis.view.tensors)
 
     def _spare_shared(self) -> None:
-        """A parameter of several modules goes along a dimension that all of them know; the first one's axis stands for all.
+        """What modules share goes along a dimension that all of them know: the first one's axis stands for all.
 
         Other dimensions stay: a cut of one module would part them.
         """
@@ -354,7 +356,8 @@ class _Analysis:
                     sharing.setdefault((key, axis.view.dimension(tensor)), []).append(axis)
         for (key, dim), axes in sharing.items():
             alone = {id(axis.view.owner) for axis in axes} == {id(module) for module in owners[key]}
-            told = [axis for axis in axes[1:] if axis.view.axis == "out" and not isinstance(axis.view.owner, nn.Embedding)]
+            # Of a layer that gives these channels users may ask for them by its name.
+            told = any(a.view.axis == "out" and not isinstance(a.view.owner, nn.Embedding) for a in axes[1:])
             if dim is None or told or not alone or len(axes) != len(owners[key]):
                 for axis in axes:
                     name = next(t for t in axis.view.parameters if id(getattr(axis.view.owner, t)) == key)

@@ -274,7 +274,8 @@ class LabelMode(TorchDispatchMode):
                 trace.freeze(trace.planes(tensor), f"{trace.where(name)} cannot be followed: {type(error).__name__}")
         for tensor in tensors_in(out):
             if trace.carries(tensor):
-                trace.made[tensor] = trace.where(name)
+                before = trace.made.get(given[0]) if name in ("view", "_unsafe_view") else None
+                trace.made[tensor] = before or trace.where(name)
         return out
 
 

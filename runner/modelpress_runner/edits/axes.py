@@ -31,6 +31,7 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
 DIMENSION = re.compile(r"dim(\d)")
 SIDES = ("out", "in", "hidden")
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
         raise CompressionError(f"'{name}' ({type(module).__name__}) has no input channels of its own")
     elif isinstance(module, BATCH_NORM | INSTANCE_NORM):
         size = module.num_features
-        tensors = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), "rows")
+        tensors = dict.fromkeys(_STATISTICS, "rows")
     elif isinstance(module, nn.GroupNorm):
         size, groups = module.num_channels, module.num_groups
         tensors = {"weight": "rows", "bias": "rows"}
@@ -135,6 +136,8 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
         size, tensors = module.num_parameters, {"weight": "rows"}
     elif isinstance(module, nn.Embedding):
         size, tensors = module.embedding_dim, {"weight": "cols"}
+    elif is_frozen_norm(module):
+        size, tensors = module.get_buffer("weight").numel(), dict.fromkeys(_STATISTICS, "rows")
     else:
         raise CompressionError(f"'{name}' ({type(module).__name__}) has no channels that can be removed")
     for tensor in tensors:
@@ -161,6 +164,18 @@ def is_conv1d(module: nn.Module) -> bool:
     """Whether it is transformers' Conv1D: a linear layer whose weight is (inputs, outputs)."""
     return any(
         f"{cls.__module__}.{cls.__name__}" == "transformers.pytorch_utils.Conv1D" for cls in type(module).__mro__
+    )
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm that is not trained, as detectors have them: the same four vectors, all buffers."""
+    buffers = module._buffers
+    return (
+        not module._parameters
+        and not module._modules
+        and buffers.keys() == {*_STATISTICS}
+        and len({tuple(each.shape) for each in buffers.values() if each is not None}) == 1
+        and all(each is not None and each.dim() == 1 for each in buffers.values())
     )
 
 

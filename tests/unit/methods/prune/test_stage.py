@@ -469,7 +469,7 @@ def test_the_shrunk_model_exports_and_trains() -> None:
 
 
 def test_one_analysis_serves_the_whole_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rounds and the shrink ask once, and nothing but the time limit that has no effect needs a note."""
+    """Three rounds and the shrink ask once, and nothing needs a note."""
     from modelpress_runner.stages import prune as stage
 
     asked: list[nn.Module] = []
@@ -484,5 +484,5 @@ def test_one_analysis_serves_the_whole_stage(monkeypatch: pytest.MonkeyPatch) ->
         shrinkTimeoutSeconds=120,
     )
     assert asked == [model]
-    assert context.notes == ["spec.stages[0].prune.shrinkTimeoutSeconds has no effect any more; remove it"]
+    assert context.notes == []
     assert model.conv1.out_channels == 4
