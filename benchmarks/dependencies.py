@@ -44,7 +44,7 @@ RATIO = 0.5
 PEER_SECONDS = 30
 # Layers, hidden width, width of the feed-forward layers, heads, words.
 SMALL, LARGE = (4, 512, 1792, 8, 8000), (16, 1280, 3584, 20, 32000)
-DEPTHS = (4, 8, 16, 32)
+DEPTHS, LENGTH = (4, 8, 16, 32), 128
 
 
 def ours(make: Make) -> dict[str, Any]:
@@ -183,41 +183,47 @@ def _channels(model: nn.Module) -> int:
 
 
 def decoders() -> dict[str, Any]:
-    """Each Llama in a process of its own."""
+    """Of each Llama a pass and the analysis, each in a process of its own: seconds, and bytes beside the weights."""
     out = {}
     by_depth = {f"{depth} layers": (depth, *SMALL[1:]) for depth in DEPTHS}
     for name, sizes in {"24 M": SMALL, "400 M": LARGE, **by_depth}.items():
-        command = [sys.executable, __file__, "decoder", json.dumps(sizes)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        out[name] = json.loads(done.stdout.splitlines()[-1])
+        out[name] = {"load": round(os.getloadavg()[0], 1), "layers": sizes[0]}
+        for what in ("pass", "analysis"):
+            command = [sys.executable, __file__, "decoder", json.dumps([what, *sizes])]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            out[name] |= json.loads(done.stdout.splitlines()[-1])
         print(name, out[name], flush=True)
     return out
 
 
-def _decoder(sizes: tuple[int, int, int, int, int]) -> dict[str, Any]:
-    """Seconds of the analysis, by the clock and of the processor; bytes beside the weights of a pass and of it."""
+def _decoder(what: str, *sizes: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    model, inputs = llama(*sizes)()
+    _measured(what, *llama(1, 32, 64, 2, 100, length=LENGTH)())  # which loads what is loaded once
+    return _measured(what, *llama(*sizes, length=LENGTH)())
+
+
+def _measured(what: str, model: nn.Module, inputs: torch.Tensor) -> dict[str, Any]:
     model.eval()
+    found: list[ChannelDependencies] = []
 
     def run() -> None:
-        with torch.no_grad():
-            model(inputs)
+        if what == "analysis":
+            found.append(find_dependencies(model, inputs))
+        else:
+            with torch.no_grad():
+                model(inputs)
 
-    run()  # what is loaded once
-    found = []
-    forward = _peak(run)
     clock, processor = time.perf_counter(), time.process_time()
-    analysis = _peak(lambda: found.append(find_dependencies(model, inputs)))
-    return {
-        "layers": sizes[0],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(time.perf_counter() - clock, 2),
-        "processorSeconds": round(time.process_time() - processor, 2),
-        "bytesOfAPass": forward,
-        "bytesOfTheAnalysis": analysis,
-        "removable": sum(len(group.units) for group in found[0].groups),
+    grown = _peak(run)
+    line: dict[str, Any] = {
+        f"{what}Seconds": round(time.perf_counter() - clock, 2),
+        f"{what}ProcessorSeconds": round(time.process_time() - processor, 2),
+        f"{what}Bytes": grown,
     }
+    if found:
+        line["parameters"] = sum(p.numel() for p in model.parameters())
+        line["removable"] = sum(len(group.units) for group in found[0].groups)
+    return line
 
 
 def _peak(run: Callable[[], Any]) -> int:
@@ -237,7 +243,7 @@ def main() -> None:
     """Runs the models named, or all, and writes each line as it comes."""
     warnings.simplefilter("ignore")
     if len(sys.argv) == 3 and sys.argv[1] == "decoder":
-        print(json.dumps(_decoder(json.loads(sys.argv[2]))))
+        print(json.dumps(_decoder(*json.loads(sys.argv[2]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", help="a folder that has the packages")

@@ -208,7 +208,8 @@ class Trace:
             ):
                 self._inside.append(module)
 
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, *rest: Any) -> None:
+            kwargs, output = rest if len(rest) == 2 else ({}, None)  # torch leaves kwargs out where a pass has failed
             if self._inside and self._inside[-1] is module:
                 self._inside.pop()
                 if id(module) in self.recurrent and output is not None:
