@@ -13,6 +13,7 @@ from modelpress.api.v1alpha1 import ApiModel, Stage, Together, TogetherPart
 from .base import StageRules
 from .distill import DistillRules
 from .distill_blocks import DistillBlocksRules
+from .drop import DropExpertsRules, DropLayersRules
 from .finetune import FinetuneRules
 from .mixed_precision import MixedPrecisionRules
 from .prune import PruneRules
@@ -21,6 +22,8 @@ from .together import TogetherRules
 
 _SHIPPED = (
     PruneRules(),
+    DropLayersRules(),
+    DropExpertsRules(),
     FinetuneRules(),
     DistillRules(),
     DistillBlocksRules(),

@@ -15,6 +15,7 @@ from torch import nn
 from modelpress_runner.edits.quantize import quantized_layers
 from modelpress_runner.errors import first_line
 from modelpress_runner.export.layout import LayoutError
+from modelpress_runner.huggingface.gaps import without_gaps
 from modelpress_runner.huggingface.source import Pretrained, quiet
 from modelpress_runner.runtime.example_inputs import tensors
 from modelpress_runner.runtime.preserve import untouched
@@ -55,13 +56,14 @@ class PretrainedLayout:
         """
         if not isinstance(model, self._class):
             raise LayoutError(f"it has become a {type(model).__name__}, which transformers does not load")
-        config = self._fitting(model)
+        written, base = without_gaps(model, self._config)
+        config = self._fitting(written, base)
         try:
             with quiet(), untouched(model):
-                self._save(model, config, folder)
+                self._save(written, config, folder)
                 self._processor.save_pretrained(folder)
                 again = self.open(folder)
-                _compare(model, again, dummy_input)
+                _compare(written, again, model, dummy_input)
         except LayoutError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -91,14 +93,14 @@ class PretrainedLayout:
             if generation is not None:
                 model.generation_config = generation
 
-    def _fitting(self, model: nn.Module) -> Any:
-        """A configuration with which an empty model has the shapes of this one: the source's, or with smaller sizes."""
+    def _fitting(self, model: nn.Module, base: Any) -> Any:
+        """A configuration with which an empty model has the shapes of this one: `base`, or with smaller sizes."""
         if quantized_layers(model):
             raise LayoutError(
                 "transformers has no form of its weights as integers, or of what rounds before its layers"
             )
         shapes = _shapes(model)
-        for config in _configurations(self._config, shapes, self._empty(self._config)):
+        for config in _configurations(base, shapes, self._empty(base)):
             if self._empty(config) == shapes:
                 return config
         raise LayoutError("no configuration of transformers says what was cut away, as layers differ in what they kept")
@@ -154,9 +156,9 @@ def _changes(config: Any, old: int, new: int) -> list[dict[str, int]]:
     return changes
 
 
-def _compare(model: nn.Module, again: nn.Module, dummy_input: Any) -> None:
-    """Raises LayoutError unless both hold the same numbers and give the same outputs."""
-    ours, theirs = model.state_dict(), again.state_dict()
+def _compare(written: nn.Module, again: nn.Module, model: nn.Module, dummy_input: Any) -> None:
+    """Raises LayoutError unless what was read back holds what was written, and gives what `model` gives."""
+    ours, theirs = written.state_dict(), again.state_dict()
     if ours.keys() != theirs.keys():
         raise LayoutError(f"read back, it differs in {min(ours.keys() ^ theirs.keys())}")
     for name, value in ours.items():
