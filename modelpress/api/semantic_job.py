@@ -168,6 +168,9 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         yield from known.problems(block, path)
         yield from known.problems_in_loop(block, path) if in_loop else known.problems_outside(block, path)
         shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
+        if spec.target.uniform and getattr(block, "search", None) is not None:
+            message = "it finds a sparsity for each layer, and target.uniform keeps layers alike"
+            yield Problem(f"{path}.search", message, "remove it, or target.uniform")
         if frozen is not None and not in_loop and not freezes(known, block):
             message = f"behind stages[{frozen}] weights have few bits, which this stage cannot change"
             yield Problem(path, message, f"put it before stages[{frozen}], or into one together with it")

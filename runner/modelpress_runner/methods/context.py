@@ -61,6 +61,7 @@ class StageContext:
     dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it
     teacher: nn.Module | None = None  # what the code gave as a teacher
     target_device: str = "cpu"  # where the result is to run: cpu or cuda
+    uniform: bool = False  # layers that are alike but for their number are to keep one width
     in_loop: bool = False  # the user's own loop trains: parameters stay the objects that its optimizers have
     record: dict[str, Any] = field(default_factory=dict)  # what the stage at work found out, for its record
 

@@ -108,6 +108,7 @@ def _run(
             measures=measuring.measures(StoreTables(store, dense.folder)),
             dense=original,
             target_device=spec.target.device,
+            uniform=spec.target.uniform,
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)
