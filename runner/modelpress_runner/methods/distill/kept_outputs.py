@@ -85,13 +85,14 @@ class KeptOutputs:
                 self._refuse("the teacher's outputs are not one for each sample")
                 return self._ask(call.inputs, call.kwargs)
             for place, number in enumerate(missing):
-                rows[number] = self._packed({name: value[place] for name, value in given.items()})
-                self._keep(keys[number], rows[number])
+                row = self._packed({name: value[place] for name, value in given.items()})
+                rows[number] = row
+                self._keep(keys[number], row)
         whole = [row for row in rows if row is not None]
         if any(_like(row) != _like(whole[0]) for row in whole):
             return self._ask(call.inputs, call.kwargs)
-        place = tensors(arguments)[0].device
-        return _unpacked({name: torch.stack([row[name] for row in whole]).to(place) for name in whole[0]})
+        device = tensors(arguments)[0].device
+        return _unpacked({name: torch.stack([row[name] for row in whole]).to(device) for name in whole[0]})
 
     def finish(self) -> None:
         """Hands on what is new, unless nothing of it will ever come again."""
