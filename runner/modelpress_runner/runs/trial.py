@@ -25,7 +25,7 @@ from modelpress_runner.engine.stage_cache import StageCache
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.inputs.gather import Inputs, gathered
-from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring, static_counts
+from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring
 from modelpress_runner.process.progress import EventCallback
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
@@ -104,7 +104,7 @@ def _run(
             cache=cache,
             report=events,
             stop=stop,
-            static=static_counts(subject.dummy_input),
+            static=measuring.after_stage(original),
             goal=goal_of(DEFAULT_METRIC, spec.metrics),
             measures=measuring.measures(StoreTables(store, dense.folder)),
             dense=original,
