@@ -206,10 +206,10 @@ class SearchAlgorithm(ApiModel):
 class EarlyStopping(ApiModel):
     """When a running trial is not worth going on with, by its scores on the way (`status.intermediate`).
 
-    median: its best score is worse than the median of the finished trials' means up to that step (Golovin et al. 2017).
+    median: its best score is worse than the median of the finished trials' at that step (after Golovin et al. 2017).
     asha: at minSteps, times reductionFactor, ... it is not among the best 1/reductionFactor of those that came so far
-    (Li et al. 2020). hyperband: as asha, in three groups that begin later and later (Li et al. 2018). With several
-    objectives by Pareto rank.
+    (Li et al. 2020). hyperband: as asha, in three groups, smaller and smaller, that begin later and later (Li et al.
+    2018). With several objectives by Pareto rank.
     """
 
     name: Literal["median", "asha", "hyperband"] = Field(description="See above.")
