@@ -74,7 +74,7 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
 
 
 def trials_table(trials: Sequence[Trial], uri: str) -> bytes:
-    """The trials as CSV in UTF-8: number, name, state, screened (of a second rung), param.*, baseline.*, compressed.*, uri."""
+    """The trials as CSV in UTF-8: number, name, state, screened (two rungs), param.*, baseline.*, compressed.*, uri."""
     parameters = sorted({name for trial in trials for name in trial.parameters})
     baseline = sorted({name for trial in trials for name in trial.baseline})
     compressed = sorted({name for trial in trials for name in trial.compressed})

@@ -63,7 +63,9 @@ def test_bounds_on_what_recovery_brings_back_wait_for_it(tmp_path: Path) -> None
     constraints = [{"metric": "default", "min": 0.94}, {"metric": "macs", "maxRatio": 0.7}]
     objectives = [{"metric": "macs"}]
     world = flipped(tmp_path)
-    cluster = run_once(world, document(8, 3, constraints=constraints, objectives=objectives, algorithm={"name": "nsga2"}))
+    cluster = run_once(
+        world, document(8, 3, constraints=constraints, objectives=objectives, algorithm={"name": "nsga2"})
+    )
     for trial in cluster.trials:
         first = screened_of(trial) is None
         assert [item.metric for item in trial.spec.constraints] == (["macs"] if first else ["default", "macs"])
