@@ -29,6 +29,7 @@ from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring
 from modelpress_runner.process.progress import EventCallback
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
+from modelpress_runner.runs.shared_files import StoredFiles
 from modelpress_runner.runs.tables import StoreTables
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
@@ -108,6 +109,7 @@ def _run(
             measures=measuring.measures(StoreTables(store, dense.folder)),
             dense=original,
             target_device=spec.target.device,
+            files=None if request.trial is None else StoredFiles(store, request.root),
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)
