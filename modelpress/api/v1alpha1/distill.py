@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from .base import ApiModel, Cel, ModuleName, cel_exactly_one, exactly_one
 from .model import Entrypoint
+from .runner import Quantity
 
 LossType = Literal["task", "KL", "CE", "MSE", "cosine"]
 LayerLoss = Literal["MSE", "cosine", "KL"]
@@ -49,6 +50,25 @@ class Teacher(ApiModel):
     def _one(self) -> Teacher:
         exactly_one(self, *self.FORMS)
         return self
+
+
+class TeacherCache(ApiModel):
+    """What the teacher gave is kept for samples that come again: in later epochs, and in other trials of a sweep.
+
+    A sample is known by the content of all that the teacher sees of it, so augmentation makes another one of it. What
+    it gives for a sample must not depend on the others in its batch.
+    """
+
+    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None,
+        description="Of each output, how many of the greatest numbers are kept; the others count as equal, with their "
+        "part of the softmax. Left out: all.",
+    )
+    max_memory: Quantity = Field(
+        default="1Gi", description="What may be kept in the memory of each process; beyond it the teacher is asked."
+    )
+
+    other_spellings: ClassVar[dict[str, str]] = {"top": "top_k"}
 
 
 class LayerMapping(ApiModel):
@@ -107,6 +127,9 @@ class Distill(ApiModel):
     )
     layer_mappings: Annotated[list[LayerMapping], Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="Inner layers that learn, too."
+    )
+    teacher_cache: TeacherCache | None = Field(
+        default=None, description="Keeps the teacher's outputs for samples that come again; {} is enough."
     )
     epochs: Epochs | None = Field(default=None, description="Passes over the training data.")
     max_steps: Steps | None = Field(default=None, description="Steps of the optimizer.")

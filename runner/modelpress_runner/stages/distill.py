@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from modelpress.api.semantic_runner import quantity
 from modelpress.api.v1alpha1 import Distill, Model
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext
+from modelpress_runner.methods.distill.kept_outputs import KeptOutputs
 from modelpress_runner.methods.distill.layers import links_of
 from modelpress_runner.methods.distill.participant import Distillation
 from modelpress_runner.runtime import rng
@@ -69,6 +71,8 @@ class DistillKind(StageKind[Distill]):
                     context.seed + index * _SEEDS_APART,
                     path,
                     _predicts_next(context.model),
+                    functools.partial(_keeping, block, context) if block.teacher_cache is not None else None,
+                    context.record,
                 )
             ]
 
@@ -90,6 +94,13 @@ def _teacher(block: Distill, context: StageContext, path: str) -> nn.Module | No
     if context.dense is None:
         raise InvalidModelError("the dense model is not there any more, and no other teacher is given", path)
     return context.dense
+
+
+def _keeping(block: Distill, context: StageContext, teacher: nn.Module) -> KeptOutputs:
+    cache = block.teacher_cache
+    assert cache is not None
+    again = (block.epochs or 1) > 1
+    return KeptOutputs(teacher, cache.top_k, int(quantity(cache.max_memory)), context.files, again, context.note)
 
 
 def _built(block: Distill, path: str, seed: int) -> nn.Module:
