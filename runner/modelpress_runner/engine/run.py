@@ -208,6 +208,7 @@ class _RecipeRun:
             calibration_data=subject.calibration_data,
             dense=dense,
             teacher=subject.teacher,
+            teachers=subject.teachers,
             measures=measures,
             target_device=target_device,
             uniform=uniform,

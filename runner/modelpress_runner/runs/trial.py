@@ -83,6 +83,7 @@ def _run(
     for note in dense.notes:
         log.warning("%s", note)
     subject = dense.subject
+    subject.sources = inputs.sources
     # What cannot work is said before anything is trained.
     plan_stages(subject, spec.stages)
     check_constraints(spec, dense.baseline)
