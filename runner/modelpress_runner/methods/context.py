@@ -71,8 +71,10 @@ class StageContext:
     goal: str = "maximize"  # of the evaluator's score, or minimize
     dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it
     teacher: nn.Module | None = None  # what the code gave as a teacher
+    teachers: dict[str, nn.Module] = field(default_factory=dict)  # others, by the field that names them
     files: SharedFiles | None = None  # of other runs of the sweep, where it is a sweep's
     target_device: str = "cpu"  # where the result is to run: cpu or cuda
+    uniform: bool = False  # layers that are alike but for their number are to keep one width
     in_loop: bool = False  # the user's own loop trains: parameters stay the objects that its optimizers have
     record: dict[str, Any] = field(default_factory=dict)  # what the stage at work found out, for its record
 

@@ -83,6 +83,7 @@ def _run(
     for note in dense.notes:
         log.warning("%s", note)
     subject = dense.subject
+    subject.sources = inputs.sources
     # What cannot work is said before anything is trained.
     plan_stages(subject, spec.stages)
     check_constraints(spec, dense.baseline)
@@ -109,6 +110,7 @@ def _run(
             measures=measuring.measures(StoreTables(store, dense.folder)),
             dense=original,
             target_device=spec.target.device,
+            uniform=spec.target.uniform,
             files=None if request.trial is None else StoredFiles(store, request.root),
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
