@@ -25,6 +25,16 @@ class Tables(Protocol):
         """Lays it there, in place of what is there."""
 
 
+class Parts(Protocol):
+    """What a step that takes long has done so far, beside the run's checkpoint: a run that goes on finds it there."""
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """What was put; None: nothing."""
+
+    def put(self, name: str, content: dict[str, Any]) -> None:
+        """Keeps tensors and plain data, which nobody changes from now on."""
+
+
 @dataclass(frozen=True)
 class Measures:
     """Measures of models as the recipe's target has them.
@@ -62,6 +72,7 @@ class StageContext:
     teacher: nn.Module | None = None  # what the code gave as a teacher
     target_device: str = "cpu"  # where the result is to run: cpu or cuda
     in_loop: bool = False  # the user's own loop trains: parameters stay the objects that its optimizers have
+    parts: Parts | None = None  # None: the run keeps no checkpoints
     record: dict[str, Any] = field(default_factory=dict)  # what the stage at work found out, for its record
 
     def note(self, *texts: str) -> None:
