@@ -191,7 +191,7 @@ def _holder_problems(
         if None not in (of_target(holder.quant_dtype, target), of_target(holder.quant_bits, target)):
             message = f"quantDtype says the bits of the {target} already"
             yield Problem(f"{where}.quantBits", message, "give one of the two")
-    possible = ("weight", "input") if row.name == "ptq_dynamic" else TARGETS
+    possible: tuple[str, ...] = ("weight", "input") if row.name == "ptq_dynamic" else TARGETS
     possible = ("weight",) if row.name in _WEIGHTS_ALONE else possible
     for target in holder.targets or ():
         if target not in possible:

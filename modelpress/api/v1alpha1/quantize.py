@@ -182,8 +182,9 @@ class Quantize(ApiModel):
         description="How the range of weights is found: all of it, or that of the least squared error.",
     )
     calibration: Calibration | None = Field(
-        default=None, description="Of ptq_static and smoothquant; of what trains, for the ranges that it begins with; and its "
-        "steps of gptq and awq."
+        default=None,
+        description="Of ptq_static and smoothquant; of what trains, for the ranges that it begins with; and its "
+        "steps of gptq and awq.",
     )
     damping: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.01,

@@ -20,7 +20,7 @@ from modelpress.api.v1alpha1 import Calibration, Quantize
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.quantize import FreezeWeights, FrozenLayer, QuantizedLayer
 from modelpress_runner.edits.quantizers import packed
-from modelpress_runner.errors import CompressionError, InvalidSpecError
+from modelpress_runner.errors import CompressionError
 from modelpress_runner.export.state import state_digest
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.methods.quantize.calibrate import layer_of, quantizers_of
@@ -31,7 +31,6 @@ from modelpress_runner.methods.quantize.report import conclude, layer_entry
 from modelpress_runner.methods.quantize.selection import Selection
 from modelpress_runner.methods.quantize.smoothing import Smoothing, smoothings
 from modelpress_runner.methods.quantize.streaming import Unit, stream
-from modelpress_runner.passes.collectors import Pass
 from modelpress_runner.runtime import distributed as ranks
 
 
@@ -151,11 +150,11 @@ def _settled(
     for name, layer in layers.items():
         entries[name] = layer_entry(name, layer, settled.get(name, Settled()).noise)
     _freeze(context, unit)
-    for name, each in settled.items():
-        if each.integers is not None:
+    for name, made in settled.items():
+        if made.integers is not None:
             layer, quantizer = layers[name], layers[name].weight_quantizer
             assert quantizer is not None
-            layer.get_buffer("weight_integers").copy_(packed(each.integers, quantizer))
+            layer.get_buffer("weight_integers").copy_(packed(made.integers, quantizer))
     touched = [*unit.layers, *(fold.source for fold in own)]
     tensors = {
         f"{name}.{key}": value.detach().to("cpu", copy=True)

@@ -77,9 +77,7 @@ def report(context: StageContext, selection: Selection, method: QuantizeMethod) 
     dorefa's and bnn's weights are no rounded ones, so there are no errors.
     """
     errors = _errors(context, selection) if method.facts.keeps_zero else {}
-    layers = [
-        layer_entry(name, layer_of(context.model, name), errors.get(name, math.nan)) for name in selection.layers
-    ]
+    layers = [layer_entry(name, layer_of(context.model, name), errors.get(name, math.nan)) for name in selection.layers]
     conclude(context, selection, layers)
 
 

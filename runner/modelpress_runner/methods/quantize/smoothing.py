@@ -1,6 +1,6 @@
-"""What can be scaled together: a norm, or a layer, whose outputs are divided by numbers, and the layers behind it, whose
-weights are multiplied by them. The model computes the same (Xiao et al. 2022, arXiv 2211.10438, section 4; Lin et al.
-2023, arXiv 2306.00978, section 3.2).
+"""What can be scaled together: a norm, or a layer, whose outputs are divided by numbers, and the layers behind it,
+whose weights are multiplied by them. The model computes the same (Xiao et al. 2022, arXiv 2211.10438, section 4; Lin
+et al. 2023, arXiv 2306.00978, section 3.2).
 
 Candidates are found by looking at one call of the model: the layers that take the very output of a norm, and else a
 layer of as many outputs that was called shortly before. They are proven by scaling with powers of two, which changes no
@@ -122,8 +122,8 @@ def _candidates(model: nn.Module, layers: Sequence[str], outputs: Any) -> Iterat
     groups: dict[str, list[str]] = {}
     for name in layers:
         source = taken.get(name) if name in once else None
-        if source in once and _width(modules[source]) == _inputs(modules[name]):  # type: ignore[index]
-            groups.setdefault(source, []).append(name)  # type: ignore[arg-type]
+        if source is not None and source in once and _width(modules[source]) == _inputs(modules[name]):
+            groups.setdefault(source, []).append(name)
     yield from ([Smoothing(source, tuple(names))] for source, names in groups.items())
     held = {name for names in groups.values() for name in names}
     for name in layers:

@@ -12,6 +12,7 @@ Memory holds the outputs of one block for all batches, or a folder does where th
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import tempfile
@@ -92,9 +93,7 @@ def stream(context: StageContext, products: Sequence[str], others: Sequence[str]
         def make(data: Any) -> dict[str, Taken]:
             return {name: Taken(name, context.model.get_submodule(name), data) for name in unit.layers}
 
-        found, _ = run_pass(
-            context.model, sources, kind, make, batches=batches, seed=context.seed, stop=context.stop
-        )
+        found, _ = run_pass(context.model, sources, kind, make, batches=batches, seed=context.seed, stop=context.stop)
         return found
 
     note = "the model was looked at as a whole: "
@@ -103,7 +102,8 @@ def stream(context: StageContext, products: Sequence[str], others: Sequence[str]
 
 
 def _by_size(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
-    held, size = [], 0
+    held: list[str] = []
+    size = 0
     for name in names:
         own = Taken.bytes(model.get_submodule(name))
         if held and size + own > _MOMENTS:
@@ -154,7 +154,6 @@ class _Outputs:
         tensors = torch.load(path, map_location=device, weights_only=True)
         return pytree.tree_unflatten([tensors.get(str(at), leaf) for at, leaf in enumerate(rest)], spec)
 
-
     def close(self) -> None:
         self._held.clear()
         self._bytes = 0
@@ -186,7 +185,9 @@ class _Chain:
                 if sum(bool(part) for part in parts[:-1]) > 1:
                     found.append((max(sum(sizes[each] for each in part) for part in parts), name))
         for _, name in sorted(found, key=lambda each: each[0])[:4]:
-            blocks = [(f"{name}.{key}" if name else key, block) for key, block in model.get_submodule(name)._modules.items()]
+            blocks = [
+                (f"{name}.{key}" if name else key, block) for key, block in model.get_submodule(name)._modules.items()
+            ]
             units = _units(model, name, [(key, block) for key, block in blocks if block is not None], products, batch)
             if units is None:
                 continue
@@ -241,9 +242,7 @@ class _Chain:
                 self._replace(block, number, undone)
             if place > before:
                 at = self._blocks[place - 1][1]
-                undone.callback(
-                    at.register_forward_hook(lambda m, a, output: self._outputs.put(number, output)).remove
-                )
+                undone.callback(at.register_forward_hook(lambda m, a, output: self._outputs.put(number, output)).remove)
             if place < 0:
                 undone.callback(self._blocks[0][1].register_forward_pre_hook(_enough).remove)
             elif place < last:
@@ -257,7 +256,7 @@ class _Chain:
             return self._outputs.get(number, device or torch.device("cpu"))
 
         own = vars(block).get("forward")
-        block.forward = given  # type: ignore[method-assign]
+        block.forward = given
         undone.callback(lambda: setattr(block, "forward", own) if own is not None else delattr(block, "forward"))
 
     @torch.no_grad()
@@ -273,7 +272,7 @@ class _Chain:
             try:
                 for place in range(1, end + 1):
                     unit = Unit((), place=place)
-                    seen = self._digests(lambda unit=unit: self._call(0, unit, unit.place - 1, args, kwargs))
+                    seen = self._digests(functools.partial(self._call, 0, unit, place - 1, args, kwargs))
                     # The blocks that ran: the last one whose input was remembered, and the one behind it or the rest.
                     at = [place - 1, place] if place < end else [key for key in plain if key >= end - 1]
                     same = same and all(seen.get(key) == plain.get(key) for key in at)

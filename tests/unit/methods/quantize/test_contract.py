@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from modelpress.api.v1alpha1 import algorithms
@@ -17,8 +19,9 @@ class TestEveryMethod(QuantizeMethodContract):
 
 
 class TestGroups(QuantizeMethodContract):
-    test_equal_seeds_give_equal_bits = test_what_is_excluded_stays = None  # groups have nothing to do with it
-    settings = {"quantBits": 4, "granularity": "group", "groupSize": 4, "scheme": "affine"}
+    # Groups have nothing to do with these.
+    test_equal_seeds_give_equal_bits = test_what_is_excluded_stays = test_saved_and_loaded = None
+    settings: ClassVar = {"quantBits": 4, "granularity": "group", "groupSize": 4, "scheme": "affine"}
 
     @pytest.fixture(params=["gptq", "awq", "hqq"])
     def name(self, request) -> str:

@@ -330,9 +330,7 @@ def test_each_block_runs_twice_for_each_batch():
     for more in (0, 4):
         own, calls = model(), [0, 0, 0]
         for number, block in enumerate(own.blocks):
-            block.norm.register_forward_hook(
-                lambda m, a, o, n=number, calls=calls: calls.__setitem__(n, calls[n] + 1)
-            )
+            block.norm.register_forward_hook(lambda m, a, o, n=number, calls=calls: calls.__setitem__(n, calls[n] + 1))
         outcome(own, data=batches(3 + more))
         counts.append(calls)
     assert [b - a for a, b in zip(*counts, strict=True)] == [2 * 4] * 3

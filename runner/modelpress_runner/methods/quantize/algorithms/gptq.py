@@ -41,7 +41,8 @@ class Grid:
     def of(cls, quantizer: Quantizer, outputs: int, inputs: int, how: str) -> Grid:
         """As the quantizer is set."""
         group = quantizer.group or inputs
-        scale, zero = (each.expand(outputs) if each.dim() == 0 else each for each in _state(quantizer))
+        held = (quantizer.scale, quantizer.zero_point)
+        scale, zero = (each.expand(outputs) if each.dim() == 0 else each for each in held)
         return cls(
             scale.reshape(outputs, -1).clone(),
             zero.reshape(outputs, -1).clone(),
@@ -151,12 +152,9 @@ def _factor(products: torch.Tensor, silent: torch.Tensor, damping: float) -> tor
         del lower
         upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not int(failed):
-            return upper
+            factor: torch.Tensor = upper
+            return factor
     raise CompressionError("second moments of inputs cannot be factored; give more calibration data, or raise damping")
-
-
-def _state(quantizer: Quantizer) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantizer.scale, quantizer.zero_point
 
 
 class Gptq(LayerwiseMethod):
@@ -177,11 +175,10 @@ class Gptq(LayerwiseMethod):
             pruned = block.masks.get(name, {}).get("weight")
             mask = None if pruned is None else matrix(layer, pruned)
             how = block.settings.weight_observer
-            plain = Grid.of(quantizer, *weight.shape, how)
-            solved = Grid.of(quantizer, *weight.shape, how)
-            kwargs = {"damping": block.settings.damping, "act_order": block.settings.act_order, "mask": mask}
+            plain, solved = (Grid.of(quantizer, weight.shape[0], weight.shape[1], how) for _ in range(2))
+            damping, act_order = block.settings.damping, block.settings.act_order
             try:
-                found = solve(weight, products, solved, **kwargs)  # type: ignore[arg-type]
+                found = solve(weight, products, solved, damping=damping, act_order=act_order, mask=mask)
             except CompressionError as problem:
                 raise CompressionError(f"'{name}': {problem}") from problem
             simple = nearest(weight, plain)
