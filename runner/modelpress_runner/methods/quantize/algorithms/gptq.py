@@ -106,10 +106,12 @@ def solve(
     width = weight.shape[1]
     diagonal = products.diagonal().clone()
     silent = diagonal <= 0
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(width)
-    order = order.to(weight.device)
+    order = torch.arange(width, device=weight.device)
+    if act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+        products = products[order][:, order]
     work = weight[:, order].clone()
-    factor = _factor(products[order][:, order], silent[order], damping)
+    factor = _factor(products, silent[order], damping)
     kept = None if mask is None else mask[:, order] != 0
     out = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
     moves = grid.group < width and not act_order
@@ -141,19 +143,17 @@ def _factor(products: torch.Tensor, silent: torch.Tensor, damping: float) -> tor
         raise CompressionError("inputs are NaN or infinite; check the calibration data")
     mean = mean or 1.0
     for number in range(_RAISES + 1):
-        held = products.clone()
+        held = products.clone()  # everything happens in there: of a wide layer it is large
         held.diagonal().add_(damping * 10**number * mean)
         held[silent, silent] = 1.0
-        lower, failed = torch.linalg.cholesky_ex(held)
-        del held
+        failed = torch.zeros((), dtype=torch.int32, device=held.device)
+        torch.linalg.cholesky_ex(held, out=(held, failed))
         if int(failed):
             continue
-        inverse = torch.cholesky_inverse(lower)
-        del lower
-        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+        torch.cholesky_inverse(held, out=held)
+        torch.linalg.cholesky_ex(held, upper=True, out=(held, failed))
         if not int(failed):
-            factor: torch.Tensor = upper
-            return factor
+            return held
     raise CompressionError("second moments of inputs cannot be factored; give more calibration data, or raise damping")
 
 
@@ -192,7 +192,10 @@ class Gptq(LayerwiseMethod):
                 quantizer.zero_point.copy_(zero.reshape(quantizer.zero_point.shape))
             signal = float(error(weight, products).sum())
             noise = float(torch.minimum(*costs).sum())
-            out[name] = Settled(noise / signal if signal else math.nan, shaped(layer, found, held.shape))
+            taken.products = products.new_zeros(0, 0)  # it is not needed any more
+            out[name] = Settled(
+                noise / signal if signal else math.nan, shaped(layer, found, held.shape).to(torch.int16)
+            )
         return out
 
 
