@@ -34,6 +34,8 @@ class Parts(Protocol):
 
     def put(self, name: str, content: dict[str, Any]) -> None:
         """Keeps tensors and plain data, which nobody changes from now on."""
+
+
 class SharedFiles(Protocol):
     """Files that runs of one sweep leave for each other."""
 
