@@ -1,8 +1,8 @@
 """A small one-stage detector: where on a canvas of 32 x 32 pixels lies a handwritten digit, and which one is it.
 
-Digits are scikit-learn's (1797 of them, 30 % held back), drawn once or twice as large at a random place, among noise. The
-network has what makes detectors hard to cut: blocks that split, keep and join their channels, and a map of features that
-is enlarged and joined with an earlier one.
+Digits are scikit-learn's (1797 of them, 30 % held back), drawn once or twice as large at a random place, among noise.
+The network has what makes detectors hard to cut: blocks that split, keep and join their channels, and a map of features
+that is enlarged and joined with an earlier one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Detector(nn.Module):
     """Images (batch, 1, 32, 32) -> (batch, 8, 8, 13): for each cell whether a digit's centre is in it (a logit), its
     offset from the cell's corner in cells (2), and the logits of the ten digits."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.stem = Conv(1, width, stride=2)
         self.fine = nn.Sequential(Conv(width, 2 * width, stride=2), SplitBlock(2 * width))
@@ -101,7 +101,7 @@ def found_rightly(model: nn.Module, images: torch.Tensor, centres: torch.Tensor,
     return (near & (best[:, 3:].argmax(1) == digits)).float().mean().item()
 
 
-def create(width: int = 16, epochs: int = 20, train: bool = True) -> mp.Subject:
+def create(width: int = 32, epochs: int = 12, train: bool = True) -> mp.Subject:
     """The dense model and how to train and score it; `train=False` leaves the model untrained."""
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images / 16.0, labels, test_size=0.3, stratify=labels, random_state=0)
