@@ -47,7 +47,7 @@ HELD_OUT = HERE / "results" / "digits_table_held_out.json"
 ALGORITHMS, RATES, EPOCHS = ("l1", "random"), (1e-3, 3e-3), 9
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 OTHERS: dict[str, Any] = {
-    "width": 12,
+    "width": 8,
     "algorithms": ("l2", "fpgm"),
     "rates": (5e-4, 5e-3),
     "sparsities": (0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85),
