@@ -7,7 +7,7 @@ from typing import Any
 
 from modelpress.api.errors import Problem
 from modelpress.api.semantic_runner import quantity
-from modelpress.api.v1alpha1 import Distill
+from modelpress.api.v1alpha1 import Distill, FolderSource, Source
 
 from . import length
 from .base import StageRules
@@ -48,6 +48,13 @@ class DistillRules(StageRules[Distill]):
                 where = f"{path}.layerMappings[{number}].weight"
                 yield Problem(where, "a weight of 0 has no effect", "raise it, or remove the mapping")
 
+    def problems_in_loop(self, block: Distill, path: str) -> Iterator[Problem]:
+        """A script builds its models itself."""
+        yield from self.problems_along(block, path)
+        for where, _ in self.sources(block, path):
+            message = "a script with a loop of its own gives its teacher itself"
+            yield Problem(where, message, "write {given: true}, and mp.prepare_compression(..., teacher=model)")
+
     def problems_along(self, block: Distill, path: str) -> Iterator[Problem]:
         """The training that it goes along with has its own length."""
         yield from length.refused(block, path, "the training that it goes along with says how long")
@@ -60,6 +67,13 @@ class DistillRules(StageRules[Distill]):
         """All of it."""
         yield ""
 
+    def sources(self, block: Distill, path: str) -> Iterator[tuple[str, Source | FolderSource]]:
+        """The teacher's."""
+        if block.teacher is not None and block.teacher.weights is not None:
+            yield f"{path}.teacher.weights", block.teacher.weights
+        if block.teacher is not None and block.teacher.hugging_face is not None:
+            yield f"{path}.teacher.huggingFace.source", block.teacher.hugging_face.source
+
     def sentence(self, block: Mapping[str, Any]) -> str:
         """From whom, by which losses, and for how long."""
         teacher = next(iter(block.get("teacher") or {"self": True}), "self")
@@ -67,6 +81,8 @@ class DistillRules(StageRules[Distill]):
             "self": "the dense model",
             "student": "its own deeper layers",
             "given": "a teacher that its code gave",
+            "weights": "a model of its own kind with other weights",
+            "huggingFace": "a pretrained model of transformers",
         }.get(teacher) or f"the teacher {block['teacher']['entrypoint']}"
         layers = len(block.get("layerMappings") or [])
         what = [] if teacher == "student" else [str((block.get("lossTypes") or ["task", "KL"])[1])]

@@ -102,6 +102,7 @@ def run_stages(
     measures: Measures | None = None,
     dense: nn.Module | None = None,
     target_device: str = "cpu",
+    uniform: bool = False,
     files: SharedFiles | None = None,
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
@@ -123,6 +124,7 @@ def run_stages(
         measures: for budgets; none: there can be none.
         dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
         target_device: where the result is to run, cpu or cuda.
+        uniform: layers that are alike but for their number are to keep one width.
         files: what runs of one sweep leave for each other; none: nothing.
 
     Raises:
@@ -148,6 +150,7 @@ def run_stages(
         measures,
         dense,
         target_device,
+        uniform,
         files,
     )
     try:
@@ -175,6 +178,7 @@ class _RecipeRun:
         measures: Measures | None,
         dense: nn.Module | None,
         target_device: str,
+        uniform: bool,
         files: SharedFiles | None,
     ) -> None:
         self._plan, self._seed, self._checkpointer, self._cache = plan, seed, checkpointer, cache
@@ -204,10 +208,13 @@ class _RecipeRun:
             calibration_data=subject.calibration_data,
             dense=dense,
             teacher=subject.teacher,
+            teachers=subject.teachers,
             measures=measures,
             target_device=target_device,
+            uniform=uniform,
             files=files,
             goal=goal,
+            parts=checkpointer,
         )
         if self._evaluator is not None and self._evaluator.can_evaluate:
             self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)
