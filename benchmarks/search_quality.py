@@ -7,11 +7,11 @@ number of epochs: 252.
 Search: each algorithm has 40 trials on 20 seeds, one after the other, for accuracy and MACs, with at most 2 % of the
 accuracy lost. Reported: the hypervolume of the feasible front (as a share of the table's own), beside bare Optuna's
 samplers and chance, with its standard error; the trials that it takes to reach 95 % of what the table holds; the
-share of feasible trials. cmaes searches for the fewest MACs alone. What costs little has `--many` seeds: two samplers that
-differ by a hundredth look alike on 20. Early stopping: the 28 recipes with 9 epochs in a random order, four at a time:
-the share of the epochs that is saved, and how much worse the best is than without; on this table, by which defaults were
-chosen, and on another (results/digits_table_held_out.json), by which none was. Two rungs: of 20 recipes, drawn at
-random, the best 5 after no or one epoch go on for 9; how often the one that is best in the end is among them.
+share of feasible trials. cmaes searches for the fewest MACs alone. What costs little has `--many` seeds: two samplers
+that differ by a hundredth look alike on 20. Early stopping: the 28 recipes with 9 epochs in a random order, four at a
+time: the share of the epochs that is saved, and how much worse the best is than without; on this table, by which
+defaults were chosen, and on another (results/digits_table_held_out.json), by which none was. Two rungs: of 20 recipes,
+drawn at random, the best 5 after no or one epoch go on for 9; how often the one that is best in the end is among them.
 
 Usage: python benchmarks/search_quality.py [--measure] [--seeds 20] [--many 100] [--trials 40] [--output FILE]
 """

@@ -141,7 +141,7 @@ def _again(run: Mapping[str, Any], probed: Sequence[int], spec: Mapping[str, Any
 
 
 def _metrics(store: Any, prefix: str) -> str:
-    return next(info.path for info in store.list(prefix) if info.path.endswith(f"/{layout.METRICS}"))
+    return next(str(info.path) for info in store.list(prefix) if info.path.endswith(f"/{layout.METRICS}"))
 
 
 def _stages(data: bytes) -> list[dict[str, Any]]:
