@@ -15,7 +15,7 @@ from modelpress_runner.methods.context import Evaluation, StageContext, Step, Tr
 from modelpress_runner.methods.procedure import Procedure, StepList
 from modelpress_runner.methods.prune.allocation import Allocation, Annealing, Sensitivity
 from modelpress_runner.methods.prune.channels import weight_of
-from modelpress_runner.methods.prune.round import apply_masks, prunable
+from modelpress_runner.methods.prune.round import apply_outcome, prunable
 from modelpress_runner.methods.prune.selection import Selection
 from modelpress_runner.stages.prune import PruneStage, prune_once
 from modelpress_runner.training.step import Training
@@ -165,7 +165,7 @@ class Searching(Procedure):
     def _try(self, shares: Sequence[float], context: StageContext) -> None:
         self._restore(context)
         outcome = self._stage.outcome(context, 1, self._scores, shares=self._shares(shares))
-        apply_masks(context.model, outcome.masks)
+        apply_outcome(context.model, outcome)
 
     def _settle(self, context: StageContext) -> None:
         self._restore(context)
