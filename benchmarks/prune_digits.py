@@ -3,9 +3,9 @@
 For each seed a dense network is trained, cut down by each method to the same share of every convolution's channels, and
 trained for three epochs; all in the same process, with the same batches in the same order. Shares .3, .5 and .75 are
 about -52 %, -74 % and -93 % of MACs. Beside them: widths that a budget of the same MACs solves, channels drawn at
-random, and the pruned network from scratch. At -93 % further a whole recipe: gradual pruning with training between rounds, then fine-
-tuning, 40 epochs in all. Reported for each: accuracy (mean and standard error over the seeds), MACs, and the mean
-difference to the best of torch-pruning's with its standard error.
+random, and the pruned network from scratch. At -93 % further a whole recipe: gradual pruning with training between
+rounds, then fine-tuning, 40 epochs in all. Reported for each: accuracy (mean and standard error over the seeds), MACs,
+and the mean difference to the best of torch-pruning's with its standard error.
 
 Usage: python benchmarks/prune_digits.py [--seeds 0 1 2] [--recipe-only] [--output FILE]
 """

@@ -5,6 +5,7 @@ from .code import ArchiveCode, Code, ConfigMapCode, GitCode, KeyPath, SecretRefe
 from .data import CalibrationData, Data, DataFormat, DataSource
 from .distill import Distill, LayerMapping, Teacher
 from .distill_blocks import DistillBlocks
+from .duration import Duration
 from .huggingface import Columns, FolderSource, HuggingFace, HuggingFaceTask
 from .job import (
     TERMINAL_PHASES,
@@ -28,7 +29,6 @@ from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Tolerati
 from .search import Search
 from .stages import (
     ConfigEntry,
-    Duration,
     EntrySchedule,
     Finetune,
     Prune,

@@ -13,6 +13,7 @@ from . import algorithms
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
 from .distill_blocks import DistillBlocks
+from .duration import Duration, Epochs, Steps
 from .mixed_precision import MixedPrecision
 from .quantize import Quantize
 from .search import Search
@@ -46,8 +47,6 @@ RoundTo = Annotated[
     BeforeValidator(plain_text),
 ]
 BudgetMetric = Literal["macs", "parameters", "sizeBytes", "latencyMs"]
-Epochs = Annotated[int, Field(ge=1, le=100_000)]
-Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
@@ -66,9 +65,12 @@ def _other_algorithms() -> dict[str, str]:
     admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
     hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
     hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
-    for name in ("sensitivity", "simulated_annealing"):
+    for name in ("sensitivity", "simulated_annealing", "net_adapt"):
         hints |= dict.fromkeys((name, f"{name}_pruner"), f"write search: {{type: {name}}}, and l1 or level here")
-    return hints
+    compress = "write search: {type: auto_compress} and sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
+    hints |= dict.fromkeys(("auto_compress", "auto_compress_pruner"), compress)
+    amc = "write budget: {metric: macs, maxRatio: 0.5} in place of sparsities, and l1 or taylor here"
+    return hints | dict.fromkeys(("amc", "amc_pruner"), amc)
 
 
 def _known_algorithms() -> dict[str, str]:
@@ -88,21 +90,6 @@ _ELSEWHERE = {
     **dict.fromkeys(("excluded_op_names", "excluded_names", "exclude_op_names_re"), _SPARED % "opNamesRe"),
     **dict.fromkeys(("exclude_op_types", "excluded_op_types"), _SPARED % "opTypes"),
 }
-
-
-class Duration(ApiModel):
-    """How long to train: epochs or optimizer steps."""
-
-    epochs: Epochs | None = Field(default=None, description="Passes over the training data.")
-    max_steps: Steps | None = Field(default=None, description="Steps of the optimizer.")
-
-    other_spellings: ClassVar[dict[str, str]] = {"max_epochs": "epochs", "steps": "max_steps"}
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("epochs", "maxSteps"),)
-
-    @model_validator(mode="after")
-    def _one(self) -> Duration:
-        exactly_one(self, "epochs", "max_steps")
-        return self
 
 
 def _schedule_text() -> str:

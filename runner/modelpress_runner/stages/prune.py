@@ -148,8 +148,7 @@ class PruneKind(StageKind[Prune]):
         if block.search is not None:
             from modelpress_runner.stages.prune_search import Searching
 
-            train = [step for step in found if isinstance(step, Training)]
-            return Searching(stage, block.search, [*train, *stage.shrinking])
+            return Searching(stage, block.search)
         procedure = StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
         return procedure if block.budget is None else Budgeted(procedure, stage)
 
@@ -226,8 +225,13 @@ class PruneStage:
         """Takes the analysis over that `sound` gave another time, of the same stage and model."""
         self.known, self._tried = dependencies, True
 
-    def penalty(self, training: TrainingContext, by_steps: bool = False) -> Penalty:
-        """What `sparsify` adds to the losses of a training; with `by_steps` until the stage's schedules end."""
+    def penalty(
+        self, training: TrainingContext, by_steps: bool = False, shares: Mapping[str, float] | None = None
+    ) -> Penalty:
+        """What `sparsify` adds to the losses of a training; with `by_steps` until the stage's schedules end.
+
+        `shares` are as `round` has them.
+        """
         block, context = self.prune.sparsify, training.context
         assert block is not None
         choices = self.select(context.model).choices
@@ -239,14 +243,14 @@ class PruneStage:
 
         def project() -> Masks:
             number = max(choice.schedule.rounds for choice in choices.values()) if last is None else last
-            return self.outcome(context, number, {}).masks
+            return self.outcome(context, number, {}, shares=shares).masks
 
         return ADMM(block.strength, list(choices), last, project, block.frequency or PROJECTION)
 
-    def ranked(self, context: StageContext) -> tuple[Selection, Scores]:
-        """The selection, and the scores of data-driven methods, as they are before the first round."""
+    def ranked(self, context: StageContext, number: int) -> tuple[Selection, Scores]:
+        """The selection, and the scores of data-driven methods, as they are before round `number`."""
         selection = self.select(context.model)
-        return selection, collect(context, selection, self.scoring_steps, (self.index, 1), self.path)
+        return selection, collect(context, selection, self.scoring_steps, (self.index, number), self.path)
 
     def coupling(self, context: StageContext, selection: Selection) -> ChannelDependencies | None:
         """Which channels go together; None: every module is pruned alone."""

@@ -270,8 +270,10 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
 
     def apply(removed: torch.Tensor) -> None:
         lost = blocks.weights(removed)
-        make_up = compensating if lost.any() else None
-        take(lost, make_up and make_up.compensated(module, round_.collected[name], lost | gone))
+        weight = None
+        if compensating is not None and bool(lost.any()):
+            weight = compensating.compensated(module, round_.collected[name], lost | gone)
+        take(lost, weight)
 
     def choose(count: int) -> None:
         assert compensating is not None

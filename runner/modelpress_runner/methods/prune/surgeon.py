@@ -28,7 +28,8 @@ Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 def inverse_factor(moments: torch.Tensor) -> torch.Tensor:
     """U, (groups, columns, columns), of the damped H; inputs that are always zero leave the damping alone."""
-    return torch.linalg.cholesky(_inverse(moments), upper=True)
+    factor: torch.Tensor = torch.linalg.cholesky(_inverse(moments), upper=True)
+    return factor
 
 
 def costs(weight: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
