@@ -7,6 +7,7 @@
         checkpoint/                                 what the next attempt goes on from
     dense/<digest>/                                 a dense model and its baseline
     stages/<digest>/                                first stages that several trials have alike, until it publishes
+    stages/files/<folder>/                          other files that its trials leave for each other, until then
     best.json  best/  trials.csv  report.html       what a sweep publishes; best/ has its own manifest.json
 """
 
@@ -73,6 +74,7 @@ __all__ = [
     "dense_prefix",
     "join",
     "parse_attempt",
+    "shared_files_prefix",
     "stages_prefix",
     "trial_number",
     "trial_prefix",
@@ -126,6 +128,11 @@ def dense_prefix(root: str, digest: str) -> str:
 def stages_prefix(root: str, digest: str) -> str:
     """Where the state behind a recipe's first stages lies, by the digest of what they depend on."""
     return join(root, STAGES, digest)
+
+
+def shared_files_prefix(root: str, folder: str) -> str:
+    """Where the trials of a sweep leave files for each other."""
+    return join(root, STAGES, "files", folder)
 
 
 def best_folder(number: int, attempt: str) -> str:

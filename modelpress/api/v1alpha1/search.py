@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from .amounts import Duration
 from .base import ApiModel
-from .duration import Duration
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 

@@ -10,10 +10,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from . import algorithms
+from .amounts import Duration, Epochs, Scores, SizeBudget, Steps
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
 from .distill_blocks import DistillBlocks
-from .duration import Duration, Epochs, Steps
+from .drop import DropExperts, DropLayers
 from .mixed_precision import MixedPrecision
 from .quantize import Quantize
 from .search import Search
@@ -46,7 +47,6 @@ RoundTo = Annotated[
     ),
     BeforeValidator(plain_text),
 ]
-BudgetMetric = Literal["macs", "parameters", "sizeBytes", "latencyMs"]
 LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
@@ -267,37 +267,6 @@ class ConfigEntry(ApiModel):
         return self
 
 
-class Scores(ApiModel):
-    """How scores are collected: from a pass over data in which the model does not change."""
-
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=10,
-        description="For gradients: optimizer steps that the evaluator's training makes. For activations: batches of "
-        "the calibration data or of the evaluation, at most; without `scores` it is all of them.",
-    )
-
-    other_spellings: ClassVar[dict[str, str]] = {"training_steps": "steps"}
-
-
-class SizeBudget(ApiModel):
-    """What the model may cost behind a prune stage; exactly one of max and maxRatio."""
-
-    metric: BudgetMetric = Field(
-        description="As measured of the result: sizeBytes and latencyMs in the target's format, a latency here."
-    )
-    max: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Greatest value.")
-    max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="Greatest share of what the model costs when the stage begins."
-    )
-
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
-
-    @model_validator(mode="after")
-    def _one(self) -> SizeBudget:
-        exactly_one(self, "max", "max_ratio")
-        return self
-
-
 class Prune(ApiModel):
     """Removes weights or channels. algorithm, schedule, scope and sparsity are defaults that entries override."""
 
@@ -458,6 +427,8 @@ class Stage(_OneBlock):
 
     name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
     prune: Prune | None = None
+    drop_layers: DropLayers | None = None
+    drop_experts: DropExperts | None = None
     finetune: Finetune | None = None
     distill: Distill | None = None
     distill_blocks: DistillBlocks | None = None
@@ -466,7 +437,8 @@ class Stage(_OneBlock):
     together: Together | None = None
 
     METHODS: ClassVar[tuple[str, ...]] = (
-        *("prune", "finetune", "distill", "distill_blocks", "quantize", "mixed_precision", "together"),
+        *("prune", "drop_layers", "drop_experts", "finetune", "distill", "distill_blocks", "quantize"),
+        *("mixed_precision", "together"),
     )
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*map(to_camel, METHODS)),)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -56,6 +57,7 @@ class Round:
     leaving: Masks = field(default_factory=dict)
     device: str = "cpu"  # where the result is to run
     dry: bool = False
+    uniform: bool = False  # layers that are alike but for their number lose equally many
 
     def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
         """The scores of one module, as PruneMethod.score gives them; those of channels, which are few, on the CPU."""
@@ -110,6 +112,7 @@ class _Pool:
     outputs: int | None = None  # rows of the candidates that are ranked by themselves, in a local ranking
     share: float = 1.0  # what of the module goes if all candidates go
     choose: Callable[[int], None] | None = None  # in a local ranking, takes so many of the candidates by itself
+    family: str = ""  # what layers that are alike have in common
 
 
 def round_masks(
@@ -143,7 +146,7 @@ def round_masks(
     if dependencies is not None and structured:
         groups = _groups(dependencies, structured, selection.excluded, outcome, path)
         together = [_together(model, group, dependencies, structured, units, outcome, round_, path) for group in groups]
-    outcome.notes += _decide(itertools.chain(alone, together))
+    outcome.notes += _decide(itertools.chain(alone, together), path if round_.uniform else None)
     if dependencies is not None and structured:
         outcome.units = units
         cover(outcome.masks, model, dependencies, units)
@@ -348,7 +351,7 @@ def _together(
     rounded = next((choice for choice in members if choice.round_to is not None), first)
     each = max(1, sum(unit in place for unit in dependencies.output(first.module).units) // len(group.units))  # type: ignore[union-attr]
     candidates = replace(round_.candidates(rounded, total / count, gone, each), weights=count)
-    return _of_what_is_left(_Pool(candidates, first, min(now), apply), away)
+    return _of_what_is_left(_Pool(candidates, first, min(now), apply, family=family(group)), away)
 
 
 def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
@@ -364,19 +367,25 @@ def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
 
     weights = None if every.weights is None else every.weights[left]
     some = replace(every, scores=every.scores[left], weights=weights, already_pruned=every.already_pruned[left])
-    return _Pool(some, pool.choice, pool.sparsity, apply, share=pool.share)
+    return _Pool(some, pool.choice, pool.sparsity, apply, share=pool.share, family=pool.family)
 
 
-def _decide(pools: Iterable[_Pool]) -> list[str]:
+def _decide(pools: Iterable[_Pool], uniform: str | None) -> list[str]:
     """Ranks every local pool alone, and global ones with all others of the same method, kind and sparsity.
+
+    Args:
+        uniform: the path of a stage in which layers that are alike lose equally many; None: they need not.
 
     Returns:
         Notes on what keeps everything, because its sparsity is less than one channel or weight of it.
     """
     whole: dict[str, list[str]] = defaultdict(list)
     shared: dict[tuple[str, float, str | None, str | None], list[_Pool]] = defaultdict(list)
+    asked: dict[str, _Pool] = {}
     for pool in pools:
         choice = pool.choice
+        if uniform is not None and pool.family:
+            _check_alike(asked.setdefault(pool.family, pool), pool, uniform)
         if choice.threshold is not None:
             pool.apply(remove_below(pool.candidates, choice.threshold if pool.sparsity else -math.inf))
         elif choice.scope == "global":
@@ -393,13 +402,76 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
             if _is_over(pool) and not removed.any():
                 whole[_why_nothing(pool, len(removed))].append(choice.module)
     for (algorithm, sparsity, _, _), members in shared.items():
-        parts = remove_global([m.candidates for m in members], sparsity, method(algorithm).globally_comparable)
+        comparable = method(algorithm).globally_comparable
+        if uniform is None:
+            parts = remove_global([m.candidates for m in members], sparsity, comparable)
+        else:
+            parts = _alike([(m.family, m.candidates) for m in members], sparsity, comparable)
         for pool, gone in zip(members, parts, strict=True):
             pool.apply(gone)
         if _is_over(members[0]) and not any(gone.any() for gone in parts):
             size = sum(pool.candidates.size for pool in members)
             whole[_why_nothing(members[0], size)].extend(pool.choice.module for pool in members)
     return [f"Left as it was: {_list(names)}, {why}" for why, names in whole.items()]
+
+
+def family(group: DependencyGroup) -> str:
+    """What layers have in common that are alike but for their numbers: names of their producers, and width."""
+    return f"{' '.join(re.sub(r'[0-9]+', '#', name) for name in group.producers)} {len(group.units)}"
+
+
+def as_families(names: Sequence[str]) -> list[list[int]]:
+    """The places of equal names, in order of their first; an empty name stands for itself."""
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found.setdefault(name or f"{number}", []).append(number)
+    return list(found.values())
+
+
+def merged(members: Sequence[Candidates], comparable: bool) -> Candidates:
+    """Candidates that stand for those of several layers, from each the one that is as low in its ranking: what goes
+    with one of them goes of every layer. Scores are divided by their layer's L2 norm unless they are `comparable`.
+
+    All have equally many, and as many of them gone.
+    """
+    first, rows = members[0], []
+    for each in members:
+        norm = torch.linalg.vector_norm(each.scores)
+        scores = each.scores if comparable or norm == 0 else each.scores / norm
+        order = torch.sort(scores.masked_fill(each.already_pruned, -math.inf), stable=True).indices
+        rows.append(scores[order])
+    gone = torch.arange(len(first.scores)) < int(first.already_pruned.sum())
+    weights = (
+        None if first.weights is None else torch.full_like(rows[0], sum(each.size for each in members) / len(gone))
+    )
+    return replace(first, scores=torch.stack(rows).sum(dim=0), weights=weights, already_pruned=gone)
+
+
+def _alike(pools: Sequence[tuple[str, Candidates]], sparsity: float, comparable: bool) -> list[torch.Tensor]:
+    """As remove_global, with as many removed from all of a family."""
+    families = as_families([name for name, _ in pools])
+    whole = [merged([pools[number][1] for number in numbers], comparable) for numbers in families]
+    out: dict[int, torch.Tensor] = {}
+    for numbers, gone in zip(families, remove_global(whole, sparsity, True), strict=True):
+        for number in numbers:
+            out[number] = remove_local(pools[number][1], float(gone.sum()) / len(gone))
+    return [out[number] for number in range(len(pools))]
+
+
+def _check_alike(one: _Pool, other: _Pool, path: str) -> None:
+    """Raises InvalidSpecError if two layers of a family are asked to lose different shares."""
+    same = (one.sparsity, one.choice.scope, one.candidates.least, one.candidates.most, one.candidates.multiple)
+    if same == (
+        *(other.sparsity, other.choice.scope),
+        *(other.candidates.least, other.candidates.most, other.candidates.multiple),
+    ) and (other.choice.threshold is None):
+        return
+    a, b = one.choice.module, other.choice.module
+    what = f"'{a}' and '{b}' are asked to lose different shares" if a != b else f"of '{a}' a threshold says what goes"
+    raise InvalidSpecError(
+        f"target.uniform keeps layers alike, and {what}; give one sparsity, or remove target.uniform",
+        f"{path}.configList[{other.choice.entry}]",
+    )
 
 
 def _is_over(pool: _Pool) -> bool:
