@@ -7,7 +7,8 @@ random, and the pruned network from scratch. At -93 % further a whole recipe: gr
 rounds, then fine-tuning, 40 epochs in all. Reported for each: accuracy (mean and standard error over the seeds), MACs,
 and the mean difference to the best of torch-pruning's with its standard error.
 
-Usage: python benchmarks/prune_digits.py [--seeds 0 1 2] [--recipe-only] [--output FILE]
+Usage: python benchmarks/prune_digits.py [--seeds 0 1 2] [--shares .3 .5 .75] [--names l1 ...] [--output FILE]
+It goes on from the rows that are in the file already.
 """
 
 from __future__ import annotations
@@ -192,39 +193,41 @@ def main() -> None:
     """Runs everything and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipe-only", action="store_true", help="of -93 %% what trains for 40 epochs")
+    parser.add_argument("--shares", type=float, nargs="+", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("--names", nargs="+", help="only cases in whose names one of these stands")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "prune_digits.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    dense: dict[int, float] = {}
+    known = json.loads(options.output.read_text()) if options.output.exists() else {"rows": [], "dense": {}}
+    rows: list[dict[str, Any]] = known["rows"]
+    dense: dict[str, float] = known["dense"]
     for seed in options.seeds:
         torch.manual_seed(seed)
         model = digits.create().model
-        state, dense[seed] = model.state_dict(), digits.accuracy(model, DATA[2], DATA[3])
-        print(f"seed {seed}: dense {dense[seed]:.4f}, {macs(model)} MACs", flush=True)
-        for share in [max(SHARES)] if options.recipe_only else SHARES:
+        state, dense[str(seed)] = model.state_dict(), digits.accuracy(model, DATA[2], DATA[3])
+        print(f"seed {seed}: dense {dense[str(seed)]:.4f}, {macs(model)} MACs", flush=True)
+        for share in options.shares:
             for name, make in cases(state, seed, share).items():
-                if options.recipe_only and "40 epochs" not in name:
+                done = any((row["seed"], row["share"], row["name"]) == (seed, share, name) for row in rows)
+                if done or not (options.names is None or any(part in name for part in options.names)):
                     continue
                 start = time.perf_counter()
                 found, epochs = make()
                 accuracy = train(found, epochs, seed)
                 row = {"seed": seed, "share": share, "name": name, "accuracy": accuracy, "macs": macs(found)}
                 rows.append(row)
-                print(
-                    f"{SHARES[share]} {name}: {accuracy:.4f}, {row['macs']}, {time.perf_counter() - start:.1f} s",
-                    flush=True,
-                )
-        report = {
-            "dense": dense,
-            "epochs": EPOCHS,
-            "recipe": RECIPE,
-            "summary": summary(rows),
-            "rows": rows,
-            "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "threads": 1},
-        }
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+                seconds = time.perf_counter() - start
+                print(f"{SHARES[share]} {name}: {accuracy:.4f}, {row['macs']}, {seconds:.1f} s", flush=True)
+                report = {
+                    "dense": dense,
+                    "epochs": EPOCHS,
+                    "recipe": RECIPE,
+                    "summary": summary(rows),
+                    "rows": rows,
+                    "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "threads": 1},
+                }
+                options.output.write_text(json.dumps(report, indent=2) + "\n")
+    report = json.loads(options.output.read_text())
     for line in report["summary"]:
         print(
             f"{line['target']} {line['name']}: {line['accuracy']:.4f} +- {line['standardError']:.4f}, "

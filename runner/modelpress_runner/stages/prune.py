@@ -283,7 +283,7 @@ class PruneStage:
             selection,
             dependencies,
             context.masks,
-            Round(context.seed, self.index, number, scores, leaving, context.target_device, context.uniform),
+            Round(context.seed, self.index, number, scores, leaving, context.target_device, uniform=context.uniform),
             self.path,
         )
 

@@ -56,8 +56,8 @@ class Round:
     collected: Mapping[str, torch.Tensor] = field(default_factory=dict)
     leaving: Masks = field(default_factory=dict)
     device: str = "cpu"  # where the result is to run
-    dry: bool = False
     uniform: bool = False  # layers that are alike but for their number lose equally many
+    dry: bool = False
 
     def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
         """The scores of one module, as PruneMethod.score gives them; those of channels, which are few, on the CPU."""
