@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +25,9 @@ class PruneRules(StageRules[Prune]):
 
     def problems(self, block: Prune, path: str) -> Iterator[Problem]:
         """Entries, schedules and algorithms that do not go together."""
+        if block.budgets is not None:
+            yield from _sizes_problems(block, path)
+            block = block.model_copy(update={"budget": block.budgets[0]}) if block.budget is None else block
         yield from _prune_problems(block, path)
         yield from _sparsify_problems(block, path)
         yield from _search_problems(block, path)
@@ -42,6 +46,9 @@ class PruneRules(StageRules[Prune]):
         if block.budget is not None:
             message = "a budget is solved before the first round, and here pruning goes by steps"
             yield Problem(f"{path}.budget", message, "give sparsities, or prune in a stage of its own")
+        if block.budgets is not None:
+            message = "here the model is pruned once, in the course of a training"
+            yield Problem(f"{path}.budgets", message, "give sparsities, or prune in a stage of its own")
         if block.search is not None:
             message = "the training that it goes along with changes the weights that a search would put back"
             yield Problem(f"{path}.search", message, "remove it, or prune in a stage of its own")
@@ -81,6 +88,8 @@ class PruneRules(StageRules[Prune]):
         recovered = f" and reconstructed ({after})" if after != "none" else ""
         amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
         patterns = dict.fromkeys(entry.get("pattern", block.get("pattern")) for entry in block.get("configList", []))
+        if sizes := block.get("budgets"):
+            return f"pruned with {block.get('algorithm', 'l1')} to {len(sizes)} sizes{recovered}"
         if budget := block.get("budget"):
             share = budget.get("maxRatio")
             amount = f" to {'' if share is None else f'{share:.0%} of its '}{budget['metric']}"
@@ -130,6 +139,21 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
     if prune.round_to is not None and not units:
         message = f"{listed} removes single weights, so there are no channels to count"
         yield Problem(f"{path}.roundTo", message, f"remove it, or use {others}")
+
+
+def _sizes_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    """They stand in place of one budget, are of one kind, and fall."""
+    assert prune.budgets is not None
+    if prune.budget is not None:
+        yield Problem(f"{path}.budgets", "budget and budgets are two ways to say how much", "remove one of them")
+    for index, (one, other) in enumerate(itertools.pairwise(prune.budgets), 1):
+        where = f"{path}.budgets[{index}]"
+        if (one.metric, one.max is None) != (other.metric, other.max is None):
+            message = "sizes that are cut from each other are measured alike"
+            yield Problem(where, message, f"give a {'maxRatio' if one.max is None else 'max'} of {one.metric}")
+        elif (other.max_ratio or other.max or 0.0) >= (one.max_ratio or one.max or 0.0):
+            message = f"it is not below budgets[{index - 1}]"
+            yield Problem(where, message, "name the largest first, and each once")
 
 
 def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path: str) -> Iterator[Problem]:

@@ -313,6 +313,37 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             "weight_only", ("weight",), "weights, rounded to the nearest", aliases=("rtn", "round_to_nearest", "woq")
         ),
         _quantizer(
+            "gptq",
+            ("weight",),
+            "weights, column by column, what is not rounded yet making up for what was",
+            "Frantar et al. 2022, arXiv 2210.17323",
+            ("optq",),
+            needs="activations",
+        ),
+        _quantizer(
+            "awq",
+            ("weight",),
+            "weights, after those behind large inputs were scaled up and the inputs down",
+            "Lin et al. 2023, arXiv 2306.00978",
+            ("activation_aware",),
+            needs="activations",
+        ),
+        _quantizer(
+            "smoothquant",
+            ("weight", "input"),
+            "as ptq_static, after outliers of inputs were moved into weights",
+            "Xiao et al. 2022, arXiv 2211.10438",
+            ("smooth_quant", "sq"),
+            needs="activations",
+        ),
+        _quantizer(
+            "hqq",
+            ("weight",),
+            "weights, by scales and zero points of the least p-norm of errors, without data",
+            "Badri and Shaji 2023, mobiusml.github.io/hqq_blog",
+            ("half_quadratic",),
+        ),
+        _quantizer(
             "qat",
             ("weight", "input"),
             "training goes through rounded weights and inputs, with straight-through gradients",

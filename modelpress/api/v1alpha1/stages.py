@@ -312,6 +312,12 @@ class Prune(ApiModel):
         description="In place of sparsities: units go where the least score is lost for what is saved (Dantzig 1957), "
         "until the model fits. min/maxSparsity and roundTo hold. The shares are solved once, before the first round.",
     )
+    budgets: Annotated[list[SizeBudget], Field(min_length=1, max_length=16)] | None = Field(
+        default=None,
+        description="Several budgets of one metric, largest first: the recipe is run for each, from the same scores, "
+        "and every size is an artifact of its own, sizes/00 and so on. The job's own is the smallest that meets all "
+        "constraints; where none does, the largest.",
+    )
     search: Search | None = Field(
         default=None, description="Finds the sparsity of each layer by scores, in place of one sparsity for all."
     )

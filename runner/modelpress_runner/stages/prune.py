@@ -132,6 +132,9 @@ class PruneKind(StageKind[Prune]):
 
     def check(self, block: Prune, path: str, subject: Subject) -> None:
         """As StageKind.check."""
+        if block.budgets is not None:
+            message = "several sizes are artifacts of a job; give one budget here, or call mp.run with the job"
+            raise InvalidSpecError(message, f"{path}.budgets")
         sources = Sources(subject.evaluator, subject.calibration_data)
         check_needs(block, path, sources, subject.dummy_input)
         check_reconstruct(block, f"{path}.reconstruct", sources, subject.dummy_input)
