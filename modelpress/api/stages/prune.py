@@ -73,6 +73,8 @@ class PruneRules(StageRules[Prune]):
             yield ".sparsify"
         if block.schedule.train is not None:
             yield ".schedule.train"
+        if block.search is not None and block.search.train is not None:
+            yield ".search.train"
 
     def shrinking(self, block: Prune) -> Iterator[str]:
         """The speed-up."""
@@ -188,11 +190,16 @@ def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path:
 def _search_problems(prune: Prune, path: str) -> Iterator[Problem]:
     if prune.search is None:
         return
-    if prune.schedule.rounds != 1 or prune.schedule.rewind_to is not None:
-        name = "rounds" if prune.schedule.rounds != 1 else "rewindTo"
+    search, both = prune.search, prune.search.type == "auto_compress"
+    if (prune.schedule.rounds != 1 and not both) or prune.schedule.rewind_to is not None:
+        name = "rewindTo" if prune.schedule.rewind_to is not None else "rounds"
         message = "a search tries whole sparsities, so there is one round"
         yield Problem(f"{path}.schedule.{name}", message, "remove it, or put a stage with a schedule behind this one")
-    if prune.sparsify is not None:
+    if both and (prune.sparsify is None or prune.sparsify.penalty != "admm"):
+        where = f"{path}.sparsify" if prune.sparsify is None else f"{path}.sparsify.penalty"
+        message = f"{search.type} trains towards what it found before it prunes"
+        yield Problem(where, message, "write sparsify: {penalty: admm, epochs: 3}, or set type to simulated_annealing")
+    if prune.sparsify is not None and not both:
         message = "what is driven towards zero is what the sparsity would take, and the search takes something else"
         yield Problem(f"{path}.sparsify", message, "remove it, or the search")
     if prune.scope == "global":
@@ -207,10 +214,13 @@ def _search_problems(prune: Prune, path: str) -> Iterator[Problem]:
         if threshold is not None or _row(prune, entry).threshold is not None:
             message = "a search needs a sparsity to reach, and here a threshold says what goes"
             yield Problem(f"{path}.configList[{index}]", message, "give a sparsity")
-    if prune.search.sparsities is not None and prune.search.type != "sensitivity":
-        yield Problem(f"{path}.search.sparsities", f"{prune.search.type} takes any", "remove it")
-    if prune.search.stop_temperature > prune.search.start_temperature:
-        message = f"{prune.search.stop_temperature:g} is above startTemperature"
+    if search.sparsities is not None and search.type != "sensitivity":
+        yield Problem(f"{path}.search.sparsities", f"{search.type} takes any", "remove it")
+    if search.train is not None and search.type != "net_adapt":
+        message = f"{search.type} scores the model as it was pruned"
+        yield Problem(f"{path}.search.train", message, "remove it, or set type to net_adapt")
+    if search.stop_temperature > search.start_temperature:
+        message = f"{search.stop_temperature:g} is above startTemperature"
         yield Problem(f"{path}.search.stopTemperature", message, "lower it")
 
 

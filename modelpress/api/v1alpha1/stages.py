@@ -65,9 +65,12 @@ def _other_algorithms() -> dict[str, str]:
     admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
     hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
     hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
-    for name in ("sensitivity", "simulated_annealing"):
+    for name in ("sensitivity", "simulated_annealing", "net_adapt"):
         hints |= dict.fromkeys((name, f"{name}_pruner"), f"write search: {{type: {name}}}, and l1 or level here")
-    return hints
+    compress = "write search: {type: auto_compress} and sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
+    hints |= dict.fromkeys(("auto_compress", "auto_compress_pruner"), compress)
+    amc = "write budget: {metric: macs, maxRatio: 0.5} in place of sparsities, and l1 or taylor here"
+    return hints | dict.fromkeys(("amc", "amc_pruner"), amc)
 
 
 def _known_algorithms() -> dict[str, str]:
