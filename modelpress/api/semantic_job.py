@@ -150,6 +150,7 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     in_loop = spec.model.script is not None
     shrinking: list[tuple[int, str]] = []
     frozen: int | None = None
+    sized: int | None = None
     for index, stage in enumerate(spec.stages):
         if stage.name is not None:
             if stage.name in names:
@@ -162,6 +163,11 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         for where, source in known.sources(block, path):
             yield from source_problems(source, where)
         shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
+        if getattr(block, "budgets", None) is not None:
+            if sized is not None:
+                message = f"stages[{sized}] has several sizes already"
+                yield Problem(f"{path}.budgets", message, "give one budget here")
+            sized = index
         if spec.target.uniform and getattr(block, "search", None) is not None:
             message = "it finds a sparsity for each layer, and target.uniform keeps layers alike"
             yield Problem(f"{path}.search", message, "remove it, or target.uniform")

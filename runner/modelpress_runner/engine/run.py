@@ -214,6 +214,7 @@ class _RecipeRun:
             uniform=uniform,
             files=files,
             goal=goal,
+            parts=checkpointer,
         )
         if self._evaluator is not None and self._evaluator.can_evaluate:
             self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)

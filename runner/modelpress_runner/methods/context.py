@@ -26,6 +26,16 @@ class Tables(Protocol):
         """Lays it there, in place of what is there."""
 
 
+class Parts(Protocol):
+    """What a step that takes long has done so far, beside the run's checkpoint: a run that goes on finds it there."""
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """What was put; None: nothing."""
+
+    def put(self, name: str, content: dict[str, Any]) -> None:
+        """Keeps tensors and plain data, which nobody changes from now on."""
+
+
 class SharedFiles(Protocol):
     """Files that runs of one sweep leave for each other."""
 
@@ -76,6 +86,7 @@ class StageContext:
     target_device: str = "cpu"  # where the result is to run: cpu or cuda
     uniform: bool = False  # layers that are alike but for their number are to keep one width
     in_loop: bool = False  # the user's own loop trains: parameters stay the objects that its optimizers have
+    parts: Parts | None = None  # None: the run keeps no checkpoints
     record: dict[str, Any] = field(default_factory=dict)  # what the stage at work found out, for its record
 
     def note(self, *texts: str) -> None:
