@@ -52,9 +52,11 @@ class AxisView:
         if layout.startswith("dim"):
             return tensor.movedim(int(layout[3:]), 0).unsqueeze(0)
         if layout.startswith("gates"):
-            return tensor.unflatten(0, (int(layout[5:]), -1)).transpose(0, 1).unsqueeze(0)
+            gates: torch.Tensor = tensor.unflatten(0, (int(layout[5:]), -1))
+            return gates.transpose(0, 1).unsqueeze(0)
         if layout.startswith("blocks"):
-            return tensor.unflatten(1, (int(layout[6:]), -1)).movedim(2, 0).unsqueeze(0)
+            blocks: torch.Tensor = tensor.unflatten(1, (int(layout[6:]), -1))
+            return blocks.movedim(2, 0).unsqueeze(0)
         grouped: torch.Tensor = tensor.unflatten(0, (self.groups, -1))
         return grouped if layout == "rows" else grouped.transpose(1, 2)
 

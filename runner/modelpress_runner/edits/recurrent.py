@@ -28,11 +28,11 @@ def recurrent_axis(module: nn.RNNBase, name: str, axis: str) -> tuple[int, dict[
         return module.input_size, {f"weight_ih_{end}": "cols" for end in ends[: _directions(module)]}
     if module.proj_size:
         raise CompressionError(f"'{name}' ({kind.__name__}) projects its hidden units")
-    width = module.weight_hh_l0.shape[1]
+    rows, width = module.get_parameter("weight_hh_l0").shape
     if axis == "out":
         gates = f"gates{_GATES[module.mode]}"
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
-        return module.weight_hh_l0.shape[0] // _GATES[module.mode], {f"{k}_{end}": gates for k in kinds for end in ends}
+        return rows // _GATES[module.mode], {f"{k}_{end}": gates for k in kinds for end in ends}
     above = {f"weight_ih_{end}": f"blocks{_directions(module)}" for end in ends[_directions(module) :]}
     return width, {f"weight_hh_{end}": "dim1" for end in ends} | above
 
