@@ -68,11 +68,23 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Prunable:
-    """Layers of one kind: a regular expression that matches their names and no others, and what they bear."""
+    """Layers of a kind, with those that lose channels together with them, and what they bear.
 
-    pattern: str
+    Attributes:
+        patterns: regular expressions that match their names and no others.
+        layers: how many there are.
+        channels: of the narrowest.
+    """
+
+    patterns: tuple[str, ...]
     layers: int
-    channels: int  # of the narrowest
+    channels: int
+
+    @property
+    def name(self) -> str:
+        """Of the parameter."""
+        words = re.sub(r"[^A-Za-z0-9]+", "_", self.patterns[0].replace("[0-9]+", "")).strip("_")
+        return f"sparsity_{words}"[:60].rstrip("_")
 
     @property
     def most(self) -> float:
@@ -107,17 +119,27 @@ def init(wanted: Wanted, output: Path | None) -> int:
 
 
 def prunable(facts: Mapping[str, Any]) -> list[Prunable]:
-    """Kinds of layers that can lose channels, the widest first."""
-    kinds: dict[str, list[tuple[str, int]]] = {}
+    """Kinds of layers that can lose channels, the widest first; kinds that go together in some block are one."""
     known = {name for group in facts["groups"] for name in group["layers"]}
     others = {layer["name"] for layer in facts["layers"]} - known
+    kinds: list[dict[str, list[int]]] = []  # pattern -> channels of each of its layers
     for group in facts["groups"]:
+        here: dict[str, list[int]] = {}
         for name in group["layers"]:
             pattern = re.sub(r"[0-9]+", "[0-9]+", re.escape(name))
             if any(re.fullmatch(pattern, other) for other in others):
                 pattern = re.escape(name)  # it would take in a layer that cannot lose any
-            kinds.setdefault(pattern, []).append((name, int(group["channels"])))
-    found = [Prunable(pattern, len(names), min(count for _, count in names)) for pattern, names in kinds.items()]
+            here.setdefault(pattern, []).append(int(group["channels"]))
+        apart = []
+        for kind in kinds:
+            if kind.keys() & here.keys():
+                here = {pattern: [*kind.get(pattern, []), *here.get(pattern, [])] for pattern in {**kind, **here}}
+            else:
+                apart.append(kind)
+        kinds = [*apart, here]
+    found = [
+        Prunable(tuple(kind), sum(map(len, kind.values())), min(map(min, kind.values()))) for kind in kinds if kind
+    ]
     return sorted((item for item in found if item.channels >= 2 * _LEAST), key=lambda item: -item.channels)
 
 
@@ -184,18 +206,19 @@ def _entries(kinds: Sequence[Prunable]) -> tuple[list[dict[str, Any]], list[dict
         return [], []
     if len(kinds) > MAX_DIMENSIONS:
         most = min(kind.most for kind in kinds)
-        entries = [{"opNamesRe": [kind.pattern for kind in kinds[:64]], "sparsity": min(0.5, most)}]
-        groups = [most]
+        every = [pattern for kind in kinds for pattern in kind.patterns]
+        entries = [{"opNamesRe": every[:64], "sparsity": min(0.5, most)}]
+        groups = [("sparsity", most)]
     else:
-        entries = [{"opNamesRe": [kind.pattern], "sparsity": min(0.5, kind.most)} for kind in kinds]
-        groups = [kind.most for kind in kinds]
+        entries = [{"opNamesRe": list(kind.patterns), "sparsity": min(0.5, kind.most)} for kind in kinds]
+        groups = [(kind.name, kind.most) for kind in kinds]
     space = [
         {
-            "name": "sparsity" if len(groups) == 1 else f"sparsity{number}",
+            "name": name,
             "paths": [f"/stages/0/prune/configList/{number}/sparsity"],
             "float": {"min": min(0.1, most), "max": most, "step": 0.05},
         }
-        for number, most in enumerate(groups)
+        for number, (name, most) in enumerate(groups)
     ]
     return entries, space
 
