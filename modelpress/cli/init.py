@@ -35,6 +35,7 @@ _TASKS = {
 }
 _LABELS = ("label", "labels", "target", "class", "y", "tags", "ner_tags")
 _TEXTS = ("text", "sentence", "tokens", "content", "question", "input")
+_QUANTIZED = ("Linear", "Conv1d", "Conv2d")
 _LEAST = 4  # channels that a layer keeps at the least, in the search
 _MOST = 0.8  # share of them that goes at the most
 MAX_DIMENSIONS = 6  # of sparsities; where there are more kinds of layers, all have one
@@ -155,8 +156,11 @@ def document(wanted: Wanted, model: Mapping[str, Any], facts: Mapping[str, Any],
     if data := _data(wanted, folder):
         spec["data"] = data
     parts.append(_dump({"template": {"spec": spec}}, 2))
-    stages = _stages(entries, trains, wanted.target)
+    kinds = {layer["kind"] for layer in facts["layers"]}
+    stages = _stages(entries, trains, wanted.target, [kind for kind in _QUANTIZED if kind in kinds])
     parts.append("      # What every trial does. Recovery gets back what pruning takes: the longer, the better.\n")
+    if not stages:
+        raise UsageError(f"{wanted.model} has no layers that could lose channels or bits, and nothing trains it")
     parts.append(_dump({"stages": stages}, 6))
     if wanted.target == "gpu":
         parts.append(_dump({"target": {"device": "cuda"}}, 6))
@@ -223,15 +227,17 @@ def _entries(kinds: Sequence[Prunable]) -> tuple[list[dict[str, Any]], list[dict
     return entries, space
 
 
-def _stages(entries: Sequence[Mapping[str, Any]], trains: bool, target: str) -> list[dict[str, Any]]:
+def _stages(
+    entries: Sequence[Mapping[str, Any]], trains: bool, target: str, kinds: Sequence[str]
+) -> list[dict[str, Any]]:
     prune: dict[str, Any] = {"algorithm": "l1", "configList": list(entries)}
     if target == "gpu":
         prune["roundTo"] = 8
     stages: list[dict[str, Any]] = [{"prune": prune}] if entries else []
     if trains:
         stages.append({"finetune": {"epochs": 3}})
-    if target == "size" or not stages:
-        quantized = [{"opTypes": ["Linear", "Conv2d"], "quantBits": 8}]
+    if kinds and (target == "size" or not stages):
+        quantized = [{"opTypes": list(kinds), "quantBits": 8}]
         stages.append({"quantize": {"algorithm": "weight_only", "configList": quantized}})
     return stages
 
