@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from modelpress_runner.edits.quantize import quantized_layers
 from modelpress_runner.errors import first_line
 from modelpress_runner.export.layout import LayoutError
+from modelpress_runner.huggingface import compressed_tensors
 from modelpress_runner.huggingface.source import Pretrained, quiet
 from modelpress_runner.runtime.example_inputs import tensors
 from modelpress_runner.runtime.preserve import untouched
@@ -56,9 +58,15 @@ class PretrainedLayout:
         if not isinstance(model, self._class):
             raise LayoutError(f"it has become a {type(model).__name__}, which transformers does not load")
         config = self._fitting(model)
+        quantized = bool(quantized_layers(model))
+        if quantized:
+            config.quantization_config = compressed_tensors.configuration(model)
         try:
             with quiet(), untouched(model):
-                self._save(model, config, folder)
+                if quantized:
+                    self._save_quantized(model, config, folder)
+                else:
+                    self._save(model, config, folder)
                 self._processor.save_pretrained(folder)
                 again = self.open(folder)
                 _compare(model, again, dummy_input)
@@ -73,7 +81,7 @@ class PretrainedLayout:
         """The model in a folder that `write` wrote, in eval mode and without its cache of keys and values."""
         import transformers
 
-        with quiet():
+        with quiet(), compressed_tensors.silent():
             model = getattr(transformers, self.auto_class).from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
             )
@@ -91,16 +99,22 @@ class PretrainedLayout:
             if generation is not None:
                 model.generation_config = generation
 
+    def _save_quantized(self, model: Any, config: Any, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        config.architectures = [self._class.__name__]
+        config.dtype = model.dtype
+        config.save_pretrained(folder)
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(folder)
+        save_file(compressed_tensors.tensors(model), str(folder / "model.safetensors"), {"format": "pt"})
+
     def _fitting(self, model: nn.Module) -> Any:
         """A configuration with which an empty model has the shapes of this one: the source's, or with smaller sizes."""
-        if quantized_layers(model):
-            raise LayoutError(
-                "transformers has no form of its weights as integers, or of what rounds before its layers"
-            )
         shapes = _shapes(model)
         for config in _configurations(self._config, shapes, self._empty(self._config)):
             if self._empty(config) == shapes:
-                return config
+                return copy.deepcopy(config)
         raise LayoutError("no configuration of transformers says what was cut away, as layers differ in what they kept")
 
     def _empty(self, config: Any) -> dict[str, tuple[int, ...]] | None:
@@ -112,7 +126,7 @@ class PretrainedLayout:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return {name: tuple(value.shape) for name, value in compressed_tensors.weights(model).items()}
 
 
 def _configurations(
@@ -156,7 +170,9 @@ def _changes(config: Any, old: int, new: int) -> list[dict[str, int]]:
 
 def _compare(model: nn.Module, again: nn.Module, dummy_input: Any) -> None:
     """Raises LayoutError unless both hold the same numbers and give the same outputs."""
-    ours, theirs = model.state_dict(), again.state_dict()
+    compressed_tensors.decompressed(again)
+    ours = compressed_tensors.weights(model)
+    theirs = {name: value for name, value in again.state_dict().items() if not name.endswith(compressed_tensors.BESIDE)}
     if ours.keys() != theirs.keys():
         raise LayoutError(f"read back, it differs in {min(ours.keys() ^ theirs.keys())}")
     for name, value in ours.items():
