@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-WORKERS ?= 2
+# One more than two cores have: tests of clusters and of processes wait most of their time.
+WORKERS ?= 3
 # Tests start hundreds of Pythons that import torch; without its bytecode on disk each spends seconds on compiling it.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -30,6 +31,7 @@ demo: setup  ## the main job on real data: a sweep over pruning recipes of a dig
 test: binaries  ## unit and integration tests, but for the long ones
 	@$(PY) -m pytest -n $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder -m "not long"
 
+test-long: WORKERS = 2
 test-long: setup  ## trainings in several processes, by every framework, killed and resumed; many random tensors
 	@$(PY) -m pytest -n $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder -m long tests
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from modelpress.api.v1alpha1 import CompressionJobSpec, Objective
 from modelpress.api.v1alpha1.base import ContractModel, Name, Scalar, Uri
 from modelpress.api.v1alpha1.metrics import MetricName
+from modelpress.api.v1alpha1.sweep import ScreeningStatus
 
 Purpose = Literal["trial", "prepare", "collect", "publish"]
 MAX_REQUEST_BYTES = 256 * 1024
@@ -36,6 +37,9 @@ class TrialIdentity(ContractModel):
     shared_stages: Annotated[int, Field(ge=0)] = Field(
         default=0, description="How many of its first stages other trials of the sweep have alike."
     )
+    screened: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="The trial of the first rung that this one goes on from."
+    )
 
 
 class PublishRequest(ContractModel):
@@ -45,6 +49,7 @@ class PublishRequest(ContractModel):
     best: int | None = Field(default=None, description="Number of the best feasible trial.")
     front: list[int] = Field(default_factory=list, description="Numbers of the Pareto front's trials.")
     keep: Literal["all", "pareto", "best"] = Field(default="all", description="Trials whose models are kept.")
+    screening: ScreeningStatus | None = Field(default=None, description="Both rankings; None: there is one rung.")
 
 
 class RunRequest(ContractModel):

@@ -114,6 +114,7 @@ class RecordedTrial(ContractModel):
 
     number: Annotated[int, Field(ge=0)]
     parameters: dict[Name, Scalar] = Field(default_factory=dict)
+    screened: Annotated[int, Field(ge=0)] | None = None
 
 
 class RunRecord(RunResult):
@@ -124,10 +125,16 @@ class RunRecord(RunResult):
 
     @classmethod
     def of(
-        cls, result: RunResult, name: str, number: int | None = None, parameters: Mapping[str, Any] | None = None
+        cls,
+        result: RunResult,
+        name: str,
+        number: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        screened: int | None = None,
     ) -> RunRecord:
-        """The record of a result; `number` and `parameters` are the trial's, if it is one."""
-        trial = None if number is None else {"number": number, "parameters": dict(parameters or {})}
+        """The record of a result; `number`, `parameters` and `screened` are the trial's, if it is one."""
+        given = {"number": number, "parameters": dict(parameters or {}), "screened": screened}
+        trial = None if number is None else given
         return cls.model_validate(result.to_dict() | {"name": name, "trial": trial})
 
 

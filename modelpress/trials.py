@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, TrialResult
+from modelpress.api.v1alpha1.sweep import ScreeningStatus
 from modelpress.plainjson import json_of
 
 # Annotations and labels that a trial carries from its creation on. Whoever may edit the object may edit them, so they
@@ -18,6 +19,7 @@ PARAMETERS_ANNOTATION = "modelpress.dev/parameters"  # JSON object, sorted keys
 MAX_HISTORY, MAX_TRIALS = 64 * 1024, 1_000_000  # characters of a history; numbers that it may name
 HISTORY_ANNOTATION = "modelpress.dev/history"  # History.encode()
 SHARED_STAGES_ANNOTATION = "modelpress.dev/shared-stages"  # decimal
+SCREENED_ANNOTATION = "modelpress.dev/screened"  # decimal: the trial of the first rung that this one goes on from
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
@@ -79,6 +81,19 @@ class Strategy(Protocol):
     def ranking(self, trials: Sequence[CompressionJob]) -> tuple[TrialResult | None, list[int]]:
         """The best feasible trial and the numbers of the Pareto front, of the trials that succeeded."""
 
+    def promoted(self, trials: Sequence[CompressionJob]) -> list[int]:
+        """With screening, numbers of the trials of the first rung that are to go on, best first; none without."""
+
+    def promotion(self, screened: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion | None:
+        """The whole recipe of trial `screened` of the first rung; None: it does not go on, by the trials named."""
+
+    def rungs(self, trials: Sequence[CompressionJob], going_on: Mapping[int, int]) -> ScreeningStatus | None:
+        """Both rankings, of the trials that succeeded; None without screening.
+
+        Args:
+            going_on: numbers of the second rung's trials, and of those of the first that they go on from.
+        """
+
     def stopped_early(self, trials: Mapping[int, CompressionJob]) -> list[int]:
         """Numbers of the running trials that spec.earlyStopping stops, as all trials stand; ascending."""
 
@@ -104,6 +119,11 @@ def annotated(job: CompressionJob) -> dict[str, Any] | None:
     except ValueError:
         return None
     return parameters if isinstance(parameters, dict) else None
+
+
+def screened_of(job: CompressionJob) -> int | None:
+    """The trial of the first rung that a trial goes on from, as its record says; None for all others."""
+    return job.status.trial.screened if job.status.trial is not None else None
 
 
 def shared_stages_of(job: CompressionJob) -> int:

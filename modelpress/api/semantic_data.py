@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from .errors import Problem
 from .semantic_locations import uri_problems
+from .semantic_sources import source_problems
 from .stages import rules
 from .v1alpha1 import Columns, CompressionJobSpec, Constraint, HuggingFace
 from .v1alpha1.data import SUFFIXES
 
-HUB = "hf://"
-_HUB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?")
 _PATH = "model.huggingFace"
 PERPLEXITY = "perplexity"
 
@@ -37,21 +35,10 @@ def data_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
             message = "only a model that is given as huggingFace has this form"
             yield Problem("target.format", message, "use eager or pt2")
         return
-    yield from _source_problems(spec.model.hugging_face)
+    yield from source_problems(spec.model.hugging_face.source, f"{_PATH}.source")
     yield from _alone_problems(spec)
     yield from _task_problems(spec, spec.model.hugging_face)
     yield from _training_problems(spec)
-
-
-def _source_problems(model: HuggingFace) -> Iterator[Problem]:
-    uri, path = model.source.uri, f"{_PATH}.source"
-    if uri.startswith(HUB):
-        if not _HUB_NAME.fullmatch(uri.removeprefix(HUB)):
-            yield Problem(f"{path}.uri", f"'{uri}' names no repository", "write it as hf://organisation/name")
-        return
-    yield from uri_problems(uri, f"{path}.uri")
-    if model.source.revision is not None:
-        yield Problem(f"{path}.revision", "only an hf:// repository has revisions", "remove it")
 
 
 def _alone_problems(spec: CompressionJobSpec) -> Iterator[Problem]:

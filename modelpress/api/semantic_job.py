@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from .errors import Problem
 from .semantic_data import data_problems
-from .semantic_locations import location_problems, not_on_cluster, uri_problems
+from .semantic_locations import location_problems, not_on_cluster
 from .semantic_quantize import quantize_problems
 from .semantic_runner import runner_problems
+from .semantic_sources import source_problems
 from .stages import freezes, rules
 from .v1alpha1 import MEASURED, CompressionJobSpec, Constraint
 from .v1alpha1.metrics import MAX_KEPT_BYTES, kept_bytes
-
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")  # of a script: --batch-size
 
@@ -138,14 +136,8 @@ def _model_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     if spec.model.script is not None and not spec.model.script.endswith(".py"):
         message = f"'{spec.model.script}' is no Python file"
         yield Problem("model.script", message, "name the file that trains, as in train.py")
-    if weights := spec.model.weights:
-        yield from uri_problems(weights.uri, "model.weights.uri")
-        suffix = PurePosixPath(weights.uri).suffix
-        if suffix not in WEIGHT_SUFFIXES:
-            listed = ", ".join(WEIGHT_SUFFIXES)
-            found = f"'{suffix}'" if suffix else "none"
-            message = f"weights need one of the suffixes {listed}; found {found}"
-            yield Problem("model.weights.uri", message, "save the state_dict as .safetensors")
+    if spec.model.weights is not None:
+        yield from source_problems(spec.model.weights, "model.weights")
 
 
 def _fits_a_command_line(value: Any) -> bool:
@@ -160,6 +152,7 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     in_loop = spec.model.script is not None
     shrinking: list[tuple[int, str]] = []
     frozen: int | None = None
+    sized: int | None = None
     for index, stage in enumerate(spec.stages):
         if stage.name is not None:
             if stage.name in names:
@@ -169,7 +162,17 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         known, block, path = rules(stage.method), stage.block, f"stages[{index}].{stage.method}"
         yield from known.problems(block, path)
         yield from known.problems_in_loop(block, path) if in_loop else known.problems_outside(block, path)
+        for where, source in known.sources(block, path):
+            yield from source_problems(source, where)
         shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
+        if getattr(block, "budgets", None) is not None:
+            if sized is not None:
+                message = f"stages[{sized}] has several sizes already"
+                yield Problem(f"{path}.budgets", message, "give one budget here")
+            sized = index
+        if spec.target.uniform and getattr(block, "search", None) is not None:
+            message = "it finds a sparsity for each layer, and target.uniform keeps layers alike"
+            yield Problem(f"{path}.search", message, "remove it, or target.uniform")
         if frozen is not None and not in_loop and not freezes(known, block):
             message = f"behind stages[{frozen}] weights have few bits, which this stage cannot change"
             yield Problem(path, message, f"put it before stages[{frozen}], or into one together with it")

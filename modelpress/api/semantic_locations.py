@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
 from .errors import Problem, near
+from .stages import sources
 from .v1alpha1 import Code, CompressionJobSpec, GitCode, Store, reasons
 
 SCHEMES = ("s3", "gs", "az", "file", "memory")
@@ -83,6 +84,8 @@ def not_on_cluster(spec: CompressionJobSpec) -> Iterator[Problem]:
     if spec.model.hugging_face is not None:
         source = spec.model.hugging_face.source.uri
         yield from (problem(*said) for said in _unreachable(source, "model.huggingFace.source.uri"))
+    for path, named in sources(spec.stages, "stages"):
+        yield from (problem(*said) for said in _unreachable(named.uri, f"{path}.uri"))
 
 
 def _unreachable(uri: str, path: str) -> Iterator[tuple[str, str, str]]:

@@ -54,6 +54,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
     problems += _algorithm_problems(spec)
     problems += _objective_problems(spec)
     problems += _stopping_problems(spec)
+    problems += _screening_problems(spec, document)
     earlier = spec.template.spec.constraints or []
     problems += constraint_problems(spec.constraints or [], "spec.constraints", earlier)
     problems += unsaid_goals(spec.template.spec, spec.constraints or [], "spec.constraints", "template.spec.metrics")
@@ -402,6 +403,33 @@ def _stopping_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
             message = f"nobody knows {objective.metric} (objectives[{index}]) before a trial has ended"
             fix = "use macs or parameters as the objective, or remove earlyStopping"
             yield Problem("spec.earlyStopping", message, fix)
+
+
+def _screening_problems(spec: CompressionSweepSpec, document: dict[str, Any]) -> Iterator[Problem]:
+    screening = spec.screening
+    if screening is None:
+        return
+    if spec.template.spec.model.script is not None:
+        message = "a script runs as a whole, so there are no first stages to rank it by"
+        yield Problem("spec.screening", message, "use earlyStopping, or remove screening")
+        return
+    fewest = len(document.get("stages") or ())
+    for parameter in spec.search_space:
+        if parameter.choice is not None and "/stages" in parameter.paths:
+            lists = [item.value for item in parameter.choice.values]
+            fewest = min(len(value) for value in lists if isinstance(value, list))
+    if screening.stages >= fewest:
+        message = f"{screening.stages} first stages leave none to go on with: recipes have {fewest}"
+        fix = f"use at most {fewest - 1}" if fewest > 1 else "add a stage behind them, or remove screening"
+        yield Problem("spec.screening.stages", message, fix)
+    if screening.top > spec.max_trials:
+        message = f"{screening.top} of {spec.max_trials} trials cannot go on"
+        yield Problem("spec.screening.top", message, "use at most maxTrials; a quarter of it is a good start")
+    judged = [*(spec.constraints or ()), *(spec.template.spec.constraints or ())]
+    others = dict.fromkeys(item.metric for item in judged if item.metric != spec.objectives[0].metric)
+    if spec.algorithm.name == "cmaes" and len(spec.objectives) == 1 and others:
+        message = f"cmaes follows one objective, and the first rung is ranked by {in_words(others)}, too"
+        yield Problem("spec.algorithm.name", message, "use tpe or nsga2")
 
 
 def _budget_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:

@@ -69,7 +69,7 @@ def analyze(
             "spec.model.script: a script has its model to itself; name an entrypoint, or call mp.layers in it"
         )
     request = {"what": what, "spec": spec.to_dict(), "codePath": plan.code_path, "basePath": plan.base_path}
-    found = _run({**request, "sparsities": sparsities})
+    found = run_analysis({**request, "sparsities": sparsities})
     rows = [dict(row) for row in found["rows"]]
     _print(what, rows)
     for note in found.get("notes", ()):
@@ -114,7 +114,13 @@ def search_bounds(rows: Sequence[Mapping[str, Any]], goal: str, tolerance: float
     return {"stages": [stage], "searchSpace": space}
 
 
-def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+def run_analysis(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What modelpress_runner.runs.analyze says to a request, in a process of its own.
+
+    Raises:
+        UsageError: model or request are not valid.
+        LocalError: the analysis failed; the message says why.
+    """
     with tempfile.TemporaryDirectory(prefix="modelpress-analyze-") as folder:
         asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
         asked.write_text(json.dumps(request), encoding="utf-8")

@@ -140,6 +140,13 @@ def _print_sweep(out: Console, run: Finished, sweep: CompressionSweep) -> None:
             style="bold green" if is_best else None,
         )
     out.print(table)
+    rungs = sweep.status.screening
+    if rungs is not None:
+        told = (
+            "" if rungs.rank_correlation is None else f"; rank correlation of both rungs {rungs.rank_correlation:.2f}"
+        )
+        went = ", ".join(f"{item.screened} as {item.number}" for item in rungs.promoted[:MAX_ROWS])
+        out.print(escape(f"Trials that went on from their first stages: {went}{told}"), soft_wrap=True)
     if hidden:
         where = f"; all of them: {run.uri}/trials.csv" if sweep.status.artifact else ""
         out.print(escape(f"{hidden} more trials are neither the best nor on the Pareto front{where}"), soft_wrap=True)

@@ -116,7 +116,10 @@ def stopping_line(live: int) -> str:
 
 def expected_trials(sweep: CompressionSweep) -> int:
     """How many trials there will be, as far as is known."""
-    return sweep.status.created if sweep.status.exhausted else max(sweep.spec.max_trials, sweep.status.created)
+    status, screening = sweep.status, sweep.spec.screening
+    second = 0 if screening is None else max(screening.top, len(status.screening.promoted) if status.screening else 0)
+    first = status.created - (len(status.screening.promoted) if status.screening else 0)
+    return (first if status.exhausted else max(sweep.spec.max_trials, first)) + second
 
 
 def metrics_line(obj: Root) -> str:

@@ -11,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialRecord
-from modelpress.trials import HISTORY_ANNOTATION, History, Strategy, annotated, number_of
+from modelpress.trials import (
+    HISTORY_ANNOTATION,
+    SCREENED_ANNOTATION,
+    TRIAL_LABEL,
+    History,
+    Strategy,
+    Suggestion,
+    annotated,
+    number_of,
+    trial_number,
+)
 
 from . import naming
 
@@ -60,9 +70,15 @@ def replayed(
     named, parameters = {*history.finished, *history.running}, annotated(job)
     if parameters is None or number in named or any(other not in trials for other in named):
         return None
-    suggestion = strategy.suggest(number, history, trials)
-    if suggestion.spec is None or dict(suggestion.parameters) != parameters:
+    screened = trial_number({TRIAL_LABEL: (job.metadata.annotations or {}).get(SCREENED_ANNOTATION, "")})
+    if screened is None:
+        suggestion: Suggestion | None = strategy.suggest(number, history, trials)
+    else:
+        suggestion = strategy.promotion(screened, history, trials)
+    if suggestion is None or suggestion.spec is None or dict(suggestion.parameters) != parameters:
         return None
     if job.spec.model_copy(update={"suspend": False}) != suggestion.spec.model_copy(update={"suspend": False}):
         return None
-    return TrialRecord(sweep=sweep.metadata.uid or "", number=number, parameters=dict(suggestion.parameters))
+    return TrialRecord(
+        sweep=sweep.metadata.uid or "", number=number, parameters=dict(suggestion.parameters), screened=screened
+    )

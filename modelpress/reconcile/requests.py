@@ -19,7 +19,7 @@ from modelpress.request import (
     job_root,
     trial_prefix,
 )
-from modelpress.trials import number_of, parameters_of, shared_stages_of
+from modelpress.trials import number_of, parameters_of, screened_of, shared_stages_of
 
 from .model import OwnerState
 
@@ -132,6 +132,7 @@ def _kept(objectives: Sequence[str], constraints: Sequence[Constraint] | None) -
 def _identity(job: CompressionJob, number: int) -> TrialIdentity:
     shared = min(shared_stages_of(job), len(job.spec.stages or ()))
     try:
-        return TrialIdentity(number=number, parameters=parameters_of(job) or {}, shared_stages=shared)
+        parameters, screened = parameters_of(job) or {}, screened_of(job)
+        return TrialIdentity(number=number, parameters=parameters, shared_stages=shared, screened=screened)
     except ValidationError:  # somebody edited the annotation; the spec holds what counts
         return TrialIdentity(number=number)

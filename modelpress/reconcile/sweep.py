@@ -28,6 +28,7 @@ from modelpress.request import PublishRequest
 from modelpress.trials import (
     HISTORY_ANNOTATION,
     PARAMETERS_ANNOTATION,
+    SCREENED_ANNOTATION,
     SHARED_STAGES_ANNOTATION,
     SWEEP_LABEL,
     TRIAL_LABEL,
@@ -108,6 +109,7 @@ class StatusDraft:
     created: int
     refused: int
     exhausted: bool
+    going_on: dict[int, int]  # with screening, trials of the second rung, and those of the first that they go on from
     new: int = 0
     update: dict[str, object] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
@@ -119,6 +121,16 @@ class StatusDraft:
     def winner(self) -> TrialResult | None:
         """The best trial that meets the constraints."""
         return self.best if self.best is not None and self.best.feasible else None
+
+    @property
+    def searched(self) -> int:
+        """Trials that count against maxTrials: those that the search gave."""
+        return self.created - len(self.going_on)
+
+    @property
+    def over(self) -> bool:
+        """Whether the search gives no further trial."""
+        return self.searched >= self.snapshot.sweep.spec.max_trials or self.exhausted
 
     def take_over(self, auxiliary: AuxiliaryJob, field_: str) -> None:
         """Take over where a prepare or publish Job stands."""
@@ -184,7 +196,7 @@ def _trials(draft: StatusDraft) -> Verdict | None:
         return conflict
     ending = ending or end_of_search(draft)
     limit = snapshot.sweep.spec.max_trials
-    going = Verdict("Running", r.RUNNING, f"{len(snapshot.finished)} trials finished of {limit}.")
+    going = Verdict("Running", r.RUNNING, _progress(draft, limit))
     budget = snapshot.budget_left(snapshot.now)
     left = budget[0] if budget is not None else None
     if ending is not None and ending.reason in (r.BUDGET_EXHAUSTED, r.TOO_MANY_FAILED_TRIALS):
@@ -201,6 +213,15 @@ def _trials(draft: StatusDraft) -> Verdict | None:
         draft.actions += _behind(draft)
     draft.wait = soonest(draft.wait, snapshot.awaited_wait, left)
     return going if snapshot.live or snapshot.awaited or draft.new else None
+
+
+def _progress(draft: StatusDraft, limit: int) -> str:
+    finished = draft.snapshot.finished
+    if draft.snapshot.sweep.spec.screening is None:
+        return f"{len(finished)} trials finished of {limit}."
+    second = sum(number in draft.going_on for number in finished)
+    first = f"{len(finished) - second} trials of {limit} went through the first stages"
+    return f"{first}; {second} of {len(draft.going_on)} that go on finished." if draft.going_on else f"{first}."
 
 
 def _behind(draft: StatusDraft) -> list[StopTrial]:
@@ -228,6 +249,7 @@ def _publish(draft: StatusDraft) -> Verdict | None:
         best=draft.winner.number if draft.winner else None,
         front=_front(draft),
         keep=snapshot.sweep.spec.artifacts.keep,
+        screening=draft.strategy.rungs(snapshot.succeeded, draft.going_on) if draft.going_on else None,
     )
     auxiliary = run_auxiliary_job(
         snapshot, "publish", snapshot.status.publish_attempts, snapshot.status.publish_base, request
@@ -262,17 +284,31 @@ def end_of_search(draft: StatusDraft) -> Verdict | None:
         refused = f" ({draft.refused} refused)" if draft.refused else ""
         text = f"{failed} trials failed{refused}, spec.maxFailedTrials is {spec.max_failed_trials}."
         return Verdict("Failed", r.TOO_MANY_FAILED_TRIALS, text)
-    over = draft.created >= spec.max_trials or draft.exhausted
+    over = draft.over
     budget = snapshot.budget_left(snapshot.now)
     if budget and budget[0] <= 0 and (not over or snapshot.live or snapshot.awaited or _stopped_for_budget(snapshot)):
         return Verdict("Succeeded", r.BUDGET_EXHAUSTED, f"spec.budget.{budget[1]} is used up.")
-    if draft.created >= spec.max_trials:
-        return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.")
+    if over and spec.screening is not None and (_unsettled(draft) or _to_go_on(draft)):
+        return None
+    gone_on = f" {len(draft.going_on)} of them went on to the end." if spec.screening is not None else ""
+    if draft.searched >= spec.max_trials:
+        return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.{gone_on}")
     if draft.exhausted:
-        return Verdict(
-            "Succeeded", r.SPACE_EXHAUSTED, f"The search space holds no further recipe; {draft.created} were tried."
-        )
+        text = f"The search space holds no further recipe; {draft.searched} were tried.{gone_on}"
+        return Verdict("Succeeded", r.SPACE_EXHAUSTED, text)
     return None
+
+
+def _unsettled(draft: StatusDraft) -> bool:
+    """Whether a trial of the first rung is not over, or one was just decided on."""
+    snapshot = draft.snapshot
+    return draft.new > 0 or snapshot.awaited > 0 or any(number not in draft.going_on for number in snapshot.live)
+
+
+def _to_go_on(draft: StatusDraft) -> list[int]:
+    """The trials of the first rung that are to go on and do not yet, best first."""
+    gone = set(draft.going_on.values())
+    return [number for number in draft.strategy.promoted(draft.snapshot.succeeded) if number not in gone]
 
 
 def _stopped_for_budget(snapshot: SweepSnapshot) -> bool:
@@ -305,20 +341,31 @@ def _fill(draft: StatusDraft) -> Verdict | None:
     while draft.new < free and end_of_search(draft) is None:
         number = draft.created
         name = naming.trial_name(snapshot.sweep.metadata.name, number)
+        second = draft.over and spec.screening is not None
+        waiting = _to_go_on(draft) if second else []
+        if second and (not waiting or any(other not in draft.going_on for other in running)):
+            break  # all went on, or the first rung is not over yet
         if (conflict := _conflict(snapshot, name)) is not None:
             draft.wait = soonest(draft.wait, WATCH_LAG)
             break
-        suggestion = draft.strategy.suggest(number, History(snapshot.finished, tuple(running)), trials)
+        history, screened = History(snapshot.finished, tuple(running)), None
+        if second:
+            screened = waiting[0]
+            suggestion = draft.strategy.promotion(screened, history, trials)
+            assert suggestion is not None, "it is one of those that the search named"
+            draft.going_on[number] = screened
+        else:
+            suggestion = draft.strategy.suggest(number, history, trials)
         if suggestion.exhausted:
             draft.exhausted = True
-            break
+            continue
         draft.created += 1
         if suggestion.spec is None:
             refused.append(number)
             draft.refused += 1
             message = cut(f"Trial {number}: {suggestion.problem or 'its parameters give no valid recipe'}")
             continue
-        trial = _trial(snapshot, name, number, suggestion, finished + encode_ranges(running))
+        trial = _trial(snapshot, name, number, suggestion, finished + encode_ranges(running), screened)
         draft.actions.append(CreateTrial(trial))
         draft.new += 1
         trials[number] = trial
@@ -333,7 +380,9 @@ def _fill(draft: StatusDraft) -> Verdict | None:
     return conflict if not draft.new and not snapshot.live else None
 
 
-def _trial(snapshot: SweepSnapshot, name: str, number: int, suggestion: Suggestion, history: str) -> CompressionJob:
+def _trial(
+    snapshot: SweepSnapshot, name: str, number: int, suggestion: Suggestion, history: str, screened: int | None
+) -> CompressionJob:
     meta = snapshot.sweep.metadata
     assert suggestion.spec is not None
     return CompressionJob(
@@ -345,6 +394,7 @@ def _trial(snapshot: SweepSnapshot, name: str, number: int, suggestion: Suggesti
                 PARAMETERS_ANNOTATION: json.dumps(dict(suggestion.parameters), sort_keys=True),
                 HISTORY_ANNOTATION: history,
                 **({SHARED_STAGES_ANNOTATION: str(shared)} if (shared := suggestion.shared_stages) else {}),
+                **({SCREENED_ANNOTATION: str(screened)} if screened is not None else {}),
             },
             owner_references=[
                 OwnerReference(
@@ -358,7 +408,9 @@ def _trial(snapshot: SweepSnapshot, name: str, number: int, suggestion: Suggesti
         ),
         spec=suggestion.spec.model_copy(update={"suspend": False}),
         status=CompressionJobStatus(
-            trial=TrialRecord(sweep=meta.uid or "", number=number, parameters=dict(suggestion.parameters))
+            trial=TrialRecord(
+                sweep=meta.uid or "", number=number, parameters=dict(suggestion.parameters), screened=screened
+            )
         ),
     )
 
@@ -457,7 +509,8 @@ def _advance(snapshot: SweepSnapshot, strategy: Strategy, admitted: list[AdmitTr
         best, front = status.best, list(status.front)
     else:
         best, front = strategy.ranking(snapshot.succeeded) if snapshot.succeeded else (None, [])
-    draft = StatusDraft(snapshot, strategy, best, front, snapshot.created, status.trials.refused, status.exhausted)
+    counted = snapshot.created, status.trials.refused, status.exhausted
+    draft = StatusDraft(snapshot, strategy, best, front, *counted, dict(snapshot.going_on))
     draft.actions += admitted
     if keeps_records(status.trial_records, status.created):
         draft.update["trial_records"] = True
@@ -487,6 +540,9 @@ def _plan(draft: StatusDraft, verdict: Verdict) -> Plan:
         "exhausted": draft.exhausted,
         "best": draft.best,
         "front": _front(draft)[:MAX_FRONT],
+        "screening": old.screening
+        if snapshot.problems or not draft.going_on
+        else draft.strategy.rungs(snapshot.succeeded, draft.going_on),
         "code_digest": digest,
         "baseline": old.baseline or _baseline(snapshot),
         "gpu_seconds": snapshot.gpu_seconds,
@@ -522,7 +578,7 @@ def _continues(snapshot: SweepSnapshot) -> bool:
         return False
     budget = snapshot.budget_left(status.completion_time or snapshot.now)
     return (
-        snapshot.created < spec.max_trials
+        snapshot.created - len(snapshot.going_on) < spec.max_trials
         and not status.exhausted
         and snapshot.seen.failed + status.trials.refused <= spec.max_failed_trials
         and (budget is None or budget[0] > 0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from functools import cached_property
 
 from modelpress.api.v1alpha1 import TERMINAL_PHASES, CompressionJob, CompressionSweep, CompressionSweepStatus
 from modelpress.api.v1alpha1 import reasons as r
 from modelpress.api.v1alpha1.sweep import TrialCounts
-from modelpress.trials import decode_ranges
+from modelpress.trials import decode_ranges, screened_of
 
 from .admission import own_number
 from .conditions import ConditionUpdate, find, seconds, stamp
@@ -46,6 +47,16 @@ class SweepSnapshot:
     def generation(self) -> int:
         """The generation that this reconciliation is about."""
         return self.sweep.metadata.generation or 0
+
+    @cached_property
+    def going_on(self) -> dict[int, int]:
+        """With screening, numbers of the second rung's trials, and of those of the first that they go on from."""
+        if self.sweep.spec.screening is None:
+            return {}
+        told = self.status.screening.promoted if self.status.screening is not None else []
+        seen = {number: screened_of(job) for number, job in self.trials.items()}
+        known = {item.number: item.screened for item in told}
+        return known | {number: screened for number, screened in seen.items() if screened is not None}
 
     @property
     def suspended_seconds(self) -> float:

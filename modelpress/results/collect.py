@@ -45,7 +45,8 @@ def collect(request: RunRequest, store: ArtifactStore) -> RunResult:
         return RunResult.model_validate(record.model_dump(exclude={"name", "trial"}, exclude_none=True, by_alias=True))
     result = _judged(request, store, standing, digest)
     trial = request.trial
-    record = RunRecord.of(result, request.name, trial.number if trial else None, trial.parameters if trial else None)
+    known = (trial.number, trial.parameters, trial.screened) if trial else ()
+    record = RunRecord.of(result, request.name, *known)
     try:
         store.put_bytes(path, record.model_dump_json(exclude_none=True).encode())
     except StoreError as error:  # whoever may only read can still collect

@@ -74,14 +74,16 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
 
 
 def trials_table(trials: Sequence[Trial], uri: str) -> bytes:
-    """The trials as CSV in UTF-8: number, name, state, param.*, baseline.*, compressed.*, uri."""
+    """The trials as CSV in UTF-8: number, name, state, screened (two rungs), param.*, baseline.*, compressed.*, uri."""
     parameters = sorted({name for trial in trials for name in trial.parameters})
     baseline = sorted({name for trial in trials for name in trial.baseline})
     compressed = sorted({name for trial in trials for name in trial.compressed})
+    rungs = any(trial.screened is not None for trial in trials)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["number", "name", "state"]
+        + (["screened"] if rungs else [])
         + [f"param.{name}" for name in parameters]
         + [f"baseline.{name}" for name in baseline]
         + [f"compressed.{name}" for name in compressed]
@@ -89,6 +91,7 @@ def trials_table(trials: Sequence[Trial], uri: str) -> bytes:
     )
     for trial in trials:
         row: list[object] = [trial.number, trial.name, trial.state]
+        row += [_cell(trial.screened)] if rungs else []
         row += [_cell(trial.parameters.get(name)) for name in parameters]
         row += [_cell(trial.baseline.get(name)) for name in baseline]
         row += [_cell(trial.compressed.get(name)) for name in compressed]

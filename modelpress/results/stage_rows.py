@@ -9,7 +9,8 @@ from typing import Any
 from modelpress import formatting
 from modelpress.api.v1alpha1 import DEFAULT_METRIC
 
-COLUMNS = ("stage", "score", "parameters", "MACs", "steps", "time")
+COLUMNS = ("stage", "score", "parameters", "MACs", "bytes", "latency ms", "steps", "time")
+_METRICS = ("parameters", "macs", "sizeBytes", "latencyMs")
 
 
 def stage_rows(baseline: Mapping[str, float], stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -34,7 +35,7 @@ def stage_rows(baseline: Mapping[str, float], stages: Sequence[Mapping[str, Any]
 def _row(name: str, values: Mapping[str, Any], steps: str, time: str) -> tuple[str, ...]:
     scores = values.get("score")
     score = _number(scores.get(DEFAULT_METRIC)) if isinstance(scores, Mapping) else None
-    counted = [(metric, _number(values.get(metric))) for metric in ("parameters", "macs")]
+    counted = [(metric, _number(values.get(metric))) for metric in _METRICS]
     counts = ["" if value is None else formatting.number(metric, value) for metric, value in counted]
     return (name, "" if score is None else formatting.number(DEFAULT_METRIC, score), *counts, steps, time)
 

@@ -65,6 +65,11 @@ class Trial:
         return self.record.trial.parameters if self.record is not None and self.record.trial is not None else {}
 
     @property
+    def screened(self) -> int | None:
+        """The trial of the first rung that this one goes on from."""
+        return self.record.trial.screened if self.record is not None and self.record.trial is not None else None
+
+    @property
     def name(self) -> str:
         return self.record.name if self.record is not None else ""
 

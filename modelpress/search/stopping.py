@@ -6,6 +6,7 @@ a trial is on among all that came so far (as a front's rank is one number, every
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from bisect import bisect_right
@@ -58,12 +59,13 @@ class Curve:
 def stopped_early(rule: EarlyStopping, goals: Sequence[Goal], curves: Sequence[Curve]) -> list[int]:
     """Numbers of the running trials that are to be stopped, ascending.
 
-    - median (Golovin et al. 2017, section 3.2): its best value so far is worse than the median of what finished trials
-      had on average up to that step.
+    - median (after Golovin et al. 2017, section 3.2): its best value so far is worse than the median of what finished
+      trials had at that step. Their running means, as in the paper, lag behind curves that rise, and stop a tenth less.
     - asha (Li et al. 2020, the stopping form): at the last rung (minSteps, times reductionFactor, ...) that it has
       reached it is not among the best 1/reductionFactor of all that reached the rung so far.
-    - hyperband (Li et al. 2018): as asha, with the first rung put off by 0, 1 or 2 places, by the trial's number modulo
-      3, and compared within these groups: slow starters have a chance.
+    - hyperband (Li et al. 2018): as asha, with the first rung put off by 0, 1 or 2 places: slow starters have a chance.
+      As many trials are in each of these brackets as in the paper, where the eager ones are the larger; which one a
+      trial is in follows from its number. Scores at equal steps compare whatever the bracket.
 
     The best trial at a step is never stopped there, and none before `minTrials` others have come as far.
     """
@@ -82,26 +84,40 @@ def _median(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Se
     if len(goals) > 1:
         ranks = _ranks([curve, *others], step, goals)
         return ranks[curve.number] > statistics.median(ranks[other.number] for other in others)
-    means = [statistics.fmean(_costs(other, step, goals)) for other in others]
-    return min(_costs(curve, step, goals)) > statistics.median(means)
-
-
-def _costs(curve: Curve, step: int, goals: Sequence[Goal]) -> list[float]:
-    """The first objective up to a step, turned so that less is better."""
-    sign = 1.0 if goals[0] == "minimize" else -1.0
-    return [sign * values[0] for at, values in curve.points if at <= step]
+    sign = _sign(goals[0])
+    there = [sign * values[0] for other in others if (values := other.at(step)) is not None]
+    best = min(sign * values[0] for at, values in curve.points if at <= step)
+    return best > statistics.median(there)
 
 
 def _halved(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Sequence[Curve]) -> bool:
-    bracket = curve.number % BRACKETS if rule.name == "hyperband" else 0
-    group = [other for other in curves if rule.name != "hyperband" or other.number % BRACKETS == bracket]
+    bracket = bracket_of(curve.number, rule.reduction_factor) if rule.name == "hyperband" else 0
     rung = max(_rungs(rule, bracket, curve.reached), default=None)
-    there = [other for other in group if rung is not None and other.at(rung) is not None]
+    there = [other for other in curves if rung is not None and other.at(rung) is not None]
     if rung is None or len(there) <= max(rule.min_trials, rule.reduction_factor - 1):
         return False
     ranks = _ranks(there, rung, goals)
     better = sum(ranks[other.number] < ranks[curve.number] for other in there)
     return better >= math.floor(len(there) / rule.reduction_factor)
+
+
+def bracket_of(number: int, factor: int) -> int:
+    """The bracket of hyperband that a trial is in, from 0, the most eager one."""
+    order = _brackets(factor)
+    return order[number % len(order)]
+
+
+@functools.cache
+def _brackets(factor: int) -> tuple[int, ...]:
+    """The brackets of trials 0, 1, ...: n = ceil(B / (s + 1) factor^s) of each (Li et al. 2018, algorithm 1), mixed."""
+    sizes = [math.ceil(BRACKETS / (place + 1) * factor**place) for place in reversed(range(BRACKETS))]
+    owed, order = [0] * BRACKETS, list[int]()
+    for _ in range(sum(sizes)):
+        owed = [old + size for old, size in zip(owed, sizes, strict=True)]
+        next_ = owed.index(max(owed))
+        owed[next_] -= sum(sizes)
+        order.append(next_)
+    return tuple(order)
 
 
 def _rungs(rule: EarlyStopping, bracket: int, reached: int) -> Iterator[int]:
@@ -115,7 +131,7 @@ def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal]) -> Mapping
     """Less is better: the cost of the one objective, or the number of the front."""
     values = {curve.number: found for curve in curves if (found := curve.at(step)) is not None}
     if len(goals) == 1:
-        sign = 1.0 if goals[0] == "minimize" else -1.0
+        sign = _sign(goals[0])
         return {number: sign * found[0] for number, found in values.items()}
     ranks: dict[int, float] = {}
     depth = 0
@@ -125,3 +141,8 @@ def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal]) -> Mapping
             del values[number]
         depth += 1
     return ranks
+
+
+def _sign(goal: Goal) -> float:
+    """What turns a value so that less is better."""
+    return 1.0 if goal == "minimize" else -1.0

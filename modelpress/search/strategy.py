@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, TrialResult
 from modelpress.api.v1alpha1.base import Scalar
-from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Suggestion, annotated, number_of
+from modelpress.api.v1alpha1.sweep import Promotion, ScreeningStatus
+from modelpress.trials import (
+    HISTORY_ANNOTATION,
+    PARAMETERS_ANNOTATION,
+    History,
+    Suggestion,
+    annotated,
+    number_of,
+    screened_of,
+)
 
 from . import pareto, samplers
 from .outcomes import Objectives, TrialOutcome, read_outcome
 from .resolve import RefusedError, resolve
 from .samplers import Observation
+from .screening import Screen, ordered, spearman
 from .sharing import shared_stages
 from .stopping import Curve, stopped_early
 from .untried import Untried
@@ -34,11 +45,14 @@ class SearchStrategy:
     def __init__(self, spec: CompressionSweepSpec) -> None:
         self._spec = spec
         self._objectives = Objectives.of(spec)
+        self._screen = Screen(spec, spec.screening.stages) if spec.screening is not None else None
+        searched = self._screen.objectives if self._screen is not None else self._objectives
         space = self._space = Space.of(spec)
         self._names = frozenset(dimension.name for dimension in space.dimensions)
-        sampler = samplers.create(spec.algorithm.name, space, self._objectives.goals, spec.algorithm.seed)
+        sampler = samplers.create(spec.algorithm.name, space, searched.goals, spec.algorithm.seed)
         self._untried = Untried(spec, space, sampler, self._is_valid)
         self._outcomes: dict[int, tuple[CompressionJob, TrialOutcome]] = {}
+        self._first: tuple[list[CompressionJob], list[int]] = [], []  # trials of the first rung, and their order
         self._shared_stages = shared_stages(spec, space) if spec.stage_cache else 0
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
@@ -48,19 +62,65 @@ class SearchStrategy:
         none that a trial of the history has; when all of the space were tried, the space is exhausted.
         """
         finished, running = set(history.finished), set(history.running)
+        # Trials of a second rung have numbers of their own, which the search leaves out where it counts.
+        second = () if self._screen is None else sorted(n for n, job in trials.items() if screened_of(job) is not None)
         observations = [
-            self._observe(trials[other], other, other in running and other not in finished)
+            self._observe(
+                trials[other], other, other - bisect_left(second, other), other in running and other not in finished
+            )
             for other in sorted((finished | running) - {number})
-            if other in trials
+            if other in trials and screened_of(trials[other]) is None
         ]
-        parameters = self._untried.point(number, observations)
+        parameters = self._untried.point(number - bisect_left(second, number), observations)
         if parameters is None:
             return Suggestion(exhausted=True)
         try:
             found = resolve(self._spec, parameters, self._space)
-            return Suggestion(parameters, found, shared_stages=self._shared_stages)
         except RefusedError as error:
             return Suggestion(parameters, problem=str(error))
+        if self._screen is not None:
+            return Suggestion(parameters, self._screen.cut(found), shared_stages=self._screen.stages)
+        return Suggestion(parameters, found, shared_stages=min(self._shared_stages, len(found.stages or ()) - 1))
+
+    def promoted(self, trials: Sequence[CompressionJob]) -> list[int]:
+        """See modelpress.trials.Strategy; screening.ordered says by what order."""
+        return self._ranked_first(trials)[: self._spec.screening.top] if self._spec.screening is not None else []
+
+    def promotion(self, screened: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion | None:
+        """See modelpress.trials.Strategy."""
+        named = [trials[other] for other in history.finished if other in trials]
+        if self._spec.screening is None or screened not in self.promoted(named):
+            return None
+        parameters = self._outcome(trials[screened], screened).parameters
+        try:
+            found = resolve(self._spec, parameters, self._space)
+        except RefusedError as error:
+            return Suggestion(parameters, problem=str(error))
+        return Suggestion(parameters, found, shared_stages=self._spec.screening.stages)
+
+    def rungs(self, trials: Sequence[CompressionJob], going_on: Mapping[int, int]) -> ScreeningStatus | None:
+        """See modelpress.trials.Strategy."""
+        if self._screen is None:
+            return None
+        places = {number: place for place, number in enumerate(self._ranked_first(trials))}
+        first = sorted(going_on, key=lambda number: (places.get(going_on[number], len(places)), number))
+        second = [job for job in trials if screened_of(job) is not None]
+        recovered = [number for number in ordered(self._numbered(second), self._objectives.goals) if number in going_on]
+        told = [number for number in recovered if going_on[number] in places]
+        return ScreeningStatus(
+            promoted=[Promotion(number=number, screened=going_on[number]) for number in first],
+            recovered=recovered,
+            rank_correlation=spearman(told, [number for number in first if number in told]),
+        )
+
+    def _ranked_first(self, trials: Sequence[CompressionJob]) -> list[int]:
+        """The trials of the first rung that succeeded, best first."""
+        assert self._screen is not None
+        jobs = [job for job in trials if screened_of(job) is None]
+        known = self._first[0]
+        if len(jobs) != len(known) or any(job is not other for job, other in zip(jobs, known, strict=True)):
+            self._first = jobs, ordered(self._numbered(jobs), self._screen.objectives.goals)
+        return self._first[1]
 
     def ranking(self, trials: Sequence[CompressionJob]) -> tuple[TrialResult | None, list[int]]:
         """See modelpress.trials.Strategy.
@@ -68,8 +128,10 @@ class SearchStrategy:
         Best is the feasible trial that leads in the first objective, ties decided by the next ones, then by the lowest
         number. If none is feasible it is the one with the least total violation, and says feasible=False. The front
         holds the feasible trials that none dominates, at most 1000 of them, ascending by number. Trials that did not
-        succeed, or lack an objective, are passed over.
+        succeed, or lack an objective, are passed over, and with screening those of the first rung.
         """
+        if self._screen is not None:
+            trials = [job for job in trials if screened_of(job) is not None]
         outcomes = {outcome.number: outcome for outcome in self._numbered(trials)}
         candidates = [
             pareto.Candidate(outcome.number, outcome.values, outcome.violation)
@@ -97,15 +159,14 @@ class SearchStrategy:
         rule = self._spec.early_stopping
         if rule is None:
             return []
-        curves = [
-            Curve(
-                number,
-                self._outcome(job, number).scores,
-                running=job.status.phase == "Running" and job.status.stop is None,
-            )
-            for number, job in sorted(trials.items())
-        ]
-        return stopped_early(rule, self._objectives.goals, curves)
+        curves: dict[bool, list[Curve]] = {False: [], True: []}  # of both rungs; their scores do not compare
+        for number, job in sorted(trials.items()):
+            running = job.status.phase == "Running" and job.status.stop is None
+            scores = self._outcome(job, number).scores
+            curves[screened_of(job) is not None].append(Curve(number, scores, running=running))
+        first = self._screen.objectives if self._screen is not None else self._objectives
+        behind = stopped_early(rule, first.goals, curves[False])
+        return sorted([*behind, *stopped_early(rule, self._objectives.goals, curves[True])])
 
     def _is_valid(self, parameters: Mapping[str, Scalar]) -> bool:
         try:
@@ -117,13 +178,13 @@ class SearchStrategy:
     def _numbered(self, trials: Sequence[CompressionJob]) -> list[TrialOutcome]:
         return [self._outcome(job, number) for job in trials if (number := number_of(job)) is not None]
 
-    def _observe(self, job: CompressionJob, number: int, running: bool) -> Observation:
-        outcome = self._outcome(job, number)
+    def _observe(self, job: CompressionJob, trial: int, number: int, running: bool) -> Observation:
+        outcome = self._outcome(job, trial)
         if running:
             return Observation(number, outcome.parameters, "running")
         if outcome.stopped:
             # What several objectives were on the way says nothing that a sampler of ours takes.
-            told = outcome.scores if len(self._objectives.metrics) == 1 else ()
+            told = outcome.scores if len(self._objectives_of(job).metrics) == 1 else ()
             scores = tuple((step, values[0]) for step, values in told)
             return Observation(number, outcome.parameters, "stopped", intermediate=scores)
         if outcome.values is None:
@@ -133,8 +194,13 @@ class SearchStrategy:
     def _outcome(self, job: CompressionJob, number: int) -> TrialOutcome:
         cached = self._outcomes.get(number)
         if cached is None or cached[0] is not job:  # jobs are immutable
-            cached = self._outcomes[number] = job, read_outcome(job, number, self._objectives, self._names)
+            cached = self._outcomes[number] = job, read_outcome(job, number, self._objectives_of(job), self._names)
         return cached[1]
+
+    def _objectives_of(self, job: CompressionJob) -> Objectives:
+        """What a trial is ranked by in its rung."""
+        first = self._screen is not None and screened_of(job) is None
+        return self._screen.objectives if first and self._screen is not None else self._objectives
 
 
 def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list[str]:
@@ -155,7 +221,12 @@ def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list
         except ValueError:
             differences.append(f"trial {number} has no readable annotation {HISTORY_ANNOTATION}")
             continue
-        suggestion = strategy.suggest(number, history, by_number)
+        screened = screened_of(job)
+        suggestion = (
+            strategy.suggest(number, history, by_number)
+            if screened is None
+            else strategy.promotion(screened, history, by_number) or Suggestion(exhausted=True)
+        )
         expected, found = _text(suggestion.parameters), _text(recorded)
         if expected != found:
             gone = sorted({*history.finished, *history.running} - set(by_number))

@@ -5,8 +5,10 @@
         manifest.json                               the commit point
         <attempt>-<uid8>/model.pt2 ...              what one attempt wrote
         checkpoint/                                 what the next attempt goes on from
+    sizes/<00>/                                 of a recipe with several budgets: what a job has, for each of them
     dense/<digest>/                                 a dense model and its baseline
     stages/<digest>/                                first stages that several trials have alike, until it publishes
+    stages/files/<folder>/                          other files that its trials leave for each other, until then
     best.json  best/  trials.csv  report.html       what a sweep publishes; best/ has its own manifest.json
 """
 
@@ -39,6 +41,8 @@ TRIALS_TABLE = "trials.csv"
 REPORT = "report.html"
 DENSE = "dense"
 CHECKPOINT = "checkpoint"
+SIZES = "sizes"
+SIZES_RECORD = "sizes.json"  # in the artifact of the size that is the job's own
 STAGES = "stages"
 STAGES_RECORD = "state.json"  # which file of the folder holds the state behind them
 
@@ -62,6 +66,8 @@ __all__ = [
     "REPORT",
     "RESULT",
     "SHRINK",
+    "SIZES",
+    "SIZES_RECORD",
     "STAGES",
     "STAGES_RECORD",
     "TRIALS",
@@ -73,6 +79,8 @@ __all__ = [
     "dense_prefix",
     "join",
     "parse_attempt",
+    "shared_files_prefix",
+    "size_prefix",
     "stages_prefix",
     "trial_number",
     "trial_prefix",
@@ -112,6 +120,11 @@ def checkpoint_prefix(prefix: str) -> str:
     return join(prefix, CHECKPOINT)
 
 
+def size_prefix(prefix: str, number: int) -> str:
+    """Where the artifact of one of several sizes lies, from 0, largest first."""
+    return join(prefix, SIZES, f"{number:02d}")
+
+
 def dense_prefix(root: str, digest: str) -> str:
     """Where a dense model and its baseline lie, by the digest of what they depend on.
 
@@ -126,6 +139,11 @@ def dense_prefix(root: str, digest: str) -> str:
 def stages_prefix(root: str, digest: str) -> str:
     """Where the state behind a recipe's first stages lies, by the digest of what they depend on."""
     return join(root, STAGES, digest)
+
+
+def shared_files_prefix(root: str, folder: str) -> str:
+    """Where the trials of a sweep leave files for each other."""
+    return join(root, STAGES, "files", folder)
 
 
 def best_folder(number: int, attempt: str) -> str:

@@ -432,6 +432,15 @@ class _NoSearch:
     def ranking(self, trials: Any) -> tuple[None, list[int]]:
         return None, []
 
+    def promoted(self, trials: Any) -> list[int]:
+        return []
+
+    def promotion(self, *_: Any) -> None:
+        return None
+
+    def rungs(self, *_: Any) -> None:
+        return None
+
     def stopped_early(self, trials: Any) -> list[int]:
         return []
 

@@ -252,9 +252,8 @@ def _write_result(path: Path, result: RunResult, keep: Sequence[str]) -> None:
 
 def _write_record(store: ArtifactStore, request: RunRequest, result: RunResult) -> None:
     trial = request.trial
-    record = RunRecord.of(
-        result, request.name, None if trial is None else trial.number, None if trial is None else trial.parameters
-    )
+    known = () if trial is None else (trial.number, trial.parameters, trial.screened)
+    record = RunRecord.of(result, request.name, *known)
     folder = layout.join(request.prefix, layout.attempt_folder(request.attempt, request.run_uid))
     try:
         store.put_bytes(f"{folder}/{layout.RESULT}", record.model_dump_json(exclude_none=True).encode())

@@ -91,12 +91,35 @@ def gpt2(folder: Path) -> Path:
     return folder
 
 
-def vit(folder: Path, labels: Sequence[str] = ("bright", "dark")) -> Path:
+def decoder(folder: Path, kind: str = "Llama", **changes: Any) -> Path:
+    """A decoder of four layers with four heads on two of keys and values, Llama-shaped or another kind alike."""
+    settings: dict[str, Any] = {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": LENGTH,
+        "bos_token_id": 4,
+        "eos_token_id": 4,
+        "initializer_range": 0.3,
+        **changes,
+    }
+    torch.manual_seed(0)
+    with quiet():
+        config = getattr(transformers, f"{kind}Config")(**settings)
+        getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer(folder, marks=False, pad=False)
+    return folder
+
+
+def vit(folder: Path, labels: Sequence[str] = ("bright", "dark"), layers: int = 1) -> Path:
     """A ViT for images of 8 x 8 in patches of 4 x 4."""
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         hidden_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
         image_size=8,

@@ -6,13 +6,15 @@ names, so that every process of modelpress loads it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from modelpress.api.v1alpha1 import ApiModel, Stage, Together, TogetherPart
+from modelpress.api.v1alpha1 import ApiModel, FolderSource, Source, Stage, Together, TogetherPart
 
 from .base import StageRules
 from .distill import DistillRules
 from .distill_blocks import DistillBlocksRules
+from .drop import DropExpertsRules, DropLayersRules
 from .finetune import FinetuneRules
 from .mixed_precision import MixedPrecisionRules
 from .prune import PruneRules
@@ -21,6 +23,8 @@ from .together import TogetherRules
 
 _SHIPPED = (
     PruneRules(),
+    DropLayersRules(),
+    DropExpertsRules(),
     FinetuneRules(),
     DistillRules(),
     DistillBlocksRules(),
@@ -40,6 +44,12 @@ def freezes(known: StageRules[Any], block: ApiModel) -> bool:
     """Whether weights have few bits behind a stage: it makes them so, or a part of it."""
     parts = block.of if isinstance(block, Together) else []
     return known.freezes or any(rules(part.method).freezes for part in parts)
+
+
+def sources(stages: Sequence[Stage], path: str) -> Iterator[tuple[str, Source | FolderSource]]:
+    """Files and folders that a recipe's stages read beside the job's own, each with its field below `path`."""
+    for index, stage in enumerate(stages):
+        yield from rules(stage.method).sources(stage.block, f"{path}[{index}].{stage.method}")
 
 
 def kinds() -> tuple[str, ...]:
@@ -64,4 +74,4 @@ def register(kind: StageRules[Any]) -> None:
     _KINDS[kind.name] = kind
 
 
-__all__ = ["StageRules", "freezes", "kinds", "register", "rules"]
+__all__ = ["StageRules", "freezes", "kinds", "register", "rules", "sources"]

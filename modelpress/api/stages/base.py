@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from modelpress.api.errors import Problem
-from modelpress.api.v1alpha1 import ApiModel
+from modelpress.api.v1alpha1 import ApiModel, FolderSource, Source
 
 B = TypeVar("B", bound=ApiModel)
 
@@ -51,6 +51,10 @@ class StageRules(Generic[B]):
 
     def shrinking(self, block: B) -> Iterator[str]:
         """Places below the block that ask for a smaller model; a loop of the user's own does that once, at its end."""
+        yield from ()
+
+    def sources(self, block: B, path: str) -> Iterator[tuple[str, Source | FolderSource]]:
+        """Files and folders that it reads beside the job's own, each with its field; all are fetched beforehand."""
         yield from ()
 
     def sentence(self, block: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from modelpress.api.errors import Problem
 from modelpress.api.messages import in_words
 from modelpress.api.v1alpha1 import Quantize, QuantizeEntry, algorithms
@@ -20,6 +22,9 @@ TARGETS = ("weight", "input", "output")
 GROUP_SIZE = 128
 _DTYPE = re.compile(r"(u?)int([2-8])")
 _SCHEMES = ("affine", "symmetric")
+_WEIGHTS_ALONE = ("weight_only", "gptq", "awq", "hqq")
+# Fields of one method alone.
+_OWN = {"damping": "gptq", "act_order": "gptq", "alpha": "smoothquant"}
 _SPARES_ZERO = in_words(row.name for row in algorithms.algorithms("quantize") if row.keeps_zero)
 
 
@@ -182,7 +187,8 @@ def _holder_problems(
         if None not in (of_target(holder.quant_dtype, target), of_target(holder.quant_bits, target)):
             message = f"quantDtype says the bits of the {target} already"
             yield Problem(f"{where}.quantBits", message, "give one of the two")
-    possible = {"weight_only": ("weight",), "ptq_dynamic": ("weight", "input")}.get(row.name, TARGETS)
+    possible: tuple[str, ...] = ("weight", "input") if row.name == "ptq_dynamic" else TARGETS
+    possible = ("weight",) if row.name in _WEIGHTS_ALONE else possible
     for target in holder.targets or ():
         if target not in possible:
             others = in_words(other.name for other in algorithms.algorithms("quantize") if other.name == "ptq_static")
@@ -208,11 +214,19 @@ def _holder_problems(
 
 
 def _calibration_problems(block: Quantize, path: str, row: algorithms.Algorithm) -> Iterator[Problem]:
-    if block.weight_observer != "minMax" and row.name in ("lsq", "dorefa", "bnn"):
+    for field, owner in _OWN.items():
+        if field in block.model_fields_set and row.name != owner:
+            yield Problem(f"{path}.{to_camel(field)}", f"{row.name} takes none; {owner} does", "remove it")
+    if block.weight_observer != "minMax" and row.name in ("lsq", "dorefa", "bnn", "hqq"):
         yield Problem(f"{path}.weightObserver", f"{row.name} finds the range of weights itself", "remove it")
     if block.calibration is None:
         return
     targets = {target for entry in block.config_list for target in entry.targets or block.targets or row.targets}
+    if row.data_driven and row.name in _WEIGHTS_ALONE:
+        if extra := block.calibration.model_fields_set - {"steps"}:
+            message = f"{row.name} looks at inputs, and needs no range of them"
+            yield Problem(f"{path}.calibration.{min(extra)}", message, "remove it; steps may stay")
+        return
     if row.name == "ptq_dynamic" or row.name in ("dorefa", "bnn") or not targets & {"input", "output"}:
         message = f"{row.name} needs no range of activations here"
         yield Problem(f"{path}.calibration", message, "remove it, or use ptq_static")

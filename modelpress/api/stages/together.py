@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelpress.api.errors import Problem
-from modelpress.api.v1alpha1 import ApiModel, Together
+from modelpress.api.v1alpha1 import ApiModel, FolderSource, Source, Together
 
 from . import base, length
 
@@ -50,6 +50,11 @@ class TogetherRules(base.StageRules[Together]):
         """Those of the parts."""
         for rules, part, where in _parts(block, ""):
             yield from (f"{where}{place}" for place in rules.shrinking(part))
+
+    def sources(self, block: Together, path: str) -> Iterator[tuple[str, Source | FolderSource]]:
+        """Those of the parts."""
+        for rules, part, where in _parts(block, path):
+            yield from rules.sources(part, where)
 
     def sentence(self, block: Mapping[str, Any]) -> str:
         """For how long, and what its parts did."""

@@ -1,10 +1,12 @@
 """API version v1alpha1: CompressionJob and CompressionSweep. The single source of truth; crds/ is generated from it."""
 
+from .amounts import Duration, Scores, SizeBudget
 from .base import API_VERSION, GROUP, PYTHON_SPELLING, VERSION, ApiModel
 from .code import ArchiveCode, Code, ConfigMapCode, GitCode, KeyPath, SecretReference
 from .data import CalibrationData, Data, DataFormat, DataSource
 from .distill import Distill, LayerMapping, Teacher
 from .distill_blocks import DistillBlocks
+from .drop import DropExperts, DropLayers, WholeEntry
 from .huggingface import Columns, FolderSource, HuggingFace, HuggingFaceTask
 from .job import (
     TERMINAL_PHASES,
@@ -28,14 +30,11 @@ from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Tolerati
 from .search import Search
 from .stages import (
     ConfigEntry,
-    Duration,
     EntrySchedule,
     Finetune,
     Prune,
     Reconstruct,
     Schedule,
-    Scores,
-    SizeBudget,
     Stage,
     Together,
     TogetherPart,
@@ -91,6 +90,8 @@ __all__ = [
     "DataSource",
     "Distill",
     "DistillBlocks",
+    "DropExperts",
+    "DropLayers",
     "Duration",
     "EarlyStopping",
     "EntrySchedule",
@@ -147,4 +148,5 @@ __all__ = [
     "TrialRecord",
     "TrialResult",
     "VolumeClaim",
+    "WholeEntry",
 ]

@@ -285,6 +285,15 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             "Sun et al. 2023, arXiv 2306.11695",
             "activations",
         ),
+        _row(
+            "sparse_gpt",
+            "weight",
+            "single weights by what their layer's outputs lose, the others making up for it",
+            "Frantar and Alistarh 2023, arXiv 2301.00774",
+            "activations",
+            ("sparsegpt", "sparse_gpt_pruner"),
+            ("Conv1d", "Conv2d", "Linear"),
+        ),
         _row("pattern_lock", "weight", "no weight but those that are zero, which stay zero", threshold=0.5),
         _quantizer(
             "ptq_static",
@@ -302,6 +311,37 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
         ),
         _quantizer(
             "weight_only", ("weight",), "weights, rounded to the nearest", aliases=("rtn", "round_to_nearest", "woq")
+        ),
+        _quantizer(
+            "gptq",
+            ("weight",),
+            "weights, column by column, what is not rounded yet making up for what was",
+            "Frantar et al. 2022, arXiv 2210.17323",
+            ("optq",),
+            needs="activations",
+        ),
+        _quantizer(
+            "awq",
+            ("weight",),
+            "weights, after those behind large inputs were scaled up and the inputs down",
+            "Lin et al. 2023, arXiv 2306.00978",
+            ("activation_aware",),
+            needs="activations",
+        ),
+        _quantizer(
+            "smoothquant",
+            ("weight", "input"),
+            "as ptq_static, after outliers of inputs were moved into weights",
+            "Xiao et al. 2022, arXiv 2211.10438",
+            ("smooth_quant", "sq"),
+            needs="activations",
+        ),
+        _quantizer(
+            "hqq",
+            ("weight",),
+            "weights, by scales and zero points of the least p-norm of errors, without data",
+            "Badri and Shaji 2023, mobiusml.github.io/hqq_blog",
+            ("half_quadratic",),
         ),
         _quantizer(
             "qat",

@@ -94,7 +94,7 @@ def supported() -> list[tuple[Backend, Algorithm, Way]]:
 
 
 def _weights_alone(row: Algorithm) -> bool:
-    return row.targets == ("weight",) and row.keeps_zero and not row.trains
+    return row.targets == ("weight",) and row.keeps_zero and not row.trains and "symmetric" in row.schemes
 
 
 def _in_torch(row: Algorithm) -> Way:

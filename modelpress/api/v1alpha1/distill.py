@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .base import ApiModel, Cel, ModuleName, cel_exactly_one, exactly_one
-from .model import Entrypoint
+from .huggingface import FolderSource, HuggingFaceTask
+from .model import Entrypoint, Source
+from .runner import Quantity
 
 LossType = Literal["task", "KL", "CE", "MSE", "cosine"]
 LayerLoss = Literal["MSE", "cosine", "KL"]
@@ -17,6 +19,13 @@ Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 _LOSS_SPELLINGS = {"kl": "did you mean KL?", "kl_div": "did you mean KL?", "mse": "did you mean MSE?"}
+
+
+class TeacherFolder(ApiModel):
+    """A pretrained model of the transformers library; nothing of it is run as code."""
+
+    source: FolderSource
+    task: HuggingFaceTask = Field(description="What it was made for, as in model.huggingFace.")
 
 
 class Teacher(ApiModel):
@@ -31,6 +40,14 @@ class Teacher(ApiModel):
         "model.entrypoint may name.",
     )
     args: dict[str, Any] | None = Field(default=None, max_length=64, description="Keyword arguments of the entrypoint.")
+    weights: Source | None = Field(
+        default=None,
+        description="Weights for a second model of the dense one's kind: .safetensors, or .pth and .pt read with "
+        "weights_only.",
+    )
+    hugging_face: TeacherFolder | None = Field(
+        default=None, description="A model in the layout of transformers, which takes what the model takes."
+    )
     student: Literal[True] | None = Field(
         default=None,
         description="The deeper layers of the model that trains: the teacher's layers in layerMappings are its own, "
@@ -42,13 +59,34 @@ class Teacher(ApiModel):
         "the teacher_output of a loop's on_after_compute_loss.",
     )
 
-    FORMS: ClassVar[tuple[str, ...]] = ("self_", "entrypoint", "student", "given")
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("self", "entrypoint", "student", "given"),)
+    FORMS: ClassVar[tuple[str, ...]] = ("self_", "entrypoint", "weights", "hugging_face", "student", "given")
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        cel_exactly_one("self", "entrypoint", "weights", "huggingFace", "student", "given"),
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Teacher:
         exactly_one(self, *self.FORMS)
         return self
+
+
+class TeacherCache(ApiModel):
+    """What the teacher gave is kept for samples that come again: in later epochs, and in other trials of a sweep.
+
+    A sample is known by the content of all that the teacher sees of it, so augmentation makes another one of it. What
+    it gives for a sample must not depend on the others in its batch.
+    """
+
+    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None,
+        description="Of each output, how many of the greatest numbers are kept; the others count as equal, with their "
+        "part of the softmax. Left out: all.",
+    )
+    max_memory: Quantity = Field(
+        default="1Gi", description="What may be kept in the memory of each process; beyond it the teacher is asked."
+    )
+
+    other_spellings: ClassVar[dict[str, str]] = {"top": "top_k"}
 
 
 class LayerMapping(ApiModel):
@@ -108,6 +146,9 @@ class Distill(ApiModel):
     layer_mappings: Annotated[list[LayerMapping], Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="Inner layers that learn, too."
     )
+    teacher_cache: TeacherCache | None = Field(
+        default=None, description="Keeps the teacher's outputs for samples that come again; {} is enough."
+    )
     epochs: Epochs | None = Field(default=None, description="Passes over the training data.")
     max_steps: Steps | None = Field(default=None, description="Steps of the optimizer.")
 
@@ -138,8 +179,11 @@ class Distill(ApiModel):
 
     @property
     def form(self) -> str | None:
-        """The form of the teacher; None: it is left open."""
-        return None if self.teacher is None else exactly_one(self.teacher, *Teacher.FORMS).rstrip("_")
+        """The form of the teacher as YAML has it; None: it is left open."""
+        if self.teacher is None:
+            return None
+        name = exactly_one(self.teacher, *Teacher.FORMS)
+        return Teacher.model_fields[name].alias or name
 
     @property
     def output_weight(self) -> float:

@@ -120,6 +120,9 @@ class TrialRecord(ApiModel):
     sweep: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="uid of the CompressionSweep.")
     number: Annotated[int, Field(ge=0, le=999_999)] = Field(description="From 0.")
     parameters: Annotated[dict[Name, Scalar], Field(max_length=64)] = Field(description="Its values, by parameter.")
+    screened: Annotated[int, Field(ge=0, le=999_999)] | None = Field(
+        default=None, description="Of a sweep with screening: the trial of the first rung that this one goes on from."
+    )
 
 
 class CompressionJobStatus(ApiModel):

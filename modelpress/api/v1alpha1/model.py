@@ -115,6 +115,11 @@ class Target(ApiModel):
         description="Where latency is measured. cuda: on one GPU, by its own events; not with pt2, onnxruntime "
         "and openvino, which are exported on the CPU and run there.",
     )
+    uniform: bool = Field(
+        default=False,
+        description="Layers that are alike but for their number keep one width, however a global ranking or a budget "
+        "shares out, so that a configuration (intermediate_size, num_attention_heads) says it.",
+    )
 
 
 class Benchmark(ApiModel):

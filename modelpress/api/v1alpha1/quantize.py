@@ -43,6 +43,13 @@ _SPELLINGS = {
     "quant_scheme": "scheme",
     "quantizer": "algorithm",
     "approach": "algorithm",
+    "percdamp": "damping",
+    "damp_percent": "damping",
+    "dampening_frac": "damping",
+    "desc_act": "act_order",
+    "actorder": "act_order",
+    "smooth_quant_alpha": "alpha",
+    "smoothing_strength": "alpha",
 }
 _ELSEWHERE = {
     "quant_start_step": "write it as startStep, beside algorithm",
@@ -100,7 +107,7 @@ class QuantizeEntry(ApiModel):
     group_size: GroupSize | None = Field(default=None, description="In place of the stage's.")
 
     other_spellings: ClassVar[dict[str, str]] = {
-        key: value for key, value in _SPELLINGS.items() if value != "algorithm"
+        key: value for key, value in _SPELLINGS.items() if value not in ("algorithm", "damping", "act_order", "alpha")
     }
     elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
     cel_rules: ClassVar[tuple[Cel, ...]] = (
@@ -179,7 +186,22 @@ class Quantize(ApiModel):
         description="How the range of weights is found: all of it, or that of the least squared error.",
     )
     calibration: Calibration | None = Field(
-        default=None, description="Of ptq_static; and of what trains, for the ranges that it begins with."
+        default=None,
+        description="Of ptq_static and smoothquant; of what trains, for the ranges that it begins with; and its "
+        "steps of gptq and awq.",
+    )
+    damping: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.01,
+        description="Of gptq: so much of the mean second moment of its inputs is added to that of each.",
+    )
+    act_order: bool = Field(
+        default=False,
+        description="Of gptq: columns of large inputs are rounded first; scales of groups are those of the weights as "
+        "they were.",
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="Of smoothquant: how much of the outliers moves into weights; 0: weights are evened out instead.",
     )
     fold_batch_norm: bool = Field(
         default=True,

@@ -10,9 +10,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from . import algorithms
+from .amounts import Duration, Epochs, Scores, SizeBudget, Steps
 from .base import ApiModel, Cel, ModuleName, Name, cel_exactly_one, exactly_one, in_words, plain, plain_text, rebuild
 from .distill import Distill
 from .distill_blocks import DistillBlocks
+from .drop import DropExperts, DropLayers
 from .mixed_precision import MixedPrecision
 from .quantize import Quantize
 from .search import Search
@@ -45,9 +47,6 @@ RoundTo = Annotated[
     ),
     BeforeValidator(plain_text),
 ]
-BudgetMetric = Literal["macs", "parameters", "sizeBytes", "latencyMs"]
-Epochs = Annotated[int, Field(ge=1, le=100_000)]
-Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 LoopStep = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
@@ -66,9 +65,12 @@ def _other_algorithms() -> dict[str, str]:
     admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
     hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
     hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
-    for name in ("sensitivity", "simulated_annealing"):
+    for name in ("sensitivity", "simulated_annealing", "net_adapt"):
         hints |= dict.fromkeys((name, f"{name}_pruner"), f"write search: {{type: {name}}}, and l1 or level here")
-    return hints
+    compress = "write search: {type: auto_compress} and sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
+    hints |= dict.fromkeys(("auto_compress", "auto_compress_pruner"), compress)
+    amc = "write budget: {metric: macs, maxRatio: 0.5} in place of sparsities, and l1 or taylor here"
+    return hints | dict.fromkeys(("amc", "amc_pruner"), amc)
 
 
 def _known_algorithms() -> dict[str, str]:
@@ -88,21 +90,6 @@ _ELSEWHERE = {
     **dict.fromkeys(("excluded_op_names", "excluded_names", "exclude_op_names_re"), _SPARED % "opNamesRe"),
     **dict.fromkeys(("exclude_op_types", "excluded_op_types"), _SPARED % "opTypes"),
 }
-
-
-class Duration(ApiModel):
-    """How long to train: epochs or optimizer steps."""
-
-    epochs: Epochs | None = Field(default=None, description="Passes over the training data.")
-    max_steps: Steps | None = Field(default=None, description="Steps of the optimizer.")
-
-    other_spellings: ClassVar[dict[str, str]] = {"max_epochs": "epochs", "steps": "max_steps"}
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("epochs", "maxSteps"),)
-
-    @model_validator(mode="after")
-    def _one(self) -> Duration:
-        exactly_one(self, "epochs", "max_steps")
-        return self
 
 
 def _schedule_text() -> str:
@@ -280,37 +267,6 @@ class ConfigEntry(ApiModel):
         return self
 
 
-class Scores(ApiModel):
-    """How scores are collected: from a pass over data in which the model does not change."""
-
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=10,
-        description="For gradients: optimizer steps that the evaluator's training makes. For activations: batches of "
-        "the calibration data or of the evaluation, at most; without `scores` it is all of them.",
-    )
-
-    other_spellings: ClassVar[dict[str, str]] = {"training_steps": "steps"}
-
-
-class SizeBudget(ApiModel):
-    """What the model may cost behind a prune stage; exactly one of max and maxRatio."""
-
-    metric: BudgetMetric = Field(
-        description="As measured of the result: sizeBytes and latencyMs in the target's format, a latency here."
-    )
-    max: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Greatest value.")
-    max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="Greatest share of what the model costs when the stage begins."
-    )
-
-    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
-
-    @model_validator(mode="after")
-    def _one(self) -> SizeBudget:
-        exactly_one(self, "max", "max_ratio")
-        return self
-
-
 class Prune(ApiModel):
     """Removes weights or channels. algorithm, schedule, scope and sparsity are defaults that entries override."""
 
@@ -355,6 +311,12 @@ class Prune(ApiModel):
         default=None,
         description="In place of sparsities: units go where the least score is lost for what is saved (Dantzig 1957), "
         "until the model fits. min/maxSparsity and roundTo hold. The shares are solved once, before the first round.",
+    )
+    budgets: Annotated[list[SizeBudget], Field(min_length=1, max_length=16)] | None = Field(
+        default=None,
+        description="Several budgets of one metric, largest first: the recipe is run for each, from the same scores, "
+        "and every size is an artifact of its own, sizes/00 and so on. The job's own is the smallest that meets all "
+        "constraints; where none does, the largest.",
     )
     search: Search | None = Field(
         default=None, description="Finds the sparsity of each layer by scores, in place of one sparsity for all."
@@ -471,6 +433,8 @@ class Stage(_OneBlock):
 
     name: Name | None = Field(default=None, description="For reports; its method and number if left out.")
     prune: Prune | None = None
+    drop_layers: DropLayers | None = None
+    drop_experts: DropExperts | None = None
     finetune: Finetune | None = None
     distill: Distill | None = None
     distill_blocks: DistillBlocks | None = None
@@ -479,7 +443,8 @@ class Stage(_OneBlock):
     together: Together | None = None
 
     METHODS: ClassVar[tuple[str, ...]] = (
-        *("prune", "finetune", "distill", "distill_blocks", "quantize", "mixed_precision", "together"),
+        *("prune", "drop_layers", "drop_experts", "finetune", "distill", "distill_blocks", "quantize"),
+        *("mixed_precision", "together"),
     )
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*map(to_camel, METHODS)),)
 

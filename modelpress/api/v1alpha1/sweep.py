@@ -206,10 +206,10 @@ class SearchAlgorithm(ApiModel):
 class EarlyStopping(ApiModel):
     """When a running trial is not worth going on with, by its scores on the way (`status.intermediate`).
 
-    median: its best score is worse than the median of the finished trials' means up to that step (Golovin et al. 2017).
+    median: its best score is worse than the median of the finished trials' at that step (after Golovin et al. 2017).
     asha: at minSteps, times reductionFactor, ... it is not among the best 1/reductionFactor of those that came so far
-    (Li et al. 2020). hyperband: as asha, in three groups that begin later and later (Li et al. 2018). With several
-    objectives by Pareto rank.
+    (Li et al. 2020). hyperband: as asha, in three groups, smaller and smaller, that begin later and later (Li et al.
+    2018). With several objectives by Pareto rank.
     """
 
     name: Literal["median", "asha", "hyperband"] = Field(description="See above.")
@@ -222,6 +222,19 @@ class EarlyStopping(ApiModel):
     reduction_factor: Annotated[int, Field(ge=2, le=16)] = Field(
         default=3, description="Of asha and hyperband: one in so many goes on at each rung."
     )
+
+
+class Screening(ApiModel):
+    """Two rungs: each of maxTrials trials runs the first stages alone, and the best of them go on to the end.
+
+    Trials of the first rung are ranked by the objectives, feasible before infeasible, by Pareto front. A score that a
+    constraint is about is one more objective there, for later stages may bring it back; counts and latencies are judged
+    at once where only stages that train come later. Those that go on are trials of their own, which begin with the
+    state behind the first stages, whatever stageCache says.
+    """
+
+    stages: Annotated[int, Field(ge=1, le=63)] = Field(description="Stages of the first rung; fewer than there are.")
+    top: Annotated[int, Field(ge=1, le=100)] = Field(description="So many trials go on; they come besides maxTrials.")
 
 
 class Artifacts(ApiModel):
@@ -254,6 +267,7 @@ class CompressionSweepSpec(ApiModel):
     )
     algorithm: SearchAlgorithm = Field(default_factory=SearchAlgorithm)
     early_stopping: EarlyStopping | None = Field(default=None, description="None: every trial runs to its end.")
+    screening: Screening | None = Field(default=None, description="None: every trial runs all stages at once.")
     parallelism: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=1, description="Trials at one time. May change at any time."
     )
@@ -297,6 +311,27 @@ class TrialResult(ApiModel):
     feasible: bool = Field(description="Every constraint is met.")
 
 
+class Promotion(ApiModel):
+    """A trial of the second rung."""
+
+    number: Annotated[int, Field(ge=0)] = Field(description="Of the trial that runs all stages.")
+    screened: Annotated[int, Field(ge=0)] = Field(description="Of the trial of the first rung that it goes on from.")
+
+
+class ScreeningStatus(ApiModel):
+    """Both rankings of a sweep with two rungs."""
+
+    promoted: Annotated[list[Promotion], Field(max_length=1000)] = Field(
+        default_factory=list, description="Trials that went on, in the order of the first ranking as it is now."
+    )
+    recovered: Annotated[list[int], Field(max_length=1000)] = Field(
+        default_factory=list, description="`number` of those of them that succeeded, the best first."
+    )
+    rank_correlation: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        default=None, description="Spearman's, between both rankings of the trials that recovered; of two and more."
+    )
+
+
 class CompressionSweepStatus(ApiModel):
     """What was observed of a CompressionSweep; under 64 KiB at 10,000 trials."""
 
@@ -330,6 +365,7 @@ class CompressionSweepStatus(ApiModel):
     front: Annotated[list[int], Field(max_length=1000)] = Field(
         default_factory=list, description="Trials that no other feasible trial dominates."
     )
+    screening: ScreeningStatus | None = Field(default=None, description="None: the sweep has one rung.")
     code_digest: Annotated[str, Field(max_length=64)] | None = Field(
         default=None, description="Digest of the code that the prepare Job ran."
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from modelpress.api import yaml_loader
 from modelpress.api.load import MAX_FILE_BYTES
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJobSpec, Constraint, Goal, Metric, Objective
+from modelpress.api.v1alpha1.sweep import ScreeningStatus
 from modelpress.plainjson import json_of
 from modelpress.request import PublishRequest
 from modelpress.results.errors import ResultsError
@@ -46,6 +47,7 @@ class Frame:
         constraints: what every trial has to keep.
         best: number of the best trial.
         front: numbers of the Pareto front's trials.
+        screening: both rankings of a sweep with two rungs, as it published them.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Frame:
     constraints: tuple[Constraint, ...] = ()
     best: int | None = None
     front: frozenset[int] = frozenset()
+    screening: ScreeningStatus | None = None
 
     def goal(self, metric: str) -> Goal:
         """Which direction of a metric is better."""
@@ -103,6 +106,7 @@ def published_frame(
         constraints=tuple(spec.constraints or ()),
         best=wanted.best,
         front=frozenset(wanted.front),
+        screening=wanted.screening,
     )
 
 
@@ -140,7 +144,10 @@ def _with_goals(objectives: Iterable[Objective], spec: CompressionJobSpec) -> tu
 def _ranked(frame: Frame, trials: list[Trial]) -> tuple[int | None, frozenset[int]]:
     goals = [goal for _, goal in frame.objectives]
     candidates = []
+    rungs = any(trial.screened is not None for trial in trials)
     for trial in trials:
+        if rungs and trial.screened is None:
+            continue  # of the first rung: its model is not recovered
         values = tuple(trial.compressed.get(metric, math.nan) for metric, _ in frame.objectives)
         if trial.state == "Succeeded" and all(map(math.isfinite, values)):
             candidates.append(pareto.Candidate(trial.number, values, _violation(frame, trial)))
@@ -162,7 +169,7 @@ def _violation(frame: Frame, trial: Trial) -> float:
 def _spec_of(store: ArtifactStore, trials: list[Trial], best: int | None) -> CompressionJobSpec | None:
     """The recipe of the best trial, or of any: template and sweep have their constraints in it together."""
     finished = [trial for trial in trials if trial.manifest is not None]
-    for trial in sorted(finished, key=lambda trial: trial.number != best)[:3]:
+    for trial in sorted(finished, key=lambda trial: (trial.number != best, trial.screened is None))[:3]:
         entry = trial.manifest.find(layout.JOB) if trial.manifest is not None else None
         if entry is None:
             continue

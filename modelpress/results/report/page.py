@@ -31,7 +31,7 @@ def render(frame: Frame, trials: Sequence[Trial]) -> bytes:
     # page.html has no markers but these, and what is put in is not looked at again.
     texts = {
         "title": escape(frame.title),
-        "summary": _summary(frame, trials),
+        "summary": _summary(frame, trials) + _rungs(frame, trials),
         "plot": plot(frame, trials),
         "constraints": _constraints(frame),
         "note": _note(trials, shown),
@@ -108,6 +108,34 @@ def _summary(frame: Frame, trials: Sequence[Trial]) -> str:
         )
     lines.append(f"<p><code>{escape(frame.uri)}</code></p>")
     return "\n".join(lines)
+
+
+def _rungs(frame: Frame, trials: Sequence[Trial]) -> str:
+    """Both rankings of a sweep with two rungs, side by side."""
+    rungs = frame.screening
+    if rungs is None or not rungs.promoted:
+        return ""
+    objectives = [metric for metric, _ in frame.objectives]
+    by_number = {trial.number: trial for trial in trials}
+    places = {number: place for place, number in enumerate(rungs.recovered, 1)}
+
+    def cell(number: int) -> str:
+        found = by_number.get(number)
+        values = found.compressed if found is not None else {}
+        said = ", ".join(f"{name} {formatting.number(name, values[name])}" for name in objectives if name in values)
+        return f'<td><a href="#t{number}">trial {number}</a> {escape(said)}</td>'
+
+    rows = "".join(
+        f'<tr><td class="number">{place}</td>{cell(item.screened)}'
+        f'<td class="number">{places.get(item.number, "")}</td>{cell(item.number)}</tr>'
+        for place, item in enumerate(rungs.promoted, 1)
+    )
+    told = "" if rungs.rank_correlation is None else f" Rank correlation (Spearman): {rungs.rank_correlation:.2f}."
+    return (
+        f"<h2>Two rungs</h2><p>{len(rungs.promoted)} trials went on from the first stages.{told}</p>"
+        "<table><thead><tr><th>before</th><th>first stages</th><th>after</th><th>whole recipe</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
+    )
 
 
 def _constraints(frame: Frame) -> str:

@@ -92,6 +92,7 @@ _FILES = {
     "shrink.json": "what was changed in the structure of the dense model: channels kept, quantizers",
     "masks.safetensors": "which weights are held at zero (1 = kept)",
     "transformers/": "the model and its tokenizer or image processor, as save_pretrained of transformers writes them",
+    "per_layer/": "the model and its tokenizer or image processor; layers differ in width, so loader.py builds it",
     "metrics.json": "everything that was measured",
     "job.yaml": "the recipe as a CompressionJob, all values resolved",
 }
@@ -230,6 +231,12 @@ def _other_forms(files: Sequence[str], target: str) -> str:
         or any(file.startswith(f"{name}/") for file in files)
         or (format_of(name).exported and format_of(name).file in files)
     ]
+    if any(file.startswith("per_layer/") for file in files):
+        texts.append(
+            "With transformers alone, where modelpress is not there: layers differ in width, which `config.json` says "
+            "as `per_layer_config`. `loader.py`, thirty lines, builds such a model:\n\n"
+            '```python\nimport sys\n\nsys.path.insert(0, "per_layer")\nfrom loader import load\n\nmodel = load()\n```'
+        )
     return "".join(f"\n\n{text}" for text in texts if text)
 
 

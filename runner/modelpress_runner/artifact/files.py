@@ -272,7 +272,12 @@ def _beside(layout: Layout, model: nn.Module, dummy_input: Any, out: Path) -> tu
     try:
         layout.write(model, dummy_input, folder)
     except LayoutError as error:
-        return [], f"there is no folder {layout.name}: {error}; load it with mp.load(uri) or mp.load(uri, into=model)"
+        other: list[Path] = []
+        loads = "mp.load(uri) or mp.load(uri, into=model)"
+        if layout.otherwise is not None:
+            other, why = _beside(layout.otherwise, model, dummy_input, out)
+            loads += "" if why is not None else f", or by the loader in the folder {layout.otherwise.name}"
+        return other, f"there is no folder {layout.name}: {error}; load it with {loads}"
     return [path for path in folder.rglob("*") if path.is_file()], None
 
 

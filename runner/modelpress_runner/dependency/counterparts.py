@@ -19,6 +19,7 @@ from modelpress_runner.dependency.exact import FEW_BYTES, Seen, Weights, cache_l
 from modelpress_runner.dependency.redraw import Draw
 from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink
 from modelpress_runner.edits.base import Edit
+from modelpress_runner.edits.bypass import Bypass, Bypassed
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.rescale import Rescale
 from modelpress_runner.errors import CompressionError, InvalidModelError
@@ -81,6 +82,10 @@ class Counterparts:
                 each.apply_epsilon(self.shrunk.get_submodule(each.module))
                 where = f"{each.module}.{each.parameter}" if each.module else each.parameter
                 self._rescaled[where] = each
+            elif isinstance(each, Bypass):
+                each.apply(self.shrunk)
+                # What a block adds is masked by giving on what it takes; that it runs counts among the work.
+                self.masked.get_submodule(each.module).register_forward_hook(_given_on(each), with_kwargs=True)
             else:
                 each.apply(self.shrunk)
         parameters = dict(self.masked.named_parameters(remove_duplicate=False))
@@ -98,13 +103,16 @@ class Counterparts:
         self._limit = cache_limit(self.sizes[0])
         self._weights = {
             "masked": Weights({id(p): self._masked_weight(n, p) for n, p in parameters.items()}, self._limit),
-            "shrunk": Weights({id(small[n]): self._small_weight(n, p) for n, p in parameters.items()}, self._limit),
+            "shrunk": Weights(
+                {id(small[n]): self._small_weight(n, p) for n, p in parameters.items() if n in small}, self._limit
+            ),
         }
         self._buffers = {
             name: value
             for name, value in self.masked.named_buffers(remove_duplicate=False)
             if value.layout == torch.strided
         }
+        self._left_buffers = {name for name, _ in self.shrunk.named_buffers(remove_duplicate=False)}
 
     def set(self, values: Values, wide: torch.dtype | None) -> None:
         """Takes these weights from now on, and the model's statistics or drawn ones; `wide` None: in its precision."""
@@ -118,7 +126,8 @@ class Counterparts:
                 value = value if wide is None else value.to(wide)
                 value = value if values.draw is None else values.draw.buffer(name, value)
             _place(self.masked, name, value)
-            _place(self.shrunk, name, self._small(name, value))
+            if name in self._left_buffers:
+                _place(self.shrunk, name, self._small(name, value))
 
     def run(self, which: str, inputs: Any, seen: Seen | None = None, loose: bool = False) -> Any:
         """What the form "masked" or "shrunk" gives for `inputs`, which it may change; raises what its code raises."""
@@ -261,8 +270,18 @@ class Counterparts:
     def _check_ties(self, parameters: dict[str, nn.Parameter], small: dict[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
             first = self._names[id(parameter)]
-            if small[name] is not small[first]:
+            if name in small and first in small and small[name] is not small[first]:
                 raise CompressionError(f"the cut parts '{first}' and '{name}', which are one weight")
+
+
+def _given_on(edit: Bypass) -> Callable[..., Any]:
+    """A hook that puts what a block takes in the place of what it gives."""
+    instead = Bypassed(edit.alone, edit.places)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return instead(*args, **kwargs)
+
+    return hook
 
 
 def _thin(parameter: nn.Parameter | None) -> nn.Parameter:

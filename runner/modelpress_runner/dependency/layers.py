@@ -1,7 +1,7 @@
 """Layers that can go whole: residual blocks, seen in the pass that the analysis makes, and tried one by one.
 
-A block adds something to what it takes and gives the sum. So it can be left out and shapes stay. Which ones to leave
-out is for somebody else to say.
+A block adds something to what it takes and gives the sum, or a LayerNorm of it (BERT's layers). So it can be left out
+and shapes stay. Which ones to leave out is for somebody else to say.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
-_KEEPS = ("add", "add_", "sub", "native_dropout", "alias", "detach", "_to_copy", "contiguous", "clone")
+_SUMS = ("add", "add_", "sub")
+_KEEPS = (*_SUMS, "native_dropout", "alias", "detach", "_to_copy", "contiguous", "clone")
+_NORM = "native_layer_norm"  # keeps marks of what was a term of a sum before it
 
 
 class Blocks:
@@ -29,6 +31,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self._sums: Any = WeakTensorKeyDictionary()  # by tensor the marks of what is a term of it
+        self._added: set[int] = set()  # marks that were seen to have something added
         self._open: list[tuple[str, int, tuple[int, ...]]] = []
         self._marks = 0
         self.found: dict[str, Bypass] = {}
@@ -36,9 +39,14 @@ class Blocks:
 
     def operation(self, name: str, args: Sequence[Any], out: Any) -> None:
         """Notes what an operation's result is a sum of."""
-        if name not in _KEEPS:
+        if name not in (*_KEEPS, _NORM):
             return
-        terms = {mark for arg in args if isinstance(arg, torch.Tensor) for mark in self._sums.get(arg, ())}
+        given = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        terms = {mark for arg in (given[:1] if name == _NORM else given) for mark in self._sums.get(arg, ())}
+        if name in _SUMS and len(given) > 1:
+            self._added |= terms
+        if name == _NORM:
+            terms &= self._added
         if terms:
             for result in tensors_in(out):
                 self._sums[result] = terms | set(self._sums.get(result, ()))

@@ -59,6 +59,10 @@ class Bypass(Edit):
             raise InvalidModelError(f"the model has no block '{self.module}'; it is not the one that was shrunk")
         gone = {f"{self.module}.{inner}" if inner else self.module for inner, _ in block.named_modules()}
         bypassed = Bypassed(self.alone, self.places)
+        # Loops over layers read what kind each is (attention_type) off itself.
+        for key, value in vars(block).items():
+            if type(value) in (bool, int, float, str) and not key.startswith("_"):
+                vars(bypassed).setdefault(key, value)
         bypassed.train(block.training)
         parent._modules[name] = bypassed
         for each in gone & (masks or {}).keys():

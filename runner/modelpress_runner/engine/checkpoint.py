@@ -274,6 +274,19 @@ class Checkpointer:
             self._store.get_file(f"{self._folder}/{path}", local)
             return read_file(local, self._identity)
 
+    def get(self, name: str) -> dict[str, Any] | None:
+        """As methods.context.Parts.get, on every rank what rank 0 finds."""
+
+        def look() -> dict[str, Any] | None:
+            self.wait()
+            try:
+                found: dict[str, Any] = self._read(f"kept/{name}.pt")
+            except Exception:  # missing, damaged or another run's: it is worked out again
+                return None
+            return found
+
+        return ranks.on_rank_zero(look)
+
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -304,6 +317,11 @@ class Checkpointer:
         path = f"ranks/{_place(step, within)}/{ranks.rank()}.pt"
         self._beside(lambda: self._write(path, trainer))
         ranks.barrier()
+
+    def put(self, name: str, content: dict[str, Any]) -> None:
+        """As methods.context.Parts.put."""
+        if ranks.is_rank_zero():
+            self._beside(lambda: self._write(f"kept/{name}.pt", content))
 
     def wait(self) -> None:
         """Returns when everything is written.

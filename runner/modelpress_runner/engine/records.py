@@ -11,6 +11,7 @@ from torch import nn
 from modelpress_runner.edits.quantize import frozen_counts
 
 Static = Callable[[nn.Module], Mapping[str, float]]  # counts of a model by metric name
+_COUNTS = ("parameters", "macs", "sizeBytes", "latencyMs")
 
 
 def stage_record(
@@ -30,12 +31,12 @@ def stage_record(
 
 
 def counts(model: nn.Module, dense: int, static: Static | None) -> dict[str, Any]:
-    """sparsity, parameters and, with `static`, macs of a model."""
+    """sparsity, parameters and, with `static`, what it gives of macs, sizeBytes and latencyMs."""
     kept, alive = frozen_counts(model)
     parameters = sum(parameter.numel() for parameter in model.parameters()) + kept
     with torch.no_grad():
         nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters()) + alive
     found: dict[str, Any] = {"sparsity": 1 - nonzero / dense if dense else 0.0, "parameters": parameters}
     if static is not None:
-        found |= {key: value for key, value in static(model).items() if key in ("parameters", "macs")}
+        found |= {key: value for key, value in static(model).items() if key in _COUNTS}
     return found

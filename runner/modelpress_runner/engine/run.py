@@ -22,7 +22,7 @@ from modelpress_runner.engine.stage_cache import CACHED, StageCache
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.evaluators.base import Evaluator, Score
 from modelpress_runner.evaluators.replay.tape import Diverged
-from modelpress_runner.methods.context import Measures, StageContext, Step, TrainingContext, Transform
+from modelpress_runner.methods.context import Measures, SharedFiles, StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import plain_state
 from modelpress_runner.process.progress import Event, EventCallback, silent
 from modelpress_runner.process.stopping import Stopped
@@ -102,6 +102,8 @@ def run_stages(
     measures: Measures | None = None,
     dense: nn.Module | None = None,
     target_device: str = "cpu",
+    uniform: bool = False,
+    files: SharedFiles | None = None,
 ) -> RecipeOutcome:
     """Runs `stages` on the subject's model, in place.
 
@@ -122,6 +124,8 @@ def run_stages(
         measures: for budgets; none: there can be none.
         dense: a second object with the model as it is, for stages that look at it; none: a copy, if one does.
         target_device: where the result is to run, cpu or cuda.
+        uniform: layers that are alike but for their number are to keep one width.
+        files: what runs of one sweep leave for each other; none: nothing.
 
     Raises:
         InvalidSpecError: a stage does not fit the model or the evaluator.
@@ -133,7 +137,21 @@ def run_stages(
     if dense is None and needs_dense(subject, stages):
         dense = copied(subject.model)
     run = _RecipeRun(
-        subject, plan, seed, checkpointer, cache, report, stop, scores, static, goal, measures, dense, target_device
+        subject,
+        plan,
+        seed,
+        checkpointer,
+        cache,
+        report,
+        stop,
+        scores,
+        static,
+        goal,
+        measures,
+        dense,
+        target_device,
+        uniform,
+        files,
     )
     try:
         return run.run()
@@ -160,6 +178,8 @@ class _RecipeRun:
         measures: Measures | None,
         dense: nn.Module | None,
         target_device: str,
+        uniform: bool,
+        files: SharedFiles | None,
     ) -> None:
         self._plan, self._seed, self._checkpointer, self._cache = plan, seed, checkpointer, cache
         self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
@@ -188,9 +208,13 @@ class _RecipeRun:
             calibration_data=subject.calibration_data,
             dense=dense,
             teacher=subject.teacher,
+            teachers=subject.teachers,
             measures=measures,
             target_device=target_device,
+            uniform=uniform,
+            files=files,
             goal=goal,
+            parts=checkpointer,
         )
         if self._evaluator is not None and self._evaluator.can_evaluate:
             self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)

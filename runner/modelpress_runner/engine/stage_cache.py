@@ -66,8 +66,11 @@ class StageCache:
         return None
 
     def keep(self, plan: Sequence[PlannedStage], count: int, state: Callable[[], Checkpoint]) -> None:
-        """Keeps the state behind the first `count` stages, unless it is there or no other trial has use for it."""
-        if count > self._shared or count >= len(plan):
+        """Keeps the state behind the first `count` stages, unless it is there or no other trial has use for it.
+
+        That behind all of them is one that a trial of a second rung goes on from.
+        """
+        if count > self._shared:
             return
         folder = self._folder(plan, count)
         if ranks.on_rank_zero(lambda: self._standing(folder) is not None):

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from modelpress_runner.edits.bypass import Bypassed
 from modelpress_runner.errors import CompressionError, InvalidModelError
 
 _ITERATORS: tuple[type[Iterable[Any]], ...] = (
@@ -271,10 +272,11 @@ class RebuildPlan:
         tensors = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         tensors |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
         modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        gone = _gone(model)
 
         def known(value: Any) -> bool:
             if isinstance(value, _Name):
-                return value.name in tensors
+                return value.name in tensors or value.name.startswith(gone)
             if isinstance(value, _ModuleName):
                 return value.name in modules
             if type(value) in (list, tuple):
@@ -294,6 +296,17 @@ class RebuildPlan:
         )
         modules = dict(model.named_modules(remove_duplicate=False))
         made: dict[int, Any] = {}
+        gone = _gone(model)
+
+        def left(value: Any) -> Any:
+            """A list without the parameters of layers that were taken out."""
+            if type(value) not in (list, tuple) or not gone:
+                return value
+            return type(value)(
+                item
+                for item in value
+                if not (isinstance(item, _Name) and item.name not in tensors and item.name.startswith(gone))
+            )
 
         def fill(value: Any, call: RecordedCall) -> Any:
             if isinstance(value, _Name):
@@ -313,11 +326,16 @@ class RebuildPlan:
                 return made[value.key]
             if isinstance(value, torch.Tensor):
                 return value.clone()  # a learning rate that is a tensor is changed in place by schedulers
-            return _rebuild(value, lambda item: fill(item, call))
+            return _rebuild(left(value), lambda item: fill(item, call))
 
         for key, (call, args, kwargs) in self.calls.items():
             made[key] = call.factory(*fill(args, call), **fill(kwargs, call))
         return [made[key] for key in self.roots]
+
+
+def _gone(model: nn.Module) -> tuple[str, ...]:
+    """What the names of parameters began with that went with whole layers."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Bypassed))
 
 
 def _materialise(value: Any) -> Any:

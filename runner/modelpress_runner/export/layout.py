@@ -16,6 +16,7 @@ class Layout(Protocol):
     """Another library's own layout of a model, which an artifact has beside its own two forms."""
 
     name: str  # of its folder in the artifact
+    otherwise: Layout | None  # what may hold a model that this one cannot
 
     def write(self, model: nn.Module, dummy_input: Any, folder: Path) -> None:
         """Writes `model` into `folder`, which it makes, and proves that it can be read back.

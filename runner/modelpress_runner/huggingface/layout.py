@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,13 @@ from torch import nn
 
 from modelpress_runner.edits.quantize import quantized_layers
 from modelpress_runner.errors import first_line
-from modelpress_runner.export.layout import LayoutError
+from modelpress_runner.export.layout import Layout, LayoutError
 from modelpress_runner.huggingface import compressed_tensors
+from modelpress_runner.huggingface.gaps import without_gaps
+from modelpress_runner.huggingface.per_layer import PerLayerLayout
 from modelpress_runner.huggingface.source import Pretrained, quiet
-from modelpress_runner.runtime.example_inputs import tensors
+from modelpress_runner.huggingface.widths import compare, configurations, shapes_of
 from modelpress_runner.runtime.preserve import untouched
-
-_MOST_CONFIGURATIONS = 64
-_HEADS = ("num_attention_heads", "num_key_value_heads")
-_HEAD_WIDTH = "head_dim"
-_OPTIONAL_SIZES = ("n_inner",)  # None: four times another size (GPT-2 and its kin)
 
 
 class PretrainedLayout:
@@ -41,6 +36,7 @@ class PretrainedLayout:
         self._config = copy.deepcopy(pretrained.model.config)
         self._class, self._processor = type(pretrained.model), pretrained.processor
         self.auto_class = pretrained.auto_class
+        self.otherwise: Layout | None = PerLayerLayout(self._config, self._class, self._processor)
         if getattr(pretrained.model.config, "use_cache", None):
             pretrained.model.config.use_cache = False
 
@@ -57,19 +53,20 @@ class PretrainedLayout:
         """
         if not isinstance(model, self._class):
             raise LayoutError(f"it has become a {type(model).__name__}, which transformers does not load")
-        config = self._fitting(model)
-        quantized = bool(quantized_layers(model))
+        written, base = without_gaps(model, self._config)
+        config = self._fitting(written, base)
+        quantized = bool(quantized_layers(written))
         if quantized:
-            config.quantization_config = compressed_tensors.configuration(model)
+            config.quantization_config = compressed_tensors.configuration(written)
         try:
             with quiet(), untouched(model):
                 if quantized:
-                    self._save_quantized(model, config, folder)
+                    self._save_quantized(written, config, folder)
                 else:
-                    self._save(model, config, folder)
+                    self._save(written, config, folder)
                 self._processor.save_pretrained(folder)
                 again = self.open(folder)
-                _compare(model, again, dummy_input)
+                compare(written, again, model, dummy_input)
         except LayoutError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -109,10 +106,10 @@ class PretrainedLayout:
             generation.save_pretrained(folder)
         save_file(compressed_tensors.tensors(model), str(folder / "model.safetensors"), {"format": "pt"})
 
-    def _fitting(self, model: nn.Module) -> Any:
-        """A configuration with which an empty model has the shapes of this one: the source's, or with smaller sizes."""
-        shapes = _shapes(model)
-        for config in _configurations(self._config, shapes, self._empty(self._config)):
+    def _fitting(self, model: nn.Module, base: Any) -> Any:
+        """A configuration with which an empty model has the shapes of this one: `base`, or with smaller sizes."""
+        shapes = shapes_of(model)
+        for config in configurations(base, shapes, self._empty(base)):
             if self._empty(config) == shapes:
                 return copy.deepcopy(config)
         raise LayoutError("no configuration of transformers says what was cut away, as layers differ in what they kept")
@@ -120,68 +117,6 @@ class PretrainedLayout:
     def _empty(self, config: Any) -> dict[str, tuple[int, ...]] | None:
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
-                return _shapes(self._class(copy.deepcopy(config)))
+                return shapes_of(self._class(copy.deepcopy(config)))
         except Exception:  # sizes that do not go together
             return None
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in compressed_tensors.weights(model).items()}
-
-
-def _configurations(
-    config: Any, shapes: dict[str, tuple[int, ...]], dense: dict[str, tuple[int, ...]] | None
-) -> Iterator[Any]:
-    """The configuration, and those in which a size that shrank alike wherever it did has its new value."""
-    yield config
-    if dense is None or dense.keys() != shapes.keys():
-        return
-    changed: dict[int, set[int]] = {}
-    for name, before in dense.items():
-        for old, new in zip(before, shapes[name], strict=False):
-            if old != new:
-                changed.setdefault(old, set()).add(new)
-    if not changed or any(len(values) > 1 for values in changed.values()):
-        return
-    sizes = {old: values.pop() for old, values in changed.items()}
-    changes = [_changes(config, old, new) for old, new in sizes.items()]
-    for chosen in itertools.islice(itertools.product(*changes), _MOST_CONFIGURATIONS):
-        other = copy.deepcopy(config)
-        for key, value in (item for change in chosen for item in change.items()):
-            setattr(other, key, value)
-        yield other
-
-
-def _changes(config: Any, old: int, new: int) -> list[dict[str, int]]:
-    """What may say that a size has changed: a field that had it, or numbers of heads whose width is a field, too."""
-    known = {key: value for key, value in vars(config).items() if type(value) is int}
-    changes = [{key: new} for key, value in known.items() if value == old]
-    changes += [{key: new} for key in _OPTIONAL_SIZES if getattr(config, key, 0) is None]
-    if hasattr(config, _HEAD_WIDTH):
-        heads = {key: known[key] for key in _HEADS if known.get(key)}
-        fewer = {
-            key: {key: new // (old // count), _HEAD_WIDTH: old // count}
-            for key, count in heads.items()
-            if old % count == 0 and new % (old // count) == 0
-        }
-        changes += [*fewer.values(), {key: value for each in fewer.values() for key, value in each.items()}]
-    return changes
-
-
-def _compare(model: nn.Module, again: nn.Module, dummy_input: Any) -> None:
-    """Raises LayoutError unless both hold the same numbers and give the same outputs."""
-    compressed_tensors.decompressed(again)
-    ours = compressed_tensors.weights(model)
-    theirs = {name: value for name, value in again.state_dict().items() if not name.endswith(compressed_tensors.BESIDE)}
-    if ours.keys() != theirs.keys():
-        raise LayoutError(f"read back, it differs in {min(ours.keys() ^ theirs.keys())}")
-    for name, value in ours.items():
-        if value.shape != theirs[name].shape or not torch.equal(value.cpu(), theirs[name].cpu()):
-            raise LayoutError(f"read back, {name} is another")
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in dummy_input.items()}
-    with torch.no_grad():
-        model.eval()
-        pairs = list(zip(tensors(model(**inputs)), tensors(again.to(device)(**inputs)), strict=True))
-    if not pairs or not all(torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in pairs):
-        raise LayoutError("read back, it gives other outputs")

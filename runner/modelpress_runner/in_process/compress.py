@@ -159,6 +159,7 @@ def compress(
             scores=shown,
             measures=measuring.measures(),
             target_device=spec.target.device,
+            uniform=spec.target.uniform,
             dense=model,
         )
         with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:

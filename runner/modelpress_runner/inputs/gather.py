@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelpress.api.v1alpha1 import CompressionJobSpec, Data
+from modelpress.api.stages import sources
+from modelpress.api.v1alpha1 import CompressionJobSpec, Data, DataSource, FolderSource, Source
 from modelpress.store.manifest import hash_file
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.inputs import rows
+from modelpress_runner.inputs.hub import fetch
 from modelpress_runner.inputs.rows import Rows
 from modelpress_runner.inputs.uri_resolver import UriResolver
 
@@ -27,11 +29,13 @@ class Inputs:
     Attributes:
         data: the splits of `data` by name.
         source: the folder of `model.huggingFace.source`.
+        sources: what stages read, by its field: spec.stages[1].distill.teacher.weights.
         digest: sha256 over the contents of all of it; "" where there is nothing.
     """
 
     data: dict[str, Rows] = field(default_factory=dict)
     source: Path | None = None
+    sources: dict[str, Path] = field(default_factory=dict)
     digest: str = ""
 
 
@@ -67,15 +71,30 @@ def _gather(spec: CompressionJobSpec, resolver: UriResolver) -> Inputs:
     found: dict[str, str] = {}
     source = None
     if spec.model.hugging_face is not None:
-        from modelpress_runner.inputs.hub import fetch
-
-        source = fetch(spec.model.hugging_face, resolver)
+        source = fetch(spec.model.hugging_face.source, resolver)
         found["source"] = digest_of(source)
     data = _data(spec.data, resolver, found) if spec.data is not None else {}
+    given = {path: _source(named, resolver, path) for path, named in sources(spec.stages, "spec.stages")}
+    found |= {path: digest_of(local) for path, local in given.items()}
     if not found:
         return Inputs()
     text = "".join(f"{name}\0{digest}\0" for name, digest in sorted(found.items()))
-    return Inputs(data, source, hashlib.sha256(text.encode()).hexdigest())
+    return Inputs(data, source, given, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _source(named: Source | FolderSource, resolver: UriResolver, path: str) -> Path:
+    name = hashlib.sha256(path.encode()).hexdigest()[:8]
+    if isinstance(named, FolderSource):
+        return fetch(named, resolver, name, path)
+    local = resolver.file(named.uri, name, f"{path}.uri")
+    _check_digest(named, digest_of(local), path)
+    return local
+
+
+def _check_digest(named: Source | DataSource, found: str, path: str) -> None:
+    if named.sha256 is not None and named.sha256 != found:
+        message = f"{named.uri} has sha256 {found}, not {named.sha256}; correct the digest or the file"
+        raise InvalidSpecError(message, f"{path}.sha256")
 
 
 def _data(data: Data, resolver: UriResolver, found: dict[str, str]) -> dict[str, Rows]:
@@ -87,9 +106,7 @@ def _data(data: Data, resolver: UriResolver, found: dict[str, str]) -> dict[str,
         fetch = resolver.directory if split.form == "imageFolder" else resolver.file
         local = fetch(split.uri, name, f"{path}.uri")
         found[name] = digest_of(local)
-        if split.sha256 is not None and split.sha256 != found[name]:
-            message = f"{split.uri} has sha256 {found[name]}, not {split.sha256}; correct the digest or the file"
-            raise InvalidSpecError(message, f"{path}.sha256")
+        _check_digest(split, found[name], path)
         whole = rows.read(local, split.form, name)
         samples = getattr(split, "samples", None)
         out[name] = whole if samples is None else whole[:samples]

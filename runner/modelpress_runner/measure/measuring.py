@@ -19,6 +19,7 @@ from modelpress_runner.engine.run import RecipeOutcome, score_aside
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.formats import Form, exports, format_of, write_export
+from modelpress_runner.export.weights import safetensors_bytes
 from modelpress_runner.measure import counts
 from modelpress_runner.measure.static import Timed, static_metrics, timed_metrics
 from modelpress_runner.methods.context import Measures, Tables
@@ -141,6 +142,32 @@ class Measuring:
             self._spec.export.free_axes(),
         )
 
+    def after_stage(self, dense: nn.Module) -> Callable[[nn.Module], Metrics]:
+        """A function model -> metrics for the records of stages: macs; of an eager target sizeBytes and latencyMs, too.
+
+        What a stage leaves behind is no program yet, and a program for each stage would cost more than it tells.
+
+        Args:
+            dense: the dense model, timed in turn with the other.
+        """
+        counted = static_counts(self._dummy_input)
+        if self._format.name != "eager":
+            return counted
+        brief = {"iterations": min(self._spec.benchmark.iterations, _BRIEF), "warmup": 2}
+        benchmark = self._spec.benchmark.model_copy(update=brief)
+
+        def measure(model: nn.Module) -> Metrics:
+            found = {**counted(model), "sizeBytes": float(safetensors_bytes(model))}
+            if self._timed:
+                device = self._spec.target.device
+                timed = ranks.on_rank_zero(
+                    lambda: timed_metrics(dense, model, self._dummy_input, benchmark, device).compressed
+                )
+                found["latencyMs"] = timed["latencyMs"]
+            return found
+
+        return measure
+
     def _of(self, metric: str, models: Sequence[nn.Module]) -> list[float]:
         if metric == "parameters":
             return [float(counts.parameters(model)) for model in models]
@@ -186,6 +213,7 @@ class Measuring:
         return score_aside(self._evaluator, model, self._spec.seed)
 
 
+_BRIEF = 10  # calls that a stage is timed by
 _DENSE = {"dense_parameters": "parameters", "dense_size": "sizeBytes"}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -23,6 +24,26 @@ class Tables(Protocol):
 
     def put(self, name: str, table: dict[str, Any]) -> None:
         """Lays it there, in place of what is there."""
+
+
+class Parts(Protocol):
+    """What a step that takes long has done so far, beside the run's checkpoint: a run that goes on finds it there."""
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """What was put; None: nothing."""
+
+    def put(self, name: str, content: dict[str, Any]) -> None:
+        """Keeps tensors and plain data, which nobody changes from now on."""
+
+
+class SharedFiles(Protocol):
+    """Files that runs of one sweep leave for each other."""
+
+    def read(self, folder: str) -> Iterator[Path]:
+        """Each file there, for as long as it is the last one given."""
+
+    def add(self, folder: str, name: str, path: Path) -> None:
+        """Puts a file there; its name says what is in it, so one of that name need not be replaced."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +83,12 @@ class StageContext:
     goal: str = "maximize"  # of the evaluator's score, or minimize
     dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it
     teacher: nn.Module | None = None  # what the code gave as a teacher
+    teachers: dict[str, nn.Module] = field(default_factory=dict)  # others, by the field that names them
+    files: SharedFiles | None = None  # of other runs of the sweep, where it is a sweep's
     target_device: str = "cpu"  # where the result is to run: cpu or cuda
+    uniform: bool = False  # layers that are alike but for their number are to keep one width
     in_loop: bool = False  # the user's own loop trains: parameters stay the objects that its optimizers have
+    parts: Parts | None = None  # None: the run keeps no checkpoints
     record: dict[str, Any] = field(default_factory=dict)  # what the stage at work found out, for its record
 
     def note(self, *texts: str) -> None:

@@ -91,6 +91,7 @@ def over_calibration(
     each: Callable[[], None],
     evaluator: Evaluator | None = None,
     stop: Callable[[], None] = lambda: None,
+    call: Callable[..., object] | None = None,
 ) -> int:
     """Calls the model on batches of calibration data, without gradients; how many there were, on all ranks together.
 
@@ -104,6 +105,7 @@ def over_calibration(
         each: called behind each of this rank's.
         evaluator: says where the model can be called; None: where it is.
         stop: called before each batch; raises Stopped to end the run.
+        call: called with a batch's arguments in place of the model.
 
     Raises:
         InvalidModelError: there are no batches, or the model does not take one.
@@ -123,7 +125,7 @@ def over_calibration(
                 args, kwargs = _call(batch, count + 1)
                 args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(device))
                 try:
-                    model(*args, **kwargs)
+                    (call or model)(*args, **kwargs)
                 except Exception as error:
                     raise InvalidModelError(_refused(count + 1, describe(error))) from error
                 each()

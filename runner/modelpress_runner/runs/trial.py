@@ -25,10 +25,12 @@ from modelpress_runner.engine.stage_cache import StageCache
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting
 from modelpress_runner.inputs.gather import Inputs, gathered
-from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring, static_counts
+from modelpress_runner.measure.measuring import GIVE_INPUTS, Measured, Measuring
 from modelpress_runner.process.progress import EventCallback
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
+from modelpress_runner.runs.shared_files import StoredFiles
+from modelpress_runner.runs.sizes import run_sizes, variants
 from modelpress_runner.runs.tables import StoreTables
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
@@ -70,8 +72,14 @@ def run(request: RunRequest, store: ArtifactStore, progress: EventCallback, stop
         from modelpress_runner.runs import script
 
         return script.run(request, store, progress, stop)
+    sizes = variants(request.spec)
     with _inputs(request, stop) as inputs:
-        return _run(request, inputs, store, progress, stop)
+        if not sizes:
+            return _run(request, inputs, store, progress, stop)
+        if ranks.is_distributed():
+            message = "several sizes are made one after the other by one process; give one budget, or one process"
+            raise InvalidSpecError(message, "spec.runner")
+        return run_sizes(request, store, sizes, lambda each: _run(each, inputs, store, progress, stop))
 
 
 def _run(
@@ -82,6 +90,7 @@ def _run(
     for note in dense.notes:
         log.warning("%s", note)
     subject = dense.subject
+    subject.sources = inputs.sources
     # What cannot work is said before anything is trained.
     plan_stages(subject, spec.stages)
     check_constraints(spec, dense.baseline)
@@ -103,11 +112,13 @@ def _run(
             cache=cache,
             report=events,
             stop=stop,
-            static=static_counts(subject.dummy_input),
+            static=measuring.after_stage(original),
             goal=goal_of(DEFAULT_METRIC, spec.metrics),
             measures=measuring.measures(StoreTables(store, dense.folder)),
             dense=original,
             target_device=spec.target.device,
+            uniform=spec.target.uniform,
+            files=None if request.trial is None else StoredFiles(store, request.root),
         )
     with stop.at_once(), tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
         rng.seed_all(spec.seed)

@@ -7,9 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from modelpress.api.v1alpha1 import Distill, Model
+from modelpress.api.semantic_runner import quantity
+from modelpress.api.stages.distill import DistillRules
+from modelpress.api.v1alpha1 import Distill, HuggingFace, Model
+from modelpress_runner.edits.copies import copied
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
+from modelpress_runner.export import state
+from modelpress_runner.huggingface.source import load
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext
+from modelpress_runner.methods.distill.kept_outputs import KeptOutputs
 from modelpress_runner.methods.distill.layers import links_of
 from modelpress_runner.methods.distill.participant import Distillation
 from modelpress_runner.runtime import rng
@@ -33,6 +39,7 @@ class DistillKind(StageKind[Distill]):
         links_of(block.layer_mappings or [], subject.model, path)
         if block.form == "entrypoint":
             _teacher_entrypoint(block, path)
+        _bring_teacher(block, path, subject)
         if block.form == "given" and subject.teacher is None:
             raise InvalidSpecError(
                 "the code gives no teacher; let the entrypoint return an mp.Subject with one, or write {self: true}",
@@ -69,6 +76,8 @@ class DistillKind(StageKind[Distill]):
                     context.seed + index * _SEEDS_APART,
                     path,
                     _predicts_next(context.model),
+                    functools.partial(_keeping, block, context) if block.teacher_cache is not None else None,
+                    context.record,
                 )
             ]
 
@@ -81,15 +90,52 @@ class DistillKind(StageKind[Distill]):
         return record
 
 
+def _field(block: Distill, path: str) -> str | None:
+    """The field that names the files of the teacher; None: it has none."""
+    return next((where for where, _ in DistillRules().sources(block, path)), None)
+
+
+def _bring_teacher(block: Distill, path: str, subject: Subject) -> None:
+    """Makes the teacher of its files, before anything is trained."""
+    where = _field(block, path)
+    if where is None or where in subject.teachers:
+        return
+    if where not in subject.sources:
+        raise InvalidSpecError("only a job fetches files; give the teacher itself, and write {given: true}", where)
+    assert block.teacher is not None
+    local = subject.sources[where]
+    try:
+        if block.teacher.weights is not None:
+            model = copied(subject.model)
+            state.load_strict(model, state.read(local), block.teacher.weights.uri)
+        else:
+            folder = block.teacher.hugging_face
+            assert folder is not None
+            model = load(HuggingFace(source=folder.source, task=folder.task), local).model
+    except RunnerError as error:
+        raise InvalidModelError(str(error).partition(": ")[2] if error.path else str(error), where) from error
+    subject.teachers[where] = model
+
+
 def _teacher(block: Distill, context: StageContext, path: str) -> nn.Module | None:
     """The teacher's model; None: the student is its own, or only the loop knows one."""
     if block.form == "student":
         return None
+    where = _field(block, path)
+    if where is not None:
+        return context.teachers[where]
     if block.form == "given" or (block.form is None and context.teacher is not None):
         return context.teacher
     if context.dense is None:
         raise InvalidModelError("the dense model is not there any more, and no other teacher is given", path)
     return context.dense
+
+
+def _keeping(block: Distill, context: StageContext, teacher: nn.Module) -> KeptOutputs:
+    cache = block.teacher_cache
+    assert cache is not None
+    again = (block.epochs or 1) > 1
+    return KeptOutputs(teacher, cache.top_k, int(quantity(cache.max_memory)), context.files, again, context.note)
 
 
 def _built(block: Distill, path: str, seed: int) -> nn.Module:

@@ -23,7 +23,7 @@ from modelpress_runner.methods.procedure import Procedure
 from modelpress_runner.methods.prune.budget import Path, first_within
 from modelpress_runner.methods.prune.ranking import Candidates, remove_local
 from modelpress_runner.methods.prune.registry import method
-from modelpress_runner.methods.prune.round import Round, ranked_groups
+from modelpress_runner.methods.prune.round import Round, as_families, family, merged, ranked_groups
 from modelpress_runner.methods.prune.selection import Choice, Selection
 from modelpress_runner.methods.prune.statistics import Scores, collect
 from modelpress_runner.runtime import distributed as ranks
@@ -155,13 +155,13 @@ class Solver:
         by = "parameters" if budget.metric in ("parameters", "sizeBytes") else "macs"
         if by not in table:
             table[by] = self._savings(ranked, by)
-        path = Path.through(
-            [candidates for _, candidates, _ in ranked],
-            table[by],
-            [method(choice.algorithm).globally_comparable for _, _, choice in ranked],
-        )
+        path = self._path_through(ranked, table[by])
         timed = budget.metric == "latencyMs"
-        place_of = f"{budget.metric} by {by}" + (f" in {measures.conditions}" if timed or by != budget.metric else "")
+        place_of = (
+            f"{budget.metric} by {by}"
+            + (" alike" if context.uniform else "")
+            + (f" in {measures.conditions}" if timed or by != budget.metric else "")
+        )
         costs: dict[str, list[float]] = table.setdefault(place_of, {})  # [of the whole, of the part]
 
         def value(figures: list[float]) -> float:
@@ -170,14 +170,14 @@ class Solver:
 
         def cost(steps: int) -> float:
             context.stop()
-            costs[str(steps)] = self._figures(self._removed(ranked, path.removed(steps)), costs.get("0"))
+            costs[str(steps)] = self._figures(self._removed(ranked, self._counts(ranked, path, steps)), costs.get("0"))
             return value(costs[str(steps)])
 
         def saved(steps: int) -> float:
             """What the last of so many steps saved at most: units are worth most in the whole model."""
-            group, now = path.steps[steps - 1]
-            units = now - path.removed(steps - 1)[group]
-            return float(units * table[by][group] / (1.0 if budget.max is not None else costs["0"][0]))
+            earlier, later = (self._counts(ranked, path, count) for count in (steps - 1, steps))
+            freed = sum((new - old) * each for old, new, each in zip(earlier, later, table[by], strict=True))
+            return float(freed / (1.0 if budget.max is not None else costs["0"][0]))
 
         bound = budget.max if budget.max is not None else budget.max_ratio
         assert bound is not None
@@ -199,7 +199,7 @@ class Solver:
                 f"it is {least:.6g}{what}; select more, or raise the budget",
                 self._path,
             )
-        counts = path.removed(place)
+        counts = self._counts(ranked, path, place)
         shares = {
             name: gone / len(group.units)
             for (group, _, _), gone in zip(ranked, counts, strict=True)
@@ -211,6 +211,35 @@ class Solver:
         )
         limit = bound if budget.max is not None else bound * whole
         return {name: shares.get(name, 0.0) for name in self.selection.choices}, limit, text
+
+    def _families(self, ranked: Ranked) -> list[list[int]]:
+        """Which groups lose equally many: with target.uniform those that are alike, else each goes by itself."""
+        if not self.context.uniform:
+            return [[number] for number in range(len(ranked))]
+        names = []
+        for group, one, choice in ranked:
+            bounds = (one.least, one.most, one.multiple, int(one.already_pruned.sum()), choice.algorithm)
+            names.append(f"{family(group)} {bounds}")
+        return as_families(names)
+
+    def _path_through(self, ranked: Ranked, savings: Sequence[float]) -> Path:
+        comparable = [method(choice.algorithm).globally_comparable for _, _, choice in ranked]
+        if not self.context.uniform:
+            return Path.through([candidates for _, candidates, _ in ranked], savings, comparable)
+        families = self._families(ranked)
+        return Path.through(
+            [merged([ranked[each][1] for each in members], comparable[members[0]]) for members in families],
+            [sum(savings[each] for each in members) for members in families],
+            [True] * len(families),
+        )
+
+    def _counts(self, ranked: Ranked, path: Path, steps: int) -> tuple[int, ...]:
+        """Units that each group has lost after so many steps."""
+        counts = [0] * len(ranked)
+        for members, gone in zip(self._families(ranked), path.removed(steps), strict=True):
+            for each in members:
+                counts[each] = gone
+        return tuple(counts)
 
     @property
     def _budget(self) -> SizeBudget:

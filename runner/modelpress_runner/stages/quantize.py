@@ -13,9 +13,11 @@ from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.quantize.algorithms.dorefa import Dorefa
+from modelpress_runner.methods.quantize.algorithms.smoothquant import SmoothQuant, smooth
 from modelpress_runner.methods.quantize.calibrate import activations, calibrate, enable, layer_of, prepare
 from modelpress_runner.methods.quantize.folding import foldable
 from modelpress_runner.methods.quantize.in_backend import check_backend, quantize_in_backend
+from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod, quantize_by_blocks
 from modelpress_runner.methods.quantize.participant import RoundedTraining
 from modelpress_runner.methods.quantize.protocol import method
 from modelpress_runner.methods.quantize.report import report
@@ -42,10 +44,12 @@ class QuantizeKind(StageKind[Quantize]):
         select(subject.model, block, path, again=True)
         if block.backend != "torch":
             check_backend(block, path)
-        if "activations" in quantizing.facts.needs and self._looks(block):
+        layerwise = isinstance(quantizing, LayerwiseMethod)
+        if "activations" in quantizing.facts.needs and (layerwise or self._looks(block)):
             missing = Sources(subject.evaluator, subject.calibration_data).missing({"activations"})
             if missing is not None:
-                raise InvalidSpecError(f"{block.algorithm} finds ranges of inputs in data: {missing}", path)
+                what = "looks at inputs" if layerwise else "finds ranges of inputs in data"
+                raise InvalidSpecError(f"{block.algorithm} {what}: {missing}", path)
 
     def steps(self, block: Quantize, index: int) -> list[Step]:
         """Quantizers, then what sets them, then integers."""
@@ -61,9 +65,15 @@ class QuantizeKind(StageKind[Quantize]):
 
         def quantize(context: StageContext) -> None:
             selection = select(context.model, block, path, context.dummy_input)
+            calibration = block.calibration or Calibration()
+            if isinstance(quantizing, SmoothQuant):
+                smooth(context, list(selection.layers), block.alpha, calibration.steps, path)
             prepare(context, selection, block, quantizing, path)
+            if isinstance(quantizing, LayerwiseMethod):
+                quantize_by_blocks(context, selection, block, quantizing, path)
+                return
             if "activations" in quantizing.facts.needs:
-                calibrate(context, selection, block.calibration or Calibration())
+                calibrate(context, selection, calibration)
             enable(context.model, selection)
             report(context, selection, quantizing)
             freeze(context, selection.layers)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,9 @@ class Subject:
     calibration_data: Iterable[Any] | None = None
     layout: Layout | None = None
     teacher: nn.Module | None = None
+    # What stages name besides, by its field: files on this machine, and the models that stages have made of them.
+    sources: dict[str, Path] = field(default_factory=dict, init=False, repr=False)
+    teachers: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import time
 import zlib
 from collections.abc import Iterator
 
 UNFOLDED = 256 * 1024 * 1024
-BOMB = zlib.compress(bytes(UNFOLDED), 9)
+
+
+@functools.cache
+def _bomb() -> bytes:
+    return zlib.compress(bytes(UNFOLDED), 9)
 
 
 def connect(port: int, address: str = "127.0.0.1", seconds: float = 5.0) -> socket.socket:
@@ -49,8 +54,9 @@ def alive(connections: list[socket.socket]) -> int:
 
 def bomb(port: int, encoding: str = "deflate") -> bytes:
     """Send one; the status line of the answer."""
-    head = f"POST /progress HTTP/1.1\r\nHost: x\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(BOMB)}\r\n\r\n"
-    return ask(port, head.encode() + BOMB)
+    body = _bomb()
+    head = f"POST /progress HTTP/1.1\r\nHost: x\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return ask(port, head.encode() + body)
 
 
 def ask(port: int, data: bytes, seconds: float = 5.0) -> bytes:

@@ -98,7 +98,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 def fetched(uri: str, tmp_path: Path, revision: str | None = None) -> Path:
     """The folder of a source."""
     spec = settings("feature-extraction", source={"uri": uri, "revision": revision})
-    return fetch(spec, UriResolver(None, tmp_path / "fetched"))
+    return fetch(spec.source, UriResolver(None, tmp_path / "fetched"))
 
 
 def test_a_repository_is_fetched_without_pickles_and_code(hub: type[Hub], tmp_path: Path) -> None:

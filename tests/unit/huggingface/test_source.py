@@ -31,7 +31,7 @@ def changed(folder: Path, **keys: object) -> None:
 def opened(folder: Path, task: str) -> object:
     """The model in a folder, by the way that a run takes."""
     spec = settings(task, source={"uri": str(folder)})
-    return load(spec, fetch(spec, UriResolver(None, folder.parent / "fetched")))
+    return load(spec, fetch(spec.source, UriResolver(None, folder.parent / "fetched")))
 
 
 def refused(folder: Path, task: str, error: type[RunnerError], path: str, message: str) -> None:

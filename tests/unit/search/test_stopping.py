@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from modelpress.api.semantic import sweep_problems
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, EarlyStopping, Goal
 from modelpress.search import strategy_for
-from modelpress.search.stopping import Curve, stopped_early
+from modelpress.search.stopping import Curve, bracket_of, stopped_early
 
 RULES = ("median", "asha", "hyperband")
 
@@ -33,10 +34,10 @@ def stopped(name: str, *curves: Curve, goals: tuple[Goal, ...] = ("maximize",), 
     return stopped_early(rule(name, **fields), goals, curves)
 
 
-def test_median_compares_the_best_so_far_with_means_of_the_finished() -> None:
-    """Means up to step 2 are .3, .5 and .7, their median .5: .5 goes on, .49 does not; running ones are no measure."""
+def test_median_compares_the_best_so_far_with_the_finished_at_the_step() -> None:
+    """At step 2 they have .4, .6 and .8: a best of .6 goes on, .59 does not; running ones are no measure."""
     done = [curve(0, 0.2, 0.4, 0.9), curve(1, 0.4, 0.6), curve(2, 0.6, 0.8)]
-    running = [curve(3, 0.5, 0.1, running=True), curve(4, 0.49, 0.1, running=True), curve(5, 0.9, 0.9, running=True)]
+    running = [curve(3, 0.6, 0.1, running=True), curve(4, 0.59, 0.1, running=True), curve(5, 0.9, 0.9, running=True)]
     assert stopped("median", *done, *running) == [4]
     assert stopped("median", *done, *running, goals=("minimize",)) == [5]
     assert stopped("median", *done, *running, minSteps=3) == []
@@ -71,9 +72,11 @@ def test_a_trial_is_judged_by_its_score_at_the_rung() -> None:
 
 
 def test_hyperband_gives_groups_more_and_more_time() -> None:
-    """Numbers 0, 3, ... are judged from step 1 on, 1, 4, ... from step 3, 2, 5, ... from step 9, among themselves."""
+    """Of 17 trials 9 are judged from step 1 on, 5 from step 3, 3 from step 9, each beside all that came so far."""
+    assert Counter(bracket_of(number, 3) for number in range(17)) == {0: 9, 1: 5, 2: 3}
+    assert Counter(bracket_of(number, 2) for number in range(10)) == {0: 4, 1: 3, 2: 3}
     done = [curve(number, *[0.5] * 9) for number in range(9)]
-    for number, first in ((9, 1), (10, 3), (11, 9)):
+    for number, first in ((17, 1), (18, 3), (20, 9)):
         for step in range(1, 10):
             found = stopped("hyperband", *done, curve(number, *[0.1] * step, running=True), minSteps=1)
             assert found == ([number] if step >= first else []), (number, step)
@@ -85,8 +88,8 @@ def test_several_objectives_go_by_fronts(name: str) -> None:
     goals: tuple[Goal, ...] = ("maximize", "minimize")
     done = [Curve(3 * n, ((1, (0.5 + n / 10, 100.0 + 10 * n)),)) for n in range(4)]
     small = Curve(12, ((1, (0.1, 5.0)),), running=True)
-    dominated = Curve(15, ((1, (0.1, 500.0)),), running=True)
-    assert stopped(name, *done, small, dominated, goals=goals) == [15]
+    dominated = Curve(14, ((1, (0.1, 500.0)),), running=True)
+    assert stopped(name, *done, small, dominated, goals=goals) == [14]
 
 
 @given(

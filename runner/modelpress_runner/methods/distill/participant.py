@@ -12,6 +12,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import Distill
 from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.evaluators.parameter_groups import ParameterGroup
+from modelpress_runner.methods.distill.kept_outputs import KeptOutputs
 from modelpress_runner.methods.distill.layers import Features, Link, Projector, Watch, check_name, noted, projector_for
 from modelpress_runner.methods.distill.losses import output_loss
 from modelpress_runner.methods.distill.outputs import compared, rows_of
@@ -41,6 +42,8 @@ class Distillation(Participant):
         seed: of the projectors.
         path: of the block.
         next_token: as outputs.rows_of has it.
+        keep: makes what keeps the outputs of the teacher; None: they are not kept.
+        record: gets what came of that, at the end.
     """
 
     def __init__(
@@ -52,9 +55,13 @@ class Distillation(Participant):
         seed: int,
         path: str,
         next_token: bool,
+        keep: Callable[[nn.Module], KeptOutputs] | None = None,
+        record: dict[str, Any] | None = None,
     ) -> None:
         self._block, self._make, self._links = block, teacher, links
         self._dummy_input, self._seed, self._path, self._next_token = dummy_input, seed, path, next_token
+        self._keep, self._record = keep, record
+        self._kept: KeptOutputs | None = None
         self._teacher: nn.Module | None = None
         self._projectors: dict[int, Projector] = {}
         self._own: Watch | None = None
@@ -107,6 +114,7 @@ class Distillation(Participant):
             self._open.enter_context(devices_restored(teacher))
             self._open.enter_context(flags_restored(teacher))
             teacher.eval()
+            self._kept = self._keep(teacher) if self._keep is not None else None
         if self._links:
             names = [link.student for link in self._links]
             names += [link.teacher for link in self._links] if self._itself else []
@@ -124,6 +132,10 @@ class Distillation(Participant):
                 "on_after_compute_loss() returns",
                 self._path,
             )
+        if self._kept is not None:
+            self._kept.finish()
+            if self._record is not None:
+                self._record["teacherCache"] = self._kept.record
 
     def state_dict(self) -> dict[str, Any]:
         """Whether a loss has come along."""
@@ -136,7 +148,7 @@ class Distillation(Participant):
     def detach(self) -> None:
         """Leaves teacher and student as they were."""
         self._open.close()
-        self._own = self._theirs = None
+        self._own = self._theirs = self._kept = None
 
     def loss(self, call: Call | None, loss: torch.Tensor) -> torch.Tensor:
         """The weighted sum; see the class.
@@ -222,6 +234,8 @@ class Distillation(Participant):
         first = next(teacher.parameters(), None)
         if place is not None and first is not None and first.device != place:
             teacher.to(place)
+        if self._kept is not None:
+            return self._kept.outputs(call), {}
         outputs = teacher(*call.inputs, **call.kwargs)
         return outputs, self._theirs.take()[-1] if self._theirs is not None else {}
 

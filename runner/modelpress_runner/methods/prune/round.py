@@ -9,21 +9,26 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
+from modelpress.api.stages.prune import kept_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.edits.axes import AxisView, axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.methods.prune import patterns
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.patterns import divide
+from modelpress_runner.methods.prune.protocol import CompensatingMethod, DataDrivenMethod, Wanted
 from modelpress_runner.methods.prune.ranking import (
     Candidates,
+    local_count,
     remove_below,
     remove_by_row,
     remove_global,
@@ -32,7 +37,6 @@ from modelpress_runner.methods.prune.ranking import (
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.schedule import sparsity_at
 from modelpress_runner.methods.prune.selection import Choice, Selection
-from modelpress_runner.methods.prune.statistics import is_data_driven
 
 # What roundTo: auto is, by the device of the target: the width of vector instructions, and of tensor cores' tiles.
 ROUND_TO = {"cpu": 8, "cuda": 16}
@@ -43,6 +47,7 @@ class Round:
     """Which round of which stage, for schedules and generators, and the scores that were collected for it.
 
     `leaving` are masks of what earlier stages have pruned and a shrink will take away: shares count what is left.
+    A `dry` round has no data: where it needs some, everything scores alike.
     """
 
     seed: int
@@ -51,14 +56,20 @@ class Round:
     collected: Mapping[str, torch.Tensor] = field(default_factory=dict)
     leaving: Masks = field(default_factory=dict)
     device: str = "cpu"  # where the result is to run
+    uniform: bool = False  # layers that are alike but for their number lose equally many
+    dry: bool = False
 
     def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
         """The scores of one module, as PruneMethod.score gives them; those of channels, which are few, on the CPU."""
-        pruner = method(choice.algorithm)
-        if is_data_driven(choice):
-            scores = self.collected[choice.module]
+        pruner, module = method(choice.algorithm), model.get_submodule(choice.module)
+        if not isinstance(pruner, DataDrivenMethod):
+            scores = pruner.score(module, self.generator(choice.module))
+        elif not self.dry:
+            scores = pruner.scores(self.collected[choice.module], module)
+        elif pruner.structured:
+            scores = torch.ones(axis_of(model, choice.module, "out").size, dtype=torch.float64)
         else:
-            scores = pruner.score(model.get_submodule(choice.module), self.generator(choice.module))
+            scores = torch.ones_like(weight_of(module), dtype=torch.float32, requires_grad=False)
         if choice.structured and not pruner.structured:
             scores = patterns.by_output(axis_of(model, choice.module, "out"), scores)
         return scores.to("cpu", torch.float64) if choice.structured else scores
@@ -84,6 +95,7 @@ class RoundOutcome:
     """The masks of one round, new tensors; how much each selected module lost; what a user should know."""
 
     masks: Masks
+    weights: Masks = field(default_factory=dict)  # new values of parameters by module, which are zero where masked
     removed: dict[str, tuple[int, int]] = field(default_factory=dict)  # (removed, of): channels, or weights
     units: torch.Tensor | None = None  # bool, one for each unit of the coupling: those that a shrink will remove
     notes: list[str] = field(default_factory=list)
@@ -99,6 +111,8 @@ class _Pool:
     apply: Callable[[torch.Tensor], None]
     outputs: int | None = None  # rows of the candidates that are ranked by themselves, in a local ranking
     share: float = 1.0  # what of the module goes if all candidates go
+    choose: Callable[[int], None] | None = None  # in a local ranking, takes so many of the candidates by itself
+    family: str = ""  # what layers that are alike have in common
 
 
 def round_masks(
@@ -132,7 +146,7 @@ def round_masks(
     if dependencies is not None and structured:
         groups = _groups(dependencies, structured, selection.excluded, outcome, path)
         together = [_together(model, group, dependencies, structured, units, outcome, round_, path) for group in groups]
-    outcome.notes += _decide(itertools.chain(alone, together))
+    outcome.notes += _decide(itertools.chain(alone, together), path if round_.uniform else None)
     if dependencies is not None and structured:
         outcome.units = units
         cover(outcome.masks, model, dependencies, units)
@@ -174,6 +188,16 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
             for tensor, mask in tensors.items():
                 # Not a product: it would keep NaN and write -0.0.
                 getattr(modules[name], tensor).masked_fill_(mask == 0, 0.0)
+
+
+def apply_outcome(model: nn.Module, outcome: RoundOutcome) -> None:
+    """Puts new weights in place, and sets what the masks remove to zero."""
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, tensors in outcome.weights.items():
+            for tensor, value in tensors.items():
+                getattr(modules[name], tensor).copy_(value)
+    apply_masks(model, outcome.masks)
 
 
 def removed_channels(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -237,11 +261,27 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
         nothing = Candidates(torch.zeros(1), None, torch.zeros(1, dtype=torch.bool))
         return _Pool(nothing, replace(choice, scope="local", threshold=None), 0.0, lambda removed: None)
 
-    def apply(removed: torch.Tensor) -> None:
-        lost = blocks.weights(removed)
+    pruner = method(choice.algorithm)
+    compensating = pruner if isinstance(pruner, CompensatingMethod) and not round_.dry else None
+
+    def take(lost: torch.Tensor, weight: torch.Tensor | None) -> None:
         outcome.removed[name] = (int(lost.sum()), lost.numel())
         _multiply(outcome.masks, name, module, "weight", ~lost)
         _open(outcome.masks, model, name)
+        if weight is not None:
+            outcome.weights[name] = {"weight": weight}
+
+    def apply(removed: torch.Tensor) -> None:
+        lost = blocks.weights(removed)
+        weight = None
+        if compensating is not None and bool(lost.any()):
+            weight = compensating.compensated(module, round_.collected[name], lost | gone)
+        take(lost, weight)
+
+    def choose(count: int) -> None:
+        assert compensating is not None
+        wanted = Wanted(count, gone, None if choice.pattern is None else kept_of(choice.pattern))
+        take(*compensating.chosen(module, round_.collected[name], wanted)) if count else take(gone, None)
 
     candidates = round_.candidates(choice, blocks.scores, blocks.whole(gone))
     if blocks.size > 1:
@@ -252,6 +292,8 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
     pool = _Pool(candidates, choice, _now(choice, round_) / blocks.share, apply, share=blocks.share)
     if by_output:
         pool.outputs = blocks.rows
+    if compensating is not None and (choice.pattern is None or kept_of(choice.pattern)) and not away.any():
+        pool.choose = choose
     return _of_what_is_left(pool, blocks.whole(away))
 
 
@@ -309,7 +351,7 @@ def _together(
     rounded = next((choice for choice in members if choice.round_to is not None), first)
     each = max(1, sum(unit in place for unit in dependencies.output(first.module).units) // len(group.units))  # type: ignore[union-attr]
     candidates = replace(round_.candidates(rounded, total / count, gone, each), weights=count)
-    return _of_what_is_left(_Pool(candidates, first, min(now), apply), away)
+    return _of_what_is_left(_Pool(candidates, first, min(now), apply, family=family(group)), away)
 
 
 def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
@@ -325,24 +367,33 @@ def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
 
     weights = None if every.weights is None else every.weights[left]
     some = replace(every, scores=every.scores[left], weights=weights, already_pruned=every.already_pruned[left])
-    return _Pool(some, pool.choice, pool.sparsity, apply, share=pool.share)
+    return _Pool(some, pool.choice, pool.sparsity, apply, share=pool.share, family=pool.family)
 
 
-def _decide(pools: Iterable[_Pool]) -> list[str]:
+def _decide(pools: Iterable[_Pool], uniform: str | None) -> list[str]:
     """Ranks every local pool alone, and global ones with all others of the same method, kind and sparsity.
+
+    Args:
+        uniform: the path of a stage in which layers that are alike lose equally many; None: they need not.
 
     Returns:
         Notes on what keeps everything, because its sparsity is less than one channel or weight of it.
     """
     whole: dict[str, list[str]] = defaultdict(list)
     shared: dict[tuple[str, float, str | None, str | None], list[_Pool]] = defaultdict(list)
+    asked: dict[str, _Pool] = {}
     for pool in pools:
         choice = pool.choice
+        if uniform is not None and pool.family:
+            _check_alike(asked.setdefault(pool.family, pool), pool, uniform)
         if choice.threshold is not None:
             pool.apply(remove_below(pool.candidates, choice.threshold if pool.sparsity else -math.inf))
         elif choice.scope == "global":
             shared[choice.algorithm, pool.sparsity, choice.pattern, choice.group].append(pool)
         else:
+            if pool.choose is not None:
+                pool.choose(local_count(pool.candidates, pool.sparsity))
+                continue
             if pool.outputs is None:
                 removed = remove_local(pool.candidates, pool.sparsity)
             else:
@@ -351,13 +402,76 @@ def _decide(pools: Iterable[_Pool]) -> list[str]:
             if _is_over(pool) and not removed.any():
                 whole[_why_nothing(pool, len(removed))].append(choice.module)
     for (algorithm, sparsity, _, _), members in shared.items():
-        parts = remove_global([m.candidates for m in members], sparsity, method(algorithm).globally_comparable)
+        comparable = method(algorithm).globally_comparable
+        if uniform is None:
+            parts = remove_global([m.candidates for m in members], sparsity, comparable)
+        else:
+            parts = _alike([(m.family, m.candidates) for m in members], sparsity, comparable)
         for pool, gone in zip(members, parts, strict=True):
             pool.apply(gone)
         if _is_over(members[0]) and not any(gone.any() for gone in parts):
             size = sum(pool.candidates.size for pool in members)
             whole[_why_nothing(members[0], size)].extend(pool.choice.module for pool in members)
     return [f"Left as it was: {_list(names)}, {why}" for why, names in whole.items()]
+
+
+def family(group: DependencyGroup) -> str:
+    """What layers have in common that are alike but for their numbers: names of their producers, and width."""
+    return f"{' '.join(re.sub(r'[0-9]+', '#', name) for name in group.producers)} {len(group.units)}"
+
+
+def as_families(names: Sequence[str]) -> list[list[int]]:
+    """The places of equal names, in order of their first; an empty name stands for itself."""
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found.setdefault(name or f"{number}", []).append(number)
+    return list(found.values())
+
+
+def merged(members: Sequence[Candidates], comparable: bool) -> Candidates:
+    """Candidates that stand for those of several layers, from each the one that is as low in its ranking: what goes
+    with one of them goes of every layer. Scores are divided by their layer's L2 norm unless they are `comparable`.
+
+    All have equally many, and as many of them gone.
+    """
+    first, rows = members[0], []
+    for each in members:
+        norm = torch.linalg.vector_norm(each.scores)
+        scores = each.scores if comparable or norm == 0 else each.scores / norm
+        order = torch.sort(scores.masked_fill(each.already_pruned, -math.inf), stable=True).indices
+        rows.append(scores[order])
+    gone = torch.arange(len(first.scores)) < int(first.already_pruned.sum())
+    weights = (
+        None if first.weights is None else torch.full_like(rows[0], sum(each.size for each in members) / len(gone))
+    )
+    return replace(first, scores=torch.stack(rows).sum(dim=0), weights=weights, already_pruned=gone)
+
+
+def _alike(pools: Sequence[tuple[str, Candidates]], sparsity: float, comparable: bool) -> list[torch.Tensor]:
+    """As remove_global, with as many removed from all of a family."""
+    families = as_families([name for name, _ in pools])
+    whole = [merged([pools[number][1] for number in numbers], comparable) for numbers in families]
+    out: dict[int, torch.Tensor] = {}
+    for numbers, gone in zip(families, remove_global(whole, sparsity, True), strict=True):
+        for number in numbers:
+            out[number] = remove_local(pools[number][1], float(gone.sum()) / len(gone))
+    return [out[number] for number in range(len(pools))]
+
+
+def _check_alike(one: _Pool, other: _Pool, path: str) -> None:
+    """Raises InvalidSpecError if two layers of a family are asked to lose different shares."""
+    same = (one.sparsity, one.choice.scope, one.candidates.least, one.candidates.most, one.candidates.multiple)
+    if same == (
+        *(other.sparsity, other.choice.scope),
+        *(other.candidates.least, other.candidates.most, other.candidates.multiple),
+    ) and (other.choice.threshold is None):
+        return
+    a, b = one.choice.module, other.choice.module
+    what = f"'{a}' and '{b}' are asked to lose different shares" if a != b else f"of '{a}' a threshold says what goes"
+    raise InvalidSpecError(
+        f"target.uniform keeps layers alike, and {what}; give one sparsity, or remove target.uniform",
+        f"{path}.configList[{other.choice.entry}]",
+    )
 
 
 def _is_over(pool: _Pool) -> bool:

@@ -77,18 +77,28 @@ def report(context: StageContext, selection: Selection, method: QuantizeMethod) 
     dorefa's and bnn's weights are no rounded ones, so there are no errors.
     """
     errors = _errors(context, selection) if method.facts.keeps_zero else {}
-    layers: list[dict[str, Any]] = []
-    for name in selection.layers:
-        layer = layer_of(context.model, name)
-        entry: dict[str, Any] = {"name": name}
-        entry |= {target: each.dtype for target, each in quantizers_of(layer).items()}
-        ratio = errors.get(name, math.nan)
-        if math.isfinite(ratio):
-            entry["sqnrDb"] = round(-10 * math.log10(ratio), 2) if ratio > 0 else 200.0
-        weight = layer.get_parameter("weight")
-        entry["bytesBefore"] = weight.numel() * weight.element_size()
-        entry["bytesAfter"] = _bytes(layer)
-        layers.append(entry)
+    layers = [layer_entry(name, layer_of(context.model, name), errors.get(name, math.nan)) for name in selection.layers]
+    conclude(context, selection, layers)
+
+
+def layer_entry(name: str, layer: QuantizedLayer, noise: float) -> dict[str, Any]:
+    """What the record says of a layer whose weight is no integers yet.
+
+    Args:
+        noise: of its outputs, by signal; NaN: not known.
+    """
+    entry: dict[str, Any] = {"name": name}
+    entry |= {target: each.dtype for target, each in quantizers_of(layer).items()}
+    if math.isfinite(noise):
+        entry["sqnrDb"] = round(-10 * math.log10(noise), 2) if noise > 0 else 200.0
+    weight = layer.get_parameter("weight")
+    entry["bytesBefore"] = weight.numel() * weight.element_size()
+    entry["bytesAfter"] = _bytes(layer)
+    return entry
+
+
+def conclude(context: StageContext, selection: Selection, layers: list[dict[str, Any]]) -> None:
+    """Puts the entries of all layers into the record, and says what matters of them in notes."""
     context.record["layers"] = layers
     worst = min((entry for entry in layers if "sqnrDb" in entry), key=lambda entry: entry["sqnrDb"], default=None)
     if worst is not None:
