@@ -121,7 +121,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
         for name, value in model.state_dict().items()
         if name.endswith(".bias") or not any(name.startswith(f"{layer}.") for layer in layers)
     }
-    return found | {f"{name}.weight": layer.weight for name, layer in layers.items()}  # type: ignore[dict-item]
+    return found | {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
 
 def decompressed(model: Any) -> None:
