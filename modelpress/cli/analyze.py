@@ -75,7 +75,7 @@ def analyze(
             "spec.model.script: a script has its model to itself; name an entrypoint, or call mp.layers in it"
         )
     request = {"what": what, "spec": spec.to_dict(), "codePath": plan.code_path, "basePath": plan.base_path}
-    found = _run({**request, "sparsities": sparsities})
+    found = run_analysis({**request, "sparsities": sparsities})
     rows = [dict(row) for row in found["rows"]]
     _print(what, rows)
     for note in found.get("notes", ()):
@@ -91,7 +91,7 @@ def analyze(
         bounds.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     if budget is not None:
         algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
-        layers = {row["name"]: row["macs"] for row in _run({**request, "what": "layers"})["rows"]}
+        layers = {row["name"]: row["macs"] for row in run_analysis({**request, "what": "layers"})["rows"]}
         document = starting_budget(rows, goal, tolerance, algorithm, layers)
         budget.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return Exit.DONE
@@ -151,7 +151,13 @@ def _borne(rows: Sequence[Mapping[str, Any]], goal: str, tolerance: float) -> di
     return {tuple(row["layers"]): out[tuple(row["layers"])] for row in rows if row["layers"]}
 
 
-def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+def run_analysis(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What modelpress_runner.runs.analyze says to a request, in a process of its own.
+
+    Raises:
+        UsageError: model or request are not valid.
+        LocalError: the analysis failed; the message says why.
+    """
     with tempfile.TemporaryDirectory(prefix="modelpress-analyze-") as folder:
         asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
         asked.write_text(json.dumps(request), encoding="utf-8")

@@ -43,6 +43,14 @@ class Analysis(StrEnum):
     SENSITIVITY = "sensitivity"
 
 
+class Aim(StrEnum):
+    """What `init` writes a sweep for."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    SIZE = "size"
+
+
 class Output(StrEnum):
     """How `run` prints its result."""
 
@@ -111,14 +119,58 @@ def validate(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Also report what no pod on a cluster can honour.")
     ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Also run each recipe once, with trainings of one epoch or 8 steps.")
+    ] = False,
 ) -> None:
     """Check files and list every problem with its line, its field and what to do.
 
-    Exit codes: 0 all valid, 2 something is invalid.
+    Exit codes: 0 all valid, 1 a recipe does not run, 2 something is invalid.
     """
     from .validate import validate_files
 
-    sys.exit(validate_files(files, cluster=cluster))
+    sys.exit(validate_files(files, cluster=cluster, smoke=smoke))
+
+
+@app.command(epilog="Example: modelpress preflight sweep.yaml")
+def preflight(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML with a CompressionJob or CompressionSweep.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what time, memory and size a trial will take, and from what that follows: it is run here in short.
+
+    Exit codes: 0 done, 1 the recipe does not run, 2 usage, invalid, or it cannot fit what the file sets.
+    """
+    from .preflight import preflight as tell
+
+    sys.exit(tell(file, as_json=as_json))
+
+
+@app.command(epilog="Example: modelpress init digits:create --code examples/digits -o sweep.yaml")
+def init(
+    model: Annotated[
+        str, typer.Argument(metavar="MODULE:NAME|FOLDER", help="An entrypoint, or a folder of save_pretrained.")
+    ],
+    code: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the module.")] = Path(),
+    train: Annotated[str | None, typer.Option(metavar="FILE", help="Data to train on.")] = None,
+    validation: Annotated[str | None, typer.Option(metavar="FILE", help="Data to score on.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a pretrained model. [what its config.json says]")
+    ] = None,
+    target: Annotated[Aim, typer.Option(help="What is to become less: latency on it, or the file.")] = Aim.CPU,
+    minutes: Annotated[int, typer.Option(min=1, max=525_600, help="For the whole sweep.")] = 60,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Write here. [standard output]")
+    ] = None,
+) -> None:
+    """Look at a model and write a commented sweep that suits it.
+
+    Exit codes: 0 done, 1 the model cannot be looked at, 2 usage.
+    """
+    from .init import Wanted
+    from .init import init as write
+
+    sys.exit(write(Wanted(model, code, train, validation, task, target.value, minutes), output))
 
 
 @app.command(epilog="Example: modelpress crd | kubectl apply -f -")
