@@ -15,17 +15,13 @@ from modelpress.api.v1alpha1 import ApiModel, Quantize, QuantizeEntry, algorithm
 
 from . import length
 from .base import StageRules
+from .quantize_backends import backend_problems, row_of
 from .selectors import selector_problems
 
 TARGETS = ("weight", "input", "output")
 GROUP_SIZE = 128
 _DTYPE = re.compile(r"(u?)int([2-8])")
 _SCHEMES = ("affine", "symmetric")
-# Backends that nothing makes yet -> why, and what to do.
-_UNWIRED = {
-    name: f"results of quantize are not made for {name} yet"
-    for name in ("onnxruntime", "openvino", "torchao", "compressed-tensors")
-}
 _WEIGHTS_ALONE = ("weight_only", "gptq", "awq", "hqq")
 # Fields of one method alone.
 _OWN = {"damping": "gptq", "act_order": "gptq", "alpha": "smoothquant"}
@@ -100,11 +96,8 @@ class QuantizeRules(StageRules[Quantize]):
 
     def problems(self, block: Quantize, path: str) -> Iterator[Problem]:
         """Entries, numbers and the algorithm, as far as can be said without the model."""
-        if (why := _UNWIRED.get(block.backend)) is not None:
-            fix = "write torch, or leave it out"
-            if block.backend in ("onnxruntime", "openvino"):
-                fix += f"; target.format: {block.backend} writes and measures the result there"
-            yield Problem(f"{path}.backend", why, fix)
+        wrong = [*backend_problems(block, path)]
+        yield from wrong
         for index, entry in enumerate(block.config_list):
             yield from selector_problems(entry, f"{path}.configList[{index}]")
         if all(entry.exclude for entry in block.config_list):
@@ -112,8 +105,10 @@ class QuantizeRules(StageRules[Quantize]):
             yield Problem(f"{path}.configList", message, "add an entry that selects, such as {opTypes: [default]}")
             return
         row = algorithms.algorithm("quantize", block.algorithm)
-        if wrong := [*_map_problems(block, path)]:
-            yield from wrong
+        if mapped := [*_map_problems(block, path)]:
+            yield from mapped
+            return
+        if wrong:
             return
         holders: list[tuple[Quantize | QuantizeEntry, str]] = [(block, path)]
         holders += [(entry, f"{path}.configList[{index}]") for index, entry in enumerate(block.config_list)]
@@ -154,14 +149,15 @@ class QuantizeRules(StageRules[Quantize]):
 
     def sentence(self, block: Mapping[str, Any]) -> str:
         """By which algorithm, to which numbers."""
-        row = algorithms.algorithm("quantize", str(block.get("algorithm", "ptq_static")))
         parsed = Quantize.model_validate(dict(block))
+        row = row_of(parsed)
         found: dict[str, list[str]] = {}
         for entry in parsed.config_list:
             for target in () if entry.exclude else entry.targets or parsed.targets or row.targets:
                 found.setdefault(target, []).append(numbers([parsed, entry], target, row).dtype)
         what = ", ".join(f"{target}s to {' and '.join(dict.fromkeys(each))}" for target, each in found.items())
-        return f"quantized with {row.name} ({what}){length.in_words(block)}"
+        by = "" if parsed.backend == "torch" else f" by {parsed.backend}"
+        return f"quantized{by} with {row.name} ({what}){length.in_words(block)}"
 
 
 def _training() -> str:
