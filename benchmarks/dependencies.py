@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -184,21 +185,22 @@ def _channels(model: nn.Module) -> int:
 
 def decoders() -> dict[str, Any]:
     """Of each Llama a pass and the analysis, each in a process of its own: seconds, and bytes beside the weights."""
+    for what in ("pass", "analysis"):
+        _decoder(what, 1, 32, 64, 2, 100)  # which loads what is loaded once
     out = {}
     by_depth = {f"{depth} layers": (depth, *SMALL[1:]) for depth in DEPTHS}
-    for name, sizes in {"24 M": SMALL, "400 M": LARGE, **by_depth}.items():
-        out[name] = {"load": round(os.getloadavg()[0], 1), "layers": sizes[0]}
-        for what in ("pass", "analysis"):
-            command = [sys.executable, __file__, "decoder", json.dumps([what, *sizes])]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            out[name] |= json.loads(done.stdout.splitlines()[-1])
-        print(name, out[name], flush=True)
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        for name, sizes in {"24 M": SMALL, "400 M": LARGE, **by_depth}.items():
+            line = {"load": round(os.getloadavg()[0], 1), "layers": sizes[0]}
+            for what in ("pass", "analysis"):
+                line |= pool.apply(_decoder, (what, *sizes))
+            out[name] = line
+            print(name, line, flush=True)
     return out
 
 
 def _decoder(what: str, *sizes: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    _measured(what, *llama(1, 32, 64, 2, 100, length=LENGTH)())  # which loads what is loaded once
     return _measured(what, *llama(*sizes, length=LENGTH)())
 
 
@@ -242,9 +244,6 @@ def _resident(what: str) -> int:
 def main() -> None:
     """Runs the models named, or all, and writes each line as it comes."""
     warnings.simplefilter("ignore")
-    if len(sys.argv) == 3 and sys.argv[1] == "decoder":
-        print(json.dumps(_decoder(*json.loads(sys.argv[2]))))
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", help="a folder that has the packages")
     parser.add_argument("names", nargs="*", help="models, and 'decoders'; default: all")
