@@ -37,6 +37,7 @@ from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove_structure
+from modelpress_runner.dependency.rules.contraction import by_group
 from modelpress_runner.edits.axes import module_axis
 
 RESULTS = Path(__file__).parent / "results" / "dependencies.json"
@@ -176,11 +177,14 @@ def _outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
 
 
 def _channels(model: nn.Module) -> int:
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
-    layers = [m for m in model.modules() if isinstance(m, kinds)]
-    kernels = [m for m in layers if not (isinstance(m, nn.modules.conv._ConvNd) and m.groups == m.in_channels > 1)]
-    return sum(m.weight.shape[1 if isinstance(m, nn.Embedding) or getattr(m, "transposed", False) else 0]
-               for m in kernels)  # fmt: skip
+    """Of layers that make their outputs, as in `ours`: a convolution of many groups hands on what it takes."""
+    count = 0
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            count += 0 if by_group(module.groups, module.in_channels, module.out_channels) else module.out_channels
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            count += module.weight.shape[isinstance(module, nn.Embedding)]
+    return count
 
 
 def decoders() -> dict[str, Any]:
