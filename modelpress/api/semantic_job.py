@@ -9,6 +9,7 @@ from typing import Any
 from .errors import Problem
 from .semantic_data import data_problems
 from .semantic_locations import location_problems, not_on_cluster
+from .semantic_quantize import quantize_problems
 from .semantic_runner import runner_problems
 from .semantic_sources import source_problems
 from .stages import freezes, rules
@@ -30,6 +31,7 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
     problems = [
         *_model_problems(spec),
         *_stage_problems(spec),
+        *quantize_problems(spec),
         *data_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),

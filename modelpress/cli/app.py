@@ -297,8 +297,14 @@ def analyze(
         Path | None,
         typer.Option(metavar="OUT", help="Of sensitivity: write a prune stage and a search space as YAML."),
     ] = None,
+    budget: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Of sensitivity: write a prune stage with a budget of MACs as YAML."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT", help="Of sensitivity: write the curves as SVG.")] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="Of --bounds: what a layer alone may lose of the dense score.")
+        float,
+        typer.Option(min=0, max=1, help="Of --bounds and --budget: what a layer alone may lose of the dense score."),
     ] = 0.02,
 ) -> None:
     """Look at a recipe's model before anything is compressed.
@@ -307,9 +313,19 @@ def analyze(
     """
     from .analyze import analyze as run_analysis
 
-    if what is not Analysis.SENSITIVITY and (sparsity or bounds):
-        raise typer.BadParameter("--sparsity and --bounds are of sensitivity")
-    sys.exit(run_analysis(what.value, file, sparsities=sparsity, table=table, bounds=bounds, tolerance=tolerance))
+    if what is not Analysis.SENSITIVITY and (sparsity or bounds or budget or plot):
+        raise typer.BadParameter("--sparsity and --bounds are of sensitivity, and so are --budget and --plot")
+    code = run_analysis(
+        what.value,
+        file,
+        sparsities=sparsity,
+        table=table,
+        bounds=bounds,
+        budget=budget,
+        plot=plot,
+        tolerance=tolerance,
+    )
+    sys.exit(code)
 
 
 register(app, "modelpress")

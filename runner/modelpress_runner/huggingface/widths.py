@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.export.layout import LayoutError
+from modelpress_runner.huggingface import compressed_tensors
 from modelpress_runner.runtime.example_inputs import tensors
 
 NO_INTEGERS = "transformers has no form of its weights as integers, or of what rounds before its layers"
@@ -21,7 +22,7 @@ _OPTIONAL_SIZES = ("n_inner",)  # None: four times another size (GPT-2 and its k
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return {name: tuple(value.shape) for name, value in compressed_tensors.weights(model).items()}
 
 
 def configurations(
@@ -60,9 +61,9 @@ def _changes(config: Any, old: int, new: int) -> list[dict[str, int]]:
             if old % count == 0 and new % (old // count) == 0
         }
         changes += [*fewer.values(), {key: value for each in fewer.values() for key, value in each.items()}]
-    elif (heads := known.get(_HEADS[0])) and old % heads == 0 and new % (old // heads) == 0:
+    elif (whole := known.get(_HEADS[0])) and old % whole == 0 and new % (old // whole) == 0:
         # The width of a head is that of the model by the number of heads: both may have become smaller alike.
-        changes += [{key: new, _HEADS[0]: new // (old // heads)} for key, value in known.items() if value == old]
+        changes += [{key: new, _HEADS[0]: new // (old // whole)} for key, value in known.items() if value == old]
     return changes
 
 
@@ -106,7 +107,9 @@ def fields_of(config: Any, other: Any) -> dict[str, Any]:
 
 def compare(written: nn.Module, again: nn.Module, model: nn.Module, dummy_input: Any) -> None:
     """Raises LayoutError unless what was read back holds what was written, and gives what `model` gives."""
-    ours, theirs = written.state_dict(), again.state_dict()
+    compressed_tensors.decompressed(again)
+    ours = compressed_tensors.weights(written)
+    theirs = {name: value for name, value in again.state_dict().items() if not name.endswith(compressed_tensors.BESIDE)}
     if ours.keys() != theirs.keys():
         raise LayoutError(f"read back, it differs in {min(ours.keys() ^ theirs.keys())}")
     for name, value in ours.items():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from modelpress.api.v1alpha1 import Calibration, Quantize
+from modelpress.api.v1alpha1.backends import backend
 from modelpress_runner.edits.quantize import FreezeWeights, FrozenLayer
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import InvalidSpecError
@@ -15,6 +16,7 @@ from modelpress_runner.methods.quantize.algorithms.dorefa import Dorefa
 from modelpress_runner.methods.quantize.algorithms.smoothquant import SmoothQuant, smooth
 from modelpress_runner.methods.quantize.calibrate import activations, calibrate, enable, layer_of, prepare
 from modelpress_runner.methods.quantize.folding import foldable
+from modelpress_runner.methods.quantize.in_backend import check_backend, quantize_in_backend
 from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod, quantize_by_blocks
 from modelpress_runner.methods.quantize.participant import RoundedTraining
 from modelpress_runner.methods.quantize.protocol import method
@@ -40,6 +42,8 @@ class QuantizeKind(StageKind[Quantize]):
         """Selectors match as far as layers are not cut before, and there are data to be looked at."""
         quantizing = method(block.algorithm)
         select(subject.model, block, path, again=True)
+        if block.backend != "torch":
+            check_backend(block, path)
         layerwise = isinstance(quantizing, LayerwiseMethod)
         if "activations" in quantizing.facts.needs and (layerwise or self._looks(block)):
             missing = Sources(subject.evaluator, subject.calibration_data).missing({"activations"})
@@ -51,6 +55,9 @@ class QuantizeKind(StageKind[Quantize]):
         """Quantizers, then what sets them, then integers."""
         path = f"spec.stages[{index}].quantize"
         quantizing = method(block.algorithm)
+        if backend(block.backend).quantizes:
+            label = f"quantize in {block.backend} by {block.algorithm}"
+            return [Transform(label, lambda context: quantize_in_backend(context, block, path))]
         if quantizing.facts.trains:
             along = self.participants(block, path, index, "")
             training = Training("quantize", block.epochs, block.max_steps, along.participants)
