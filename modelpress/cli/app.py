@@ -212,6 +212,23 @@ def convert(
     sys.exit(convert_files(files, tool=named, model=model, algorithm=algorithm, output=output))
 
 
+@app.command("warm-start", epilog="Example: modelpress warm-start modelpress-runs/default/digits-sweep-4cedaea9")
+def warm_start(
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Folder or URI of a sweep's results, the one that holds trials/.")
+    ],
+    endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Of an S3-compatible server.")] = None,
+    region: Annotated[str | None, typer.Option(metavar="NAME", help="Of an S3 bucket.")] = None,
+) -> None:
+    """Print what an earlier sweep's trials found, for `spec.algorithm` of the next one.
+
+    Exit codes: 0 done, 1 the store failed, 2 usage.
+    """
+    from .warm_start import warm_start as tell
+
+    sys.exit(tell(sweep, endpoint=endpoint, region=region))
+
+
 @app.command(epilog="Example: modelpress report modelpress-runs/default/digits-sweep-4cedaea9")
 def report(
     sweep: Annotated[

@@ -35,6 +35,7 @@ _TASKS = {
 }
 _LABELS = ("label", "labels", "target", "class", "y", "tags", "ner_tags")
 _TEXTS = ("text", "sentence", "tokens", "content", "question", "input")
+_QUANTIZED = ("Linear", "Conv1d", "Conv2d")
 _LEAST = 4  # channels that a layer keeps at the least, in the search
 _MOST = 0.8  # share of them that goes at the most
 MAX_DIMENSIONS = 6  # of sparsities; where there are more kinds of layers, all have one
@@ -68,11 +69,23 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Prunable:
-    """Layers of one kind: a regular expression that matches their names and no others, and what they bear."""
+    """Layers of a kind, with those that lose channels together with them, and what they bear.
 
-    pattern: str
+    Attributes:
+        patterns: regular expressions that match their names and no others.
+        layers: how many there are.
+        channels: of the narrowest.
+    """
+
+    patterns: tuple[str, ...]
     layers: int
-    channels: int  # of the narrowest
+    channels: int
+
+    @property
+    def name(self) -> str:
+        """Of the parameter."""
+        words = re.sub(r"[^A-Za-z0-9]+", "_", self.patterns[0].replace("[0-9]+", "")).strip("_")
+        return f"sparsity_{words}"[:60].rstrip("_")
 
     @property
     def most(self) -> float:
@@ -107,17 +120,27 @@ def init(wanted: Wanted, output: Path | None) -> int:
 
 
 def prunable(facts: Mapping[str, Any]) -> list[Prunable]:
-    """Kinds of layers that can lose channels, the widest first."""
-    kinds: dict[str, list[tuple[str, int]]] = {}
+    """Kinds of layers that can lose channels, the widest first; kinds that go together in some block are one."""
     known = {name for group in facts["groups"] for name in group["layers"]}
     others = {layer["name"] for layer in facts["layers"]} - known
+    kinds: list[dict[str, list[int]]] = []  # pattern -> channels of each of its layers
     for group in facts["groups"]:
+        here: dict[str, list[int]] = {}
         for name in group["layers"]:
             pattern = re.sub(r"[0-9]+", "[0-9]+", re.escape(name))
             if any(re.fullmatch(pattern, other) for other in others):
                 pattern = re.escape(name)  # it would take in a layer that cannot lose any
-            kinds.setdefault(pattern, []).append((name, int(group["channels"])))
-    found = [Prunable(pattern, len(names), min(count for _, count in names)) for pattern, names in kinds.items()]
+            here.setdefault(pattern, []).append(int(group["channels"]))
+        apart = []
+        for kind in kinds:
+            if kind.keys() & here.keys():
+                here = {pattern: [*kind.get(pattern, []), *here.get(pattern, [])] for pattern in {**kind, **here}}
+            else:
+                apart.append(kind)
+        kinds = [*apart, here]
+    found = [
+        Prunable(tuple(kind), sum(map(len, kind.values())), min(map(min, kind.values()))) for kind in kinds if kind
+    ]
     return sorted((item for item in found if item.channels >= 2 * _LEAST), key=lambda item: -item.channels)
 
 
@@ -133,8 +156,11 @@ def document(wanted: Wanted, model: Mapping[str, Any], facts: Mapping[str, Any],
     if data := _data(wanted, folder):
         spec["data"] = data
     parts.append(_dump({"template": {"spec": spec}}, 2))
-    stages = _stages(entries, trains, wanted.target)
+    kinds = {layer["kind"] for layer in facts["layers"]}
+    stages = _stages(entries, trains, wanted.target, [kind for kind in _QUANTIZED if kind in kinds])
     parts.append("      # What every trial does. Recovery gets back what pruning takes: the longer, the better.\n")
+    if not stages:
+        raise UsageError(f"{wanted.model} has no layers that could lose channels or bits, and nothing trains it")
     parts.append(_dump({"stages": stages}, 6))
     if wanted.target == "gpu":
         parts.append(_dump({"target": {"device": "cuda"}}, 6))
@@ -184,31 +210,34 @@ def _entries(kinds: Sequence[Prunable]) -> tuple[list[dict[str, Any]], list[dict
         return [], []
     if len(kinds) > MAX_DIMENSIONS:
         most = min(kind.most for kind in kinds)
-        entries = [{"opNamesRe": [kind.pattern for kind in kinds[:64]], "sparsity": min(0.5, most)}]
-        groups = [most]
+        every = [pattern for kind in kinds for pattern in kind.patterns]
+        entries = [{"opNamesRe": every[:64], "sparsity": min(0.5, most)}]
+        groups = [("sparsity", most)]
     else:
-        entries = [{"opNamesRe": [kind.pattern], "sparsity": min(0.5, kind.most)} for kind in kinds]
-        groups = [kind.most for kind in kinds]
+        entries = [{"opNamesRe": list(kind.patterns), "sparsity": min(0.5, kind.most)} for kind in kinds]
+        groups = [(kind.name, kind.most) for kind in kinds]
     space = [
         {
-            "name": "sparsity" if len(groups) == 1 else f"sparsity{number}",
+            "name": name,
             "paths": [f"/stages/0/prune/configList/{number}/sparsity"],
             "float": {"min": min(0.1, most), "max": most, "step": 0.05},
         }
-        for number, most in enumerate(groups)
+        for number, (name, most) in enumerate(groups)
     ]
     return entries, space
 
 
-def _stages(entries: Sequence[Mapping[str, Any]], trains: bool, target: str) -> list[dict[str, Any]]:
+def _stages(
+    entries: Sequence[Mapping[str, Any]], trains: bool, target: str, kinds: Sequence[str]
+) -> list[dict[str, Any]]:
     prune: dict[str, Any] = {"algorithm": "l1", "configList": list(entries)}
     if target == "gpu":
         prune["roundTo"] = 8
     stages: list[dict[str, Any]] = [{"prune": prune}] if entries else []
     if trains:
         stages.append({"finetune": {"epochs": 3}})
-    if target == "size" or not stages:
-        quantized = [{"opTypes": ["Linear", "Conv2d"], "quantBits": 8}]
+    if kinds and (target == "size" or not stages):
+        quantized = [{"opTypes": list(kinds), "quantBits": 8}]
         stages.append({"quantize": {"algorithm": "weight_only", "configList": quantized}})
     return stages
 

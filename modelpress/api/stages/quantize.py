@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from modelpress.api.errors import Problem
 from modelpress.api.messages import in_words
-from modelpress.api.v1alpha1 import Quantize, QuantizeEntry, algorithms
+from modelpress.api.v1alpha1 import ApiModel, Quantize, QuantizeEntry, algorithms
 
 from . import length
 from .base import StageRules
@@ -213,9 +213,15 @@ def _holder_problems(
         yield Problem(f"{where}.groupSize", message, "write 'granularity: group', or remove it")
 
 
+def _changed(block: ApiModel) -> set[str]:
+    """Fields that are not at their default. Which ones were written nobody knows: API servers write defaults, too."""
+    fields = type(block).model_fields
+    return {name for name, field in fields.items() if getattr(block, name) != field.default}
+
+
 def _calibration_problems(block: Quantize, path: str, row: algorithms.Algorithm) -> Iterator[Problem]:
     for field, owner in _OWN.items():
-        if field in block.model_fields_set and row.name != owner:
+        if field in _changed(block) and row.name != owner:
             yield Problem(f"{path}.{to_camel(field)}", f"{row.name} takes none; {owner} does", "remove it")
     if block.weight_observer != "minMax" and row.name in ("lsq", "dorefa", "bnn", "hqq"):
         yield Problem(f"{path}.weightObserver", f"{row.name} finds the range of weights itself", "remove it")
@@ -223,13 +229,13 @@ def _calibration_problems(block: Quantize, path: str, row: algorithms.Algorithm)
         return
     targets = {target for entry in block.config_list for target in entry.targets or block.targets or row.targets}
     if row.data_driven and row.name in _WEIGHTS_ALONE:
-        if extra := block.calibration.model_fields_set - {"steps"}:
+        if extra := _changed(block.calibration) - {"steps"}:
             message = f"{row.name} looks at inputs, and needs no range of them"
             yield Problem(f"{path}.calibration.{min(extra)}", message, "remove it; steps may stay")
         return
     if row.name == "ptq_dynamic" or row.name in ("dorefa", "bnn") or not targets & {"input", "output"}:
         message = f"{row.name} needs no range of activations here"
         yield Problem(f"{path}.calibration", message, "remove it, or use ptq_static")
-    if block.calibration.observer != "percentile" and "percentile" in block.calibration.model_fields_set:
+    if block.calibration.observer != "percentile" and "percentile" in _changed(block.calibration):
         message = f"{block.calibration.observer} takes no percentile"
         yield Problem(f"{path}.calibration.percentile", message, "write 'observer: percentile', or remove it")

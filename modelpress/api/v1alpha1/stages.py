@@ -333,7 +333,9 @@ class Prune(ApiModel):
     )
     shrink: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
-        default=None, description="Without effect: the dependency analysis takes one forward pass. Still read."
+        default=None,
+        description="How long a shrink whose proof has failed may look for the channels that are at fault. What is not "
+        "proven by then stays in the model. Default: 60 s or the time of 30 proofs, the longer, but at most 1800 s.",
     )
 
     earlier_names: ClassVar[dict[str, str]] = {"speedup": "shrink", "speedupTimeoutSeconds": "shrinkTimeoutSeconds"}

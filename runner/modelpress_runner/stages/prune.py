@@ -395,7 +395,7 @@ class PruneStage:
             moved[:] = [found.approximation or 0.0]
 
         try:
-            good, bad = without_culprits(list(range(len(groups))), proof)
+            good, bad = without_culprits(list(range(len(groups))), proof, self.prune.shrink_timeout_seconds)
         except RunnerError as error:
             raise CompressionError(str(error), f"{self.path}.shrink") from error
         return good, list(bad.items()), figures, moved[0] if moved else 0.0
@@ -439,7 +439,8 @@ class PruneStage:
             prove_structure(context.model, edits, context.dummy_input, draws=_FIRST_DRAWS, loose=loose)
 
         def bad() -> list[tuple[int, str]]:
-            return list(without_culprits(list(range(len(groups))), proof)[1].items())
+            seconds = self.prune.shrink_timeout_seconds
+            return list(without_culprits(list(range(len(groups))), proof, seconds)[1].items())
 
         try:
             found = ranks.on_rank_zero(bad)
@@ -461,8 +462,6 @@ class PruneStage:
                 found = ranks.on_rank_zero(lambda: self._analysed(context).to_dict())
                 self.known = ChannelDependencies.from_dict(found)
                 context.note(*self.known.notes)
-                if self.prune.shrink_timeout_seconds is not None:
-                    context.note(f"{self.path}.shrinkTimeoutSeconds has no effect any more; remove it")
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known

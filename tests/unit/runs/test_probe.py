@@ -113,16 +113,17 @@ def test_a_first_sweep_is_written_run_in_short_and_judged(folder: Path, monkeypa
 def test_layers_of_one_kind_share_an_entry() -> None:
     """Numbers in names are left open, unless that takes in a layer that cannot lose channels; narrow ones stay."""
     facts = {
-        "layers": [{"name": name} for name in ("a.0.fc", "a.1.fc", "b.0", "b.1", "tiny", "head")],
+        "layers": [{"name": name} for name in ("a.0.fc", "a.1.fc", "b.0", "b.1", "c", "tiny", "head")],
         "groups": [
             {"layers": ["a.0.fc"], "channels": 32},
             {"layers": ["a.1.fc"], "channels": 16},
             {"layers": ["b.0"], "channels": 64},
+            {"layers": ["b.0", "c"], "channels": 48},
             {"layers": ["tiny"], "channels": 4},
         ],
     }
     found = prunable(facts)
-    assert [(item.pattern, item.layers, item.channels, item.most) for item in found] == [
-        (r"b\.0", 1, 64, 0.8),
-        (r"a\.[0-9]+\.fc", 2, 16, 0.75),
+    assert [(item.patterns, item.name, item.layers, item.channels, item.most) for item in found] == [
+        ((r"b\.0", "c"), "sparsity_b_0", 3, 48, 0.8),
+        ((r"a\.[0-9]+\.fc",), "sparsity_a_fc", 2, 16, 0.75),
     ]
