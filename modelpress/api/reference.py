@@ -16,7 +16,7 @@ from typing import Any
 
 from . import crd
 from .messages import PATTERNS
-from .v1alpha1 import MEASURED, algorithms, reasons
+from .v1alpha1 import MEASURED, algorithms, backends, reasons
 
 _BLOCK = re.compile(r"(<!-- generated: ([a-z.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CONSTANT = re.compile(r'^([A-Z_]+) = "(\w+)"  # (.+)$', re.MULTILINE)
@@ -173,6 +173,23 @@ def _quantizers() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _backends() -> str:
+    """Which backend takes which method, with which numbers, for which layers, and in which formats the result is."""
+    lines = ["| backend | algorithm | weights | inputs | layers | target.format |", "|---|---|---|---|---|---|"]
+    for each, row, way in backends.supported():
+        weights = f"{_bit_counts(way.weights)}, {' or '.join(way.weight_schemes)}, by {', '.join(way.granularities)}"
+        inputs = f"{_bit_counts(way.inputs)}, {' or '.join(way.input_schemes)}" if way.inputs else "-"
+        layers = "all" if set(way.layers) == set(row.default_types) else ", ".join(way.layers)
+        formats = ", ".join(f"`{name}`" for name in way.formats)
+        lines.append(f"| `{each.name}` | `{row.name}` | {weights} | {inputs} | {layers} | {formats} |")
+    return "\n".join(lines) + "\n"
+
+
+def _bit_counts(bits: tuple[int, ...]) -> str:
+    whole = bits == tuple(range(bits[0], bits[-1] + 1)) and len(bits) > 2
+    return f"{bits[0]} to {bits[-1]} bits" if whole else f"{' or '.join(map(str, bits))} bits"
+
+
 def _part(kind: Callable[[], dict[str, Any]], part: str, leave_out: tuple[str, ...] = ()) -> Callable[[], str]:
     def render() -> str:
         schema = kind()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -190,6 +207,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "reasons": lambda: _two_columns("reason", constants("Reasons")),
     "algorithms": lambda: _algorithms(),
     "quantizers": lambda: _quantizers(),
+    "backends": lambda: _backends(),
     "schedules": lambda: _two_columns(
         "type", {row.name: row.described.partition(": ")[2] for row in algorithms.schedules()}
     ),

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import Problem
 from .semantic_data import data_problems
 from .semantic_locations import location_problems, not_on_cluster
+from .semantic_quantize import quantize_problems
 from .semantic_runner import runner_problems
 from .semantic_sources import source_problems
 from .stages import freezes, rules
@@ -30,6 +31,7 @@ def job_problems(spec: CompressionJobSpec, *, cluster: bool = False) -> list[Pro
     problems = [
         *_model_problems(spec),
         *_stage_problems(spec),
+        *quantize_problems(spec),
         *data_problems(spec),
         *_metric_problems(spec),
         *constraint_problems(spec.constraints or [], "constraints"),
@@ -150,6 +152,7 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
     in_loop = spec.model.script is not None
     shrinking: list[tuple[int, str]] = []
     frozen: int | None = None
+    sized: int | None = None
     for index, stage in enumerate(spec.stages):
         if stage.name is not None:
             if stage.name in names:
@@ -162,6 +165,11 @@ def _stage_problems(spec: CompressionJobSpec) -> Iterator[Problem]:
         for where, source in known.sources(block, path):
             yield from source_problems(source, where)
         shrinking += [(index, f"{path}{place}") for place in known.shrinking(block)]
+        if getattr(block, "budgets", None) is not None:
+            if sized is not None:
+                message = f"stages[{sized}] has several sizes already"
+                yield Problem(f"{path}.budgets", message, "give one budget here")
+            sized = index
         if spec.target.uniform and getattr(block, "search", None) is not None:
             message = "it finds a sparsity for each layer, and target.uniform keeps layers alike"
             yield Problem(f"{path}.search", message, "remove it, or target.uniform")

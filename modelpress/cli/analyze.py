@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from modelpress.local.errors import LocalError, UsageError
 from modelpress.local.plan import plan_run
 from modelpress.local.sources import load_documents
 
+from .curves import curves
 from .exits import Exit
 from .markup import escape
 from .tables import console
@@ -41,6 +43,8 @@ def analyze(
     sparsities: Sequence[float] | None,
     table: Path | None,
     bounds: Path | None,
+    budget: Path | None,
+    plot: Path | None,
     tolerance: float,
 ) -> int:
     """Analyses the first object's model, and prints a table; the exit code.
@@ -51,7 +55,9 @@ def analyze(
         sparsities: of sensitivity; None: the default ones.
         table: writes the rows as CSV here.
         bounds: of sensitivity: writes entries and search space here, as YAML.
-        tolerance: of bounds: the score that a layer alone may lose, as a share of the dense one's.
+        budget: of sensitivity: writes a prune stage with a budget here, as YAML.
+        plot: of sensitivity: writes the curves here, as SVG.
+        tolerance: of bounds and budget: the score that a layer alone may lose, as a share of the dense one's.
 
     Raises:
         SpecError: the file is not valid.
@@ -69,17 +75,25 @@ def analyze(
             "spec.model.script: a script has its model to itself; name an entrypoint, or call mp.layers in it"
         )
     request = {"what": what, "spec": spec.to_dict(), "codePath": plan.code_path, "basePath": plan.base_path}
-    found = _run({**request, "sparsities": sparsities})
+    found = run_analysis({**request, "sparsities": sparsities})
     rows = [dict(row) for row in found["rows"]]
     _print(what, rows)
     for note in found.get("notes", ()):
         console().print(escape(str(note)), soft_wrap=True)
     if table is not None:
         _write_csv(table, what, rows)
+    if plot is not None:
+        plot.write_text(curves(rows), encoding="utf-8")
+    goal = found.get("goal", "maximize")
     if bounds is not None:
         algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
-        document = search_bounds(rows, found.get("goal", "maximize"), tolerance, algorithm)
+        document = search_bounds(rows, goal, tolerance, algorithm)
         bounds.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    if budget is not None:
+        algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
+        layers = {row["name"]: row["macs"] for row in run_analysis({**request, "what": "layers"})["rows"]}
+        document = starting_budget(rows, goal, tolerance, algorithm, layers)
+        budget.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return Exit.DONE
 
 
@@ -89,20 +103,9 @@ def search_bounds(rows: Sequence[Mapping[str, Any]], goal: str, tolerance: float
     The most is the highest sparsity up to which the layer alone loses no more than `tolerance` of the dense score.
     Layers that lose more at the least sparsity already are left out.
     """
-    dense = next(row["score"] for row in rows if not row["layers"])
-    sign = 1 if goal == "maximize" else -1
     entries: list[dict[str, Any]] = []
     space: list[dict[str, Any]] = []
-    by_layers: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["layers"]:
-            by_layers.setdefault(tuple(row["layers"]), []).append(row)
-    for names, points in by_layers.items():
-        borne: list[float] = []
-        for point in sorted(points, key=lambda each: each["sparsity"]):
-            if sign * (dense - point["score"]) > tolerance * abs(dense):
-                break
-            borne.append(point["sparsity"])
+    for names, borne in _borne(rows, goal, tolerance).items():
         if not borne:
             continue
         number = len(entries)
@@ -114,7 +117,47 @@ def search_bounds(rows: Sequence[Mapping[str, Any]], goal: str, tolerance: float
     return {"stages": [stage], "searchSpace": space}
 
 
-def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+def starting_budget(
+    rows: Sequence[Mapping[str, Any]], goal: str, tolerance: float, algorithm: str, macs: Mapping[str, int]
+) -> dict[str, Any]:
+    """A prune stage with a budget of MACs that is surely reached where no layer loses more than it bears alone.
+
+    It is what would be left if each lost that, what their readers save not counted; `macs` are those of each layer.
+    """
+    entries, saved = [], 0.0
+    for names, borne in _borne(rows, goal, tolerance).items():
+        share = borne[-1] if borne else 0.0
+        entries.append({"opNames": list(names), "maxSparsity": share})
+        saved += share * sum(macs.get(name, 0) for name in names)
+    total = sum(macs.values())
+    ratio = min(0.99, math.ceil(100 * (1 - saved / total)) / 100) if total else 0.99
+    budget = {"metric": "macs", "maxRatio": ratio}
+    return {"stages": [{"prune": {"algorithm": algorithm, "budget": budget, "configList": entries}}]}
+
+
+def _borne(rows: Sequence[Mapping[str, Any]], goal: str, tolerance: float) -> dict[tuple[str, ...], list[float]]:
+    """Of layers that go together the sparsities, ascending, up to which they alone lose no more than `tolerance`."""
+    dense = next(row["score"] for row in rows if not row["layers"])
+    sign = 1 if goal == "maximize" else -1
+    out: dict[tuple[str, ...], list[float]] = {}
+    over: set[tuple[str, ...]] = set()
+    for row in sorted((row for row in rows if row["layers"]), key=lambda each: float(each["sparsity"])):
+        names = tuple(row["layers"])
+        found = out.setdefault(names, [])
+        if names in over or sign * (dense - row["score"]) > tolerance * abs(dense):
+            over.add(names)
+        else:
+            found.append(row["sparsity"])
+    return {tuple(row["layers"]): out[tuple(row["layers"])] for row in rows if row["layers"]}
+
+
+def run_analysis(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What modelpress_runner.runs.analyze says to a request, in a process of its own.
+
+    Raises:
+        UsageError: model or request are not valid.
+        LocalError: the analysis failed; the message says why.
+    """
     with tempfile.TemporaryDirectory(prefix="modelpress-analyze-") as folder:
         asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
         asked.write_text(json.dumps(request), encoding="utf-8")

@@ -43,6 +43,14 @@ class Analysis(StrEnum):
     SENSITIVITY = "sensitivity"
 
 
+class Aim(StrEnum):
+    """What `init` writes a sweep for."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    SIZE = "size"
+
+
 class Output(StrEnum):
     """How `run` prints its result."""
 
@@ -111,14 +119,58 @@ def validate(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Also report what no pod on a cluster can honour.")
     ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Also run each recipe once, with trainings of one epoch or 8 steps.")
+    ] = False,
 ) -> None:
     """Check files and list every problem with its line, its field and what to do.
 
-    Exit codes: 0 all valid, 2 something is invalid.
+    Exit codes: 0 all valid, 1 a recipe does not run, 2 something is invalid.
     """
     from .validate import validate_files
 
-    sys.exit(validate_files(files, cluster=cluster))
+    sys.exit(validate_files(files, cluster=cluster, smoke=smoke))
+
+
+@app.command(epilog="Example: modelpress preflight sweep.yaml")
+def preflight(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML with a CompressionJob or CompressionSweep.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what time, memory and size a trial will take, and from what that follows: it is run here in short.
+
+    Exit codes: 0 done, 1 the recipe does not run, 2 usage, invalid, or it cannot fit what the file sets.
+    """
+    from .preflight import preflight as tell
+
+    sys.exit(tell(file, as_json=as_json))
+
+
+@app.command(epilog="Example: modelpress init digits:create --code examples/digits -o sweep.yaml")
+def init(
+    model: Annotated[
+        str, typer.Argument(metavar="MODULE:NAME|FOLDER", help="An entrypoint, or a folder of save_pretrained.")
+    ],
+    code: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the module.")] = Path(),
+    train: Annotated[str | None, typer.Option(metavar="FILE", help="Data to train on.")] = None,
+    validation: Annotated[str | None, typer.Option(metavar="FILE", help="Data to score on.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a pretrained model. [what its config.json says]")
+    ] = None,
+    target: Annotated[Aim, typer.Option(help="What is to become less: latency on it, or the file.")] = Aim.CPU,
+    minutes: Annotated[int, typer.Option(min=1, max=525_600, help="For the whole sweep.")] = 60,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Write here. [standard output]")
+    ] = None,
+) -> None:
+    """Look at a model and write a commented sweep that suits it.
+
+    Exit codes: 0 done, 1 the model cannot be looked at, 2 usage.
+    """
+    from .init import Wanted
+    from .init import init as write
+
+    sys.exit(write(Wanted(model, code, train, validation, task, target.value, minutes), output))
 
 
 @app.command(epilog="Example: modelpress crd | kubectl apply -f -")
@@ -158,6 +210,23 @@ def convert(
 
     named = tool.value if tool is not None else None
     sys.exit(convert_files(files, tool=named, model=model, algorithm=algorithm, output=output))
+
+
+@app.command("warm-start", epilog="Example: modelpress warm-start modelpress-runs/default/digits-sweep-4cedaea9")
+def warm_start(
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Folder or URI of a sweep's results, the one that holds trials/.")
+    ],
+    endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Of an S3-compatible server.")] = None,
+    region: Annotated[str | None, typer.Option(metavar="NAME", help="Of an S3 bucket.")] = None,
+) -> None:
+    """Print what an earlier sweep's trials found, for `spec.algorithm` of the next one.
+
+    Exit codes: 0 done, 1 the store failed, 2 usage.
+    """
+    from .warm_start import warm_start as tell
+
+    sys.exit(tell(sweep, endpoint=endpoint, region=region))
 
 
 @app.command(epilog="Example: modelpress report modelpress-runs/default/digits-sweep-4cedaea9")
@@ -204,6 +273,13 @@ def benchmark(
         Path | None,
         typer.Option(metavar="FILE", help="An .npz file with an array for each input, instead of random numbers."),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of all rows of --data by its array 'labels': top1, top5, ..., f1, perplexity, retrieval.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the random inputs.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Say how far it is.")] = True,
@@ -216,7 +292,7 @@ def benchmark(
     """
     from .benchmark import Asked, run_benchmark
 
-    asked = Asked(warmup, iterations, batch_size, instances, cores_per_instance, data, seed)
+    asked = Asked(warmup, iterations, batch_size, instances, cores_per_instance, data, seed, metric)
     sys.exit(
         run_benchmark(
             model, asked, runtime=runtime, endpoint=endpoint, region=region, as_json=as_json, progress=progress
@@ -245,8 +321,14 @@ def analyze(
         Path | None,
         typer.Option(metavar="OUT", help="Of sensitivity: write a prune stage and a search space as YAML."),
     ] = None,
+    budget: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Of sensitivity: write a prune stage with a budget of MACs as YAML."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT", help="Of sensitivity: write the curves as SVG.")] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="Of --bounds: what a layer alone may lose of the dense score.")
+        float,
+        typer.Option(min=0, max=1, help="Of --bounds and --budget: what a layer alone may lose of the dense score."),
     ] = 0.02,
 ) -> None:
     """Look at a recipe's model before anything is compressed.
@@ -255,9 +337,19 @@ def analyze(
     """
     from .analyze import analyze as run_analysis
 
-    if what is not Analysis.SENSITIVITY and (sparsity or bounds):
-        raise typer.BadParameter("--sparsity and --bounds are of sensitivity")
-    sys.exit(run_analysis(what.value, file, sparsities=sparsity, table=table, bounds=bounds, tolerance=tolerance))
+    if what is not Analysis.SENSITIVITY and (sparsity or bounds or budget or plot):
+        raise typer.BadParameter("--sparsity and --bounds are of sensitivity, and so are --budget and --plot")
+    code = run_analysis(
+        what.value,
+        file,
+        sparsities=sparsity,
+        table=table,
+        bounds=bounds,
+        budget=budget,
+        plot=plot,
+        tolerance=tolerance,
+    )
+    sys.exit(code)
 
 
 register(app, "modelpress")

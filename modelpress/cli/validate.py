@@ -28,8 +28,16 @@ def problems_of(source: str, *, cluster: bool) -> tuple[list[Problem], int]:
     return problems, len(loaded)
 
 
-def validate_files(sources: Sequence[str], *, cluster: bool) -> int:
-    """Print a line for each problem, or that a file is valid; the exit code."""
+def validate_files(sources: Sequence[str], *, cluster: bool, smoke: bool = False) -> int:
+    """Print a line for each problem, or that a file is valid; the exit code.
+
+    Args:
+        cluster: also what no pod can honour.
+        smoke: run each recipe in short, too, where the files are valid.
+
+    Raises:
+        LocalError: a recipe does not run; the message says why.
+    """
     code = Exit.DONE
     for source in sources:
         problems, count = problems_of(source, cluster=cluster)
@@ -39,4 +47,10 @@ def validate_files(sources: Sequence[str], *, cluster: bool) -> int:
             code = Exit.INVALID
         else:
             print(f"{source}: valid, {count} object{'s' if count != 1 else ''}")
+    if smoke and code == Exit.DONE:
+        from .preflight import smoke as run_in_short
+
+        for source in sources:
+            for line in run_in_short(source):
+                print(line)
     return code

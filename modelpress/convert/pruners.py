@@ -58,19 +58,19 @@ AROUND = {
     "admm": "admm",
     "simulatedannealing": "annealing",
     "sensitivity": "sensitivity",
+    "netadapt": "net_adapt",
+    "autocompress": "auto_compress",
+    "amc": "amc",
 }
-_NOWHERE = {
-    "amc": "a budget shares out what goes: write budget: {metric: macs, maxRatio: 0.5} in place of sparsities",
-    "netadapt": "a budget shares out what goes: write budget: {metric: macs, maxRatio: 0.5} in place of sparsities",
-    "autocompress": "write two prune stages: search: {type: simulated_annealing}, then sparsify: {penalty: admm}",
-}
+# NNI's default, where its argument is left out.
+_BASES = {"net_adapt": "l1", "auto_compress": "l1", "amc": "l1"}
 _STEPS = ("training_steps", "training_batches", "sparsifying_training_batches", "statistics_batch_num")
 _DEFAULT_SCORE_STEPS = 10
 
 
 def known(name: str) -> bool:
     """Whether it is the name of a pruner, in any spelling."""
-    return any(word in {**AROUND, **_NOWHERE, **_names()} for word in _words(name))
+    return any(word in {**AROUND, **_names()} for word in _words(name))
 
 
 def _names() -> dict[str, str]:
@@ -111,15 +111,13 @@ def prune_stages(
     """
     words = _words(name.text() or "")
     around = next((AROUND[word] for word in words if word in AROUND), None)
-    if around is None and (nowhere := next((_NOWHERE[word] for word in words if word in _NOWHERE), None)):
-        name.wrong(f"there is no counterpart to {name.data}", nowhere)
-        return []
     if around is not None:
         base = given.take("pruning_algorithm", "base_algo", "base_algorithm")
         inner = given.take("pruner")
-        algorithm = "level" if base is None and inner is None else algorithm_of(base or _name_of(inner), "level")
+        usual = _BASES.get(around, "level")
+        algorithm = usual if base is None and inner is None else algorithm_of(base or _name_of(inner), usual)
         if base is None and inner is None:
-            name.say("changed", f"{name.data} scores by level, as it does where nothing else is said")
+            name.say("changed", f"{name.data} scores by {usual}, as it does where nothing else is said")
     else:
         algorithm = algorithm_of(name)
     row = algorithms.algorithm("prune", algorithm)
@@ -222,29 +220,75 @@ def _around(kind: str, block: dict[str, Any], entries: Sequence[Field], given: F
         name.say("todo", "how long each round trains; 1 epoch was taken")
         block["schedule"] = schedule
     elif kind == "admm":
-        iterations, epochs = (
-            given.take("iterations", "num_iterations"),
-            given.take("training_epochs", "epochs_per_iteration"),
-        )
-        counts = [field.whole(1) if field is not None else None for field in (iterations, epochs)]
-        block["sparsify"] = {"penalty": "admm", "epochs": (counts[0] or 30) * (counts[1] or 5)}
-        rho = given.take("rho", "row") or _of_entries(entries, "rho")
-        if rho is not None and (value := rho.number(0)) is not None:
-            block["sparsify"]["strength"] = value
-        (iterations or name).say("changed", "its iterations are one training; it projects every 100 steps")
+        block["sparsify"] = _admm(given, entries, name)
+    elif kind == "amc":
+        _amc(block, given, name)
     else:
-        search: dict[str, Any] = {"type": {"annealing": "simulated_annealing"}.get(kind, kind)}
-        for theirs, ours in (
-            ("start_temperature", "startTemperature"),
-            ("stop_temperature", "stopTemperature"),
-            ("cool_down_rate", "coolDownRate"),
-            ("perturbation_magnitude", "perturbation"),
-        ):
-            if (field := given.take(theirs)) is not None and (value := field.number(0)) is not None:
-                search[ours] = value
-        if (mode := given.take("optimize_mode")) is not None and mode.data == "minimize":
-            mode.say("todo", "that less is better is said under metrics: {default: {goal: minimize}}")
-        block["search"] = search
+        block["search"] = _search({"annealing": "simulated_annealing"}.get(kind, kind), given)
+        if kind == "net_adapt":
+            each = given.take("sparsity_per_iteration")
+            if each is not None and (share := each.number(0, 1, below=True)) is not None:
+                block["search"]["sparsityPerStep"] = share
+            block["search"]["train"] = {"epochs": 1}
+            name.say("todo", "how long each try trains before it is scored; 1 epoch was taken")
+        elif kind == "auto_compress":
+            rounds = given.take("total_iteration", "num_iterations")
+            annealing, admm = given.take("sa_params"), given.take("admm_params")
+            if annealing is not None:
+                block["search"] |= _search(kind, annealing)
+                annealing.leave(_LEFT, GIVEN)
+            block["sparsify"] = _admm(admm or given, entries, name)
+            if admm is not None:
+                admm.leave(_LEFT, GIVEN)
+            count = (rounds.whole(1) if rounds is not None else None) or 3
+            if count > 1:
+                block["schedule"] = {"type": "exp", "rounds": count}
+
+
+def _search(kind: str, given: Field) -> dict[str, Any]:
+    """A search with what is said of annealing and of the goal."""
+    search: dict[str, Any] = {"type": kind}
+    for theirs, ours in (
+        ("start_temperature", "startTemperature"),
+        ("stop_temperature", "stopTemperature"),
+        ("cool_down_rate", "coolDownRate"),
+        ("perturbation_magnitude", "perturbation"),
+    ):
+        if (field := given.take(theirs)) is not None and (value := field.number(0)) is not None:
+            search[ours] = value
+    if (mode := given.take("optimize_mode")) is not None and mode.data == "minimize":
+        mode.say("todo", "that less is better is said under metrics: {default: {goal: minimize}}")
+    return search
+
+
+def _admm(given: Field, entries: Sequence[Field], name: Field) -> dict[str, Any]:
+    """Training with ADMM's penalty."""
+    iterations = given.take("iterations", "num_iterations", "admm_num_iterations")
+    epochs = given.take("training_epochs", "epochs_per_iteration", "admm_training_epochs", "admm_epochs_per_iteration")
+    counts = [field.whole(1) if field is not None else None for field in (iterations, epochs)]
+    sparsify: dict[str, Any] = {"penalty": "admm", "epochs": (counts[0] or 30) * (counts[1] or 5)}
+    rho = given.take("rho", "row") or _of_entries(entries, "rho")
+    if rho is not None and (value := rho.number(0)) is not None:
+        sparsify["strength"] = value
+    (iterations or name).say("changed", "its iterations are one training; it projects every 100 steps")
+    return sparsify
+
+
+def _amc(block: dict[str, Any], given: Field, name: Field) -> None:
+    """A budget in place of a policy that learns over episodes."""
+    shares = []
+    for entry in block["configList"]:
+        entry.pop("scope", None)
+        if isinstance(share := entry.pop("sparsity", None), float | int):
+            shares.append(share)
+    target = given.take("target", "target_type")
+    metric = "parameters" if target is not None and target.data == "params" else "macs"
+    block["budget"] = {"metric": metric, "maxRatio": round(1 - max(shares, default=0.5), 6)}
+    budget = f"budget: {{metric: {metric}, maxRatio: {block['budget']['maxRatio']:g}}}"
+    name.say("changed", f"{name.data} is {budget}, which solves in seconds how much each layer loses, without episodes")
+    if not shares:
+        name.say("todo", "how much is left; half was taken")
+    given.take("total_episode", "train_episode", "ddpg_params")
 
 
 def _of_entries(entries: Sequence[Field], key: str) -> Field | None:

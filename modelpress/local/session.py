@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialResult, reasons
+from modelpress.experiment import Experiment
 from modelpress.reconcile import EmitEvent
 
 from .cluster import Change, JobRecord, Key, LocalCluster, Root
@@ -121,16 +122,17 @@ class LocalResult:
 
 
 def run(
-    path_or_dict: str | os.PathLike[str] | Mapping[str, Any],
+    path_or_dict: str | os.PathLike[str] | Mapping[str, Any] | Experiment,
     *,
     store: str | None = None,
     parallel: int | None = None,
     progress: bool = False,
 ) -> LocalResult:
-    """Run a YAML file, or one object given as a mapping, on this machine, to its end.
+    """Run a YAML file, one object given as a mapping, or an mp.Experiment on this machine, to its end.
 
     Args:
-        path_or_dict: file with one or more documents; or a mapping, in YAML or in Python spelling.
+        path_or_dict: file with one or more documents; a mapping, in YAML or in Python spelling; or a sweep in the
+            making.
         store: folder or URI that overrides the spec's; without either it is ./modelpress-runs.
         parallel: trials at a time; overrides a sweep's parallelism.
         progress: print a line for each finished trial and change of state to standard error.
@@ -140,7 +142,8 @@ def run(
         LocalError: the run cannot start or go on.
         KeyboardInterrupt: after a clean stop on Ctrl-C; the same call goes on.
     """
-    plans = plan_documents(load_documents(path_or_dict), store=store, parallel=parallel)
+    source = path_or_dict.to_dict() if isinstance(path_or_dict, Experiment) else path_or_dict
+    plans = plan_documents(load_documents(source), store=store, parallel=parallel)
     display = LineDisplay(sys.stderr) if progress else None
     finished = run_plans(plans, display)
     if exit_code(finished, len(plans)) == 128 + signal.SIGINT:

@@ -5,6 +5,7 @@
         manifest.json                               the commit point
         <attempt>-<uid8>/model.pt2 ...              what one attempt wrote
         checkpoint/                                 what the next attempt goes on from
+    sizes/<00>/                                 of a recipe with several budgets: what a job has, for each of them
     dense/<digest>/                                 a dense model and its baseline
     stages/<digest>/                                first stages that several trials have alike, until it publishes
     stages/files/<folder>/                          other files that its trials leave for each other, until then
@@ -40,6 +41,8 @@ TRIALS_TABLE = "trials.csv"
 REPORT = "report.html"
 DENSE = "dense"
 CHECKPOINT = "checkpoint"
+SIZES = "sizes"
+SIZES_RECORD = "sizes.json"  # in the artifact of the size that is the job's own
 STAGES = "stages"
 STAGES_RECORD = "state.json"  # which file of the folder holds the state behind them
 
@@ -63,6 +66,8 @@ __all__ = [
     "REPORT",
     "RESULT",
     "SHRINK",
+    "SIZES",
+    "SIZES_RECORD",
     "STAGES",
     "STAGES_RECORD",
     "TRIALS",
@@ -75,6 +80,7 @@ __all__ = [
     "join",
     "parse_attempt",
     "shared_files_prefix",
+    "size_prefix",
     "stages_prefix",
     "trial_number",
     "trial_prefix",
@@ -112,6 +118,11 @@ def trial_number(folder: str) -> int | None:
 def checkpoint_prefix(prefix: str) -> str:
     """Where the attempts of one run keep the checkpoint that the next one goes on from."""
     return join(prefix, CHECKPOINT)
+
+
+def size_prefix(prefix: str, number: int) -> str:
+    """Where the artifact of one of several sizes lies, from 0, largest first."""
+    return join(prefix, SIZES, f"{number:02d}")
 
 
 def dense_prefix(root: str, digest: str) -> str:

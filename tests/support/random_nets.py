@@ -189,6 +189,35 @@ class Recurrent(nn.Module):
         return self.rnn(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape)
 
 
+class Hidden(nn.Module):
+    """Recurrent layers over each other, one way or both, whose steps and last state a linear layer takes."""
+
+    def __init__(self, channels: int, kind: type[nn.LSTM | nn.GRU | nn.RNN], layers: int, both: bool) -> None:
+        super().__init__()
+        self.rnn = kind(channels, 5, layers, bidirectional=both, batch_first=True)
+        self.steps, self.last = nn.Linear(10 if both else 5, channels), nn.Linear(5, channels)
+
+    def forward(self, x: Image) -> Image:
+        out, after = self.rnn(x.flatten(2).transpose(1, 2))
+        after = after[0] if isinstance(after, tuple) else after
+        mixed = self.steps(out) + self.last(after[-1])[:, None]
+        return mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Tied(nn.Module):
+    """A weight that an embedding and a linear layer share."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.table, self.out, self.back = nn.Embedding(5, 6), nn.Linear(6, 5), nn.Linear(5, channels)
+        self.out.weight = self.table.weight
+
+    def forward(self, x: Image) -> Image:
+        rows = self.table(torch.arange(4) + 1)
+        mixed = self.back(torch.relu(self.out(rows)))
+        return x + mixed.mean(0).view(1, -1, 1, 1)
+
+
 class MultiHead(nn.Module):
     """torch's attention of the pixels to themselves."""
 
@@ -250,6 +279,10 @@ def _block(dice: random.Random, channels: int, depth: int) -> tuple[nn.Module, i
         lambda: ChannelsLast(nn.RMSNorm(channels, eps=1e-3)),
         lambda: ChannelsLast(RootMeanSquare(channels)),
         lambda: Recurrent(channels, dice.choice([nn.LSTM, nn.GRU])),
+        lambda: Hidden(
+            channels, dice.choice([nn.LSTM, nn.GRU, nn.RNN]), dice.randint(1, 2), dice.choice([False, True])
+        ),
+        lambda: Tied(channels),
         lambda: MultiHead(channels, dice.choice([n for n in (1, 2, 3, 4) if channels % n == 0]), dice.random() < 0.5),
         lambda: Queries(channels, dice.choice(["shared", "fused", "split"])),
         lambda: Scaled(channels, dice.random() < 0.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +25,9 @@ class PruneRules(StageRules[Prune]):
 
     def problems(self, block: Prune, path: str) -> Iterator[Problem]:
         """Entries, schedules and algorithms that do not go together."""
+        if block.budgets is not None:
+            yield from _sizes_problems(block, path)
+            block = block.model_copy(update={"budget": block.budgets[0]}) if block.budget is None else block
         yield from _prune_problems(block, path)
         yield from _sparsify_problems(block, path)
         yield from _search_problems(block, path)
@@ -42,6 +46,9 @@ class PruneRules(StageRules[Prune]):
         if block.budget is not None:
             message = "a budget is solved before the first round, and here pruning goes by steps"
             yield Problem(f"{path}.budget", message, "give sparsities, or prune in a stage of its own")
+        if block.budgets is not None:
+            message = "here the model is pruned once, in the course of a training"
+            yield Problem(f"{path}.budgets", message, "give sparsities, or prune in a stage of its own")
         if block.search is not None:
             message = "the training that it goes along with changes the weights that a search would put back"
             yield Problem(f"{path}.search", message, "remove it, or prune in a stage of its own")
@@ -66,6 +73,8 @@ class PruneRules(StageRules[Prune]):
             yield ".sparsify"
         if block.schedule.train is not None:
             yield ".schedule.train"
+        if block.search is not None and block.search.train is not None:
+            yield ".search.train"
 
     def shrinking(self, block: Prune) -> Iterator[str]:
         """The speed-up."""
@@ -79,6 +88,8 @@ class PruneRules(StageRules[Prune]):
         recovered = f" and reconstructed ({after})" if after != "none" else ""
         amount = f" to {', '.join(f'{share:.0%}' for share in sorted(shares))} sparsity" if shares else ""
         patterns = dict.fromkeys(entry.get("pattern", block.get("pattern")) for entry in block.get("configList", []))
+        if sizes := block.get("budgets"):
+            return f"pruned with {block.get('algorithm', 'l1')} to {len(sizes)} sizes{recovered}"
         if budget := block.get("budget"):
             share = budget.get("maxRatio")
             amount = f" to {'' if share is None else f'{share:.0%} of its '}{budget['metric']}"
@@ -130,6 +141,21 @@ def _prune_problems(prune: Prune, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.roundTo", message, f"remove it, or use {others}")
 
 
+def _sizes_problems(prune: Prune, path: str) -> Iterator[Problem]:
+    """They stand in place of one budget, are of one kind, and fall."""
+    assert prune.budgets is not None
+    if prune.budget is not None:
+        yield Problem(f"{path}.budgets", "budget and budgets are two ways to say how much", "remove one of them")
+    for index, (one, other) in enumerate(itertools.pairwise(prune.budgets), 1):
+        where = f"{path}.budgets[{index}]"
+        if (one.metric, one.max is None) != (other.metric, other.max is None):
+            message = "sizes that are cut from each other are measured alike"
+            yield Problem(where, message, f"give a {'maxRatio' if one.max is None else 'max'} of {one.metric}")
+        elif (other.max_ratio or other.max or 0.0) >= (one.max_ratio or one.max or 0.0):
+            message = f"it is not below budgets[{index - 1}]"
+            yield Problem(where, message, "name the largest first, and each once")
+
+
 def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path: str) -> Iterator[Problem]:
     """A budget is what says how much goes, and only what is cut away costs less."""
     blocks: list[tuple[ConfigEntry | Prune, str]] = [(prune, path)]
@@ -164,11 +190,16 @@ def _budget_problems(prune: Prune, entries: list[tuple[int, ConfigEntry]], path:
 def _search_problems(prune: Prune, path: str) -> Iterator[Problem]:
     if prune.search is None:
         return
-    if prune.schedule.rounds != 1 or prune.schedule.rewind_to is not None:
-        name = "rounds" if prune.schedule.rounds != 1 else "rewindTo"
+    search, both = prune.search, prune.search.type == "auto_compress"
+    if (prune.schedule.rounds != 1 and not both) or prune.schedule.rewind_to is not None:
+        name = "rewindTo" if prune.schedule.rewind_to is not None else "rounds"
         message = "a search tries whole sparsities, so there is one round"
         yield Problem(f"{path}.schedule.{name}", message, "remove it, or put a stage with a schedule behind this one")
-    if prune.sparsify is not None:
+    if both and (prune.sparsify is None or prune.sparsify.penalty != "admm"):
+        where = f"{path}.sparsify" if prune.sparsify is None else f"{path}.sparsify.penalty"
+        message = f"{search.type} trains towards what it found before it prunes"
+        yield Problem(where, message, "write sparsify: {penalty: admm, epochs: 3}, or set type to simulated_annealing")
+    if prune.sparsify is not None and not both:
         message = "what is driven towards zero is what the sparsity would take, and the search takes something else"
         yield Problem(f"{path}.sparsify", message, "remove it, or the search")
     if prune.scope == "global":
@@ -183,10 +214,13 @@ def _search_problems(prune: Prune, path: str) -> Iterator[Problem]:
         if threshold is not None or _row(prune, entry).threshold is not None:
             message = "a search needs a sparsity to reach, and here a threshold says what goes"
             yield Problem(f"{path}.configList[{index}]", message, "give a sparsity")
-    if prune.search.sparsities is not None and prune.search.type != "sensitivity":
-        yield Problem(f"{path}.search.sparsities", f"{prune.search.type} takes any", "remove it")
-    if prune.search.stop_temperature > prune.search.start_temperature:
-        message = f"{prune.search.stop_temperature:g} is above startTemperature"
+    if search.sparsities is not None and search.type != "sensitivity":
+        yield Problem(f"{path}.search.sparsities", f"{search.type} takes any", "remove it")
+    if search.train is not None and search.type != "net_adapt":
+        message = f"{search.type} scores the model as it was pruned"
+        yield Problem(f"{path}.search.train", message, "remove it, or set type to net_adapt")
+    if search.stop_temperature > search.start_temperature:
+        message = f"{search.stop_temperature:g} is above startTemperature"
         yield Problem(f"{path}.search.stopTemperature", message, "lower it")
 
 

@@ -11,21 +11,17 @@ from pydantic.alias_generators import to_camel
 
 from modelpress.api.errors import Problem
 from modelpress.api.messages import in_words
-from modelpress.api.v1alpha1 import Quantize, QuantizeEntry, algorithms
+from modelpress.api.v1alpha1 import ApiModel, Quantize, QuantizeEntry, algorithms
 
 from . import length
 from .base import StageRules
+from .quantize_backends import backend_problems, row_of
 from .selectors import selector_problems
 
 TARGETS = ("weight", "input", "output")
 GROUP_SIZE = 128
 _DTYPE = re.compile(r"(u?)int([2-8])")
 _SCHEMES = ("affine", "symmetric")
-# Backends that nothing makes yet -> why, and what to do.
-_UNWIRED = {
-    name: f"results of quantize are not made for {name} yet"
-    for name in ("onnxruntime", "openvino", "torchao", "compressed-tensors")
-}
 _WEIGHTS_ALONE = ("weight_only", "gptq", "awq", "hqq")
 # Fields of one method alone.
 _OWN = {"damping": "gptq", "act_order": "gptq", "alpha": "smoothquant"}
@@ -100,11 +96,8 @@ class QuantizeRules(StageRules[Quantize]):
 
     def problems(self, block: Quantize, path: str) -> Iterator[Problem]:
         """Entries, numbers and the algorithm, as far as can be said without the model."""
-        if (why := _UNWIRED.get(block.backend)) is not None:
-            fix = "write torch, or leave it out"
-            if block.backend in ("onnxruntime", "openvino"):
-                fix += f"; target.format: {block.backend} writes and measures the result there"
-            yield Problem(f"{path}.backend", why, fix)
+        wrong = [*backend_problems(block, path)]
+        yield from wrong
         for index, entry in enumerate(block.config_list):
             yield from selector_problems(entry, f"{path}.configList[{index}]")
         if all(entry.exclude for entry in block.config_list):
@@ -112,8 +105,10 @@ class QuantizeRules(StageRules[Quantize]):
             yield Problem(f"{path}.configList", message, "add an entry that selects, such as {opTypes: [default]}")
             return
         row = algorithms.algorithm("quantize", block.algorithm)
-        if wrong := [*_map_problems(block, path)]:
-            yield from wrong
+        if mapped := [*_map_problems(block, path)]:
+            yield from mapped
+            return
+        if wrong:
             return
         holders: list[tuple[Quantize | QuantizeEntry, str]] = [(block, path)]
         holders += [(entry, f"{path}.configList[{index}]") for index, entry in enumerate(block.config_list)]
@@ -155,14 +150,15 @@ class QuantizeRules(StageRules[Quantize]):
 
     def sentence(self, block: Mapping[str, Any]) -> str:
         """By which algorithm, to which numbers."""
-        row = algorithms.algorithm("quantize", str(block.get("algorithm", "ptq_static")))
         parsed = Quantize.model_validate(dict(block))
+        row = row_of(parsed)
         found: dict[str, list[str]] = {}
         for entry in parsed.config_list:
             for target in () if entry.exclude else entry.targets or parsed.targets or row.targets:
                 found.setdefault(target, []).append(numbers([parsed, entry], target, row).dtype)
         what = ", ".join(f"{target}s to {' and '.join(dict.fromkeys(each))}" for target, each in found.items())
-        return f"quantized with {row.name} ({what}){length.in_words(block)}"
+        by = "" if parsed.backend == "torch" else f" by {parsed.backend}"
+        return f"quantized{by} with {row.name} ({what}){length.in_words(block)}"
 
 
 def _training() -> str:
@@ -224,6 +220,9 @@ def _search_problems(block: Quantize, path: str, row: algorithms.Algorithm) -> I
         if getattr(block, field) is not None and row.trains:
             fix = "use one that does not train, or a CompressionSweep"
             yield Problem(f"{path}.{field}", f"{row.name} would train for each trial of {what}", fix)
+        if getattr(block, field) is not None and block.backend != "torch":
+            message = f"{what} is for backend torch, which this version alone can measure layer by layer"
+            yield Problem(f"{path}.{field}", message, "remove it, or write 'backend: torch'")
     if (budget := block.budget) is not None and not row.trains:
         holders: list[tuple[Quantize | QuantizeEntry, str]] = [(block, path)]
         holders += [(entry, f"{path}.configList[{index}]") for index, entry in enumerate(block.config_list)]
@@ -236,9 +235,15 @@ def _search_problems(block: Quantize, path: str, row: algorithms.Algorithm) -> I
             yield Problem(f"{path}.budget.bits", "with one number there is nothing to solve", "give more, or quantBits")
 
 
+def _changed(block: ApiModel) -> set[str]:
+    """Fields that are not at their default. Which ones were written nobody knows: API servers write defaults, too."""
+    fields = type(block).model_fields
+    return {name for name, field in fields.items() if getattr(block, name) != field.default}
+
+
 def _calibration_problems(block: Quantize, path: str, row: algorithms.Algorithm) -> Iterator[Problem]:
     for field, owner in _OWN.items():
-        if field in block.model_fields_set and row.name != owner:
+        if field in _changed(block) and row.name != owner:
             yield Problem(f"{path}.{to_camel(field)}", f"{row.name} takes none; {owner} does", "remove it")
     if block.weight_observer != "minMax" and row.name in ("lsq", "dorefa", "bnn", "hqq"):
         yield Problem(f"{path}.weightObserver", f"{row.name} finds the range of weights itself", "remove it")
@@ -246,13 +251,13 @@ def _calibration_problems(block: Quantize, path: str, row: algorithms.Algorithm)
         return
     targets = {target for entry in block.config_list for target in entry.targets or block.targets or row.targets}
     if row.data_driven and row.name in _WEIGHTS_ALONE:
-        if extra := block.calibration.model_fields_set - {"steps"}:
+        if extra := _changed(block.calibration) - {"steps"}:
             message = f"{row.name} looks at inputs, and needs no range of them"
             yield Problem(f"{path}.calibration.{min(extra)}", message, "remove it; steps may stay")
         return
     if row.name == "ptq_dynamic" or row.name in ("dorefa", "bnn") or not targets & {"input", "output"}:
         message = f"{row.name} needs no range of activations here"
         yield Problem(f"{path}.calibration", message, "remove it, or use ptq_static")
-    if block.calibration.observer != "percentile" and "percentile" in block.calibration.model_fields_set:
+    if block.calibration.observer != "percentile" and "percentile" in _changed(block.calibration):
         message = f"{block.calibration.observer} takes no percentile"
         yield Problem(f"{path}.calibration.percentile", message, "write 'observer: percentile', or remove it")

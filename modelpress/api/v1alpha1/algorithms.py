@@ -285,6 +285,15 @@ _ALGORITHMS: dict[tuple[Family, str], Algorithm] = {
             "Sun et al. 2023, arXiv 2306.11695",
             "activations",
         ),
+        _row(
+            "sparse_gpt",
+            "weight",
+            "single weights by what their layer's outputs lose, the others making up for it",
+            "Frantar and Alistarh 2023, arXiv 2301.00774",
+            "activations",
+            ("sparsegpt", "sparse_gpt_pruner"),
+            ("Conv1d", "Conv2d", "Linear"),
+        ),
         _row("pattern_lock", "weight", "no weight but those that are zero, which stay zero", threshold=0.5),
         _quantizer(
             "ptq_static",

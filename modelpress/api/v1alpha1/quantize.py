@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from . import algorithms
+from . import algorithms, backends
 from .base import ApiModel, Cel, ModuleName, cel_exactly_one, exactly_one, plain, rebuild
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ def _algorithm_text() -> str:
     return " ".join(
         "; ".join(filter(None, (row.described, row.data_sentence))) + "." for row in algorithms.algorithms("quantize")
     )
+
+
+def _backend_text() -> str:
+    said = " ".join(f"{each.name}: {each.sentence}." for each in backends.backends())
+    return f"What runs the result. {said} Which takes which algorithm and numbers is a table of the reference."
 
 
 class QuantizeEntry(ApiModel):
@@ -231,8 +236,7 @@ class Quantize(ApiModel):
     algorithm: QuantizeAlgorithm = Field(default="ptq_static", description=_algorithm_text())
     backend: Backend = Field(
         default="torch",
-        description="What runs the result. torch: the program itself, which computes in floats what the integers "
-        "stand for.",
+        description=_backend_text(),
     )
     config_list: Annotated[list[QuantizeEntry], Field(min_length=1, max_length=128)]
     targets: Targets | None = Field(

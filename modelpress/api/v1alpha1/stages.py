@@ -65,9 +65,12 @@ def _other_algorithms() -> dict[str, str]:
     admm = "write sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
     hints |= dict.fromkeys(("lottery_ticket", "lottery_ticket_pruner"), ticket)
     hints |= dict.fromkeys(("admm", "admm_pruner"), admm)
-    for name in ("sensitivity", "simulated_annealing"):
+    for name in ("sensitivity", "simulated_annealing", "net_adapt"):
         hints |= dict.fromkeys((name, f"{name}_pruner"), f"write search: {{type: {name}}}, and l1 or level here")
-    return hints
+    compress = "write search: {type: auto_compress} and sparsify: {penalty: admm, epochs: 3}, and l1 or level here"
+    hints |= dict.fromkeys(("auto_compress", "auto_compress_pruner"), compress)
+    amc = "write budget: {metric: macs, maxRatio: 0.5} in place of sparsities, and l1 or taylor here"
+    return hints | dict.fromkeys(("amc", "amc_pruner"), amc)
 
 
 def _known_algorithms() -> dict[str, str]:
@@ -309,6 +312,12 @@ class Prune(ApiModel):
         description="In place of sparsities: units go where the least score is lost for what is saved (Dantzig 1957), "
         "until the model fits. min/maxSparsity and roundTo hold. The shares are solved once, before the first round.",
     )
+    budgets: Annotated[list[SizeBudget], Field(min_length=1, max_length=16)] | None = Field(
+        default=None,
+        description="Several budgets of one metric, largest first: the recipe is run for each, from the same scores, "
+        "and every size is an artifact of its own, sizes/00 and so on. The job's own is the smallest that meets all "
+        "constraints; where none does, the largest.",
+    )
     search: Search | None = Field(
         default=None, description="Finds the sparsity of each layer by scores, in place of one sparsity for all."
     )
@@ -324,7 +333,9 @@ class Prune(ApiModel):
     )
     shrink: bool = Field(default=True, description="Physically shrink the model. level has nothing to shrink.")
     shrink_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
-        default=None, description="Without effect: the dependency analysis takes one forward pass. Still read."
+        default=None,
+        description="How long a shrink whose proof has failed may look for the channels that are at fault. What is not "
+        "proven by then stays in the model. Default: 60 s or the time of 30 proofs, the longer, but at most 1800 s.",
     )
 
     earlier_names: ClassVar[dict[str, str]] = {"speedup": "shrink", "speedupTimeoutSeconds": "shrinkTimeoutSeconds"}

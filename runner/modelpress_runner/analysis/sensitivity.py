@@ -88,7 +88,7 @@ def sensitivity(
         goal=goal,
     )
     assert block.search is not None
-    search = Searching(PruneStage(block, 0, _PATH), block.search, [])
+    search = Searching(PruneStage(block, 0, _PATH), block.search)
     points: list[SensitivityPoint] = []
     score = None
     with rng.fork_rng(rng.derive(seed, 0)):

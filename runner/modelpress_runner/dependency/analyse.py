@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +22,22 @@ from modelpress_runner.dependency.norms import RootMeanSquare, root_mean_square
 from modelpress_runner.dependency.planes import Plane
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
 from modelpress_runner.dependency.rules.contraction import by_group
+from modelpress_runner.dependency.rules.recurrent import recurrent
 from modelpress_runner.dependency.rules.reductions import norm
 from modelpress_runner.dependency.sizes import Name, NamedSize, follow
 from modelpress_runner.dependency.trace import LabelMode, Trace
 from modelpress_runner.dependency.train_mode import on_enough_rows
 from modelpress_runner.dependency.units import Units
-from modelpress_runner.edits.axes import CONV, AxisView, is_conv1d, module_axis, parameter_axis
+from modelpress_runner.edits.axes import CONV, SIDES, AxisView, is_conv1d, module_axis, parameter_axis
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
-PRODUCERS = (CONV, nn.Linear, nn.Embedding, nn.MultiheadAttention)
+PRODUCERS = (CONV, nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 _CONFIGS = {"config", "cfg", "args"}  # attributes that hold an object with numbers
 UNREACHED = "The dummy input reaches "
+_LINE = re.compile(r"\([^()]+:\d+\)")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class _Analysis:
         self._kernels: dict[int, dict[str, torch.Tensor]] = {}
         self._notes: list[str] = []
         self._values: dict[Name, int] = {}  # of attributes that know their name
+        self._shared: set[int] = set()  # axes for which another one stands, by id
         self._refused: dict[str, str] = {}  # modules that cannot lose channels, with the reason
         for name, module in model.named_modules():
             self._label(name, module)
@@ -90,6 +94,7 @@ class _Analysis:
         self._trace.norms = {
             id(module): functools.partial(norm, self._trace, module, form) for module, (_, form) in self._norms.items()
         }
+        self._trace.recurrent = self._find_recurrent()
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
         blocks = self._trace.blocks = Blocks()
@@ -103,7 +108,7 @@ class _Analysis:
         self._layers = tuple(blocks.listed(self._model))
         for tensor in outputs:
             self._trace.settle(tensor)
-            self._trace.freeze(self._trace.planes(tensor), "they reach the model's output")
+            self._trace.freeze(self._trace.planes(tensor), f"they reach the model's output{self._made(tensor)}")
         self._reach_by_training(dummy_input)
         self._trace.resolve_rectangles()
         return self._found()
@@ -121,6 +126,22 @@ class _Analysis:
             if (form := known[kind]) is not None:
                 found[module] = (name, form)
         return found
+
+    def _find_recurrent(self) -> dict[int, functools.partial[None]]:
+        """Rules of recurrent layers whose hidden units may go, by id."""
+        atoms: dict[int, dict[str, torch.Tensor]] = {}
+        for axis in self._axes:
+            if isinstance(axis.view.owner, nn.RNNBase):
+                atoms.setdefault(id(axis.view.owner), {})[axis.view.axis] = axis.atoms
+        return {
+            key: functools.partial(recurrent, self._trace, axes)
+            for key, axes in atoms.items()
+            if axes.keys() == {*SIDES}
+        }
+
+    def _made(self, tensor: torch.Tensor) -> str:
+        where = self._trace.made.get(tensor)
+        return f" from {where}" if where else ""
 
     def _pass(self, inputs: Any, train: bool) -> list[torch.Tensor]:
         self._model.train(train)
@@ -151,7 +172,8 @@ class _Analysis:
             outputs = []  # it does not run on example inputs in train mode
         for tensor in outputs:
             self._trace.settle(tensor)
-            self._trace.freeze(self._trace.planes(tensor), "they reach the model's output in train mode")
+            reason = f"they reach the model's output in train mode{self._made(tensor)}"
+            self._trace.freeze(self._trace.planes(tensor), reason)
         silent = self._silent()
         if silent:
             named = ", ".join(f"'{name}'" for name in silent[:6])
@@ -172,7 +194,7 @@ class _Analysis:
     # Labels of parameters ---------------------------------------------------------------------------------------------
 
     def _label(self, name: str, module: nn.Module) -> None:
-        for side in ("out", "in"):
+        for side in SIDES:
             try:
                 view = module_axis(module, name, side)
             except CompressionError as error:
@@ -233,7 +255,7 @@ class _Analysis:
             return  # a kernel in groups, whose channels one plane cannot tell
         shape = [1] * tensor.dim()
         shape[dim] = atoms.numel()
-        plane = Plane(atoms.reshape(shape), True)
+        plane = Plane(atoms.reshape(shape), isinstance(tensor, nn.Parameter))  # of buffers nothing is masked
         planes = self._planes.setdefault(id(tensor), [])
         for known in planes:
             if known.labels.shape == plane.labels.shape:  # two modules share it
@@ -243,7 +265,7 @@ class _Analysis:
     # The result -------------------------------------------------------------------------------------------------------
 
     def _found(self) -> ChannelDependencies:
-        reached = [axis for axis in self._axes if self._is_reached(axis)]
+        reached = [axis for axis in self._axes if id(axis) not in self._shared and self._is_reached(axis)]
         followed = follow(self._trace.uses, self._values, self._trace.shapes, self._units)
         order = {name: number for number, name in enumerate(dict(self._model.named_modules()))}
         reached.sort(
@@ -262,19 +284,20 @@ class _Analysis:
                 unit = numbers.setdefault(root, len(numbers))
                 reason = self._units.reason(root)
                 if reason is not None:
-                    frozen.setdefault(unit, reason)
+                    frozen.setdefault(unit, self._placed(reason, axis.module))
                 units.append(unit)
             axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, tuple(units)))
-            owner = axis.module if axis.view.axis in ("in", "out") else axis.module.rpartition(".")[0]
+            owner = axis.module if axis.view.axis in SIDES else axis.module.rpartition(".")[0]
             by_place[owner, axis.view.main] = tuple(units)
         sizes = self._numbers(followed, numbers)
         made = {unit for each in axes if each.producer for unit in each.units}
         for each in axes:
             for unit in set(each.units) - made:
-                frozen.setdefault(unit, f"'{each.module}' takes these channels from outside the traced model")
+                reason = f"'{each.module}' takes these channels from outside the traced model"
+                frozen.setdefault(unit, self._placed(reason, each.module))
         for name, reason in self._refused.items():
             unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
-            frozen[unit] = reason
+            frozen[unit] = self._placed(reason, name)
             axes.append(DependentAxis(name, "out", False, (unit,)))
         norms = tuple(
             DependentNorm(name, form.parameter, form.epsilon, form.offset, vector)
@@ -296,6 +319,14 @@ class _Analysis:
             layers=self._layers,
         )
 
+    def _placed(self, reason: str, module: str) -> str:
+        """A reason that names a line: if it has none, the one that calls the module, or the owner of the parameter."""
+        if _LINE.search(reason):
+            return reason
+        called = self._trace.called
+        line = called.get(module) or called.get(module.rpartition(".")[0], "")
+        return reason + line if f"'{module}" in reason else f"{reason}, in '{module}'{line}"
+
     def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:
         """The attributes that count what may be cut."""
         return tuple(
@@ -308,13 +339,30 @@ class _Analysis:
         return any(id(getattr(axis.view.owner, tensor)) in self._trace.used for tensor in axis.view.tensors)
 
     def _spare_shared(self) -> None:
-        """A weight of two modules stays: a cut of one would part them."""
-        owners: dict[int, list[str]] = {}
-        for name, module in self._model.named_modules():
-            for tensor, parameter in module._parameters.items():
+        """What modules share goes along a dimension that all of them know: the first one's axis stands for all.
+
+        Other dimensions stay: a cut of one module would part them.
+        """
+        owners: dict[int, list[nn.Module]] = {}
+        for module in self._model.modules():
+            for parameter in module._parameters.values():
                 if parameter is not None:
-                    owners.setdefault(id(parameter), []).append(f"{name}.{tensor}")
+                    owners.setdefault(id(parameter), []).append(module)
+        sharing: dict[tuple[int, int | None], list[_LabelledAxis]] = {}
         for axis in self._axes:
             for tensor in axis.view.parameters:
-                if len(owners[id(getattr(axis.view.owner, tensor))]) > 1:
-                    self._units.freeze(axis.atoms, f"'{axis.module}.{tensor}' is shared with another module")
+                key = id(getattr(axis.view.owner, tensor))
+                if len(owners[key]) > 1:
+                    sharing.setdefault((key, axis.view.dimension(tensor)), []).append(axis)
+        for (key, dim), axes in sharing.items():
+            alone = {id(axis.view.owner) for axis in axes} == {id(module) for module in owners[key]}
+            # Of a layer that gives these channels users may ask for them by its name.
+            told = any(a.view.axis == "out" and not isinstance(a.view.owner, nn.Embedding) for a in axes[1:])
+            if dim is None or told or not alone or len(axes) != len(owners[key]):
+                for axis in axes:
+                    name = next(t for t in axis.view.parameters if id(getattr(axis.view.owner, t)) == key)
+                    self._units.freeze(axis.atoms, f"'{axis.module}.{name}' is shared with another module")
+                continue
+            for axis in axes[1:]:
+                self._units.join(axes[0].atoms, axis.atoms, "")
+                self._shared.add(id(axis))

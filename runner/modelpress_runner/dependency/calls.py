@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from modelpress_runner.dependency.rules.recurrent import packed
 from modelpress_runner.dependency.sizes import NamedSize, is_attribute
 from modelpress_runner.dependency.trace import Trace
 
@@ -22,6 +23,7 @@ class Calls(TorchFunctionMode):
 
     - scaled_dot_product_attention divides by the root of a size that it reads itself: that size is rigid. Where it runs
       as a kernel its rule knows that; where it is taken apart, nothing in its parts shows it.
+    - Sequences of unequal lengths are laid side by side step by step.
     - Sizes of views, of parts and of copies that are computed from attributes: they can change with what is cut.
     """
 
@@ -44,6 +46,11 @@ class Calls(TorchFunctionMode):
             with self._copying([1]):  # a mask of padding, for each head
                 return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name == "_pad_packed_sequence":  # in its parts steps are copied into a tensor that is none of them
+            with trace.whole():
+                out = func(*args, **kwargs)
+            packed(trace, name, torch.ops.aten._pad_packed_sequence.default, args, kwargs, out)
+            return out
         if name == "__get__" and func.__self__ is _SHAPE:
             return trace.read(args[0])
         if name == "size":

@@ -17,7 +17,7 @@ from torch import nn
 
 from modelpress_runner.dependency.exact import FEW_BYTES, Seen, Weights, cache_limit, exactly, widened
 from modelpress_runner.dependency.redraw import Draw
-from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink
+from modelpress_runner.edits.axes import AxisView, axis_of, cut, shrink_shared
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.bypass import Bypass, Bypassed
 from modelpress_runner.edits.cuts import Cut
@@ -180,14 +180,18 @@ class Counterparts:
                 raise CompressionError(f"'{each.module}' has {view.size} {each.axis} channels; the cut keeps others")
             kept = torch.zeros(view.size, dtype=torch.bool)
             kept[list(each.kept)] = True
-            where = next(name for name, module in self.shrunk.named_modules() if module is view.owner)
-            shrink(view, kept)
+            names = {id(module): name for name, module in self.shrunk.named_modules()}
+            views = shrink_shared(self.shrunk, view, kept)
         except CompressionError as error:
             raise InvalidModelError(f"{error}; the model is not the one that was shrunk") from error
-        for tensor in view.tensors:
-            self._pieces[f"{where}.{tensor}" if where else tensor].append((view, tensor, kept))
-            if tensor in view.owner._parameters:
-                view.owner._parameters[tensor] = _thin(view.owner._parameters[tensor])
+        thin: dict[int, Any] = {}  # of one that is shared one
+        for one in views:
+            where = names[id(one.owner)]
+            for tensor in one.tensors:
+                self._pieces[f"{where}.{tensor}" if where else tensor].append((one, tensor, kept))
+                parameter = one.owner._parameters.get(tensor)
+                if parameter is not None:
+                    setattr(one.owner, tensor, thin.setdefault(id(parameter), _thin(parameter)))
 
     def _masked_weight(self, name: str, parameter: nn.Parameter) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from modelpress_runner.edits.axes import SIDES
 from modelpress_runner.edits.bypass import Bypass
 
 
 @dataclass(frozen=True)
 class DependentAxis:
-    """Axis of a module (or "dimN" of a plain parameter). `units[i]` is the unit of its channel i.
+    """Axis of a module (edits.axes.SIDES, or "dimN" of a plain parameter). `units[i]` is the unit of its channel i.
 
     A producer makes its output channels (convolution, linear layer); others only hand on what they get (norms,
     depthwise convolutions).
@@ -133,7 +134,7 @@ class ChannelDependencies:
         followers: dict[int, list[str]] = defaultdict(list)
         holders: dict[int, list[str]] = defaultdict(list)
         for axis in self.axes:
-            if axis.axis not in ("in", "out"):
+            if axis.axis not in SIDES:
                 for unit in set(axis.units):
                     holders[unit].append(axis.module.rpartition(".")[0])
             elif axis.axis == "out":

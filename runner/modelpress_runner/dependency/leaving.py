@@ -16,13 +16,15 @@ PROOFS = 30  # or the time of so many proofs, if that is longer,
 MOST_SECONDS = 1800.0  # but no more than that
 
 
-def without_culprits(items: Sequence[T], proof: Callable[[list[T]], object]) -> tuple[list[T], dict[int, str]]:
+def without_culprits(
+    items: Sequence[T], proof: Callable[[list[T]], object], seconds: float | None = None
+) -> tuple[list[T], dict[int, str]]:
     """The items that can be cut together, and why the others, by their index, cannot.
 
     `proof` raises CompressionError or InvalidModelError for items that cannot be cut together. What fails is halved
     until it is one item; each half is tried together with what has passed before, so that everything that is given back
-    as good was proven as a whole, in about 2 log2(n) proofs for each culprit. After some time (SECONDS, PROOFS) what
-    has not been tried is left out, too.
+    as good was proven as a whole, in about 2 log2(n) proofs for each culprit. Once something has failed, what has not
+    been tried after `seconds` more (else after SECONDS or PROOFS) is left out, too.
 
     Raises:
         UnprovableError: the model cannot be proven, whatever is cut.
@@ -43,7 +45,9 @@ def without_culprits(items: Sequence[T], proof: Callable[[list[T]], object]) -> 
             raise
         except (CompressionError, InvalidModelError) as error:
             if end == float("inf"):
-                end = time.monotonic() + min(max(SECONDS, PROOFS * (time.monotonic() - start)), MOST_SECONDS)
+                now = time.monotonic()
+                most = min(max(SECONDS, PROOFS * (now - start)), MOST_SECONDS) if seconds is None else seconds
+                end = now + most
             if len(part) == 1:
                 bad[part[0]] = str(error)
                 return

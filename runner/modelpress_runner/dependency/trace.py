@@ -50,7 +50,10 @@ class Trace:
         self.uses: list[Use] = []
         self.shapes: list[tuple[int, torch.Tensor]] = []  # of sizes that were read: the dimension, and its labels
         self.norms: Mapping[int, Callable[[torch.Tensor, torch.Tensor], None]] = {}  # by id of the module: its rule
-        self._inside: list[nn.Module] = []  # such norms that run: their parts have no rules
+        self.recurrent: Mapping[int, Callable[[Any, Any, Any], None]] = {}  # as norms, of recurrent layers
+        self._inside: list[nn.Module | None] = []  # such modules that run: their parts have no rules
+        self.made: Any = WeakTensorKeyDictionary()  # what gave a tensor with planes, and where
+        self.called: dict[str, str] = {}  # by module the line that called it first
         self.exact = True
         self.blocks: Blocks | None = None  # where those are looked for
         self.approximate: list[tuple[torch.Tensor, str]] = []  # labels that a LayerNorm may lose, with its name
@@ -157,18 +160,31 @@ class Trace:
         text = f"{name.removeprefix('_')}"
         if self._modules and self._modules[-1][0]:
             text += f" in '{self._modules[-1][0]}'"
+        return text + self.line()
+
+    def line(self) -> str:
+        """The line of the user's code that runs, as " (file:number)"."""
         frame = sys._getframe(1)
         while frame is not None:
             path = frame.f_code.co_filename
             if not any(part in path for part in _INSIDE) and not path.startswith("<"):
-                return f"{text} ({path.rsplit('/', 1)[-1]}:{frame.f_lineno})"
+                return f" ({path.rsplit('/', 1)[-1]}:{frame.f_lineno})"
             frame = frame.f_back  # type: ignore[assignment]
-        return text
+        return ""
 
     @property
     def silent(self) -> bool:
         """Whether what runs is part of something that has a rule as a whole."""
         return bool(self._inside)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """What runs is part of something that has a rule as a whole."""
+        self._inside.append(None)
+        try:
+            yield
+        finally:
+            self._inside.pop()
 
     @property
     def module(self) -> tuple[str, nn.Module] | None:
@@ -183,24 +199,34 @@ class Trace:
         def enter(module: nn.Module, args: Any) -> None:
             if id(module) in names:
                 self._modules.append((names[id(module)], module))
+                if names[id(module)] not in self.called:
+                    self.called[names[id(module)]] = self.line()
                 if self.blocks is not None:
                     self.blocks.enter(names[id(module)], args)
-            if id(module) in self.norms and args and isinstance(args[0], torch.Tensor):
+            if id(module) in self.recurrent or (
+                id(module) in self.norms and args and isinstance(args[0], torch.Tensor)
+            ):
                 self._inside.append(module)
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, *rest: Any) -> None:
+            kwargs, output = rest if len(rest) == 2 else ({}, None)  # torch leaves kwargs out where a pass has failed
             if self._inside and self._inside[-1] is module:
                 self._inside.pop()
-                if isinstance(output, torch.Tensor):
+                if id(module) in self.recurrent and output is not None:
+                    self.recurrent[id(module)](args, kwargs, output)
+                elif isinstance(output, torch.Tensor):
                     self.settle(args[0])
                     self.norms[id(module)](args[0], output)
+                for tensor in tensors_in(output):
+                    if self.carries(tensor):
+                        self.made[tensor] = self.where(type(module).__name__)
             if id(module) in names and self._modules:
                 self._modules.pop()
                 if self.blocks is not None:
                     self.blocks.leave(names[id(module)], output)
 
         first = nn.modules.module.register_module_forward_pre_hook(enter)
-        last = nn.modules.module.register_module_forward_hook(leave, always_call=True)
+        last = nn.modules.module.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
         try:
             yield
         finally:
@@ -247,6 +273,10 @@ class LabelMode(TorchDispatchMode):
         except Exception as error:  # an overload, or arguments, that the rule does not know
             for tensor in given:
                 trace.freeze(trace.planes(tensor), f"{trace.where(name)} cannot be followed: {type(error).__name__}")
+        for tensor in tensors_in(out):
+            if trace.carries(tensor):
+                before = trace.made.get(given[0]) if name in ("view", "_unsafe_view") else None
+                trace.made[tensor] = before or trace.where(name)
         return out
 
 

@@ -7,12 +7,15 @@ A module has an axis "out" (channels it gives) and, if they differ, "in" (channe
 g groups of p channels is slice [i // p, i % p] of a view of each tensor. Layouts of these views, for a tensor t:
   rows: channels are rows of t, (g*p, ...).           cols: columns, t being (g*r, p, ...) with r rows for each group.
   flat: t has one axis of more than one entry.        dimN: channels are dimension N of t.
-Plain parameters of modules that are not known here have an axis "dimN" for each of their dimensions.
+  gatesN: rows, one after the other for each of N gates.    blocksN: columns, for each of N directions.
+Recurrent layers have an axis "hidden" besides: what takes their hidden units. Plain parameters of modules that are not
+known here have an axis "dimN" for each of their dimensions.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +23,15 @@ from torch import nn
 
 from modelpress_runner.edits.attention import PrunedMultiheadAttention, cut_heads
 from modelpress_runner.edits.computed import computed
+from modelpress_runner.edits.recurrent import recurrent_axis
 from modelpress_runner.errors import CompressionError
 
 CONV = nn.modules.conv._ConvNd
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
 DIMENSION = re.compile(r"dim(\d)")
+SIDES = ("out", "in", "hidden")
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,12 @@ class AxisView:
             return tensor.view(1, -1)
         if layout.startswith("dim"):
             return tensor.movedim(int(layout[3:]), 0).unsqueeze(0)
+        if layout.startswith("gates"):
+            gates: torch.Tensor = tensor.unflatten(0, (int(layout[5:]), -1))
+            return gates.transpose(0, 1).unsqueeze(0)
+        if layout.startswith("blocks"):
+            blocks: torch.Tensor = tensor.unflatten(1, (int(layout[6:]), -1))
+            return blocks.movedim(2, 0).unsqueeze(0)
         grouped: torch.Tensor = tensor.unflatten(0, (self.groups, -1))
         return grouped if layout == "rows" else grouped.transpose(1, 2)
 
@@ -63,6 +75,13 @@ class AxisView:
         """The tensor that scores a channel, of several the weight."""
         return next(iter(self.tensors))
 
+    def dimension(self, name: str) -> int | None:
+        """The dimension of tensor `name` that is this axis; None: it is a part of one, or of several."""
+        layout = self.tensors[name]
+        if self.groups > 1:
+            return None
+        return int(layout[3:]) if layout.startswith("dim") else {"rows": 0, "cols": 1}.get(layout)
+
     @property
     def parameters(self) -> list[str]:
         """The tensors that are parameters."""
@@ -70,7 +89,7 @@ class AxisView:
 
 
 def axis_of(model: nn.Module, name: str, axis: str) -> AxisView:
-    """The axis "in" or "out" of the module, or of the plain parameter, that `model` knows by `name`.
+    """The axis "in", "out" or "hidden" of the module, or of the plain parameter, that `model` knows by `name`.
 
     Raises:
         CompressionError: there is none, or it cannot be cut (computed weights, a parameter with several axes).
@@ -83,9 +102,11 @@ def axis_of(model: nn.Module, name: str, axis: str) -> AxisView:
 
 def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
     """As `axis_of`, of a module at hand; `name` serves for messages."""
-    if axis not in ("in", "out"):
-        raise CompressionError(f"'{name}': an axis is 'in' or 'out', not {axis!r}")
+    if axis not in SIDES:
+        raise CompressionError(f"'{name}': an axis is 'in', 'out' or 'hidden', not {axis!r}")
     groups = 1
+    if axis == "hidden" and not isinstance(module, nn.RNNBase):
+        raise CompressionError(f"'{name}' ({type(module).__name__}) has no hidden units")
     if isinstance(module, CONV):
         groups = module.groups
         size = module.out_channels if axis == "out" else module.in_channels
@@ -100,14 +121,13 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
     elif is_conv1d(module):
         size = module.get_parameter("weight").shape[1 if axis == "out" else 0]
         tensors = {"weight": "cols", "bias": "rows"} if axis == "out" else {"weight": "rows"}
-    elif isinstance(module, nn.RNNBase) and axis == "in":
-        size = module.input_size
-        tensors = {each: "cols" for each in ("weight_ih_l0", "weight_ih_l0_reverse") if hasattr(module, each)}
+    elif isinstance(module, nn.RNNBase):
+        size, tensors = recurrent_axis(module, name, axis)
     elif axis == "in":
         raise CompressionError(f"'{name}' ({type(module).__name__}) has no input channels of its own")
     elif isinstance(module, BATCH_NORM | INSTANCE_NORM):
         size = module.num_features
-        tensors = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), "rows")
+        tensors = dict.fromkeys(_STATISTICS, "rows")
     elif isinstance(module, nn.GroupNorm):
         size, groups = module.num_channels, module.num_groups
         tensors = {"weight": "rows", "bias": "rows"}
@@ -118,6 +138,8 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
         size, tensors = module.num_parameters, {"weight": "rows"}
     elif isinstance(module, nn.Embedding):
         size, tensors = module.embedding_dim, {"weight": "cols"}
+    elif is_frozen_norm(module):
+        size, tensors = module.get_buffer("weight").numel(), dict.fromkeys(_STATISTICS, "rows")
     else:
         raise CompressionError(f"'{name}' ({type(module).__name__}) has no channels that can be removed")
     for tensor in tensors:
@@ -147,17 +169,37 @@ def is_conv1d(module: nn.Module) -> bool:
     )
 
 
-def shrink(view: AxisView, kept: torch.Tensor) -> None:
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm that is not trained, as detectors have them: the same four vectors, all buffers."""
+    buffers = module._buffers
+    return (
+        not module._parameters
+        and not module._modules
+        and buffers.keys() == {*_STATISTICS}
+        and len({tuple(each.shape) for each in buffers.values() if each is not None}) == 1
+        and all(each is not None and each.dim() == 1 for each in buffers.values())
+    )
+
+
+def shrink(view: AxisView, kept: torch.Tensor, known: Mapping[str, nn.Parameter] | None = None) -> None:
     """Cuts the axis of its module, in place, down to the channels where `kept`, bool (size,), is True.
 
     On a grouped convolution or a GroupNorm either every group keeps equally many channels, or whole groups go; with a
     group of a convolution its inputs go too.
+
+    Args:
+        view: the axis.
+        kept: which channels stay.
+        known: parameters, by name, that are cut already.
 
     Raises:
         CompressionError: nothing would be kept, or groups would end up with different sizes.
     """
     owner = view.owner
     for name in view.tensors:
+        if known is not None and name in known:
+            setattr(owner, name, known[name])
+            continue
         tensor = getattr(owner, name)
         data = cut(view, name, tensor.detach(), kept)
         if name in owner._parameters:
@@ -166,6 +208,49 @@ def shrink(view: AxisView, kept: torch.Tensor) -> None:
             setattr(owner, name, data)
     groups, width = _kept_groups(view, kept)
     _patch(owner, view.axis, groups, groups * width)
+
+
+def shrink_shared(model: nn.Module, view: AxisView, kept: torch.Tensor) -> list[AxisView]:
+    """As `shrink`, and what other modules have along the same dimension of a shared parameter, which stays shared.
+
+    Returns:
+        All axes that were cut, `view` first.
+
+    Raises:
+        CompressionError: as `shrink`.
+    """
+    others = partners(model, view)
+    shrink(view, kept)
+    for other, shared in others:
+        shrink(other, kept, {own: getattr(view.owner, name) for own, name in shared.items()})
+    return [view, *(other for other, _ in others)]
+
+
+def partners(model: nn.Module, view: AxisView) -> list[tuple[AxisView, dict[str, str]]]:
+    """Axes of other modules along the same dimension of a parameter that they share with `view`.
+
+    Returns:
+        Each with the names of what is shared: its own, and the one in `view`.
+    """
+    mine = {id(getattr(view.owner, name)): name for name in view.parameters}
+    found = []
+    for path, module in model.named_modules():
+        if module is view.owner or not any(id(p) in mine for p in module._parameters.values()):
+            continue
+        for other in _sides(module, path):
+            shared = {name: mine[id(p)] for name in other.parameters if id(p := getattr(other.owner, name)) in mine}
+            along = [(other.dimension(own), view.dimension(name)) for own, name in shared.items()]
+            if along and all(own == name is not None for own, name in along):
+                found.append((other, shared))
+    return found
+
+
+def _sides(module: nn.Module, path: str) -> Iterator[AxisView]:
+    for side in SIDES:
+        try:
+            yield module_axis(module, path, side)
+        except CompressionError:
+            continue
 
 
 def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -179,6 +264,10 @@ def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> 
     rows = tensor.shape[0] // view.groups if layout == "cols" else 0
     if layout == "flat":
         shape = tuple(width if size == view.size and size > 1 else size for size in tensor.shape)
+    elif layout.startswith("gates"):
+        shape = (int(layout[5:]) * width, *tensor.shape[1:])
+    elif layout.startswith("blocks"):
+        shape = (tensor.shape[0], int(layout[6:]) * width)
     elif layout.startswith("dim"):
         dim = int(layout[3:])
         shape = (*tensor.shape[:dim], width, *tensor.shape[dim + 1 :])
@@ -233,8 +322,8 @@ def _patch(owner: nn.Module, axis: str, groups: int, size: int) -> None:
             owner.embed_dim = owner.kdim = owner.vdim = size
     elif is_conv1d(owner):
         setattr(owner, "nf" if axis == "out" else "nx", size)
-    elif isinstance(owner, nn.RNNBase) and axis == "in":
-        owner.input_size = size
+    elif isinstance(owner, nn.RNNBase) and axis != "hidden":
+        setattr(owner, "input_size" if axis == "in" else "hidden_size", size)
 
 
 def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.attention import PrunedMultiheadAttention, keep_from_nested
-from modelpress_runner.edits.axes import DIMENSION, axis_of, shrink
+from modelpress_runner.edits.axes import DIMENSION, SIDES, AxisView, axis_of, partners, shrink_shared
 from modelpress_runner.edits.axes import cut as cut_tensor
 from modelpress_runner.edits.base import Edit, register
 from modelpress_runner.edits.masks import Masks
@@ -23,8 +23,9 @@ from modelpress_runner.errors import CompressionError, InvalidModelError
 class Cut(Edit):
     """One shrunk axis: `kept` are the indices of the module's parameters along it that stay, ascending.
 
-    axis "out" is what the module gives (output channels of a convolution, features of a norm), "in" what it takes;
-    of a plain parameter "dimN" is its dimension N. Kept values are copied bit by bit.
+    axis "out" is what the module gives (output channels of a convolution, features of a norm), "in" what it takes,
+    "hidden" what takes the hidden units of a recurrent layer; of a plain parameter "dimN" is its dimension N. A
+    parameter that modules share is cut in all of them, and stays shared. Kept values are copied bit by bit.
     """
 
     kind: ClassVar[str] = "cut"
@@ -43,10 +44,11 @@ class Cut(Edit):
                     f"{self.kept[-1] if self.kept else 'none'}"
                 )
             kept = kept_vector(self.kept, view.size)
-            tensors = (masks or {}).get(self._owner(model), {})
-            for name in tensors.keys() & view.tensors.keys():
-                tensors[name] = cut_tensor(view, name, tensors[name], kept)
-            shrink(view, kept)
+            _cut_masks(masks or {}, self._owner(model), view, kept)
+            names = {id(module): name for name, module in model.named_modules()}
+            for other, _ in partners(model, view):
+                _cut_masks(masks or {}, names[id(other.owner)], other, kept)
+            shrink_shared(model, view, kept)
             if isinstance(view.owner, PrunedMultiheadAttention):
                 keep_from_nested(model, view.owner)
         except CompressionError as error:
@@ -63,13 +65,13 @@ class Cut(Edit):
         if (
             not isinstance(module, str)
             or not isinstance(axis, str)
-            or not (axis in ("in", "out") or DIMENSION.fullmatch(axis))
+            or not (axis in SIDES or DIMENSION.fullmatch(axis))
             or not isinstance(kept, list)
             or not kept
             or not all(type(index) is int and index >= 0 for index in kept)
             or not all(a < b for a, b in itertools.pairwise(kept))
         ):
-            raise ValueError("it needs module, axis (in, out, dimN) and kept (ascending numbers)")
+            raise ValueError("it needs module, axis (in, out, hidden, dimN) and kept (ascending numbers)")
         return cls(module, axis, tuple(kept))
 
     def _owner(self, model: nn.Module) -> str:
@@ -79,6 +81,12 @@ class Cut(Edit):
         except AttributeError:
             return self.module.rpartition(".")[0]
         return self.module
+
+
+def _cut_masks(masks: Masks, module: str, view: AxisView, kept: torch.Tensor) -> None:
+    tensors = masks.get(module, {})
+    for name in tensors.keys() & view.tensors.keys():
+        tensors[name] = cut_tensor(view, name, tensors[name], kept)
 
 
 def kept_vector(kept: Iterable[int], size: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 import modelpress_runner.edits.rounding_shapes  # noqa: F401 - torch.export needs them
 from modelpress.api.stages.quantize import Numbers
 
-KINDS = ("affine", "dynamic", "dorefa", "sign")
+KINDS = ("affine", "dynamic", "token", "dorefa", "sign")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class QuantizerSpec:
     """What a quantizer is; plain data of an edit.
 
     Attributes:
-        kind: affine: by a scale and a zero point that are kept. dynamic: by those of each call. dorefa: of weights, a
+        kind: affine: by a scale and a zero point that are kept. dynamic: by those of each call. token: by those of each
+            token of a call. dorefa: of weights, a
             rounded tanh. sign: -1 and 1.
         numbers: the integers.
         axis: of a weight, whose entries have a scale each; None: one scale.
@@ -193,6 +194,26 @@ class DynamicQuantizer(Quantizer):
         return torch.fake_quantize_per_tensor_affine(value, scale, zero, self.qmin, self.qmax)
 
 
+class TokenQuantizer(Quantizer):
+    """Rounds each token by the largest of its values, as compressed-tensors does, whose numbers these are: -128 to 127
+    with a scale of max|x| / 127.5. Dimensions behind the second belong to a token; where there are none, the values of
+    a call have one scale."""
+
+    def __init__(self, spec: QuantizerSpec, channels: int | None = None) -> None:
+        super().__init__(spec, channels)
+        self.qmin, self.qmax = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        del self.scale, self.zero_point
+
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """As Quantizer.rounded; gradients go straight through."""
+        held = value.detach()
+        most = held.abs().amax(tuple(range(2, held.dim())), keepdim=True) if held.dim() > 2 else held.abs().amax()
+        scale = most / ((self.qmax - self.qmin) / 2)
+        scale = torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
+        found = (held / scale).clamp(self.qmin, self.qmax).round() * scale
+        return value + (found - value).detach()
+
+
 class DorefaQuantizer(Quantizer):
     """Weights as DoReFa-Net has them (Zhou et al. 2016, arXiv 1606.06160): 2 Q(tanh w / (2 max|tanh w|) + 1/2) - 1,
     with Q rounding to multiples of 1 / (2^k - 1). None of them is zero."""
@@ -249,6 +270,7 @@ class SignQuantizer(Quantizer):
 _CLASSES: dict[str, type[Quantizer]] = {
     "affine": AffineQuantizer,
     "dynamic": DynamicQuantizer,
+    "token": TokenQuantizer,
     "dorefa": DorefaQuantizer,
     "sign": SignQuantizer,
 }

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from modelpress_runner.edits.quantize import quantized_layers
 from modelpress_runner.errors import first_line
 from modelpress_runner.export.layout import Layout, LayoutError
+from modelpress_runner.huggingface import compressed_tensors
 from modelpress_runner.huggingface.gaps import without_gaps
 from modelpress_runner.huggingface.per_layer import PerLayerLayout
 from modelpress_runner.huggingface.source import Pretrained, quiet
-from modelpress_runner.huggingface.widths import NO_INTEGERS, compare, configurations, shapes_of
+from modelpress_runner.huggingface.widths import compare, configurations, nearest, shapes_of
 from modelpress_runner.runtime.preserve import untouched
 
 
@@ -53,9 +55,15 @@ class PretrainedLayout:
             raise LayoutError(f"it has become a {type(model).__name__}, which transformers does not load")
         written, base = without_gaps(model, self._config)
         config = self._fitting(written, base)
+        quantized = bool(quantized_layers(written))
+        if quantized:
+            config.quantization_config = compressed_tensors.configuration(written)
         try:
             with quiet(), untouched(model):
-                self._save(written, config, folder)
+                if quantized:
+                    self._save_quantized(written, config, folder)
+                else:
+                    self._save(written, config, folder)
                 self._processor.save_pretrained(folder)
                 again = self.open(folder)
                 compare(written, again, model, dummy_input)
@@ -70,7 +78,7 @@ class PretrainedLayout:
         """The model in a folder that `write` wrote, in eval mode and without its cache of keys and values."""
         import transformers
 
-        with quiet():
+        with quiet(), compressed_tensors.silent():
             model = getattr(transformers, self.auto_class).from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
             )
@@ -88,19 +96,34 @@ class PretrainedLayout:
             if generation is not None:
                 model.generation_config = generation
 
+    def _save_quantized(self, model: Any, config: Any, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        config.architectures = [self._class.__name__]
+        config.dtype = model.dtype
+        config.save_pretrained(folder)
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(folder)
+        save_file(compressed_tensors.tensors(model), str(folder / "model.safetensors"), {"format": "pt"})
+
     def _fitting(self, model: nn.Module, base: Any) -> Any:
         """A configuration with which an empty model has the shapes of this one: `base`, or with smaller sizes."""
-        if quantized_layers(model):
-            raise LayoutError(NO_INTEGERS)
         shapes = shapes_of(model)
-        for config in configurations(base, shapes, self._empty(base)):
-            if self._empty(config) == shapes:
-                return config
+        dense = self._empty(base)
+        fitting = [
+            (config, empty)
+            for config in configurations(base, shapes, None if dense is None else shapes_of(dense))
+            if (empty := self._empty(config)) is not None and shapes_of(empty) == shapes
+        ]
+        if fitting:
+            return copy.deepcopy(nearest(model, fitting))
         raise LayoutError("no configuration of transformers says what was cut away, as layers differ in what they kept")
 
-    def _empty(self, config: Any) -> dict[str, tuple[int, ...]] | None:
+    def _empty(self, config: Any) -> nn.Module | None:
+        """A model of this configuration without weights; None: there is none."""
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
-                return shapes_of(self._class(copy.deepcopy(config)))
+                made: nn.Module = self._class(copy.deepcopy(config))
+                return made
         except Exception:  # sizes that do not go together
             return None

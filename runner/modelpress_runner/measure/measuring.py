@@ -136,7 +136,10 @@ class Measuring:
         target, benchmark = self._spec.target, self._spec.benchmark
         machine = f"{platform.machine()} {platform.processor()} {os.cpu_count()}"
         return Measures(
-            self._of, f"{target.to_dict()} {benchmark.to_dict()} {machine} torch {torch.__version__}", tables
+            self._of,
+            f"{target.to_dict()} {benchmark.to_dict()} {machine} torch {torch.__version__}",
+            tables,
+            self._spec.export.free_axes(),
         )
 
     def after_stage(self, dense: nn.Module) -> Callable[[nn.Module], Metrics]:

@@ -55,11 +55,13 @@ class Measures:
             timed in turn.
         conditions: what a time depends on besides the model: target, benchmark, machine.
         tables: where figures are kept; None: nowhere.
+        free: names of axes that stay free in exported files, by input and axis.
     """
 
     of: Callable[[str, Sequence[nn.Module]], list[float]]
     conditions: str = ""
     tables: Tables | None = None
+    free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 @dataclass

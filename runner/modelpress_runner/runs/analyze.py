@@ -1,8 +1,8 @@
 """`modelpress analyze` in a process of its own, where the user's code may be imported.
 
-Usage: python -m modelpress_runner.runs.analyze REQUEST RESULT, two JSON files. The request: what (layers, dependency or
-sensitivity), spec, codePath, basePath, sparsities. The result: rows, a list of objects, and notes; or error and
-exitCode.
+Usage: python -m modelpress_runner.runs.analyze REQUEST RESULT, two JSON files. The request: what (layers, dependency,
+sensitivity, or recipe, which is what `modelpress init` asks), spec, codePath, basePath, sparsities. The result: rows, a
+list of objects, and notes, of recipe canTrain, canEvaluate, layers, groups and notes; or error and exitCode.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def _analyse(request: Mapping[str, Any]) -> dict[str, Any]:
         if spec.model.weights is not None:
             load_weights(subject, spec.model.weights, request.get("basePath"), spec.store)
         subject.find_inputs()
+        if what == "recipe":
+            return _facts(subject)
         if what == "sensitivity":
             return _sensitivity(spec, subject, request.get("sparsities"))
         if subject.dummy_input is None:
@@ -70,6 +72,24 @@ def _analyse(request: Mapping[str, Any]) -> dict[str, Any]:
         rows += [{**dataclasses.asdict(frozen), "followers": ()} for frozen in found.frozen]
         blocks = [f"can go whole: {', '.join(found.blocks)}"] if found.blocks else []
         return {"rows": rows, "notes": [*found.notes, *blocks]}
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    """What a first recipe is chosen by."""
+    judge, example = subject.evaluator, subject.dummy_input
+    found: dict[str, Any] = {
+        "canTrain": judge is not None and judge.can_train,
+        "canEvaluate": judge is not None and judge.can_evaluate,
+        "layers": [],
+        "groups": [],
+        "notes": [] if example is not None else ["there is no example input; let the code give a dummy_input"],
+    }
+    if example is not None:
+        found["layers"] = [dataclasses.asdict(layer) for layer in layers(subject.model, example)]
+        dependency = channel_dependency(subject.model, example)
+        found["groups"] = [dataclasses.asdict(group) for group in dependency.groups]
+        found["notes"] += dependency.notes
+    return found
 
 
 def _sensitivity(spec: CompressionJobSpec, subject: Subject, sparsities: Sequence[float] | None) -> dict[str, Any]:

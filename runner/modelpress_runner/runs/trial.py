@@ -30,6 +30,7 @@ from modelpress_runner.process.progress import EventCallback
 from modelpress_runner.process.stopping import StopFlag
 from modelpress_runner.runs.dense import Dense, DenseCache
 from modelpress_runner.runs.shared_files import StoredFiles
+from modelpress_runner.runs.sizes import run_sizes, variants
 from modelpress_runner.runs.tables import StoreTables
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
@@ -71,8 +72,14 @@ def run(request: RunRequest, store: ArtifactStore, progress: EventCallback, stop
         from modelpress_runner.runs import script
 
         return script.run(request, store, progress, stop)
+    sizes = variants(request.spec)
     with _inputs(request, stop) as inputs:
-        return _run(request, inputs, store, progress, stop)
+        if not sizes:
+            return _run(request, inputs, store, progress, stop)
+        if ranks.is_distributed():
+            message = "several sizes are made one after the other by one process; give one budget, or one process"
+            raise InvalidSpecError(message, "spec.runner")
+        return run_sizes(request, store, sizes, lambda each: _run(each, inputs, store, progress, stop))
 
 
 def _run(

@@ -24,6 +24,9 @@ _QUIET = 3  # errors alone
 class OrtSession(Session):
     """model.onnx.
 
+    Attributes:
+        metadata: what the file says of itself.
+
     Args:
         path: of the file.
         threads: of one call.
@@ -34,13 +37,14 @@ class OrtSession(Session):
     """
 
     runtime = "onnxruntime"
+    metadata: dict[str, str]
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         ort = package("onnxruntime", EXTRA)
         ort.disable_telemetry_events()
         self.threads = threads
         self._session = self._opened(ort, path, precise=False)
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        metadata = self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         if WIDE in metadata and cpu.saturates():
             self._session = self._opened(ort, path, precise=True)
         if KEY not in metadata:

@@ -17,22 +17,20 @@ from modelpress_runner.dependency.groups import ChannelDependencies, DependencyG
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.train_mode import check_train_mode
-from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import Procedure, StepList
-from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.penalties import ADMM, L1, PROJECTION, GroupLasso, Penalty
 from modelpress_runner.methods.prune.ranking import removed_count
-from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.rewind import Rewind, Rewinding, Steps
 from modelpress_runner.methods.prune.round import (
     Round,
     RoundOutcome,
     apply_masks,
+    apply_outcome,
     cover,
     prunable,
     removed_units,
@@ -45,7 +43,7 @@ from modelpress_runner.methods.prune.statistics import (
     Scores,
     check_needs,
     collect,
-    is_data_driven,
+    in_turn,
 )
 from modelpress_runner.methods.reconstruct.recover import (
     Reconstruction,
@@ -55,6 +53,7 @@ from modelpress_runner.methods.reconstruct.recover import (
 )
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.runtime.heap import give_back
 from modelpress_runner.stages.base import Accompanied, StageKind
 from modelpress_runner.stages.prune_budget import TRIED, Budgeted, Solved, check_met, solve, with_shares
 from modelpress_runner.subject.subject import Subject
@@ -134,6 +133,9 @@ class PruneKind(StageKind[Prune]):
 
     def check(self, block: Prune, path: str, subject: Subject) -> None:
         """As StageKind.check."""
+        if block.budgets is not None:
+            message = "several sizes are artifacts of a job; give one budget here, or call mp.run with the job"
+            raise InvalidSpecError(message, f"{path}.budgets")
         sources = Sources(subject.evaluator, subject.calibration_data)
         check_needs(block, path, sources, subject.dummy_input)
         check_reconstruct(block, f"{path}.reconstruct", sources, subject.dummy_input)
@@ -150,8 +152,7 @@ class PruneKind(StageKind[Prune]):
         if block.search is not None:
             from modelpress_runner.stages.prune_search import Searching
 
-            train = [step for step in found if isinstance(step, Training)]
-            return Searching(stage, block.search, [*train, *stage.shrinking])
+            return Searching(stage, block.search)
         procedure = StepList(found) if found.rewind is None else Rewinding(found, found.rewind)
         return procedure if block.budget is None else Budgeted(procedure, stage)
 
@@ -228,8 +229,13 @@ class PruneStage:
         """Takes the analysis over that `sound` gave another time, of the same stage and model."""
         self.known, self._tried = dependencies, True
 
-    def penalty(self, training: TrainingContext, by_steps: bool = False) -> Penalty:
-        """What `sparsify` adds to the losses of a training; with `by_steps` until the stage's schedules end."""
+    def penalty(
+        self, training: TrainingContext, by_steps: bool = False, shares: Mapping[str, float] | None = None
+    ) -> Penalty:
+        """What `sparsify` adds to the losses of a training; with `by_steps` until the stage's schedules end.
+
+        `shares` are as `round` has them.
+        """
         block, context = self.prune.sparsify, training.context
         assert block is not None
         choices = self.select(context.model).choices
@@ -241,14 +247,14 @@ class PruneStage:
 
         def project() -> Masks:
             number = max(choice.schedule.rounds for choice in choices.values()) if last is None else last
-            return self.outcome(context, number, {}).masks
+            return self.outcome(context, number, {}, shares=shares).masks
 
         return ADMM(block.strength, list(choices), last, project, block.frequency or PROJECTION)
 
-    def ranked(self, context: StageContext) -> tuple[Selection, Scores]:
-        """The selection, and the scores of data-driven methods, as they are before the first round."""
+    def ranked(self, context: StageContext, number: int) -> tuple[Selection, Scores]:
+        """The selection, and the scores of data-driven methods, as they are before round `number`."""
         selection = self.select(context.model)
-        return selection, collect(context, selection, self.scoring_steps, (self.index, 1), self.path)
+        return selection, collect(context, selection, self.scoring_steps, (self.index, number), self.path)
 
     def coupling(self, context: StageContext, selection: Selection) -> ChannelDependencies | None:
         """Which channels go together; None: every module is pruned alone."""
@@ -261,10 +267,13 @@ class PruneStage:
         scores: Scores | None = None,
         earlier: Sequence[PruneStage] = (),
         shares: Mapping[str, float] | None = None,
+        only: frozenset[str] | None = None,
     ) -> RoundOutcome:
-        """As `round`, but nothing is pruned."""
+        """As `round`, but nothing is pruned; of the modules `only`, None: of all."""
         selection = self.select(context.model)
         dependencies = self.coupling(context, selection)
+        if only is not None:
+            selection = replace(selection, choices={n: c for n, c in selection.choices.items() if n in only})
         if shares is not None:
             selection = with_shares(selection, shares)
         if scores is None:
@@ -278,7 +287,7 @@ class PruneStage:
             selection,
             dependencies,
             context.masks,
-            Round(context.seed, self.index, number, scores, leaving, context.target_device, context.uniform),
+            Round(context.seed, self.index, number, scores, leaving, context.target_device, uniform=context.uniform),
             self.path,
         )
 
@@ -286,14 +295,7 @@ class PruneStage:
         """Raises whatever `round` would have to say against the stage and this model, which stays as it is."""
         selection = self.select(context.model)
         dependencies = self.coupling(context, selection)
-        equal = {
-            choice.module: torch.ones(axis_of(context.model, choice.module, "out").size, dtype=torch.float64)
-            if method(choice.algorithm).structured
-            else torch.ones_like(weight_of(context.model.get_submodule(choice.module)), dtype=torch.float32)
-            for choice in selection.choices.values()
-            if is_data_driven(choice)
-        }
-        dry = Round(context.seed, self.index, 0, equal, device=context.target_device)
+        dry = Round(context.seed, self.index, 0, device=context.target_device, dry=True)
         round_masks(context.model, selection, dependencies, context.masks, dry, self.path)
 
     def round(
@@ -309,13 +311,24 @@ class PruneStage:
         `scores` are those of the data-driven methods, where somebody has collected them; None: they are collected here.
         What `earlier` stages have pruned and are still to shrink away counts for nothing in this one's shares.
         `shares` are sparsities of modules by name, in place of those that the block asks for; of others nothing goes.
+
+        Modules that get new weights for what they lose are gone through block by block of the model, each with the
+        inputs that the ones before give by then, so that no more is held of the data than what one block needs.
         """
-        outcome = self.outcome(context, number, scores, earlier, shares)
-        self.units = outcome.units
-        context.masks = ranks.broadcast_tensors(outcome.masks)
-        apply_masks(context.model, context.masks)
-        context.note(*outcome.notes)
-        return _summary(outcome)
+        parts: Sequence[frozenset[str] | None] = [None]
+        if scores is None:
+            parts = in_turn(context.model, self.select(context.model)) or parts
+        removed: dict[str, tuple[int, int]] = {}
+        for number_of, part in enumerate(parts):
+            outcome = self.outcome(context, number, scores, earlier, shares, part)
+            if not number_of:
+                self.units = outcome.units
+            context.masks = ranks.broadcast_tensors(outcome.masks)
+            weights = ranks.broadcast_tensors(outcome.weights) if outcome.weights else {}
+            apply_outcome(context.model, replace(outcome, masks=context.masks, weights=weights))
+            context.note(*outcome.notes)
+            removed |= outcome.removed
+        return _summary(removed)
 
     def shrink(self, context: StageContext) -> None:
         """Removes what the masks cover, as far as it is proven; what is not stays wide, with a note.
@@ -348,7 +361,9 @@ class PruneStage:
             return
         masks: Masks = {name: dict(tensors) for name, tensors in context.masks.items()}
         context.masks = {}  # so that each old mask goes when its smaller one is there
+        give_back()
         replay(model, edits, masks)
+        give_back()
         context.masks = {
             name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())
         }
@@ -383,7 +398,7 @@ class PruneStage:
             moved[:] = [found.approximation or 0.0]
 
         try:
-            good, bad = without_culprits(list(range(len(groups))), proof)
+            good, bad = without_culprits(list(range(len(groups))), proof, self.prune.shrink_timeout_seconds)
         except RunnerError as error:
             raise CompressionError(str(error), f"{self.path}.shrink") from error
         return good, list(bad.items()), figures, moved[0] if moved else 0.0
@@ -427,7 +442,8 @@ class PruneStage:
             prove_structure(context.model, edits, context.dummy_input, draws=_FIRST_DRAWS, loose=loose)
 
         def bad() -> list[tuple[int, str]]:
-            return list(without_culprits(list(range(len(groups))), proof)[1].items())
+            seconds = self.prune.shrink_timeout_seconds
+            return list(without_culprits(list(range(len(groups))), proof, seconds)[1].items())
 
         try:
             found = ranks.on_rank_zero(bad)
@@ -449,8 +465,6 @@ class PruneStage:
                 found = ranks.on_rank_zero(lambda: self._analysed(context).to_dict())
                 self.known = ChannelDependencies.from_dict(found)
                 context.note(*self.known.notes)
-                if self.prune.shrink_timeout_seconds is not None:
-                    context.note(f"{self.path}.shrinkTimeoutSeconds has no effect any more; remove it")
             except CompressionError as error:
                 raise CompressionError(str(error), f"{self.path}.shrink") from error
         return self.known
@@ -468,8 +482,8 @@ def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:
     return units
 
 
-def _summary(outcome: RoundOutcome) -> str:
-    removed, total = (sum(column) for column in zip(*outcome.removed.values(), strict=True))
-    shares = ", ".join(f"{name} {gone}/{of}" for name, (gone, of) in list(outcome.removed.items())[:8])
-    more = "" if len(outcome.removed) <= 8 else ", ..."
+def _summary(of_modules: Mapping[str, tuple[int, int]]) -> str:
+    removed, total = (sum(column) for column in zip(*of_modules.values(), strict=True))
+    shares = ", ".join(f"{name} {gone}/{of}" for name, (gone, of) in list(of_modules.items())[:8])
+    more = "" if len(of_modules) <= 8 else ", ..."
     return f"removed {removed} of {total} ({removed / total:.4f}): {shares}{more}"

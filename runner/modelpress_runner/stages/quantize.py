@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from modelpress.api.v1alpha1 import Quantize
+from modelpress.api.v1alpha1.backends import backend
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
@@ -12,6 +13,7 @@ from modelpress_runner.methods.quantize.algorithms.dorefa import Dorefa
 from modelpress_runner.methods.quantize.behind import carry_out, freeze
 from modelpress_runner.methods.quantize.calibrate import activations, enable, prepare
 from modelpress_runner.methods.quantize.folding import foldable
+from modelpress_runner.methods.quantize.in_backend import check_backend, quantize_in_backend
 from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod
 from modelpress_runner.methods.quantize.participant import RoundedTraining
 from modelpress_runner.methods.quantize.protocol import method
@@ -38,6 +40,8 @@ class QuantizeKind(StageKind[Quantize]):
         """Selectors match as far as layers are not cut before, and there are data to be looked at."""
         quantizing = method(block.algorithm)
         select(subject.model, block, path, again=True)
+        if block.backend != "torch":
+            check_backend(block, path)
         evaluator = subject.evaluator
         if block.tune is not None and (evaluator is None or not evaluator.can_evaluate):
             missing = "an evaluator that can evaluate" if evaluator is None else evaluator.evaluate_needs
@@ -53,6 +57,9 @@ class QuantizeKind(StageKind[Quantize]):
         """Quantizers, then what sets them, then integers."""
         path = f"spec.stages[{index}].quantize"
         quantizing = method(block.algorithm)
+        if backend(block.backend).quantizes:
+            label = f"quantize in {block.backend} by {block.algorithm}"
+            return [Transform(label, lambda context: quantize_in_backend(context, block, path))]
         if quantizing.facts.trains:
             along = self.participants(block, path, index, "")
             training = Training("quantize", block.epochs, block.max_steps, along.participants)

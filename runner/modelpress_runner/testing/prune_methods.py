@@ -130,7 +130,9 @@ class PruneMethodContract:
         model = nn.Sequential(module)
         prune = Prune.model_validate({"algorithm": each.name, "configList": [{"sparsity": 0.5}]})
         context = StageContext(model, trainer(model), None, seed)
-        return collect(context, select(model, prune, "here"), 2, (0, 1), "here")["0"]
+        found = collect(context, select(model, prune, "here"), 2, (0, 1), "here")["0"]
+        assert isinstance(each, DataDrivenMethod)
+        return each.scores(found, module)
 
     def layer(self, each: PruneMethod, inputs: int, outputs: int) -> nn.Module:
         """A module that the method prunes: a linear layer, else a norm of so many outputs, which takes as many."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_models import decoder
 
 import modelpress as mp
 from modelpress.store import manifest, open_store
@@ -16,13 +17,14 @@ from modelpress.store import manifest, open_store
 pytestmark = pytest.mark.long
 RECIPES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 DIGITS = ["structured-distilled-int8", "sparse-qat-distilled"]
+OTHERS = ["encoder-for-cpu", "decoder-depth-width-int4", "detector-latency-budget"]
 
 
 def document(name: str) -> dict[str, Any]:
     """The recipe, its code where it lies, and without what is judged: the small model is not that good."""
     content: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     spec = content["spec"]
-    del spec["constraints"]
+    spec.pop("constraints", None)
     spec["benchmark"] = {"warmup": 1, "iterations": 2}
     if "code" in spec:
         spec["code"]["path"] = str(RECIPES.parent / "digits")
@@ -37,7 +39,7 @@ def records(uri: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 
 def test_there_is_a_test_of_each() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*DIGITS, "encoder-for-cpu"}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*DIGITS, *OTHERS}
 
 
 @pytest.mark.parametrize("name", DIGITS)
@@ -88,3 +90,43 @@ def test_the_encoder_runs_without_labels(tmp_path: Path, monkeypatch: pytest.Mon
     compressed, stages = records(result.uri)
     assert [stage["method"] for stage in stages] == ["prune", "distillBlocks", "quantize"]
     assert compressed["sizeBytes"] < 0.3 * result.objects[0].status.metrics.baseline["sizeBytes"]
+
+
+def test_a_decoder_loses_layers_and_width_and_bits(tmp_path: Path) -> None:
+    """A Llama of four layers: three stay, a quarter narrower, with four bits a weight."""
+    folder = decoder(tmp_path / "model", num_hidden_layers=4)
+    recipe = document("decoder-depth-width-int4")
+    spec = recipe["spec"]
+    spec["model"]["huggingFace"] |= {"source": {"uri": str(folder)}, "maxLength": 12}
+    (tmp_path / "train.jsonl").write_text('{"text": "the red cat sleeps in Rome"}\n' * 16)
+    for split in spec["data"].values():
+        split["uri"] = str(tmp_path / "train.jsonl")
+    spec["data"]["calibration"]["samples"] = 8
+    spec["stages"][2]["distill"]["maxSteps"] = 4
+    spec["stages"][3]["quantize"]["configList"][0]["groupSize"] = 8
+    result = mp.run(recipe, store=str(tmp_path / "out"), progress=False)
+    assert result.exit_code == 0
+    assert result.uri is not None
+    compressed, stages = records(result.uri)
+    dense = result.objects[0].status.metrics.baseline
+    assert [stage["method"] for stage in stages] == ["dropLayers", "prune", "distill", "quantize"]
+    assert stages[0]["macs"] < dense["macs"]
+    assert stages[1]["macs"] < stages[0]["macs"]
+    assert compressed["sizeBytes"] < stages[2]["sizeBytes"]
+
+
+def test_a_detector_comes_to_its_latency(tmp_path: Path) -> None:
+    """Solved by latencies that were measured here; how near it comes is a question for a quiet machine."""
+    recipe = document("detector-latency-budget")
+    spec = recipe["spec"]
+    spec["code"]["path"] = str(RECIPES.parent / "detector")
+    spec["model"]["args"] = {"width": 16, "epochs": 2}
+    spec["benchmark"]["batchSize"] = 32
+    spec["stages"][0]["prune"]["budget"]["maxRatio"] = 0.8
+    spec["stages"][1]["distill"]["epochs"] = 1
+    result = mp.run(recipe, store=str(tmp_path), progress=False)
+    assert result.exit_code == 0
+    assert result.uri is not None
+    compressed, stages = records(result.uri)
+    assert [stage["method"] for stage in stages] == ["prune", "distill"]
+    assert compressed["macs"] < result.objects[0].status.metrics.baseline["macs"]

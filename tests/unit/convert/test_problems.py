@@ -78,7 +78,6 @@ def test_files_that_cannot_be_read(name: str, text: str, said: str, tmp_path: Pa
         ),
         ("l1_filter", '{"op_types": ["Conv2d"]}', "nothing says how much to prune"),
         ("l7_filter", '{"sparsity": 0.5}', "there is no counterpart to the pruner l7_filter; write another one"),
-        ("net_adapt", '{"sparsity": 0.5}', "write budget: {metric: macs, maxRatio: 0.5} in place of sparsities"),
         ("l1_filter", "3", "compression.config_list[0]: must be a mapping, found 3"),
     ],
 )
@@ -151,6 +150,22 @@ def test_a_schedule_by_steps(tmp_path: Path) -> None:
             },
         ),
         (
+            "NetAdaptPruner",
+            "base_algo='l2', sparsity_per_iteration=0.1",
+            {"algorithm": "l2", "search": {"type": "net_adapt", "sparsityPerStep": 0.1, "train": {"epochs": 1}}},
+        ),
+        (
+            "AutoCompressPruner",
+            "total_iteration=2, sa_params={'start_temperature': 50}, "
+            "admm_params={'iterations': 3, 'training_epochs': 2}",
+            {
+                "algorithm": "l1",
+                "search": {"type": "auto_compress", "startTemperature": 50},
+                "sparsify": {"penalty": "admm", "epochs": 6},
+                "schedule": {"type": "exp", "rounds": 2},
+            },
+        ),
+        (
             "LotteryTicketPruner",
             "pruning_algorithm='l1', total_iteration=4",
             {
@@ -172,6 +187,19 @@ def test_pruners(pruner: str, arguments: str, expected: dict[str, Any], tmp_path
     [document] = converted(tmp_path, "a.py", text).documents
     [stage] = document["spec"]["stages"]
     assert stage["prune"] == {"configList": [{"opTypes": [types], "sparsity": 0.5}], **expected}
+
+
+def test_amc_is_a_budget(tmp_path: Path) -> None:
+    """The share that its policy would learn to spread, of what it counts; a bound for each layer stays."""
+    text = "AMCPruner(400, model, [{'total_sparsity': 0.7, 'max_sparsity_per_layer': 0.9, 'op_types': ['Conv2d']}], "
+    found = converted(tmp_path, "a.py", text + "target='params')\n")
+    [stage] = found.documents[0]["spec"]["stages"]
+    assert stage["prune"] == {
+        "algorithm": "l1",
+        "configList": [{"opTypes": ["Conv2d"], "maxSparsity": 0.9}],
+        "budget": {"metric": "parameters", "maxRatio": 0.3},
+    }
+    assert any("AMCPruner is budget: {metric: parameters, maxRatio: 0.3}" in remark for remark in found.remarks())
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_what_attention_cannot_lose_is_told() -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_what_a_recurrent_layer_takes_goes(kind: type[nn.RNNBase]) -> None:
-    """Its hidden units stay."""
+    """Its hidden units stay: nobody asks for them."""
 
     class Recurrent(nn.Module):
         def __init__(self) -> None:

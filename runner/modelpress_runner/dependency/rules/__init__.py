@@ -20,6 +20,7 @@ from modelpress_runner.dependency.rules.movement import (
     unbound,
 )
 from modelpress_runner.dependency.rules.pointwise import dropped, nothing, pointwise, same, unknown
+from modelpress_runner.dependency.rules.recurrent import packed
 from modelpress_runner.dependency.rules.reductions import (
     batch_norm,
     group_norm,
@@ -73,6 +74,7 @@ def _table() -> dict[str, Rule]:
     add(group_norm, "native_group_norm")
     add(dropped, "native_dropout _fused_dropout bernoulli")
     add(gated, "glu")
+    add(packed, "_pack_padded_sequence")
     add(looked_up, "embedding")
     add(
         pointwise,

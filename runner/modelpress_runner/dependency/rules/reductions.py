@@ -180,8 +180,8 @@ def _norm_reason(trace: Trace, name: str) -> str:
         return f"{trace.where(name)} takes its statistics over them"
     kind = type(where[1]).__name__
     if kind == "GroupNorm" and getattr(where[1], "num_groups", 0) == 1:
-        return f"the GroupNorm '{where[0]}' has one group and takes its statistics over them"
-    return f"the {kind} '{where[0]}' takes its statistics over them"
+        return f"the GroupNorm '{where[0]}' has one group and takes its statistics over them{trace.line()}"
+    return f"the {kind} '{where[0]}' takes its statistics over them{trace.line()}"
 
 
 def looked_up(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

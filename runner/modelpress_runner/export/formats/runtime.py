@@ -11,6 +11,7 @@ from torch import nn
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.export.formats.base import TARGET, Format, FreeAxes
 from modelpress_runner.export.layout import Layout
+from modelpress_runner.export.made import made_of
 
 
 class RuntimeFormat(Format):
@@ -45,7 +46,11 @@ class RuntimeFormat(Format):
     def write(
         self, model: nn.Module, example: Any, path: Path, layout: Layout | None, free: FreeAxes | None = None
     ) -> Path | None:
-        """Exports it, with its proof."""
+        """Exports it, with its proof, or takes what its runtime's own tools made of it."""
+        made = made_of(model, self.name)
+        if made is not None:
+            made.copy_to(path, model)
+            return path
         from modelpress_runner.export.pt2.equivalence import NotPortableError
 
         try:

@@ -21,6 +21,7 @@ from modelpress.store import layout as names
 from modelpress_runner.edits.quantize import frozen_counts, thawed
 from modelpress_runner.errors import ArtifactError, CompressionError, first_line
 from modelpress_runner.export.onnx import quantized
+from modelpress_runner.export.onnx.places import Places, places_of
 from modelpress_runner.export.pt2.equivalence import NotPortableError, Tolerance, prove
 from modelpress_runner.export.pt2.program import named_arguments, on_cpu, trace
 from modelpress_runner.export.pt2.quiet import quiet
@@ -41,7 +42,11 @@ _EXAMPLE_BATCH = 2
 
 
 def export_onnx(
-    model: nn.Module, dummy_input: Any, path: Path, free: Mapping[str, Mapping[int, str]] | None = None
+    model: nn.Module,
+    dummy_input: Any,
+    path: Path,
+    free: Mapping[str, Mapping[int, str]] | None = None,
+    places: Places | None = None,
 ) -> list[Path]:
     """Writes `model` as an ONNX file, opens it by ONNX Runtime and compares what both give.
 
@@ -53,6 +58,7 @@ def export_onnx(
         dummy_input: example inputs.
         path: of the file, ending in .onnx.
         free: names of axes, besides the batch, that stay free, by input and axis.
+        places: gets, by the name of a module, the nodes that compute with its weight.
 
     Returns:
         The files that were written: `path`, and where the model takes 2 GB or more, its tensors beside it.
@@ -70,7 +76,7 @@ def export_onnx(
         with untouched(model), quiet():
             traced = trace(model, dummy_input, training=False, free=free)
             returned = [spec.arg for spec in traced.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-            document, changed = _translated(traced)
+            document, changed = _translated(traced, {} if places is None else places)
             signature = _signature(model, dummy_input, traced, returned, document, free or {})
             document.metadata_props[KEY] = signature.to_json()
             document.metadata_props[MEASURED_ON] = cpu.described()
@@ -101,8 +107,8 @@ def _with_floats(model: nn.Module) -> nn.Module:
         raise NotPortableError(first_line(error).rstrip(".")) from error
 
 
-def _translated(traced: ExportedProgram) -> tuple[Any, str]:
-    """The graph as ONNX, and a description of its integers; "" where it has none."""
+def _translated(traced: ExportedProgram, places: Places) -> tuple[Any, str]:
+    """The graph as ONNX, and a description of its integers; "" where it has none. `places` as of export_onnx."""
     traced, found = quantized.marked(traced)
     _drop_constants(traced)
     try:
@@ -113,6 +119,7 @@ def _translated(traced: ExportedProgram) -> tuple[Any, str]:
     document = program.model
     if found:
         quantized.lower(document)
+    places.update(places_of(document.graph))
     _forget_machine(document)
     return document, quantized.described(document) if found else ""
 

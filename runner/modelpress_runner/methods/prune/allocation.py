@@ -66,6 +66,15 @@ class Allocation(abc.ABC):
     def found(self) -> list[float]:
         """The sparsities that the search has come to."""
 
+    def leads(self, score: float) -> bool:
+        """Whether a model of this score is one to go on from, unless a better one comes in the same step."""
+        return False
+
+    @property
+    def step_is_over(self) -> bool:
+        """Whether what is proposed next goes on from the model that led last; else from the one before, too."""
+        return False
+
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Where it is, as plain data."""
@@ -193,3 +202,71 @@ class Annealing(Allocation):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._tries) % 2**63)
         numbers: list[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
         return numbers
+
+
+class NetAdapt(Allocation):
+    """At each step as many weights go of one dimension; which one, the scores say (Yang et al. 2018, arXiv 1804.03230).
+
+    Each step tries the next share of the weights on each dimension that has so much, and goes on from what scored best.
+
+    Args:
+        step: the share of all weights that goes at each.
+    """
+
+    def __init__(self, sizes: Sequence[int], mean: float, seed: int, step: float) -> None:
+        super().__init__(sizes, mean, seed)
+        self._step = step
+        self._now = [0.0] * len(self.sizes)
+        self._scores: list[float] = []  # of this step's tries
+
+    def propose(self) -> list[float] | None:
+        """As Allocation.propose."""
+        tries = self._tries()
+        return tries[len(self._scores)] if tries else None
+
+    def told(self, score: float) -> None:
+        """As Allocation.told."""
+        tries = self._tries()
+        self._scores.append(score)
+        if len(self._scores) == len(tries):
+            self._now, self._scores = tries[self._scores.index(max(self._scores))], []
+
+    def leads(self, score: float) -> bool:
+        """As Allocation.leads."""
+        return score > max(self._scores, default=-math.inf)
+
+    @property
+    def step_is_over(self) -> bool:
+        """As Allocation.step_is_over."""
+        return not self._scores
+
+    @property
+    def found(self) -> list[float]:
+        """As Allocation.found."""
+        return self._now
+
+    @property
+    def _reached(self) -> float:
+        return sum(share * size for share, size in zip(self._now, self.sizes, strict=True)) / sum(self.sizes)
+
+    def _tries(self) -> list[list[float]]:
+        """What this step tries; []: the mean is reached."""
+        total = sum(self.sizes)
+        rooms = [(MOST - share) * size / total for share, size in zip(self._now, self.sizes, strict=True)]
+        more = min(self._step, self.mean - self._reached, max(rooms))
+        if more <= 1e-9:
+            return []
+        return [
+            [share + (number == dimension) * more * total / size for number, (share, size) in enumerate(pairs)]
+            for dimension, room in enumerate(rooms)
+            if room >= more - 1e-12
+            for pairs in [list(zip(self._now, self.sizes, strict=True))]
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As Allocation.state_dict."""
+        return {"now": self._now, "scores": self._scores}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As Allocation.load_state_dict."""
+        self._now, self._scores = list(state["now"]), list(state["scores"])

@@ -50,15 +50,15 @@ class Blocks:
             return ~view.keep_mask("weight", self._like, ~removed)
         if self._chosen is not None:
             groups = self._chosen & removed.view(self._chosen.shape[:2])[:, :, None]
-            return _unfolded(self._module, groups.flatten(1), self._like)
+            return unfolded(self._module, groups.flatten(1), self._like)
         outputs, inputs = _sides(self._pattern)
         matrix = removed.view(-1, _columns(self._module, self._like) // inputs)
-        return _unfolded(self._module, matrix.repeat_interleave(outputs, 0).repeat_interleave(inputs, 1), self._like)
+        return unfolded(self._module, matrix.repeat_interleave(outputs, 0).repeat_interleave(inputs, 1), self._like)
 
     def whole(self, mask: torch.Tensor) -> torch.Tensor:
         """Bool (blocks,): those whose every weight is in `mask`, bool, in the shape of the weight."""
         if self._chosen is not None:
-            gone = _folded(self._module, mask).view(self._chosen.shape).sum(dim=2)
+            gone = folded(self._module, mask).view(self._chosen.shape).sum(dim=2)
             return (gone >= self.size).flatten()
         return _reduced(self._module, self._pattern, mask.float()).flatten() == 1
 
@@ -96,8 +96,8 @@ def divide(module: nn.Module, name: str, pattern: str | None, scores: torch.Tens
         found = _reduced(module, pattern, scores)
         return Blocks(found.flatten(), outputs * inputs, 1.0, len(found), module, scores, pattern)
     kept, of = numbers
-    groups = _folded(module, scores).reshape(-1, _columns(module, scores) // of, of)
-    already = _folded(module, gone).reshape(groups.shape)
+    groups = folded(module, scores).reshape(-1, _columns(module, scores) // of, of)
+    already = folded(module, gone).reshape(groups.shape)
     order = torch.sort(groups.masked_fill(already, -torch.inf), dim=2, stable=True).indices
     lowest = order[:, :, : of - kept]
     chosen = torch.zeros_like(already).scatter_(2, lowest, True)
@@ -122,7 +122,7 @@ def _reduced(module: nn.Module, pattern: str | None, tensor: torch.Tensor) -> to
         view = module_axis(module, type(module).__name__, "in")
         return in_blocks(lambda some: some.mean(dim=1), view.rows("weight", tensor)).to(tensor.dtype)
     outputs, inputs = _sides(pattern)
-    matrix = _folded(module, tensor)
+    matrix = folded(module, tensor)
     return matrix.reshape(len(matrix) // outputs, outputs, -1, inputs).mean(dim=(1, 3))
 
 
@@ -135,7 +135,7 @@ def _columns(module: nn.Module, tensor: torch.Tensor) -> int:
     return tensor.numel() // (len(tensor) if view is None else view.size)
 
 
-def _folded(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+def folded(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     """The matrix, (outputs, columns), of a tensor in the shape of the weight."""
     view = _axis(module)
     if view is None:
@@ -143,7 +143,7 @@ def _folded(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     return view.view("weight", tensor).movedim(2, -1).reshape(view.size, -1)
 
 
-def _unfolded(module: nn.Module, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def unfolded(module: nn.Module, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The tensor in the shape of the weight whose matrix this is."""
     view = _axis(module)
     if view is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -25,6 +26,8 @@ class PruneMethod:
         by_output: within a layer, single weights are compared with those of the same output only.
         takes_followers: a module that only hands channels on, as a norm does, may stand for its dependency group; the
             layers that make the channels need not be selected.
+        compensates: what is left of a module gets new weights, which make up for those that went: see
+            CompensatingMethod.
     """
 
     name: ClassVar[str]
@@ -32,6 +35,7 @@ class PruneMethod:
     globally_comparable: ClassVar[bool] = False
     by_output: ClassVar[bool] = False
     takes_followers: ClassVar[bool] = False
+    compensates: ClassVar[bool] = False
 
     @property
     def facts(self) -> Algorithm:
@@ -78,4 +82,45 @@ class DataDrivenMethod(PruneMethod):
         Raises:
             InvalidModelError: the module cannot be scored, whatever is trained.
         """
+        raise NotImplementedError
+
+    def scores(self, collected: torch.Tensor, module: nn.Module) -> torch.Tensor:
+        """What PruneMethod.score would give, from what the collector computed: that itself, as it is here."""
+        return collected
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How many of a module's weights go, where the method chooses them one by one.
+
+    Attributes:
+        count: of weights, or of groups of `numbers`.
+        gone: bool, in the shape of the weight: those that went before, which are among the count.
+        numbers: (N, M): of every M inputs of an output N are kept, in `count` of the groups; None: single weights.
+    """
+
+    count: int
+    gone: torch.Tensor
+    numbers: tuple[int, int] | None = None
+
+
+class CompensatingMethod(DataDrivenMethod):
+    """A method that scores single weights, and gives those that are left new values.
+
+    A local ranking of single weights, or of N:M, is its own business (`chosen`): what goes next may depend on what the
+    last one did. Any other pattern and scope is ranked by its scores, and `compensated` is told what goes.
+    """
+
+    compensates: ClassVar[bool] = True
+
+    def bytes(self, module: nn.Module) -> int:
+        """What its collector takes for a module: of so many modules as fit scores are collected at a time."""
+        raise NotImplementedError
+
+    def chosen(self, module: nn.Module, collected: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor]:
+        """What goes, bool, and the new weight, zero there; both in the shape of the weight, the second in its type."""
+        raise NotImplementedError
+
+    def compensated(self, module: nn.Module, collected: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
+        """The new weight, where it is told what goes, bool, in the shape of the weight."""
         raise NotImplementedError

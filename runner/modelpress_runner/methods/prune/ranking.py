@@ -67,6 +67,11 @@ class Candidates:
         return len(self.scores) if self.weights is None else int(self.weights.sum())
 
 
+def local_count(one: Candidates, sparsity: float) -> int:
+    """How many `remove_local` removes."""
+    return max(one.bounded(_share(len(one.scores), sparsity)), int(one.already_pruned.sum()))
+
+
 def remove_local(one: Candidates, sparsity: float) -> torch.Tensor:
     """Bool (n,): the floor(n * sparsity) lowest scores; of equal ones those of lower index. The bounds hold."""
     return _lowest(one, _share(len(one.scores), sparsity))

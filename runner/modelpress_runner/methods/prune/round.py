@@ -17,14 +17,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from modelpress.api.stages.prune import kept_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.edits.axes import AxisView, axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.methods.prune import patterns
+from modelpress_runner.methods.prune.channels import weight_of
 from modelpress_runner.methods.prune.patterns import divide
+from modelpress_runner.methods.prune.protocol import CompensatingMethod, DataDrivenMethod, Wanted
 from modelpress_runner.methods.prune.ranking import (
     Candidates,
+    local_count,
     remove_below,
     remove_by_row,
     remove_global,
@@ -33,7 +37,6 @@ from modelpress_runner.methods.prune.ranking import (
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.schedule import sparsity_at
 from modelpress_runner.methods.prune.selection import Choice, Selection
-from modelpress_runner.methods.prune.statistics import is_data_driven
 
 # What roundTo: auto is, by the device of the target: the width of vector instructions, and of tensor cores' tiles.
 ROUND_TO = {"cpu": 8, "cuda": 16}
@@ -44,6 +47,7 @@ class Round:
     """Which round of which stage, for schedules and generators, and the scores that were collected for it.
 
     `leaving` are masks of what earlier stages have pruned and a shrink will take away: shares count what is left.
+    A `dry` round has no data: where it needs some, everything scores alike.
     """
 
     seed: int
@@ -53,14 +57,19 @@ class Round:
     leaving: Masks = field(default_factory=dict)
     device: str = "cpu"  # where the result is to run
     uniform: bool = False  # layers that are alike but for their number lose equally many
+    dry: bool = False
 
     def scores(self, model: nn.Module, choice: Choice) -> torch.Tensor:
         """The scores of one module, as PruneMethod.score gives them; those of channels, which are few, on the CPU."""
-        pruner = method(choice.algorithm)
-        if is_data_driven(choice):
-            scores = self.collected[choice.module]
+        pruner, module = method(choice.algorithm), model.get_submodule(choice.module)
+        if not isinstance(pruner, DataDrivenMethod):
+            scores = pruner.score(module, self.generator(choice.module))
+        elif not self.dry:
+            scores = pruner.scores(self.collected[choice.module], module)
+        elif pruner.structured:
+            scores = torch.ones(axis_of(model, choice.module, "out").size, dtype=torch.float64)
         else:
-            scores = pruner.score(model.get_submodule(choice.module), self.generator(choice.module))
+            scores = torch.ones_like(weight_of(module), dtype=torch.float32, requires_grad=False)
         if choice.structured and not pruner.structured:
             scores = patterns.by_output(axis_of(model, choice.module, "out"), scores)
         return scores.to("cpu", torch.float64) if choice.structured else scores
@@ -86,6 +95,7 @@ class RoundOutcome:
     """The masks of one round, new tensors; how much each selected module lost; what a user should know."""
 
     masks: Masks
+    weights: Masks = field(default_factory=dict)  # new values of parameters by module, which are zero where masked
     removed: dict[str, tuple[int, int]] = field(default_factory=dict)  # (removed, of): channels, or weights
     units: torch.Tensor | None = None  # bool, one for each unit of the coupling: those that a shrink will remove
     notes: list[str] = field(default_factory=list)
@@ -101,6 +111,7 @@ class _Pool:
     apply: Callable[[torch.Tensor], None]
     outputs: int | None = None  # rows of the candidates that are ranked by themselves, in a local ranking
     share: float = 1.0  # what of the module goes if all candidates go
+    choose: Callable[[int], None] | None = None  # in a local ranking, takes so many of the candidates by itself
     family: str = ""  # what layers that are alike have in common
 
 
@@ -179,6 +190,16 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
                 getattr(modules[name], tensor).masked_fill_(mask == 0, 0.0)
 
 
+def apply_outcome(model: nn.Module, outcome: RoundOutcome) -> None:
+    """Puts new weights in place, and sets what the masks remove to zero."""
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, tensors in outcome.weights.items():
+            for tensor, value in tensors.items():
+                getattr(modules[name], tensor).copy_(value)
+    apply_masks(model, outcome.masks)
+
+
 def removed_channels(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """Bool (channels,): those whose every parameter is masked in `tensors`, the masks of one module."""
     gone = torch.ones(view.size, dtype=torch.bool)
@@ -240,11 +261,27 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
         nothing = Candidates(torch.zeros(1), None, torch.zeros(1, dtype=torch.bool))
         return _Pool(nothing, replace(choice, scope="local", threshold=None), 0.0, lambda removed: None)
 
-    def apply(removed: torch.Tensor) -> None:
-        lost = blocks.weights(removed)
+    pruner = method(choice.algorithm)
+    compensating = pruner if isinstance(pruner, CompensatingMethod) and not round_.dry else None
+
+    def take(lost: torch.Tensor, weight: torch.Tensor | None) -> None:
         outcome.removed[name] = (int(lost.sum()), lost.numel())
         _multiply(outcome.masks, name, module, "weight", ~lost)
         _open(outcome.masks, model, name)
+        if weight is not None:
+            outcome.weights[name] = {"weight": weight}
+
+    def apply(removed: torch.Tensor) -> None:
+        lost = blocks.weights(removed)
+        weight = None
+        if compensating is not None and bool(lost.any()):
+            weight = compensating.compensated(module, round_.collected[name], lost | gone)
+        take(lost, weight)
+
+    def choose(count: int) -> None:
+        assert compensating is not None
+        wanted = Wanted(count, gone, None if choice.pattern is None else kept_of(choice.pattern))
+        take(*compensating.chosen(module, round_.collected[name], wanted)) if count else take(gone, None)
 
     candidates = round_.candidates(choice, blocks.scores, blocks.whole(gone))
     if blocks.size > 1:
@@ -255,6 +292,8 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
     pool = _Pool(candidates, choice, _now(choice, round_) / blocks.share, apply, share=blocks.share)
     if by_output:
         pool.outputs = blocks.rows
+    if compensating is not None and (choice.pattern is None or kept_of(choice.pattern)) and not away.any():
+        pool.choose = choose
     return _of_what_is_left(pool, blocks.whole(away))
 
 
@@ -352,6 +391,9 @@ def _decide(pools: Iterable[_Pool], uniform: str | None) -> list[str]:
         elif choice.scope == "global":
             shared[choice.algorithm, pool.sparsity, choice.pattern, choice.group].append(pool)
         else:
+            if pool.choose is not None:
+                pool.choose(local_count(pool.candidates, pool.sparsity))
+                continue
             if pool.outputs is None:
                 removed = remove_local(pool.candidates, pool.sparsity)
             else:

@@ -12,7 +12,7 @@ from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
 from modelpress_runner.errors import CompressionError, InvalidModelError, InvalidSpecError
 from modelpress_runner.methods.context import StageContext
 from modelpress_runner.methods.prune.patterns import CHANNEL
-from modelpress_runner.methods.prune.protocol import DataDrivenMethod
+from modelpress_runner.methods.prune.protocol import CompensatingMethod, DataDrivenMethod
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.selection import Choice, Selection
 from modelpress_runner.passes.collectors import Collector, Pass
@@ -23,6 +23,7 @@ NO_DUMMY_INPUT = (
     "shrinking needs a dummy_input to find out which channels depend on each other; give the evaluator one, or set "
     "shrink: false"
 )
+_BYTES = 1 << 30  # of what compensating methods collect at a time
 _COLLECTING = 2**30  # part of the seed: the streams of collecting are others than those of the recipe's steps
 
 Scores = Mapping[str, torch.Tensor]  # of modules by name, as PruneMethod.score gives them
@@ -72,6 +73,42 @@ def _check_data(row: Algorithm, sources: Sources, path: str) -> None:
 def is_data_driven(choice: Choice) -> bool:
     """Whether the scores of a module are to be collected."""
     return algorithm("prune", choice.algorithm).data_driven
+
+
+def in_turn(model: torch.nn.Module, selection: Selection) -> list[frozenset[str]]:
+    """The selected modules in sets that are pruned one behind the other; []: all at once.
+
+    Those that compensate, of every block of the model (what has one number in a list) together, as many as _BYTES have
+    room for; the others before them. A ranking across layers needs all of them at once.
+    """
+    alone = [
+        choice
+        for choice in selection.choices.values()
+        if method(choice.algorithm).compensates and not choice.structured and choice.scope == "local"
+    ]
+    others = frozenset(selection.choices) - {choice.module for choice in alone}
+    sets: list[list[str]] = []
+    last, room = None, 0
+    for choice in alone:
+        pruner = cast(CompensatingMethod, method(choice.algorithm))
+        block = _block(choice.module)
+        try:
+            size = pruner.bytes(model.get_submodule(choice.module))
+        except InvalidModelError:
+            size = 0  # which is said where its scores are collected
+        if block != last or room + size > _BYTES:
+            sets.append([])
+            room = 0
+        sets[-1].append(choice.module)
+        last, room = block, room + size
+    return [each for each in (others, *map(frozenset, sets)) if each] if alone else []
+
+
+def _block(module: str) -> str:
+    """`encoder.layer.3` of `encoder.layer.3.output.dense`; of a module in no list its own name."""
+    parts = module.split(".")
+    end = next((number for number, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[: end + 1])
 
 
 def collector(choice: Choice, model: torch.nn.Module, data: Pass, path: str) -> Collector:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from modelpress.api.stages.quantize import GROUP_SIZE, numbers
+from modelpress.api.stages.quantize_backends import row_of
 from modelpress.api.v1alpha1 import Quantize, QuantizeEntry
+from modelpress.api.v1alpha1.algorithms import Algorithm
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.edits.quantize import QuantizedLayer, channel_axis, why_not
 from modelpress_runner.edits.quantizers import QuantizerSpec
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.called import called_modules
 from modelpress_runner.methods.quantize.protocol import method
-from modelpress_runner.methods.selectors import matches
+from modelpress_runner.methods.selectors import is_of, matches
 
 Targets = dict[str, QuantizerSpec]
 
@@ -47,10 +49,11 @@ def select(model: nn.Module, block: Quantize, path: str, dummy_input: Any = None
             a weight; nothing is left.
     """
     modules = dict(model.named_modules())
-    row = method(block.algorithm).facts
+    row = row_of(block)
     holders: dict[str, list[tuple[int, QuantizeEntry]]] = {}
     excluded: set[str] = set()
-    takes = f"{row.name} quantizes {', '.join(row.default_types)}"
+    by = "" if block.backend == "torch" else f" of {block.backend}"
+    takes = f"{row.name}{by} quantizes {', '.join(row.default_types)}"
     for number, entry in enumerate(block.config_list):
         names = matches(modules, entry, row.default_types, takes, f"{path}.configList[{number}]")
         if entry.exclude:
@@ -68,10 +71,14 @@ def select(model: nn.Module, block: Quantize, path: str, dummy_input: Any = None
         if reason is None and not (again and isinstance(module, QuantizedLayer)):
             why = why_not(module)
             reason = None if why is None else f"'{name}' {why}"
+        if reason is None and by and not is_of(module, row.default_types):
+            reason = f"'{name}' is a {type(module).__name__}, and {takes}"
         if reason is None and called is not None and name not in called:
             reason = f"'{name}' is not called on the example inputs, so what uses its weight would not see it rounded"
+        if reason is None and block.backend == "compressed-tensors":
+            reason = _tied(model, module, name)
         if reason is None:
-            layers[name] = _targets(module, name, block, holders[name], path)
+            layers[name] = _targets(module, name, block, row, holders[name], path)
             continue
         naming = next((number for number, entry in holders[name] if name in (entry.op_names or ())), None)
         if naming is not None:
@@ -81,12 +88,14 @@ def select(model: nn.Module, block: Quantize, path: str, dummy_input: Any = None
         why = "; ".join(note.removeprefix("Left as it was: ") for note in notes[:3])
         message = f"no selected module can be quantized: {why}" if why else "every selected module is excluded again"
         raise InvalidSpecError(f"{message}; select one that can", f"{path}.configList")
-    notes += _apart(model, layers)
-    return Selection(layers, tuple(notes))
+    apart = list(_apart(model, layers))
+    if apart and block.backend == "compressed-tensors":
+        raise InvalidSpecError(f"{apart[0]}; select them alike", f"{path}.configList")
+    return Selection(layers, (*notes, *apart))
 
 
 def _targets(
-    module: nn.Module, name: str, block: Quantize, entries: list[tuple[int, QuantizeEntry]], path: str
+    module: nn.Module, name: str, block: Quantize, row: Algorithm, entries: list[tuple[int, QuantizeEntry]], path: str
 ) -> Targets:
     """What stands before each target of a layer."""
     quantizing = method(block.algorithm)
@@ -98,7 +107,7 @@ def _targets(
         return next((value for value in values if value is not None), default)
 
     targets: Targets = {}
-    for target in said("targets", quantizing.facts.targets):
+    for target in said("targets", row.targets):
         if target == "input" and isinstance(module, nn.Embedding):
             continue  # it takes whole numbers
         axis = group = None
@@ -107,7 +116,10 @@ def _targets(
             axis = channel_axis(module)
             if granularity == "group":
                 group = _group(module, name, axis, said("group_size", GROUP_SIZE), last)
-        targets[target] = quantizing.spec(target, numbers(chain, target, quantizing.facts), axis, group)
+        spec = quantizing.spec(target, numbers(chain, target, row), axis, group)
+        if spec.kind == "dynamic" and block.backend == "compressed-tensors":
+            spec = replace(spec, kind="token")
+        targets[target] = spec
     if not targets:
         raise InvalidSpecError(f"'{name}' takes no numbers, so there is nothing to quantize; exclude it", last)
     return targets
@@ -127,6 +139,15 @@ def _group(module: nn.Module, name: str, axis: int, size: int, path: str) -> int
             f"{path}.groupSize",
         )
     return size
+
+
+def _tied(model: nn.Module, module: nn.Module, name: str) -> str | None:
+    """Why a layer that shares its weight stays, as a clause: the files of transformers tie such weights again."""
+    weight = module._parameters.get("weight")
+    for other, held in model.named_modules():
+        if weight is not None and held is not module and held._parameters.get("weight") is weight:
+            return f"'{name}' shares its weight with '{other}', and transformers would tie them again"
+    return None
 
 
 def _apart(model: nn.Module, layers: Mapping[str, Targets]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -31,7 +32,7 @@ def weight_matrix(tensor: torch.Tensor) -> torch.Tensor:
 def input_rows(module: nn.Module, given: torch.Tensor) -> Iterator[torch.Tensor]:
     """The rows of one call, some at a time: float64 (rows, inputs), on the input's device where that has float64.
 
-    A convolution has a row for each position of its output, padding included.
+    A convolution has a row for each position of its output, padding included; one with groups has all channels in it.
     """
     if isinstance(module, nn.Linear):
         yield from _some(given.reshape(-1, given.shape[-1]))
@@ -40,7 +41,7 @@ def input_rows(module: nn.Module, given: torch.Tensor) -> Iterator[torch.Tensor]
     dims = len(module.kernel_size)
     images = given if given.dim() == dims + 2 else given.unsqueeze(0)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    width = weight_matrix(module.weight).shape[1]
+    width = images.shape[1] * math.prod(module.kernel_size)
     positions = max(1, images[0].numel() // images.shape[1])
     step = max(1, _ENTRIES // (positions * width))
     for few in images.split(step):

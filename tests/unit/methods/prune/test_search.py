@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,9 +16,9 @@ import modelpress as mp
 from modelpress.api.v1alpha1 import Prune, Stage
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.methods.context import Evaluation, StageContext, Transform
+from modelpress_runner.methods.context import Evaluation, StageContext, TrainingContext, Transform
 from modelpress_runner.methods.procedure import plain_state
-from modelpress_runner.methods.prune.allocation import MOST, Allocation, Annealing, Sensitivity, scaled
+from modelpress_runner.methods.prune.allocation import MOST, Allocation, Annealing, NetAdapt, Sensitivity, scaled
 from modelpress_runner.stages.prune import KIND
 from modelpress_runner.subject.subject import Subject
 
@@ -107,6 +108,36 @@ def test_annealing_goes_on_where_it_was() -> None:
         search = annealing()
         search.load_state_dict(state)
     assert proposed == whole
+
+
+def test_net_adapt_goes_on_from_what_scored_best() -> None:
+    """.25 of 4 weights, .1 at a time: .1 4 / 3 of the first layer or .1 4 / 1 of the second. Of the second what is
+    above .5 is dear. The last step is as small as what is missing."""
+    search = NetAdapt([3, 1], 0.25, 0, 0.1)
+    proposed = finish(search, lambda shares: 10 - max(0.0, shares[1] - 0.5) - shares[0] / 100)
+    a, b, c = 0.4 / 3, 0.4, 0.2 / 3
+    wanted = [[a, 0], [0, b], [a, b], [0, 2 * b], [a + c, b], [a, b + 0.2]]
+    assert [pytest.approx(shares) for shares in proposed] == wanted
+    assert search.found == pytest.approx([a + c, b])
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=5), st.floats(0.05, 0.95), st.floats(0.05, 0.5), st.integers()
+)
+def test_net_adapt_meets_the_mean(sizes: list[int], mean: float, step: float, seed: int) -> None:
+    """Whatever the scores are, never taking back; and it goes on from its state in JSON."""
+    search, last, chance = NetAdapt(sizes, mean, 0, step), [0.0] * len(sizes), random.Random(seed)
+    while (shares := search.propose()) is not None:
+        assert sum(one < other for one, other in zip(last, shares, strict=True)) == 1
+        assert all(one <= other <= MOST + 1e-9 for one, other in zip(last, shares, strict=True))
+        search.told(chance.random())
+        state = json.loads(json.dumps(search.state_dict()))
+        search = NetAdapt(sizes, mean, 0, step)
+        search.load_state_dict(state)
+        last = search.found
+    total = sum(share * size for share, size in zip(search.found, sizes, strict=True)) / sum(sizes)
+    assert total == pytest.approx(mean, abs=1e-6)
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------
@@ -236,3 +267,66 @@ def test_without_scores_there_is_no_search() -> None:
     stage = Stage.model_validate({"prune": block("sensitivity")})
     with pytest.raises(InvalidSpecError, match="this stage goes by scores, but nothing here evaluates"):
         run_stages(Subject(Net(), mp.TorchEvaluator()), [stage], seed=0)
+
+
+def finished(prune: dict[str, Any], interrupted: bool) -> tuple[StageContext, list[Any], list[str]]:
+    """The context behind all steps of a stage, what was scored, and the labels of its steps. A training adds 1 to every
+    weight that is left. Interrupted, another object takes over behind each step."""
+    parsed, model, seen, labels = Prune.model_validate(prune), Net(), [], []
+    given = evaluator()
+    context, procedure, score = StageContext(model, given, None, 0), KIND.procedure(parsed, 0), None
+    while (step := procedure.next(score)) is not None:
+        labels.append(step.label)
+        score = None
+        if isinstance(step, Transform):
+            step.apply(context)
+        elif isinstance(step, Evaluation):
+            seen.append((*kept(model), float(model.dear.weight.detach().max())))
+            score = {"default": given.evaluate(model)["default"]}
+        else:
+            for part in step.participants(TrainingContext(context, given, print)) if step.participants else []:
+                part.attach(model)
+                part.begin()
+            with torch.no_grad():
+                for layer in (model.cheap, model.dear):
+                    layer.weight += (layer.weight != 0).float()
+        if interrupted:
+            state = plain_state(procedure)
+            procedure = KIND.procedure(parsed, 0)
+            procedure.load_state_dict(state)
+    return context, seen, labels
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_net_adapt_trains_each_try_and_keeps_the_best(interrupted: bool) -> None:
+    """6 of 20 channels, 2 at a time: 3 steps of 2 tries, each trained once, from the best of the step before. The cheap
+    layer loses all, and the dear one has three trainings behind it. Another object goes on where the first one was."""
+    search = block("net_adapt", sparsityPerStep=0.1, train={"maxSteps": 1})
+    context, seen, labels = finished(search, interrupted)
+    assert seen == [(8, 10, 11), (10, 8, 11), (6, 10, 12), (8, 8, 12), (4, 10, 13), (6, 8, 13)]
+    model: Any = context.model
+    assert model.cheap.weight.flatten().tolist() == [0.0] * 6 + [10.0, 11.0, 12.0, 13.0]
+    assert model.dear.weight.flatten().tolist() == [4.0 + k for k in range(10)]
+    assert float(context.masks["cheap"]["weight"].mean()) == pytest.approx(0.4)
+    assert [labels.count(f"search: {what}") for what in ("train", "keep")] == [6, 3]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_auto_compress_anneals_and_trains_before_each_round(interrupted: bool) -> None:
+    """Two rounds to 6 of 20 channels (exp: 1 - .7^(1/2) = .163 behind the first): what the first has taken stays taken,
+    and ADMM trains towards what annealing found before it goes."""
+    prune = {
+        **block("auto_compress", stopTemperature=60),
+        "sparsify": {"penalty": "admm", "maxSteps": 1},
+        "schedule": {"type": "exp", "rounds": 2, "train": {"maxSteps": 1}},
+    }
+    context, seen, labels = finished(prune, interrupted)
+    behind = [label for label in labels if not label.startswith("search: ") or label == "search: put back"]
+    assert behind == ["search: put back", "sparsify", "prune", "train after prune"] * 2
+    found = [note for note in context.notes if "found the sparsities" in note]
+    assert [note.rpartition(" in ")[2] for note in found] == ["round 1", "round 2"]
+    half = len(seen) // 2
+    assert all(17 <= cheap + dear <= 18 for cheap, dear, _ in seen[:half])
+    assert all(14 <= cheap + dear <= 16 for cheap, dear, _ in seen[half:])
+    assert 14 <= sum(kept(context.model)) <= 16
+    assert max(cheap for cheap, _, _ in seen[half:]) <= 10 - int(10 * float(found[0].split("cheap ")[1][:5]))

@@ -285,6 +285,7 @@ def test_budgets_and_tuning_of_every_method(case, algorithm):
     [
         ({"algorithm": "qat", "epochs": 1, "tune": {}}, "qat would train for each trial of tuning"),
         ({"algorithm": "lsq", "epochs": 1, "budget": {"metric": "effectiveBits", "max": 4}}, "trial of a budget"),
+        ({"backend": "onnxruntime", "tune": {}}, "tuning is for backend torch"),
         ({"quantBits": 4, "budget": {"metric": "effectiveBits", "max": 4}}, "the budget says the bits of weights"),
         ({"budget": {"metric": "effectiveBits", "max": 4, "maxRatio": 0.5}}, "exactly one of max, maxRatio is needed"),
         (

@@ -1,0 +1,1 @@
+"""Runtimes' own tools that quantize an exported model."""
