@@ -44,8 +44,8 @@ class QuantizeKind(StageKind[Quantize]):
             check_backend(block, path)
         evaluator = subject.evaluator
         if block.tune is not None and (evaluator is None or not evaluator.can_evaluate):
-            missing = "an evaluator that can evaluate" if evaluator is None else evaluator.evaluate_needs
-            raise InvalidSpecError(f"tuning goes by scores, but nothing here evaluates; give {missing}", f"{path}.tune")
+            what = "an evaluator that can evaluate" if evaluator is None else evaluator.evaluate_needs
+            raise InvalidSpecError(f"tuning goes by scores, but nothing here evaluates; give {what}", f"{path}.tune")
         layerwise = isinstance(quantizing, LayerwiseMethod)
         if "activations" in quantizing.facts.needs and (layerwise or self._looks(block)):
             missing = Sources(subject.evaluator, subject.calibration_data).missing({"activations"})
