@@ -273,6 +273,13 @@ def benchmark(
         Path | None,
         typer.Option(metavar="FILE", help="An .npz file with an array for each input, instead of random numbers."),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of all rows of --data by its array 'labels': top1, top5, ..., f1, perplexity, retrieval.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the random inputs.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Say how far it is.")] = True,
@@ -285,7 +292,7 @@ def benchmark(
     """
     from .benchmark import Asked, run_benchmark
 
-    asked = Asked(warmup, iterations, batch_size, instances, cores_per_instance, data, seed)
+    asked = Asked(warmup, iterations, batch_size, instances, cores_per_instance, data, seed, metric)
     sys.exit(
         run_benchmark(
             model, asked, runtime=runtime, endpoint=endpoint, region=region, as_json=as_json, progress=progress
