@@ -51,7 +51,7 @@ def sweep_problems(spec: CompressionSweepSpec, *, cluster: bool = False) -> list
     else:
         problems += _value_problems(spec, template)
         problems += _initial_problems(spec)
-    problems += _algorithm_problems(spec)
+    problems += _algorithm_problems(spec, not structure)
     problems += _objective_problems(spec)
     problems += _stopping_problems(spec)
     problems += _screening_problems(spec, document)
@@ -378,7 +378,17 @@ def _value_problems(spec: CompressionSweepSpec, template: list[Problem]) -> Iter
             yield Problem(_at(index, probe.where), message, problem.fix)
 
 
-def _algorithm_problems(spec: CompressionSweepSpec) -> Iterator[Problem]:
+def _algorithm_problems(spec: CompressionSweepSpec, sound: bool) -> Iterator[Problem]:
+    earlier, name = spec.algorithm.warm_start, spec.algorithm.name
+    if earlier is not None and name in ("random", "grid", "qmc"):
+        message = f"{name} does not learn, so trials of earlier sweeps change nothing"
+        yield Problem("spec.algorithm.warmStart", message, "remove it, or use tpe, nsga2 or cmaes")
+    elif earlier is not None and sound:
+        space = Space.of(spec)
+        if not any(space.holds(trial.parameters) for trial in earlier.trials):
+            message = f"none of its {len(earlier.trials)} trials is a point of this search space"
+            fix = f"give each the parameters {keys_in_words(item.name for item in space.dimensions)}, or remove it"
+            yield Problem("spec.algorithm.warmStart", message, fix)
     if spec.algorithm.name == "cmaes" and len(spec.objectives) > 1:
         message = f"cmaes follows one objective, and there are {len(spec.objectives)}"
         yield Problem("spec.algorithm.name", message, "use tpe or nsga2")

@@ -212,6 +212,23 @@ def convert(
     sys.exit(convert_files(files, tool=named, model=model, algorithm=algorithm, output=output))
 
 
+@app.command("warm-start", epilog="Example: modelpress warm-start modelpress-runs/default/digits-sweep-4cedaea9")
+def warm_start(
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Folder or URI of a sweep's results, the one that holds trials/.")
+    ],
+    endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Of an S3-compatible server.")] = None,
+    region: Annotated[str | None, typer.Option(metavar="NAME", help="Of an S3 bucket.")] = None,
+) -> None:
+    """Print what an earlier sweep's trials found, for `spec.algorithm` of the next one.
+
+    Exit codes: 0 done, 1 the store failed, 2 usage.
+    """
+    from .warm_start import warm_start as tell
+
+    sys.exit(tell(sweep, endpoint=endpoint, region=region))
+
+
 @app.command(epilog="Example: modelpress report modelpress-runs/default/digits-sweep-4cedaea9")
 def report(
     sweep: Annotated[
@@ -256,6 +273,13 @@ def benchmark(
         Path | None,
         typer.Option(metavar="FILE", help="An .npz file with an array for each input, instead of random numbers."),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of all rows of --data by its array 'labels': top1, top5, ..., f1, perplexity, retrieval.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the random inputs.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Say how far it is.")] = True,
@@ -268,7 +292,7 @@ def benchmark(
     """
     from .benchmark import Asked, run_benchmark
 
-    asked = Asked(warmup, iterations, batch_size, instances, cores_per_instance, data, seed)
+    asked = Asked(warmup, iterations, batch_size, instances, cores_per_instance, data, seed, metric)
     sys.exit(
         run_benchmark(
             model, asked, runtime=runtime, endpoint=endpoint, region=region, as_json=as_json, progress=progress

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ _BESIDE = {layout.ONNX: layout.ONNX_DATA, layout.OPENVINO: layout.OPENVINO_DATA}
 _WRITES = {"onnxruntime": "onnx", "openvino": "openvino"}  # by runtime, what export.formats calls it
 _SILENT = 2.0  # seconds without a word of how far it is
 PERCENTILES = (50, 90, 99)
+_METRIC = re.compile(r"top[1-9][0-9]{0,3}|f1|perplexity|retrieval")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Asked:
     cores_per_instance: int
     data: Path | None
     seed: int
+    metric: str | None = None
 
 
 def run_benchmark(
@@ -67,6 +70,10 @@ def run_benchmark(
         raise UsageError("the package 'numpy' is not installed; install it with: pip install 'modelpress[onnx]'")
     if asked.data is not None and not asked.data.is_file():
         raise UsageError(f"--data: there is no file {asked.data}")
+    if asked.metric is not None and not _METRIC.fullmatch(asked.metric):
+        raise UsageError(f"--metric: there is no {asked.metric!r}; write top1 (top5, ...), f1, perplexity or retrieval")
+    if asked.metric is not None and asked.data is None:
+        raise UsageError("--metric is taken of rows with labels; give them with --data, with an array 'labels' in it")
     cores = _cores(asked)
     with _file(what, runtime, endpoint, region) as path:
         measured = _measure(path, asked, cores, progress and sys.stderr.isatty())
@@ -143,6 +150,7 @@ def _measure(path: Path, asked: Asked, cores: Sequence[Sequence[int]], progress:
                 "batchSize": asked.batch_size,
                 "data": None if asked.data is None else str(asked.data.resolve()),
                 "seed": asked.seed,
+                "metric": asked.metric if number == 0 else None,
             }
             command = [sys.executable, "-m", "modelpress_runner.serving.instance", json.dumps(told)]
             environment = {**os.environ, "OMP_NUM_THREADS": str(len(mine))}
@@ -244,6 +252,7 @@ def _summary(
         "throughput": sum(each["throughput"] for each in instances),
         "latencyMs": _spread(every),
         "instances": instances,
+        **({} if asked.metric is None else {"metric": {"name": asked.metric, "value": done[0]["value"]}}),
     }
 
 
@@ -278,3 +287,5 @@ def _print(result: dict[str, Any]) -> None:
         shown = [f"{each['throughput']:,.1f}", *(f"{value:.3f}" for value in figures)]
         table.add_row(name, ",".join(map(str, each["cores"])), *shown)
     console.print(table)
+    if "metric" in result:
+        console.print(f"{result['metric']['name']}: {result['metric']['value']:.6g}", highlight=False)

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from modelpress.api.search_space import Space
-from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, TrialResult
+from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, Constraint, TrialResult
 from modelpress.api.v1alpha1.base import Scalar
 from modelpress.api.v1alpha1.sweep import Promotion, ScreeningStatus
 from modelpress.trials import (
@@ -21,6 +21,7 @@ from modelpress.trials import (
 )
 
 from . import pareto, samplers
+from .earlier import earlier_observations
 from .outcomes import Objectives, TrialOutcome, read_outcome
 from .resolve import RefusedError, resolve
 from .samplers import Observation
@@ -50,7 +51,9 @@ class SearchStrategy:
         space = self._space = Space.of(spec)
         self._names = frozenset(dimension.name for dimension in space.dimensions)
         sampler = samplers.create(spec.algorithm.name, space, searched.goals, spec.algorithm.seed)
-        self._untried = Untried(spec, space, sampler, self._is_valid)
+        judged = self._screen.constraints if self._screen is not None else _constraints(spec)
+        earlier = earlier_observations(spec, space, searched, judged)
+        self._untried = Untried(spec, space, sampler, self._is_valid, earlier)
         self._outcomes: dict[int, tuple[CompressionJob, TrialOutcome]] = {}
         self._first: tuple[list[CompressionJob], list[int]] = [], []  # trials of the first rung, and their order
         self._shared_stages = shared_stages(spec, space) if spec.stage_cache else 0
@@ -201,6 +204,12 @@ class SearchStrategy:
         """What a trial is ranked by in its rung."""
         first = self._screen is not None and screened_of(job) is None
         return self._screen.objectives if first and self._screen is not None else self._objectives
+
+
+def _constraints(spec: CompressionSweepSpec) -> list[Constraint]:
+    """Those of every trial, in its order."""
+    given = list(spec.template.spec.constraints or ())
+    return given + [item for item in spec.constraints or () if item not in given]
 
 
 def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list[str]:

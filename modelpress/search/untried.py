@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from modelpress.api.search_space import PlacementError, Space
@@ -39,11 +40,18 @@ class Untried:
         space: its search space.
         sampler: proposes points.
         valid: whether the parameters give a valid recipe.
+        earlier: trials of earlier sweeps, numbered from 0: the sampler learns from them, and they count as no trials.
     """
 
     def __init__(
-        self, spec: CompressionSweepSpec, space: Space, sampler: Sampler, valid: Callable[[Parameters], bool]
+        self,
+        spec: CompressionSweepSpec,
+        space: Space,
+        sampler: Sampler,
+        valid: Callable[[Parameters], bool],
+        earlier: Sequence[Observation] = (),
     ) -> None:
+        self._earlier = tuple(earlier)
         self._space, self._sampler, self._valid = space, sampler, valid
         self._seed = spec.algorithm.seed
         self._initial = spec.algorithm.initial or []
@@ -67,11 +75,11 @@ class Untried:
         tried = {self._observed(item) for item in observations}
         if (wish := self._wish(number, tried)) is not None:
             return wish
-        first = self._sampler.sample(number, observations)
+        first = self._sampled(number, observations, 0)
         if first is not None and self.recipe(first) not in tried and (self._valid(first) or self._some_left(tried)):
             return first
         for attempt in range(1, FITTED):
-            found = self._sampler.sample(number, observations, attempt)
+            found = self._sampled(number, observations, attempt)
             if found is not None and self.recipe(found) not in tried and self._valid(found):
                 return found
         return self._drawn(number, tried)
@@ -83,6 +91,14 @@ class Untried:
         except PlacementError:
             document = dict(parameters)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()[:16]
+
+    def _sampled(self, number: int, observations: Sequence[Observation], attempt: int) -> Parameters | None:
+        """What the sampler gives; behind earlier trials its own count on."""
+        before = len(self._earlier)
+        if before:
+            counted = [replace(item, number=item.number + before) for item in observations]
+            observations = [*self._earlier, *counted]
+        return self._sampler.sample(number + before, observations, attempt)
 
     def _wish(self, number: int, tried: Container[bytes]) -> Parameters | None:
         """The point that the user wants as trial `number`, unless it was tried; what he leaves open is drawn."""

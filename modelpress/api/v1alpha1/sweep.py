@@ -183,6 +183,29 @@ class Template(ApiModel):
     spec: CompressionJobSpec
 
 
+MAX_EARLIER = 256  # trials of earlier sweeps that a search may begin with
+
+
+class EarlierTrial(ApiModel):
+    """A trial of an earlier sweep."""
+
+    parameters: Annotated[dict[Name, Scalar], Field(min_length=1, max_length=64)] = Field(
+        description="Its values, by parameter; those of another search space teach nothing."
+    )
+    metrics: Annotated[dict[MetricName, float], Field(min_length=1, max_length=64)] = Field(
+        description="Of the model that it made."
+    )
+
+
+class WarmStart(ApiModel):
+    """What earlier sweeps found; `modelpress warm-start` writes it from a sweep's results."""
+
+    baseline: Annotated[dict[MetricName, float], Field(max_length=64)] | None = Field(
+        default=None, description="Of their dense model; constraints are judged by it."
+    )
+    trials: Annotated[list[EarlierTrial], Field(min_length=1, max_length=MAX_EARLIER)]
+
+
 class SearchAlgorithm(ApiModel):
     """How parameters are chosen.
 
@@ -200,6 +223,9 @@ class SearchAlgorithm(ApiModel):
     ) = Field(
         default=None,
         description="Parameters of the first trials, in this order; what an entry leaves out is drawn at random.",
+    )
+    warm_start: WarmStart | None = Field(
+        default=None, description="Of tpe, nsga2 and cmaes: trials of earlier sweeps, which teach and are none of this."
     )
 
 

@@ -13,6 +13,7 @@ from modelpress import formatting
 from modelpress.results.trials import Trial
 
 from .frame import Frame
+from .layers import layers_section
 from .plot import plot, sentence
 
 MAX_CELLS = 60_000  # a page stays below some 6 MB; trials.csv has everything
@@ -33,7 +34,7 @@ def render(frame: Frame, trials: Sequence[Trial]) -> bytes:
         "title": escape(frame.title),
         "summary": _summary(frame, trials) + _rungs(frame, trials),
         "plot": plot(frame, trials),
-        "constraints": _constraints(frame),
+        "constraints": _constraints(frame) + layers_section(_best(frame, trials)),
         "note": _note(trials, shown),
         "table": _table(frame, shown, parameters, metrics),
         "data": frame.to_json(),
@@ -136,6 +137,10 @@ def _rungs(frame: Frame, trials: Sequence[Trial]) -> str:
         "<table><thead><tr><th>before</th><th>first stages</th><th>after</th><th>whole recipe</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def _best(frame: Frame, trials: Sequence[Trial]) -> Trial | None:
+    return next((trial for trial in trials if trial.number == frame.best), None)
 
 
 def _constraints(frame: Frame) -> str:

@@ -64,7 +64,12 @@ def _run(asked: dict[str, Any], cores: set[int]) -> int:
             _say({"state": "running", "done": len(took)})
             told = end
     seconds = (time.perf_counter_ns() - began) / 1e9
-    _say({"state": "done", "nanoseconds": took, "seconds": seconds, "cores": sorted(_allowed())})
+    done = {"state": "done", "nanoseconds": took, "seconds": seconds, "cores": sorted(_allowed())}
+    if asked["metric"] is not None:
+        from modelpress_runner.serving.accuracy import measured
+
+        done["value"] = measured(session, Path(asked["data"]), asked["metric"], rows)
+    _say(done)
     return 0
 
 

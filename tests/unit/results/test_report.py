@@ -123,6 +123,30 @@ def test_the_table_has_all_trials_before_and_after() -> None:
     assert page.find("td", class_="state")[4]["title"] == "boom"
 
 
+def test_layers_of_the_best_trial_that_lose_most_come_first() -> None:
+    """From its last quantizing stage; what a record has of odd kinds is left blank, and nothing of it can run."""
+    one = trial(1, 0.9, 400.0)
+    assert one.manifest is not None
+    layers = [
+        {"name": "stem", "weight": "int8", "input": "uint8", "sqnrDb": 41.26, "bytesBefore": 400, "bytesAfter": 104},
+        {"name": EVIL, "weight": "int4", "sqnrDb": 12.5, "bytesBefore": 4000, "bytesAfter": 520},
+        {"name": "odd", "weight": ["int8"], "sqnrDb": "high", "bytesBefore": None},
+        "nothing",
+    ]
+    stages = [{"method": "mixedPrecision", "layers": [{"name": "no"}]}, {"method": "quantize", "layers": layers}]
+    one.manifest.metrics.stages.extend(stages)
+    text = render(frame(), [one])
+    page = Page(text)
+    assert not page.find("img")
+    assert [row for row in page.rows if row[0] in ("stem", EVIL, "odd")] == [
+        [EVIL, "int4", "", "", "12.5", "4k", "520"],
+        ["stem", "int8", "uint8", "", "41.3", "400", "104"],
+        ["odd", "", "", "", "", "", ""],
+    ]
+    assert b"Layers of trial 1" in text
+    assert b"Layers of trial" not in render(frame(best=None), [one])
+
+
 def test_the_plot_marks_each_kind_of_trial() -> None:
     """Best, front, kept and missed trials, the dense model, and each bound as a line over a shaded side."""
     page = Page(render(frame(), TRIALS))

@@ -274,7 +274,10 @@ def test_layers_that_are_not_there_or_do_not_fit(task, mapping, error, message):
             {"teacher": {"student": True}, "layerMappings": [{"student": "0"}]},
             "a layer learns nothing from itself",
         ),
-        ({"teacher": {"self": True, "given": True}}, "exactly one of self, entrypoint, student, given is needed"),
+        (
+            {"teacher": {"self": True, "given": True}},
+            "exactly one of self, entrypoint, weights, huggingFace, student, given is needed",
+        ),
         ({"teacher": {"self": True, "args": {}}}, "args are those of an entrypoint"),
         ({"layerMappings": [{"student": "0", "weight": 0.0}]}, "a weight of 0 has no effect"),
         ({"layerMappings": [{"studentRe": "("}]}, "is no regular expression"),
