@@ -18,7 +18,7 @@ from modelpress_runner.huggingface import compressed_tensors
 from modelpress_runner.huggingface.gaps import without_gaps
 from modelpress_runner.huggingface.per_layer import PerLayerLayout
 from modelpress_runner.huggingface.source import Pretrained, quiet
-from modelpress_runner.huggingface.widths import compare, configurations, shapes_of
+from modelpress_runner.huggingface.widths import compare, configurations, nearest, shapes_of
 from modelpress_runner.runtime.preserve import untouched
 
 
@@ -109,14 +109,21 @@ class PretrainedLayout:
     def _fitting(self, model: nn.Module, base: Any) -> Any:
         """A configuration with which an empty model has the shapes of this one: `base`, or with smaller sizes."""
         shapes = shapes_of(model)
-        for config in configurations(base, shapes, self._empty(base)):
-            if self._empty(config) == shapes:
-                return copy.deepcopy(config)
+        dense = self._empty(base)
+        fitting = [
+            (config, empty)
+            for config in configurations(base, shapes, None if dense is None else shapes_of(dense))
+            if (empty := self._empty(config)) is not None and shapes_of(empty) == shapes
+        ]
+        if fitting:
+            return copy.deepcopy(nearest(model, fitting))
         raise LayoutError("no configuration of transformers says what was cut away, as layers differ in what they kept")
 
-    def _empty(self, config: Any) -> dict[str, tuple[int, ...]] | None:
+    def _empty(self, config: Any) -> nn.Module | None:
+        """A model of this configuration without weights; None: there is none."""
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
-                return shapes_of(self._class(copy.deepcopy(config)))
+                made: nn.Module = self._class(copy.deepcopy(config))
+                return made
         except Exception:  # sizes that do not go together
             return None

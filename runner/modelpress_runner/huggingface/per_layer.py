@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from modelpress_runner.errors import first_line
 from modelpress_runner.export.layout import Layout, LayoutError
 from modelpress_runner.huggingface.gaps import without_gaps
 from modelpress_runner.huggingface.source import quiet
-from modelpress_runner.huggingface.widths import NO_INTEGERS, compare, configurations, fields_of, shapes_of
+from modelpress_runner.huggingface.widths import NO_INTEGERS, compare, configurations, fields_of, nearest, shapes_of
 from modelpress_runner.runtime.preserve import untouched
 
 LOADER = Path(__file__).with_name("loader.py")
@@ -95,7 +94,7 @@ class PerLayerLayout:
             model.config.use_cache = False
         return model
 
-    def _changes(self, model: nn.Module, config: Any) -> list[dict[str, int]]:
+    def _changes(self, model: nn.Module, config: Any) -> list[dict[str, Any]]:
         """Of each layer the numbers that are others than the configuration's."""
         with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
             dense = self._class(copy.deepcopy(config))
@@ -116,18 +115,22 @@ class PerLayerLayout:
             for number, layer in enumerate(dense.get_submodule(found[0]).children())
         ]
 
-    def _of_layer(self, model: nn.Module, dense: nn.Module, number: int, config: Any) -> dict[str, int]:
+    def _of_layer(self, model: nn.Module, dense: nn.Module, number: int, config: Any) -> dict[str, Any]:
         shapes, kind = shapes_of(model), type(dense)
         known = inspect.signature(kind.__init__).parameters
 
-        def empty(other: Any) -> Mapping[str, tuple[int, ...]] | None:
+        def empty(other: Any) -> nn.Module | None:
             try:
                 with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
-                    return shapes_of(kind(other, number) if "layer_idx" in known else kind(other))
+                    return kind(other, number) if "layer_idx" in known else kind(other)
             except Exception:  # sizes that do not go together
                 return None
 
-        for other in configurations(config, shapes, shapes_of(dense)):
-            if empty(other) == shapes:
-                return fields_of(config, other)
+        fitting = [
+            (other, made)
+            for other in configurations(config, shapes, shapes_of(dense))
+            if (made := empty(other)) is not None and shapes_of(made) == shapes
+        ]
+        if fitting:
+            return fields_of(config, nearest(model, fitting))
         raise LayoutError(f"no numbers of a configuration say what layer {number} has kept")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,10 +61,46 @@ def _changes(config: Any, old: int, new: int) -> list[dict[str, int]]:
             if old % count == 0 and new % (old // count) == 0
         }
         changes += [*fewer.values(), {key: value for each in fewer.values() for key, value in each.items()}]
+    elif (whole := known.get(_HEADS[0])) and old % whole == 0 and new % (old // whole) == 0:
+        # The width of a head is that of the model by the number of heads: both may have become smaller alike.
+        changes += [{key: new, _HEADS[0]: new // (old // whole)} for key, value in known.items() if value == old]
     return changes
 
 
-def fields_of(config: Any, other: Any) -> dict[str, int]:
+def nearest(model: nn.Module, fitting: Sequence[tuple[Any, nn.Module]]) -> Any:
+    """Of configurations, each with an empty model of it, that whose modules hold the numbers that `model`'s hold.
+
+    Shapes leave open what numbers of heads, and the epsilon of norms that were rescaled, say.
+    """
+    ours = _numbers(model)
+    missed = [{key for key, value in _numbers(empty).items() if ours.get(key, value) != value} for _, empty in fitting]
+    best = min(range(len(fitting)), key=lambda number: len(missed[number]))
+    config, empty = fitting[best]
+    theirs = _numbers(empty)
+    changed = {(theirs[key], ours[key]) for key in missed[best] if "eps" in key.rpartition(".")[2]}
+    if len(changed) != 1:
+        return config
+    old, new = changed.pop()
+    fields = [key for key, value in vars(config).items() if "eps" in key and value == old]
+    kept = [key for key, value in theirs.items() if "eps" in key.rpartition(".")[2] and value == old]
+    if len(fields) != 1 or any(ours.get(key, new) != new for key in kept):
+        return config
+    other = copy.deepcopy(config)
+    setattr(other, fields[0], new)
+    return other
+
+
+def _numbers(model: nn.Module) -> dict[str, int | float]:
+    """The numbers that modules hold as attributes, by their full names."""
+    return {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (int, float)
+    }
+
+
+def fields_of(config: Any, other: Any) -> dict[str, Any]:
     """The numbers that are others in the second configuration."""
     return {key: value for key, value in vars(other).items() if vars(config).get(key) != value}
 

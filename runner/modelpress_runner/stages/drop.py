@@ -30,6 +30,7 @@ from modelpress_runner.methods.prune.ranking import rounded
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
+from modelpress_runner.runtime.heap import give_back
 from modelpress_runner.stages.base import StageKind
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.step import Training
@@ -199,6 +200,7 @@ class DropStage(Generic[B]):
         except (CompressionError, InvalidModelError) as error:
             raise CompressionError(f"without {', '.join(names)}: {error}", self.path) from error
         replay(context.model, edits, context.masks)
+        give_back()
         context.edits += edits
         context.record["dropped"] = [*context.record.get("dropped", []), *names]
         context.note(f"{self.path} took out {', '.join(names)}")

@@ -53,6 +53,7 @@ from modelpress_runner.methods.reconstruct.recover import (
 )
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.runtime.heap import give_back
 from modelpress_runner.stages.base import Accompanied, StageKind
 from modelpress_runner.stages.prune_budget import TRIED, Budgeted, Solved, check_met, solve, with_shares
 from modelpress_runner.subject.subject import Subject
@@ -360,7 +361,9 @@ class PruneStage:
             return
         masks: Masks = {name: dict(tensors) for name, tensors in context.masks.items()}
         context.masks = {}  # so that each old mask goes when its smaller one is there
+        give_back()
         replay(model, edits, masks)
+        give_back()
         context.masks = {
             name: tensors for name, tensors in masks.items() if any(bool((m == 0).any()) for m in tensors.values())
         }
