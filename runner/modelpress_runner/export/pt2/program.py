@@ -242,7 +242,7 @@ def _batch_symbols(program: ExportedProgram) -> set[Any]:
     """What stands for the batch: the free first axes of inputs."""
     given = set(program.graph_signature.user_inputs)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in given]
-    firsts = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.dim()]
+    firsts: list[Any] = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.dim()]
     return {first.node.expr for first in firsts if isinstance(first, torch.SymInt)}
 
 
