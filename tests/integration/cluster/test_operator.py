@@ -335,6 +335,37 @@ def test_suspend_and_resume(shared: Cluster) -> None:
         assert (status["failures"], status["disruptions"], status["started"]) == (0, 0, 2)
 
 
+def test_what_may_change_in_a_running_sweep_acts_and_loses_nothing(shared: Cluster) -> None:
+    """More trials at one time, a pause, a higher limit: all by patches, and each trial runs once to its end."""
+    gate = threading.Event()
+    shared.kubelet.script = lambda run: Fate(gate=gate) if run["purpose"] == "trial" else Fate()
+    shared.create(sweep("patched", 4, parallelism=1))
+
+    def running() -> list[str]:
+        runs = shared.kubelet.of(shared.namespace)
+        return sorted(
+            run.request["name"] for run in runs if run.phase == "Running" and "patched" in run.request["name"]
+        )
+
+    def are_running(count: int) -> bool:
+        return running() == [f"patched-{number:05d}" for number in range(count)]
+
+    until(lambda: are_running(1), "one run")
+    shared.patch("CompressionSweep", "patched", {"spec": {"parallelism": 3}})
+    until(lambda: are_running(3), "three runs")
+    shared.patch("CompressionSweep", "patched", {"spec": {"suspend": True}})
+    until(lambda: running() == [], "all to end by SIGTERM")
+    shared.patch("CompressionSweep", "patched", {"spec": {"suspend": False, "maxTrials": 6}})
+    until(lambda: are_running(3), "three runs again")
+    gate.set()
+    done = shared.wait_for("CompressionSweep", "patched", "Succeeded")
+    counts = done["status"]["trials"]
+    assert (counts["succeeded"], counts.get("failed", 0), counts.get("lost", 0)) == (6, 0, 0)
+    for number in range(6):
+        status = shared.get("CompressionJob", f"patched-{number:05d}")["status"]
+        assert (status["failures"], status["disruptions"]) == (0, 0)
+
+
 def test_a_running_trial_reports_its_progress(shared: Cluster, shared_operator: OperatorProcess) -> None:
     """A token of its pod opens the door: the report is in the status while the trial runs. No other token does."""
     gate = threading.Event()
