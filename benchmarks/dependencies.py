@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove_structure
+from modelpress_runner.dependency.rules.contraction import by_group
 from modelpress_runner.edits.axes import module_axis
 
 RESULTS = Path(__file__).parent / "results" / "dependencies.json"
@@ -175,30 +177,34 @@ def _outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
 
 
 def _channels(model: nn.Module) -> int:
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
-    layers = [m for m in model.modules() if isinstance(m, kinds)]
-    kernels = [m for m in layers if not (isinstance(m, nn.modules.conv._ConvNd) and m.groups == m.in_channels > 1)]
-    return sum(m.weight.shape[1 if isinstance(m, nn.Embedding) or getattr(m, "transposed", False) else 0]
-               for m in kernels)  # fmt: skip
+    """Of layers that make their outputs, as in `ours`: a convolution of many groups hands on what it takes."""
+    count = 0
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            count += 0 if by_group(module.groups, module.in_channels, module.out_channels) else module.out_channels
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            count += module.weight.shape[isinstance(module, nn.Embedding)]
+    return count
 
 
 def decoders() -> dict[str, Any]:
     """Of each Llama a pass and the analysis, each in a process of its own: seconds, and bytes beside the weights."""
+    for what in ("pass", "analysis"):
+        _decoder(what, 1, 32, 64, 2, 100)  # which loads what is loaded once
     out = {}
     by_depth = {f"{depth} layers": (depth, *SMALL[1:]) for depth in DEPTHS}
-    for name, sizes in {"24 M": SMALL, "400 M": LARGE, **by_depth}.items():
-        out[name] = {"load": round(os.getloadavg()[0], 1), "layers": sizes[0]}
-        for what in ("pass", "analysis"):
-            command = [sys.executable, __file__, "decoder", json.dumps([what, *sizes])]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            out[name] |= json.loads(done.stdout.splitlines()[-1])
-        print(name, out[name], flush=True)
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        for name, sizes in {"24 M": SMALL, "400 M": LARGE, **by_depth}.items():
+            line = {"load": round(os.getloadavg()[0], 1), "layers": sizes[0]}
+            for what in ("pass", "analysis"):
+                line |= pool.apply(_decoder, (what, *sizes))
+            out[name] = line
+            print(name, line, flush=True)
     return out
 
 
 def _decoder(what: str, *sizes: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    _measured(what, *llama(1, 32, 64, 2, 100, length=LENGTH)())  # which loads what is loaded once
     return _measured(what, *llama(*sizes, length=LENGTH)())
 
 
@@ -242,9 +248,6 @@ def _resident(what: str) -> int:
 def main() -> None:
     """Runs the models named, or all, and writes each line as it comes."""
     warnings.simplefilter("ignore")
-    if len(sys.argv) == 3 and sys.argv[1] == "decoder":
-        print(json.dumps(_decoder(*json.loads(sys.argv[2]))))
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", help="a folder that has the packages")
     parser.add_argument("names", nargs="*", help="models, and 'decoders'; default: all")

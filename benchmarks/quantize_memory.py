@@ -4,7 +4,7 @@ Each run is a process of its own: rounding to the nearest; gptq on random tokens
 behind a block drawn by the seed; and gptq that goes on from there. Counted are the process's greatest resident bytes
 above what it had before the decoder was built. What went on must have the bits of the run that was left alone.
 
-Usage: python benchmarks/quantize_memory.py [--size 400M] [--seed 0] [--batches 2]
+Usage: python benchmarks/quantize_memory.py [--size 400M] [--seed 0] [--batches 1]
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ def _status(key: str) -> int:
 def one(way: str, size: str, batches: int, folder: str, kill: int) -> dict[str, Any]:
     """One run in this process."""
     import torch
-    import transformers  # noqa: F401 - what it takes is not the decoder's
     from gpu_check.decoder import SIZES, Decoder
 
     from modelpress.api.v1alpha1 import Stage
@@ -45,6 +44,7 @@ def one(way: str, size: str, batches: int, folder: str, kill: int) -> dict[str, 
     from modelpress_runner.export.state import state_digest
     from modelpress_runner.subject.subject import Subject
 
+    Decoder(SIZES["tiny"], torch.bfloat16)  # loads what building one needs
     base = _status("VmRSS")
     torch.manual_seed(0)
     sizes = SIZES[size]
@@ -97,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="400M")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=1)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--kill", type=int, default=0, help=argparse.SUPPRESS)
@@ -111,7 +111,7 @@ def main() -> int:
     kill = random.Random(options.seed).randrange(1, SIZES[options.size].layers)
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as shared:
-        for way in ("rtn", "gptq", "killed", "resumed"):
+        for way in ("gptq", "killed", "resumed", "rtn"):
             folder = f"{shared}/{'cut' if way in ('killed', 'resumed') else way}"
             command = [sys.executable, __file__, "--one", way, "--folder", folder, "--kill", str(kill)]
             command += ["--size", options.size, "--batches", str(options.batches)]

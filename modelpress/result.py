@@ -31,6 +31,22 @@ class ExitCode(enum.IntEnum):
     TERMINATED = 143  # SIGTERM, after a checkpoint
 
 
+def missed_by_tuning(stages: object) -> list[str] | None:
+    """What stages that were tuned by scores missed, a sentence each; None: none was tuned.
+
+    Args:
+        stages: records as metrics.json has them.
+    """
+    out: list[str] = []
+    tuned = False
+    for record in stages if isinstance(stages, list) else ():
+        tuning = record.get("tuning") if isinstance(record, dict) else None
+        if isinstance(tuning, dict):
+            tuned = True
+            out += [str(each) for each in tuning.get("unmet") or ()]
+    return out if tuned else None
+
+
 class RunResult(ContractModel):
     """How one run ended."""
 
@@ -43,7 +59,7 @@ class RunResult(ContractModel):
     baseline: dict[MetricName, float] = Field(default_factory=dict)
     compressed: dict[MetricName, float] = Field(default_factory=dict)
     constraints_met: bool | None = Field(
-        default=None, description="Every one is met for certain. None: there are no constraints."
+        default=None, description="Every one, and every bound of tuning, is met for certain. None: there are none."
     )
     unmet: list[str] = Field(default_factory=list, description="One sentence for each missed constraint.")
     uncertain: list[str] = Field(

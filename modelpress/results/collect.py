@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from modelpress.api.v1alpha1 import reasons
 from modelpress.plainjson import json_of
 from modelpress.request import RunRequest
-from modelpress.result import RunRecord, RunResult
+from modelpress.result import RunRecord, RunResult, missed_by_tuning
 from modelpress.search import ConstraintError, Spread, verdict
 from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, TooLargeError, layout, manifest
 
@@ -78,6 +78,8 @@ def _judged(request: RunRequest, store: ArtifactStore, standing: manifest.Manife
         unmet, uncertain = [violation.sentence for violation in judged.missed], list(judged.uncertain)
     except ConstraintError as error:
         unmet = [str(error)]
+    tuning = missed_by_tuning(detail.get("stages"))
+    unmet += tuning or []
     portable = standing.find(layout.PROGRAM) is not None
     reason = detail.get("portableReason")
     return RunResult(
@@ -88,7 +90,7 @@ def _judged(request: RunRequest, store: ArtifactStore, standing: manifest.Manife
         code_digest=standing.code_digest,
         baseline=baseline,
         compressed=compressed,
-        constraints_met=not unmet and not uncertain if spec.constraints else None,
+        constraints_met=not unmet and not uncertain if spec.constraints or tuning is not None else None,
         unmet=unmet,
         uncertain=uncertain,
         smaller=_is_smaller(baseline, compressed),

@@ -123,6 +123,7 @@ class QuantizeRules(StageRules[Quantize]):
                         message = "an excluding entry takes nothing but selectors"
                         yield Problem(f"{where}.{alias}", message, "remove it or 'exclude'")
         yield from _calibration_problems(block, path, row)
+        yield from _search_problems(block, path, row)
         if not row.trains and block.start_step:
             yield Problem(f"{path}.startStep", f"{row.name} trains nothing", f"remove it, or use {_training()}")
         if not row.trains:
@@ -211,6 +212,27 @@ def _holder_problems(
     if holder.group_size is not None and granularity != "group":
         message = "there are groups only with granularity group"
         yield Problem(f"{where}.groupSize", message, "write 'granularity: group', or remove it")
+
+
+def _search_problems(block: Quantize, path: str, row: algorithms.Algorithm) -> Iterator[Problem]:
+    """What is wrong with a budget, and with tuning."""
+    for field, what in (("budget", "a budget"), ("tune", "tuning")):
+        if getattr(block, field) is not None and row.trains:
+            fix = "use one that does not train, or a CompressionSweep"
+            yield Problem(f"{path}.{field}", f"{row.name} would train for each trial of {what}", fix)
+        if getattr(block, field) is not None and block.backend != "torch":
+            message = f"{what} is for backend torch, which this version alone can measure layer by layer"
+            yield Problem(f"{path}.{field}", message, "remove it, or write 'backend: torch'")
+    if (budget := block.budget) is not None and not row.trains:
+        holders: list[tuple[Quantize | QuantizeEntry, str]] = [(block, path)]
+        holders += [(entry, f"{path}.configList[{index}]") for index, entry in enumerate(block.config_list)]
+        for holder, where in holders:
+            for alias, value in (("quantBits", holder.quant_bits), ("quantDtype", holder.quant_dtype)):
+                if of_target(value, "weight") is not None:
+                    message = "the budget says the bits of weights"
+                    yield Problem(f"{where}.{alias}", message, "give those of inputs and outputs only, or remove it")
+        if len(set(budget.bits)) == 1 and not budget.keep_float:
+            yield Problem(f"{path}.budget.bits", "with one number there is nothing to solve", "give more, or quantBits")
 
 
 def _changed(block: ApiModel) -> set[str]:

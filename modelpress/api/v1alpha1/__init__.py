@@ -25,7 +25,7 @@ from .meta import Condition, JobMeta, ObjectMeta, OwnerReference, Stop, SweepMet
 from .metrics import DEFAULT_METRIC, MEASURED, Constraint, Goal, Metric, Objective
 from .mixed_precision import MixedPrecision
 from .model import Benchmark, Export, FreeAxis, Model, Source, Store, Target, VolumeClaim
-from .quantize import Calibration, Quantize, QuantizeEntry
+from .quantize import BitBudget, Calibration, Quantize, QuantizeEntry, Tune, TuneCriterion
 from .runner import GPU, PodTemplate, ResourceClaim, Resources, Runner, Toleration
 from .search import Search
 from .stages import (
@@ -69,6 +69,7 @@ __all__ = [
     "Artifact",
     "Attempt",
     "Benchmark",
+    "BitBudget",
     "Budget",
     "Calibration",
     "CalibrationData",
@@ -147,6 +148,8 @@ __all__ = [
     "TrialCounts",
     "TrialRecord",
     "TrialResult",
+    "Tune",
+    "TuneCriterion",
     "VolumeClaim",
     "WholeEntry",
 ]

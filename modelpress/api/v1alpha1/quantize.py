@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from . import algorithms, backends
-from .base import ApiModel, Cel, ModuleName, plain, rebuild
+from .base import ApiModel, Cel, ModuleName, cel_exactly_one, exactly_one, plain, rebuild
 
 if TYPE_CHECKING:
     QuantizeAlgorithm = str
@@ -147,6 +147,89 @@ class Calibration(ApiModel):
     )
 
 
+class BitBudget(ApiModel):
+    """How many bits, or bytes, the result may have; exactly one of max and maxRatio. Bits of each layer are solved for
+    it."""
+
+    metric: Literal["effectiveBits", "sizeBytes"] = Field(
+        description="effectiveBits: of the selected layers' weights, scales among them, by the number of weights. "
+        "sizeBytes: of the result, as measured in the target's format."
+    )
+    max: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Greatest value.")
+    max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Greatest share of what it is when the stage begins."
+    )
+    bits: Annotated[list[Annotated[int, Field(ge=2, le=8)]], Field(min_length=1, max_length=7)] = Field(
+        default_factory=lambda: [4, 8], description="What a layer's weights may have."
+    )
+    keep_float: bool = Field(default=True, description="Layers may also stay as they are.")
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
+
+    @model_validator(mode="after")
+    def _one(self) -> BitBudget:
+        exactly_one(self, "max", "max_ratio")
+        return self
+
+
+class TuneCriterion(ApiModel):
+    """What the quantized model's score may lose against that of the model when the stage begins."""
+
+    metric: Annotated[str, Field(min_length=1, max_length=63)] = Field(
+        default="default", description="One that the evaluator returns."
+    )
+    goal: Literal["maximize", "minimize"] | None = Field(
+        default=None, description="Of the metric; of default that of the job, of others maximize, if left out."
+    )
+    relative: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        default=None, description="Greatest loss as a share of the score; 0.01 if neither is given."
+    )
+    absolute: float | None = Field(default=None, description="Greatest loss in units of the score.")
+
+    other_spellings: ClassVar[dict[str, str]] = {"higher_is_better": "goal"}
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel("!(has(self.relative) && has(self.absolute))", "relative and absolute are two bounds; give one of them"),
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> TuneCriterion:
+        if self.relative is not None and self.absolute is not None:
+            raise PydanticCustomError("two_bounds", "relative and absolute are two bounds; give one of them", {})
+        return self
+
+
+class Tune(ApiModel):
+    """Tries which layers are quantized, and with which observers, until the score is within bounds; the best is taken
+    in any case."""
+
+    strategy: Literal["basic", "mse", "bayesian", "random", "exhaustive"] = Field(
+        default="basic",
+        description="basic: observers for all layers, then types of layers left as they are, then layers by what the "
+        "score gains without them. mse: layers by the error that they make in the model's outputs. bayesian: TPE. "
+        "random. exhaustive: all combinations, those with most layers quantized first.",
+    )
+    criteria: Annotated[list[TuneCriterion], Field(min_length=1, max_length=8)] = Field(
+        default_factory=lambda: [TuneCriterion()], description="All must hold."
+    )
+    timeout: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
+        default=0, description="Seconds of trials, after which no other begins; 0: the first success ends it."
+    )
+    max_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=100, description="Quantized and scored, at most."
+    )
+    quant_level: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="0: types of layers are quantized one after another, those stay that keep the score. 1: the "
+        "strategy, from everything quantized. Left out: 0, and then 1 unless all types stayed.",
+    )
+
+    other_spellings: ClassVar[dict[str, str]] = {
+        "tolerable_loss": "criteria",
+        "accuracy_criterion": "criteria",
+        "criterion": "criteria",
+    }
+
+
 class Quantize(ApiModel):
     """Gives weights, inputs and outputs of layers few bits. All but configList are defaults that entries override."""
 
@@ -203,6 +286,12 @@ class Quantize(ApiModel):
         default=0.5,
         description="Of smoothquant: how much of the outliers moves into weights; 0: weights are evened out instead.",
     )
+    budget: BitBudget | None = Field(
+        default=None, description="Solves the bits of each layer's weights, by what each does to the model's outputs."
+    )
+    tune: Tune | None = Field(
+        default=None, description="Of what does not train: leaves layers as they are until scores are within bounds."
+    )
     fold_batch_norm: bool = Field(
         default=True,
         description="Norms right behind a selected convolution or linear layer become part of its weights first, where "
@@ -226,6 +315,8 @@ class Quantize(ApiModel):
             ("op_types", "op_names", "op_names_re", "exclude"),
             "it selects modules, so it stands in an entry of configList; move it there",
         ),
+        "effective_bits": "write budget: {metric: effectiveBits, max: ...}",
+        "quant_level": "it stands in tune; move it there",
     }
     other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
     value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}

@@ -81,6 +81,7 @@ class _Analysis:
         self._kernels: dict[int, dict[str, torch.Tensor]] = {}
         self._notes: list[str] = []
         self._values: dict[Name, int] = {}  # of attributes that know their name
+        self._told: dict[tuple[str, str], str] = {}  # reasons with their lines, of many channels each
         self._shared: set[int] = set()  # axes for which another one stands, by id
         self._refused: dict[str, str] = {}  # modules that cannot lose channels, with the reason
         for name, module in model.named_modules():
@@ -321,11 +322,13 @@ class _Analysis:
 
     def _placed(self, reason: str, module: str) -> str:
         """A reason that names a line: if it has none, the one that calls the module, or the owner of the parameter."""
-        if _LINE.search(reason):
-            return reason
-        called = self._trace.called
-        line = called.get(module) or called.get(module.rpartition(".")[0], "")
-        return reason + line if f"'{module}" in reason else f"{reason}, in '{module}'{line}"
+        told = self._told.get((reason, module))
+        if told is None:
+            called = self._trace.called
+            line = "" if _LINE.search(reason) else called.get(module) or called.get(module.rpartition(".")[0], "")
+            told = f"{reason}, in '{module}'{line}" if line and f"'{module}" not in reason else reason + line
+            self._told[reason, module] = told
+        return told
 
     def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:
         """The attributes that count what may be cut."""

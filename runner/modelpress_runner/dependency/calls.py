@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from modelpress_runner.dependency.rules.recurrent import packed
-from modelpress_runner.dependency.sizes import NamedSize, is_attribute
+from modelpress_runner.dependency.sizes import FixedSize, NamedSize, is_attribute
 from modelpress_runner.dependency.trace import Trace
 
 _SHAPE: Any = torch.Tensor.shape
@@ -79,7 +79,8 @@ class Calls(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _viewed(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        named = _named_sizes(name, args, kwargs)
+        sizes = _sizes(name, args, kwargs)
+        named = {dim: size for dim, size in sizes.items() if isinstance(size, NamedSize)}
         trace = self._trace
         trace.named = {dim for dim, size in named.items() if size.attributes}
         try:
@@ -89,6 +90,8 @@ class Calls(TorchFunctionMode):
         for dim, size in named.items():
             trace.same(size, out, dim)
             trace.use(size, dim, trace.along(out, dim), name)
+        if fixed := [dim for dim, size in sizes.items() if isinstance(size, FixedSize)]:
+            trace.rigid(trace.planes(out), fixed, f"{trace.where(name)} gives them the number of something else")
         return out
 
     def _parted(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -120,8 +123,8 @@ class Calls(TorchFunctionMode):
             self._trace.copies = ()
 
 
-def _named_sizes(name: str, args: Any, kwargs: Any) -> dict[int, NamedSize]:
-    """The sizes that a view is asked for, computed from attributes or read from shapes, by dimension of the result."""
+def _sizes(name: str, args: Any, kwargs: Any) -> dict[int, Any]:
+    """The sizes that a view is asked for, by dimension of the result."""
     if not args or not isinstance(args[0], torch.Tensor):
         return {}
     given = [*args[1:], *kwargs.values()]
@@ -129,7 +132,7 @@ def _named_sizes(name: str, args: Any, kwargs: Any) -> dict[int, NamedSize]:
     if name == "unflatten":
         first, given = given[0] % args[0].dim() if isinstance(given[0], int) else 0, given[1:]
     sizes = given[0] if given and isinstance(given[0], tuple | list) else given
-    return {first + d: size for d, size in enumerate(sizes) if isinstance(size, NamedSize)}
+    return {first + d: size for d, size in enumerate(sizes)}
 
 
 def _ends(tensor: Any, index: Any) -> dict[int, tuple[int | None, int | None]]:

@@ -97,6 +97,10 @@ class NamedSize(int):
         return self._with(operator.floordiv, other, True)
 
 
+class FixedSize(int):
+    """The size of a dimension without channels: what is asked to be as long cannot change either."""
+
+
 def is_attribute(value: Any) -> bool:
     """Whether it is a number that is computed from attributes."""
     return isinstance(value, NamedSize) and bool(value.attributes)

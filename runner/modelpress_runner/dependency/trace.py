@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelpress_runner.dependency.layers import Blocks
 from modelpress_runner.dependency.planes import Plane, resolved, rigid
-from modelpress_runner.dependency.sizes import NamedSize, Use
+from modelpress_runner.dependency.sizes import FixedSize, NamedSize, Use
 from modelpress_runner.dependency.units import Units
 from modelpress_runner.runtime.graph import tensors_in
 
@@ -97,8 +97,8 @@ class Trace:
             self.uses.append(Use(size, dim, labels, self.where(name)))
 
     def read(self, tensor: torch.Tensor) -> torch.Size:
-        """The shape of a tensor; sizes of dimensions with channels know it."""
-        sizes = list(tensor.shape)
+        """The shape of a tensor; sizes of dimensions with channels know it, and others know that they have none."""
+        sizes: list[int] = [FixedSize(size) if size > 1 else size for size in tensor.shape]
         for plane in self.planes(tensor):
             for dim in plane.varying:
                 if not isinstance(sizes[dim], NamedSize):

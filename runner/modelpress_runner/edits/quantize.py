@@ -198,7 +198,8 @@ class FreezeWeights(Edit):
     def apply(self, model: nn.Module, masks: Masks | None = None) -> None:
         """As Edit.apply. Masks stay: they hold for `weight` as before."""
         shared: dict[tuple[int, QuantizerSpec], FrozenLayer] = {}
-        held: list[nn.Parameter] = []  # so that no other gets the identity of one
+        # By identity as all of them are there; of a large model one after another is let go.
+        known = {name: id(_layer(model, name)._parameters.get("weight")) for name in self.modules}
         for name in self.modules:
             module = _layer(model, name)
             quantizer = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
@@ -208,9 +209,8 @@ class FreezeWeights(Edit):
                 )
             weight = module._parameters.pop("weight")
             assert weight is not None
-            held.append(weight)
             own = dense_class(module)
-            twin = shared.get((id(weight), quantizer.spec))
+            twin = shared.get((known[name], quantizer.spec))
             integers = packed(quantizer.integers(weight), quantizer) if twin is None else twin.weight_integers
             module.__class__ = _class(own, True)
             frozen = cast(FrozenLayer, module)
@@ -219,7 +219,7 @@ class FreezeWeights(Edit):
             quantizer.enabled = True
             if twin is not None:
                 frozen._modules["weight_quantizer"] = twin.weight_quantizer
-            shared[id(weight), quantizer.spec] = frozen
+            shared[known[name], quantizer.spec] = frozen
 
     def to_plain(self) -> dict[str, Any]:
         """{"modules"}"""

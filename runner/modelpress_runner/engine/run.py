@@ -218,6 +218,7 @@ class _RecipeRun:
         )
         if self._evaluator is not None and self._evaluator.can_evaluate:
             self._context.score = lambda: self._own_score(1 if goal == "maximize" else -1)
+            self._context.score_of = self._score_of
 
     def run(self) -> RecipeOutcome:
         if self._evaluator is not None:
@@ -480,6 +481,11 @@ class _RecipeRun:
         """For a step that goes by scores, a safe point of the run."""
         self._stop_together()
         return sign * self._scored()[DEFAULT_METRIC]
+
+    def _score_of(self, model: nn.Module) -> Score:
+        self._stop_together()
+        assert self._evaluator is not None
+        return score_aside(self._evaluator, model, self._seed)
 
     def _finish_stage(self, stage: PlannedStage) -> None:
         model = self._context.model

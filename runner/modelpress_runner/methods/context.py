@@ -80,6 +80,7 @@ class StageContext:
     calibration_data: Iterable[Any] | None = None  # batches as the model takes them, the same on every rank
     measures: Measures | None = None
     score: Callable[[], float] | None = None  # takes the job's own, of the model as it is; more is better
+    score_of: Callable[[nn.Module], Mapping[str, float]] | None = None  # takes all of the evaluator's, of any model
     goal: str = "maximize"  # of the evaluator's score, or minimize
     dense: nn.Module | None = None  # the model before the first stage, not to be changed, where a stage asks for it
     teacher: nn.Module | None = None  # what the code gave as a teacher

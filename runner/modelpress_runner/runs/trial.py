@@ -12,7 +12,7 @@ from pathlib import Path
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, MEASURED, CompressionJobSpec, reasons
 from modelpress.request import RunRequest
-from modelpress.result import RunResult
+from modelpress.result import RunResult, missed_by_tuning
 from modelpress.search import ConstraintError, Spread, goal_of, judge, verdict
 from modelpress.store.base import ArtifactStore
 from modelpress_runner.artifact import commit as upload
@@ -157,6 +157,7 @@ def finish(
     spec, measured = request.spec, made.measured
     spread = Spread.of(measured.timing)
     judged = verdict(spec.constraints, spec.metrics, measured.baseline, measured.compressed, spread)
+    tuning = missed_by_tuning(made.outcome.stages)
     log.info("writing the artifact")
     written = upload.write(folder / "artifact", request, made.outcome, measured, made.subject, made.notes)
     digest, ours = upload.commit(store, request, written, measured, made.outcome, made.code_digest)
@@ -174,8 +175,8 @@ def finish(
         code_digest=made.code_digest or None,
         baseline=measured.baseline,
         compressed=measured.compressed,
-        constraints_met=judged.met if spec.constraints else None,
-        unmet=[violation.sentence for violation in judged.missed],
+        constraints_met=judged.met and not tuning if spec.constraints or tuning is not None else None,
+        unmet=[*(violation.sentence for violation in judged.missed), *(tuning or ())],
         uncertain=list(judged.uncertain),
         smaller=measured.smaller,
         portable=written.portable,

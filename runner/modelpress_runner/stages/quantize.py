@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from modelpress.api.v1alpha1 import Calibration, Quantize
+from modelpress.api.v1alpha1 import Quantize
 from modelpress.api.v1alpha1.backends import backend
-from modelpress_runner.edits.quantize import FreezeWeights, FrozenLayer
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.quantize.algorithms.dorefa import Dorefa
-from modelpress_runner.methods.quantize.algorithms.smoothquant import SmoothQuant, smooth
-from modelpress_runner.methods.quantize.calibrate import activations, calibrate, enable, layer_of, prepare
+from modelpress_runner.methods.quantize.behind import carry_out, freeze
+from modelpress_runner.methods.quantize.calibrate import activations, enable, prepare
 from modelpress_runner.methods.quantize.folding import foldable
 from modelpress_runner.methods.quantize.in_backend import check_backend, quantize_in_backend
-from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod, quantize_by_blocks
+from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod
 from modelpress_runner.methods.quantize.participant import RoundedTraining
 from modelpress_runner.methods.quantize.protocol import method
 from modelpress_runner.methods.quantize.report import report
 from modelpress_runner.methods.quantize.selection import select
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.stages.base import Accompanied, StageKind
+from modelpress_runner.stages.quantize_search import allocated, tuned
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.step import Training
@@ -44,6 +42,10 @@ class QuantizeKind(StageKind[Quantize]):
         select(subject.model, block, path, again=True)
         if block.backend != "torch":
             check_backend(block, path)
+        evaluator = subject.evaluator
+        if block.tune is not None and (evaluator is None or not evaluator.can_evaluate):
+            what = "an evaluator that can evaluate" if evaluator is None else evaluator.evaluate_needs
+            raise InvalidSpecError(f"tuning goes by scores, but nothing here evaluates; give {what}", f"{path}.tune")
         layerwise = isinstance(quantizing, LayerwiseMethod)
         if "activations" in quantizing.facts.needs and (layerwise or self._looks(block)):
             missing = Sources(subject.evaluator, subject.calibration_data).missing({"activations"})
@@ -65,18 +67,13 @@ class QuantizeKind(StageKind[Quantize]):
 
         def quantize(context: StageContext) -> None:
             selection = select(context.model, block, path, context.dummy_input)
-            calibration = block.calibration or Calibration()
-            if isinstance(quantizing, SmoothQuant):
-                smooth(context, list(selection.layers), block.alpha, calibration.steps, path)
-            prepare(context, selection, block, quantizing, path)
-            if isinstance(quantizing, LayerwiseMethod):
-                quantize_by_blocks(context, selection, block, quantizing, path)
-                return
-            if "activations" in quantizing.facts.needs:
-                calibrate(context, selection, calibration)
-            enable(context.model, selection)
-            report(context, selection, quantizing)
-            freeze(context, selection.layers)
+            if block.budget is not None:
+                selection = allocated(context, selection, block, quantizing, path)
+            chosen = block
+            if block.tune is not None:
+                selection, chosen = tuned(context, selection, block, quantizing, path)
+            if selection.layers:
+                carry_out(context, selection, chosen, quantizing, path)
 
         return [Transform(f"quantize by {block.algorithm}", quantize)]
 
@@ -125,21 +122,6 @@ class QuantizeKind(StageKind[Quantize]):
             for entry in block.config_list
             if not entry.exclude
         )
-
-
-@torch.no_grad()
-def freeze(context: StageContext, layers: dict[str, Any]) -> None:
-    """Weights with quantizers become integers."""
-    model = context.model
-    names = [
-        name
-        for name in layers
-        if layer_of(model, name).weight_quantizer is not None and not isinstance(layer_of(model, name), FrozenLayer)
-    ]
-    if names:
-        edit = FreezeWeights(tuple(names))
-        edit.apply(model, context.masks)
-        context.edits.append(edit)
 
 
 KIND = QuantizeKind()

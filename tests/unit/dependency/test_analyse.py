@@ -285,6 +285,23 @@ def check_removal(model: nn.Module, found: ChannelDependencies, seed: int, dummy
     return True
 
 
+def test_a_size_read_from_what_has_no_channels_holds_them() -> None:
+    """What a layer gives is laid out as the image was, whose channels nobody can remove."""
+
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 3), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.b(self.a(x.flatten(2).transpose(1, 2)))
+            return self.c(tokens.transpose(1, 2).reshape(x.shape))
+
+    found = find_dependencies(Same(), IMAGE)
+    assert groups(found) == {"a": 4}
+    assert "gives them the number of something else" in (reason(found, "b") or "")
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_what_may_go_of_random_models_is_proven(part: int) -> None:
     """A refusal by the proof is an error of a rule, and so is a rule that raises. Up to thirty operations of fifty
