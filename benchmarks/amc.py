@@ -1,4 +1,4 @@
-"""Why there is no AMC: its learned policy beside a budget, on the digits CNN at the same MACs.
+"""AMC, whose policy is learned, beside a budget: on the digits CNN, at the same MACs.
 
 AMC (He et al. 2018, arXiv 1802.03494) is made anew here as in the paper: actor and critic (DDPG) go through the
 groups of channels that are cut together and say of each how much goes, bounded so that the rest can still meet the

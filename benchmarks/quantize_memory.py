@@ -35,7 +35,6 @@ def _status(key: str) -> int:
 def one(way: str, size: str, batches: int, folder: str, kill: int) -> dict[str, Any]:
     """One run in this process."""
     import torch
-    import transformers  # noqa: F401 - what it takes is not the decoder's
     from gpu_check.decoder import SIZES, Decoder
 
     from modelpress.api.v1alpha1 import Stage
@@ -45,6 +44,7 @@ def one(way: str, size: str, batches: int, folder: str, kill: int) -> dict[str, 
     from modelpress_runner.export.state import state_digest
     from modelpress_runner.subject.subject import Subject
 
+    Decoder(SIZES["tiny"], torch.bfloat16)  # loads what building one needs
     base = _status("VmRSS")
     torch.manual_seed(0)
     sizes = SIZES[size]

@@ -11,7 +11,7 @@ result = mp.run(sweep)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import ValidationError
@@ -36,7 +36,7 @@ class Branch:
         step: float | None = None,
         log: bool = False,
         expand: bool = False,
-    ) -> Branch:
+    ) -> Self:
         """Adds a number from low to high, evenly, or with `log` by its logarithm; the branch itself, to go on.
 
         Args:
@@ -60,13 +60,13 @@ class Branch:
         step: int | None = None,
         log: bool = False,
         expand: bool = False,
-    ) -> Branch:
+    ) -> Self:
         """Adds a whole number from low to high, both included; as add_float."""
         return self._range("int", name, paths, low, high, step, log, expand)
 
     def add_categorical(
         self, name: str, paths: str | Sequence[str], values: Sequence[bool | float | str], *, expand: bool = False
-    ) -> Branch:
+    ) -> Self:
         """Adds one of a few values; as add_float."""
         self._put(name, paths, {"categorical": {"values": list(values)}, **({"expand": True} if expand else {})})
         return self
@@ -97,7 +97,7 @@ class Branch:
         step: float | None,
         log: bool,
         expand: bool,
-    ) -> Branch:
+    ) -> Self:
         domain = {"min": low, "max": high, **({} if step is None else {"step": step}), **({"log": True} if log else {})}
         self._put(name, paths, {kind: domain, **({"expand": True} if expand else {})})
         return self

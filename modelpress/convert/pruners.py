@@ -275,17 +275,19 @@ def _admm(given: Field, entries: Sequence[Field], name: Field) -> dict[str, Any]
 
 
 def _amc(block: dict[str, Any], given: Field, name: Field) -> None:
-    """A budget in place of a policy that learns over episodes."""
+    """A budget in place of a policy that learns over episodes; a layer loses .8 at most, as the paper has it."""
     shares = []
     for entry in block["configList"]:
         entry.pop("scope", None)
         if isinstance(share := entry.pop("sparsity", None), float | int):
             shares.append(share)
+        if not entry.get("exclude"):
+            entry.setdefault("maxSparsity", 0.8)
     target = given.take("target", "target_type")
     metric = "parameters" if target is not None and target.data == "params" else "macs"
     block["budget"] = {"metric": metric, "maxRatio": round(1 - max(shares, default=0.5), 6)}
     budget = f"budget: {{metric: {metric}, maxRatio: {block['budget']['maxRatio']:g}}}"
-    name.say("changed", f"{name.data} is {budget}, which solves in seconds how much each layer loses, without episodes")
+    name.say("changed", f"{name.data} is {budget}, which goes by scores of channels; nothing learns from accuracies")
     if not shares:
         name.say("todo", "how much is left; half was taken")
     given.take("total_episode", "train_episode", "ddpg_params")

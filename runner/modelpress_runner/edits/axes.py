@@ -88,13 +88,24 @@ class AxisView:
         return [name for name in self.tensors if name in self.owner._parameters]
 
 
+def module_at(model: nn.Module, name: str) -> nn.Module | None:
+    """The module of this name; None: there is none. Other than a dict of all names it costs nothing."""
+    here = model
+    for part in name.split(".") if name else ():
+        child = here._modules.get(part)
+        if child is None:
+            return None
+        here = child
+    return here
+
+
 def axis_of(model: nn.Module, name: str, axis: str) -> AxisView:
     """The axis "in", "out" or "hidden" of the module, or of the plain parameter, that `model` knows by `name`.
 
     Raises:
         CompressionError: there is none, or it cannot be cut (computed weights, a parameter with several axes).
     """
-    module = dict(model.named_modules()).get(name)
+    module = module_at(model, name)
     if module is None:
         return _parameter_axis(model, name, axis)
     return module_axis(module, name, axis)
@@ -328,7 +339,7 @@ def _patch(owner: nn.Module, axis: str, groups: int, size: int) -> None:
 
 def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
     path, _, attribute = name.rpartition(".")
-    owner = dict(model.named_modules()).get(path)
+    owner = module_at(model, path)
     parameter = owner._parameters.get(attribute) if owner is not None else None
     if owner is None or parameter is None:
         raise CompressionError(f"the model has no module or parameter '{name}'")

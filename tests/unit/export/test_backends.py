@@ -20,6 +20,7 @@ from modelpress_runner.edits.quantize import FrozenLayer
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.export.formats import format_of
+from modelpress_runner.export.pt2.program import trace
 from modelpress_runner.serving import cpu
 from modelpress_runner.serving.ort import OrtSession
 
@@ -48,6 +49,7 @@ import numpy as np, torch, transformers
 import modelpress as mp
 ids = torch.from_numpy(np.load(sys.argv[1]))
 from modelpress_runner.export.formats import format_of
+from modelpress_runner.export.pt2.program import trace
 for name in sys.argv[2:]:
     path = pathlib.Path(name)
     with torch.no_grad():
@@ -185,3 +187,21 @@ def test_choices_for_the_cpu_are_in_the_file(monkeypatch: pytest.MonkeyPatch, tm
         result.model.head.bias.add_(1)
     with pytest.raises(CompressionError, match="was changed behind the stage in which onnxruntime quantized it"):
         format_of("onnxruntime").write(result.model, task.x[:2], Path("model.onnx"), None, {})
+
+
+class Positions(torch.nn.Module):
+    """Adds a row for each place, of which there are 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.rows[: x.shape[1]]
+
+
+def test_a_free_axis_may_have_a_longest() -> None:
+    """Positions that are looked up end somewhere; that is no bound on the batch."""
+    program = trace(Positions(), torch.randn(2, 5, 4), training=False, free={"x": [1]})
+    found = program.module()(torch.ones(3, 16, 4))
+    assert found.shape == (3, 16, 4)

@@ -238,6 +238,14 @@ def _check_tensors(model: nn.Module) -> None:
             raise NotPortableError(f"{name} is a {kind}; only plain, dense tensors are written without a pickle")
 
 
+def _batch_symbols(program: ExportedProgram) -> set[Any]:
+    """What stands for the batch: the free first axes of inputs."""
+    given = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in given]
+    firsts: list[Any] = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.dim()]
+    return {first.node.expr for first in firsts if isinstance(first, torch.SymInt)}
+
+
 def trace(
     model: nn.Module, dummy_input: Any, *, training: bool, free: Mapping[str, Collection[int]] | None = None
 ) -> ExportedProgram:
@@ -281,7 +289,10 @@ def trace(
     finally:
         hook.remove()
         model.eval()
-    for limits in program.range_constraints.values():
+    batches = _batch_symbols(program)
+    for symbol, limits in program.range_constraints.items():
+        if free and symbol not in batches:
+            continue  # another axis that is free, and may have a longest: positions that are looked up
         if limits.lower > _EXPORT_BATCH or limits.upper < 2**31:
             raise NotPortableError(f"it takes only batches of {limits.lower} to {limits.upper}")
     return program

@@ -19,7 +19,7 @@ from torch import nn
 
 from modelpress.api.stages.prune import kept_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
-from modelpress_runner.edits.axes import AxisView, axis_of
+from modelpress_runner.edits.axes import AxisView, axis_of, module_at
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.methods.prune import patterns
@@ -312,18 +312,19 @@ def _together(
     total = torch.zeros(len(group.units), dtype=torch.float64)
     count, gone = torch.zeros_like(total), torch.ones(len(group.units), dtype=torch.bool)
     away = gone.clone()
+    first = members[0]
+    whole = method(first.algorithm).score_group(model, dependencies, group)
     for choice in members:
         axis = dependencies.output(choice.module)
         assert axis is not None  # a member of a group has one
         inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
         where, channels = (torch.tensor(column) for column in zip(*inside, strict=True))
-        scores = round_.scores(model, choice)
-        total.index_add_(0, where, scores[channels])
+        if whole is None:
+            total.index_add_(0, where, round_.scores(model, choice)[channels])
         count.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
         view = axis_of(model, choice.module, "out")
         gone[where[~_weight_gone(view, outcome.masks.get(choice.module, {}))[channels]]] = False
         away[where[~_weight_gone(view, round_.leaving.get(choice.module, {}))[channels]]] = False
-    first = members[0]
     for choice in members[1:]:
         if (choice.algorithm, choice.scope) != (first.algorithm, first.scope):
             raise InvalidSpecError(
@@ -337,7 +338,6 @@ def _together(
                 "minSparsity, one maxSparsity and one globalGroup, or set shrink: false",
                 f"{path}.configList[{choice.entry}]",
             )
-    whole = method(first.algorithm).score_group(model, dependencies, group)
     if whole is not None:
         total, count = whole, torch.ones_like(whole)
     now = [_now(choice, round_) for choice in members]
@@ -584,9 +584,8 @@ def _weight_gone(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tens
 
 def _cover(masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torch.Tensor) -> None:
     """Masks the parameters of all channels that are not kept."""
-    known = dict(model.named_modules())
+    owner = name if module_at(model, name) is not None else name.rpartition(".")[0]
     for parameter in view.parameters:
-        owner = name if name in known else name.rpartition(".")[0]
         tensor = getattr(view.owner, parameter)
         _multiply(masks, owner, view.owner, parameter, view.keep_mask(parameter, tensor, kept))
 

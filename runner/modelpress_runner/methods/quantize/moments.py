@@ -14,9 +14,12 @@ from modelpress_runner.methods.quantize.products import matrix, rows
 from modelpress_runner.passes.collectors import Collector, Pass
 from modelpress_runner.runtime import distributed as ranks
 
+_WIDE = 2048
+
 
 class Taken(Collector):
-    """Moments of the inputs of a layer (`products.is_product`), in float64.
+    """Moments of the inputs of a layer (`products.is_product`), in float64; products of more than 2048 inputs, which
+    are large, in float32.
 
     Attributes:
         products: (inputs, inputs), the sum of the rows' outer products; (0, 0) if they are not wanted.
@@ -36,7 +39,7 @@ class Taken(Collector):
         self.name, self._data, self._second = name, data, second
         width = matrix(module, module.weight).shape[1]  # type: ignore[arg-type]
         size = width if second else 0
-        self.products = torch.zeros(size, size, dtype=torch.float64)
+        self.products = torch.zeros(size, size, dtype=torch.float64 if size <= _WIDE else torch.float32)
         self.sizes = torch.zeros(width, dtype=torch.float64)
         self.most = torch.zeros(width, dtype=torch.float64)
         self.count = torch.zeros((), dtype=torch.float64)
@@ -81,4 +84,5 @@ class Taken(Collector):
                 self.most = torch.maximum(self.most, size.amax(0))
             self.count += len(few)
             if self._second:
+                few = few.to(self.products.dtype)
                 self.products.addmm_(few.T, few)

@@ -11,6 +11,8 @@ from modelpress_runner.edits.axes import is_conv1d
 from modelpress_runner.edits.quantize import dense_class
 from modelpress_runner.methods.reconstruct.inputs import input_rows, weight_matrix
 
+_ROWS = 512  # of a weight at a time
+
 
 def is_product(module: nn.Module) -> bool:
     """Whether `rows` and `matrix` know the layer: linear ones, transformers' Conv1D, and convolutions of one and two
@@ -41,10 +43,14 @@ def rows(module: nn.Module, given: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def error(difference: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-    """Squared error of each output over all rows, (outputs,): d P d for each row d of `difference`.
+    """Squared error of each output over all rows, (outputs,): float64: d P d for each row d of `difference`.
 
     Args:
-        difference: (outputs, inputs), float64.
+        difference: (outputs, inputs).
         products: (inputs, inputs), the sum of the rows' outer products.
     """
-    return ((difference @ products) * difference).sum(1)
+    parts = []
+    for few in difference.split(_ROWS):
+        few = few.to(products.dtype)
+        parts.append(((few @ products) * few).sum(1, dtype=torch.float64))
+    return torch.cat(parts)

@@ -4,7 +4,7 @@ for the error, by the second moments of what the layer takes."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from modelpress_runner.methods.quantize import numerics
 from modelpress_runner.methods.quantize.layerwise import Block, LayerwiseMethod, Settled
 from modelpress_runner.methods.quantize.products import error, matrix, shaped
 
+_ROWS = 512  # of a weight at a time
 _COLUMNS = 128  # whose errors are spread at a time
 _RAISES = 4  # of the damping, tenfold each, before it is given up
 
@@ -69,16 +70,28 @@ class Grid:
         return torch.round(column.float() * (1.0 / scale) + zero).clamp(self.qmin, self.qmax).to(torch.int32)
 
     def floats(self, integers: torch.Tensor) -> torch.Tensor:
-        """What a matrix of integers stands for, float64."""
+        """What a matrix of integers stands for, float32."""
         each = self.group
         scale, zero = (value.repeat_interleave(each, 1)[:, : integers.shape[1]] for value in (self.scale, self.zero))
-        return ((integers - zero) * scale).double()
+        return (integers - zero) * scale
 
 
 def nearest(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The integers of a matrix, each for itself."""
-    columns = [grid.integers(weight[:, at], at // grid.group) for at in range(weight.shape[1])]
-    return torch.stack(columns, 1)
+    out = torch.empty(weight.shape, dtype=torch.int16, device=weight.device)
+    for at in range(weight.shape[1]):
+        out[:, at] = grid.integers(weight[:, at], at // grid.group)
+    return out
+
+
+def costs(weight: torch.Tensor, integers: torch.Tensor, grid: Grid, products: torch.Tensor) -> torch.Tensor:
+    """Squared error of each output that integers make, (outputs,)."""
+    parts = []
+    for begin in range(0, len(weight), _ROWS):
+        at = slice(begin, begin + _ROWS)
+        own = replace(grid, scale=grid.scale[at], zero=grid.zero[at])
+        parts.append(error(own.floats(integers[at]) - weight[at], products))
+    return torch.cat(parts)
 
 
 def solve(
@@ -90,11 +103,11 @@ def solve(
     act_order: bool = False,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The integers of a weight, int32; sets the scales of `grid` where groups have their own.
+    """The integers of a weight, int16; sets the scales of `grid` where groups have their own.
 
     Args:
-        weight: (outputs, inputs), float64.
-        products: (inputs, inputs), the sum of outer products of what the layer takes, float64.
+        weight: (outputs, inputs).
+        products: (inputs, inputs), the sum of outer products of what the layer takes, of the same type.
         grid: set by the weights as they are.
         damping: of the mean second moment, added to each.
         act_order: the largest inputs first.
@@ -113,7 +126,7 @@ def solve(
     work = weight[:, order].clone()
     factor = _factor(products, silent[order], damping)
     kept = None if mask is None else mask[:, order] != 0
-    out = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
+    out = torch.zeros(weight.shape, dtype=torch.int16, device=weight.device)
     moves = grid.group < width and not act_order
     step = grid.group * max(1, _COLUMNS // grid.group) if grid.group < width else _COLUMNS
     for begin in range(0, width, step):
@@ -127,7 +140,7 @@ def solve(
             if kept is not None:
                 integers = torch.where(kept[:, at], integers, grid.zero[:, number])
             out[:, at] = integers
-            rounded = ((integers - grid.zero[:, number]) * grid.scale[:, number]).double()
+            rounded = ((integers - grid.zero[:, number]) * grid.scale[:, number]).to(work.dtype)
             errors[:, at - begin] = (work[:, at] - rounded) / factor[at, at]
             work[:, at + 1 : end] -= torch.outer(errors[:, at - begin], factor[at, at + 1 : end])
         work[:, end:] -= errors @ factor[begin:end, end:]
@@ -171,7 +184,7 @@ class Gptq(LayerwiseMethod):
             if quantizer is None:
                 continue
             products = taken.products.to(held.device)
-            weight = matrix(layer, held.detach()).double()
+            weight = matrix(layer, held.detach()).to(products.dtype)
             pruned = block.masks.get(name, {}).get("weight")
             mask = None if pruned is None else matrix(layer, pruned)
             how = block.settings.weight_observer
@@ -182,8 +195,8 @@ class Gptq(LayerwiseMethod):
             except CompressionError as problem:
                 raise CompressionError(f"'{name}': {problem}") from problem
             simple = nearest(weight, plain)
-            costs = [error(grid.floats(each) - weight, products) for grid, each in ((solved, found), (plain, simple))]
-            worse = costs[0] > costs[1]
+            own, other = costs(weight, found, solved, products), costs(weight, simple, plain, products)
+            worse = own > other
             found = torch.where(worse[:, None], simple, found)
             if quantizer.axis is not None:
                 scale = torch.where(worse[:, None], plain.scale, solved.scale)
@@ -191,7 +204,7 @@ class Gptq(LayerwiseMethod):
                 quantizer.scale.copy_(scale.reshape(quantizer.scale.shape))
                 quantizer.zero_point.copy_(zero.reshape(quantizer.zero_point.shape))
             signal = float(error(weight, products).sum())
-            noise = float(torch.minimum(*costs).sum())
+            noise = float(torch.minimum(own, other).sum())
             taken.products = products.new_zeros(0, 0)  # it is not needed any more
             out[name] = Settled(
                 noise / signal if signal else math.nan, shaped(layer, found, held.shape).to(torch.int16)
