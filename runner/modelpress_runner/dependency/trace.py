@@ -232,6 +232,8 @@ class Trace:
         finally:
             first.remove()
             last.remove()
+            # torch 2.11 leaves this entry behind, and then warns of every compiled model that is called.
+            nn.modules.module._global_forward_hooks_with_kwargs.pop(last.id, None)
             self._modules.clear()
             self._inside.clear()
 

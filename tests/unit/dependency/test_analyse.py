@@ -320,3 +320,16 @@ def test_what_may_go_of_many_random_models_is_proven() -> None:
     for seed in range(10_000, 10_250):
         model = random_net(seed)
         check_removal(model, followed(model), seed)
+
+
+def test_nothing_is_left_on_all_modules():
+    """torch looks whether any hook is on all modules before it calls a compiled model; a failed pass leaves none."""
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ValueError("no")
+
+    find_dependencies(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)), torch.zeros(1, 1, 6, 6))
+    with pytest.raises(CompressionError):
+        find_dependencies(nn.Sequential(nn.Linear(2, 2), Fails()), torch.zeros(1, 2))
+    assert not nn.modules.module._has_any_global_hook()
