@@ -118,17 +118,26 @@ def test_the_same_artifact_has_the_same_bytes(tmp_path: Path) -> None:
 def test_the_card_shows_what_each_of_several_stages_did(tmp_path: Path) -> None:
     """Score and counts behind each stage, under those of the dense model; one stage needs no table."""
     stages = [
-        {"name": "prune", "score": {"default": 0.5}, "parameters": 500, "macs": 5_000, "steps": 0, "seconds": 1.5},
+        {
+            "name": "prune",
+            "score": {"default": 0.5},
+            "parameters": 500,
+            "macs": 5_000,
+            "steps": 0,
+            "seconds": 1.5,
+            "sizeBytes": 2_500,
+            "latencyMs": 1.25,
+        },
         {"name": "tune", "score": {"default": 0.97}, "parameters": 500, "macs": 5_000, "steps": 20, "seconds": 30.0},
     ]
     artifact.write_files(tmp_path / "two", **files(stages=stages))
     table = """## Stage by stage
 
-| Stage | Score | Parameters | MACs | Steps | Time |
-|---|---:|---:|---:|---:|---:|
-| dense | 0.98 | 1k | 20k |  |  |
-| prune | 0.5 | 500 | 5k |  | 1.5 s |
-| tune | 0.97 | 500 | 5k | 20 | 30.0 s |
+| Stage | Score | Parameters | MACs | Bytes | Latency ms | Steps | Time |
+|---|---:|---:|---:|---:|---:|---:|---:|
+| dense | 0.98 | 1k | 20k | 4.5k | 2 |  |  |
+| prune | 0.5 | 500 | 5k | 2.5k | 1.25 |  | 1.5 s |
+| tune | 0.97 | 500 | 5k |  |  | 20 | 30.0 s |
 """
     assert table in (tmp_path / "two" / "README.md").read_text()
     artifact.write_files(tmp_path / "one", **files())
