@@ -95,7 +95,7 @@ def floats(model: Any, example: dict[str, Any], path: Path) -> None:
 
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
-            model, (), str(path), kwargs=example, dynamo=True, input_names=list(example), output_names=["embedding"]
+            model, (), str(path), kwargs=example, dynamo=True, input_names=list(example), output_names=["sentence"]
         )
 
 
