@@ -13,7 +13,8 @@ UNFOLDED = 256 * 1024 * 1024
 
 
 @functools.cache
-def _bomb() -> bytes:
+def folded() -> bytes:
+    """What unfolds to UNFOLDED bytes; made once, in a second of the processor."""
     return zlib.compress(bytes(UNFOLDED), 9)
 
 
@@ -54,7 +55,7 @@ def alive(connections: list[socket.socket]) -> int:
 
 def bomb(port: int, encoding: str = "deflate") -> bytes:
     """Send one; the status line of the answer."""
-    body = _bomb()
+    body = folded()
     head = f"POST /progress HTTP/1.1\r\nHost: x\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
     return ask(port, head.encode() + body)
 
