@@ -64,7 +64,7 @@ class NamedSize(int):
         return [name for name in self.names if isinstance(name, tuple)]
 
     def _with(self, operation: Callable[[int, int], int], other: Any, swapped: bool = False) -> Any:
-        if type(other) not in (int, NamedSize):
+        if type(other) not in (int, NamedSize, FixedSize):
             return NotImplemented
         first, second = (other, self) if swapped else (self, other)
         names = dict.fromkeys((*_names(first), *_names(second)))
@@ -98,7 +98,22 @@ class NamedSize(int):
 
 
 class FixedSize(int):
-    """The size of a dimension without channels: what is asked to be as long cannot change either."""
+    """The size of a dimension without channels: what is asked to be as long cannot change either.
+
+    What is computed from it is a number like any other; computed with a NamedSize, one that knows its attributes.
+    """
+
+    def __add__(self, other: Any) -> Any:
+        return operator.add(int(self), other)
+
+    def __sub__(self, other: Any) -> Any:
+        return operator.sub(int(self), other)
+
+    def __mul__(self, other: Any) -> Any:
+        return operator.mul(int(self), other)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return operator.floordiv(int(self), other)
 
 
 def is_attribute(value: Any) -> bool:

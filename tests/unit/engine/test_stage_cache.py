@@ -87,11 +87,13 @@ def test_what_it_is_not_good_for_runs_as_ever(runs, change) -> None:
 
 
 def test_only_what_others_have_use_for_is_kept(runs) -> None:
-    runs.run(recipe(last=1), shared=3)
-    assert len({info.path.split("/")[2] for info in runs.store.list("sweep/stages")}) == 2  # never the whole recipe
-    before = runs.store.list("")
     runs.run(recipe(last=1), shared=2)
+    assert len({info.path.split("/")[2] for info in runs.store.list("sweep/stages")}) == 2
+    before = runs.store.list("")
+    runs.run(recipe(last=1), shared=1)
     assert runs.store.list("") == before
+    runs.run(recipe(last=1), shared=3)  # trials of a second rung go on behind the whole recipe
+    assert len({info.path.split("/")[2] for info in runs.store.list("sweep/stages")}) == 3
 
 
 def test_a_state_that_cannot_be_read_is_passed_over(runs) -> None:
