@@ -1,5 +1,6 @@
-"""Wrong inputs that only a running model can show: `modelpress run` ends with the documented exit code, names the field
-and what to do, prints no traceback, and leaves nothing that looks like a result."""
+"""Wrong inputs that only a running model can show: a run ends with the documented exit code, names the field and what
+to do, tells no traceback, and leaves nothing that looks like a result. One of each end goes through `modelpress run`,
+with what that finds itself; the others through the runner that it starts."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from warm_runner import WarmRunner
 
 CODE = Path(__file__).parent / "code"
 RECIPE: dict[str, Any] = {
@@ -34,6 +36,7 @@ RECIPE: dict[str, Any] = {
     },
 }
 INVALID, FAILED = 2, 1
+SHELL = ("no-such-module", "code-folder-missing", "scoring-raises", "store-is-a-file", "store-without-credentials")
 
 
 class Case(NamedTuple):
@@ -232,9 +235,14 @@ class Bomb:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_ends_with_the_exit_code_and_says_what_to_do(case: Case, folder: Path) -> None:
-    """Each wrong input gives its exit code, the field or file, no traceback, and no manifest."""
+@pytest.fixture(scope="module")
+def runners() -> Iterator[WarmRunner]:
+    with WarmRunner() as warm:
+        yield warm
+
+
+def job_of(case: Case, folder: Path) -> dict[str, Any]:
+    """The recipe with what is wrong in it."""
     job = copy.deepcopy(RECIPE)
     for path, value in case.changes.items():
         *parents, last = path.split(".")
@@ -242,18 +250,55 @@ def test_ends_with_the_exit_code_and_says_what_to_do(case: Case, folder: Path) -
         for key in parents:
             target = target.setdefault(key, {})
         target[last] = json.loads(json.dumps(value).replace("{folder}", str(folder)))
-    (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    command = [sys.executable, "-m", "modelpress.cli", "run", "job.yaml", "--no-progress"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | dict(
-        case.environment
-    )
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
-    output = done.stdout + done.stderr
+    return job
+
+
+def environment_of(case: Case) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | dict(case.environment)
+
+
+def judge(case: Case, code: int, output: str, folder: Path, log: str = "") -> None:
+    """The exit code, the field or file, no traceback but in a runner's log, and no manifest."""
     flat = " ".join(output.split())
-    assert done.returncode == case.exit_code, output
+    assert code == case.exit_code, output + log
     for text in case.says:
-        assert text in flat, f"{text!r} is not in:\n{output}"
+        assert text in flat, f"{text!r} is not in:\n{output}\n{log}"
     assert "Traceback" not in output
     assert not (folder / "exploded").exists()
     assert not list(folder.rglob("manifest.json"))
-    assert not [path for path in folder.rglob("best*") if "modelpress-runs" in path.parts]
+    assert not [path for path in folder.rglob("best*") if {"modelpress-runs", "out"} & set(path.parts)]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in SHELL], ids=lambda case: case.name)
+def test_the_command_ends_with_the_exit_code_and_says_what_to_do(case: Case, folder: Path) -> None:
+    """`modelpress run`, from the file on."""
+    (folder / "job.yaml").write_text(yaml.safe_dump(job_of(case, folder)))
+    command = [sys.executable, "-m", "modelpress.cli", "run", "job.yaml", "--no-progress"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment_of(case), capture_output=True, text=True, timeout=180, check=False
+    )
+    judge(case, done.returncode, done.stdout + done.stderr, folder)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name not in SHELL], ids=lambda case: case.name)
+def test_the_runner_ends_with_the_exit_code_and_says_what_to_do(case: Case, folder: Path, runners: WarmRunner) -> None:
+    """What `modelpress run` starts, by the request that it writes."""
+    spec = {"store": {"uri": str(folder / "out")}, **job_of(case, folder)["spec"]}
+    request = {
+        "purpose": "trial",
+        "namespace": "default",
+        "name": "wrong",
+        "uid": "12345678-0000",
+        "attempt": 1,
+        "runUid": "1aaaaaaa-bbbb",
+        "root": "default/wrong-12345678",
+        "prefix": "default/wrong-12345678",
+        "codePath": str(folder / "code"),
+        "basePath": str(folder),
+        "spec": spec,
+    }
+    (folder / "request.json").write_text(json.dumps(request))
+    files = ["--request", "request.json", "--result", "result.json", "--progress", "progress.jsonl"]
+    code, log = runners.run(files, folder, environment_of(case))
+    result = json.loads((folder / "result.json").read_text())
+    judge(case, code, f"{result['reason']}: {result['message']}", folder, log)
