@@ -115,10 +115,10 @@ def test_outputs_are_never_further_off_than_rounded_ones(block, scheme):
     generator = torch.Generator().manual_seed(3)
     mix = torch.randn(8, 8, generator=generator)
     x = [(torch.randn(16, 8, generator=generator) @ mix).reshape(16, 8) for _ in range(2)]
-    for model, data in (
-        (nn.Sequential(nn.Linear(8, 8)), x),
-        (nn.Sequential(nn.Conv2d(2, 4, 2)), [each.reshape(8, 2, 2, 4) for each in x]),
-    ):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        models = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Conv2d(2, 4, 2))
+    for model, data in zip(models, (x, [each.reshape(8, 2, 2, 4) for each in x]), strict=True):
         errors = {}
         wanted = torch.cat([model(each) for each in data]).detach()
         for name in ("gptq", "weight_only"):
