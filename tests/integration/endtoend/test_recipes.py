@@ -115,18 +115,18 @@ def test_a_decoder_loses_layers_and_width_and_bits(tmp_path: Path) -> None:
     assert compressed["sizeBytes"] < stages[2]["sizeBytes"]
 
 
-def test_a_detector_comes_to_its_latency(tmp_path: Path) -> None:
-    """Solved by latencies that were measured here; how near it comes is a question for a quiet machine."""
+def test_a_detector_comes_to_its_budget(tmp_path: Path) -> None:
+    """Counted here; what latencies a busy machine measures is no test of the recipe."""
     recipe = document("detector-latency-budget")
     spec = recipe["spec"]
     spec["code"]["path"] = str(RECIPES.parent / "detector")
     spec["model"]["args"] = {"width": 16, "epochs": 2}
-    spec["benchmark"]["batchSize"] = 32
-    spec["stages"][0]["prune"]["budget"]["maxRatio"] = 0.8
+    assert spec["stages"][0]["prune"]["budget"] == {"metric": "latencyMs", "maxRatio": 0.6}
+    spec["stages"][0]["prune"]["budget"]["metric"] = "macs"
     spec["stages"][1]["distill"]["epochs"] = 1
     result = mp.run(recipe, store=str(tmp_path), progress=False)
     assert result.exit_code == 0
     assert result.uri is not None
     compressed, stages = records(result.uri)
     assert [stage["method"] for stage in stages] == ["prune", "distill"]
-    assert compressed["macs"] < result.objects[0].status.metrics.baseline["macs"]
+    assert compressed["macs"] <= 0.6 * result.objects[0].status.metrics.baseline["macs"]
