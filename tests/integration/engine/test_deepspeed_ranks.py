@@ -75,7 +75,7 @@ except Stopped:
 print(json.dumps({**found, "seen": seen}))
 ranks.destroy_process_group()
 """
-LIMIT = 300  # seconds
+LIMIT = 300  # seconds for ranks that wait for each other for ever; a busy machine takes its time
 LOOKS = (
     "an interrupted training would have begun anew from some step on: training_func looks at the weights after nearly "
     "every step (as an average of weights does)"
