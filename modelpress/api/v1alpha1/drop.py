@@ -7,29 +7,19 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from .amounts import Duration, Scores, SizeBudget
-from .base import ApiModel, Cel, ModuleName, cel_exactly_one, exactly_one
+from .base import ApiModel, Cel, cel_exactly_one, exactly_one
+from .selection import ModuleEntry
 
 LayerScore = Literal["influence", "loss"]
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 
 
-class WholeEntry(ApiModel):
+class WholeEntry(ModuleEntry):
     """Selects modules.
 
     Selected are (opNames or opNamesRe, else all) that are of opTypes, where given. `exclude` always wins. An entry that
     matches nothing is an error.
     """
-
-    op_types: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="Class names of modules. 'default' stands for those that are taken without it."
-    )
-    op_names: Annotated[list[ModuleName], Field(min_length=1, max_length=1024)] | None = Field(
-        default=None, description="Exact names, as in model.named_modules()."
-    )
-    op_names_re: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="Regular expressions that match a whole name."
-    )
-    exclude: bool = Field(default=False, description="Leave the selected modules as they are.")
 
 
 _AMOUNTS = ("sparsity", "count", "budget")

@@ -6,29 +6,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import ApiModel, ModuleName
+from .base import ApiModel
+from .selection import ModuleEntry
 
 HalfPrecision = Literal["bf16", "fp16"]
 _OTHER = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 
 
-class PrecisionEntry(ApiModel):
+class PrecisionEntry(ModuleEntry):
     """Selects modules.
 
     Selected are (opNames or opNamesRe, else all) that are of opTypes (else convolutions, linear layers and embeddings).
     `exclude` always wins. An entry that matches nothing is an error.
     """
-
-    op_types: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="Class names of modules. 'default' stands for those that are taken without it."
-    )
-    op_names: Annotated[list[ModuleName], Field(min_length=1, max_length=1024)] | None = Field(
-        default=None, description="Exact names, as in model.named_modules()."
-    )
-    op_names_re: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="Regular expressions that match a whole name."
-    )
-    exclude: bool = Field(default=False, description="Leave the selected modules as they are.")
 
 
 class MixedPrecision(ApiModel):

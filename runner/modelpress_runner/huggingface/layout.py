@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modelpress_runner.edits.quantize import quantized_layers
-from modelpress_runner.errors import first_line
 from modelpress_runner.export.layout import Layout, LayoutError
 from modelpress_runner.huggingface import compressed_tensors
 from modelpress_runner.huggingface.gaps import without_gaps
 from modelpress_runner.huggingface.per_layer import PerLayerLayout
+from modelpress_runner.huggingface.saving import save_as, whole_or_gone, without_cache
 from modelpress_runner.huggingface.source import Pretrained, quiet
 from modelpress_runner.huggingface.widths import compare, configurations, nearest, shapes_of
 from modelpress_runner.runtime.preserve import untouched
@@ -58,21 +57,14 @@ class PretrainedLayout:
         quantized = bool(quantized_layers(written))
         if quantized:
             config.quantization_config = compressed_tensors.configuration(written)
-        try:
-            with quiet(), untouched(model):
-                if quantized:
-                    self._save_quantized(written, config, folder)
-                else:
-                    self._save(written, config, folder)
-                self._processor.save_pretrained(folder)
-                again = self.open(folder)
-                compare(written, again, model, dummy_input)
-        except LayoutError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        except Exception as error:  # whatever transformers makes of a model that it did not expect
-            shutil.rmtree(folder, ignore_errors=True)
-            raise LayoutError(f"transformers does not write and read it ({first_line(error)})") from error
+        with whole_or_gone(folder), quiet(), untouched(model):
+            if quantized:
+                self._save_quantized(written, config, folder)
+            else:
+                save_as(written, config, folder)
+            self._processor.save_pretrained(folder)
+            again = self.open(folder)
+            compare(written, again, model, dummy_input)
 
     def open(self, folder: Path) -> Any:
         """The model in a folder that `write` wrote, in eval mode and without its cache of keys and values."""
@@ -82,19 +74,7 @@ class PretrainedLayout:
             model = getattr(transformers, self.auto_class).from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
             )
-        if getattr(model.config, "use_cache", None):
-            model.config.use_cache = False
-        return model.eval()
-
-    def _save(self, model: Any, config: Any, folder: Path) -> None:
-        own, generation = model.config, getattr(model, "generation_config", None)
-        model.config = config
-        try:
-            model.save_pretrained(folder)
-        finally:
-            model.config = own
-            if generation is not None:
-                model.generation_config = generation
+        return without_cache(model).eval()
 
     def _save_quantized(self, model: Any, config: Any, folder: Path) -> None:
         folder.mkdir(parents=True)

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.quantize import quantized_layers
-from modelpress_runner.errors import first_line
 from modelpress_runner.export.layout import Layout, LayoutError
 from modelpress_runner.huggingface.gaps import without_gaps
+from modelpress_runner.huggingface.saving import save_as, whole_or_gone, without_cache
 from modelpress_runner.huggingface.source import quiet
 from modelpress_runner.huggingface.widths import NO_INTEGERS, compare, configurations, fields_of, nearest, shapes_of
 from modelpress_runner.runtime.preserve import untouched
@@ -56,28 +56,14 @@ class PerLayerLayout:
             raise LayoutError(NO_INTEGERS)
         written, config = without_gaps(model, self._config)
         changes = self._changes(written, config)
-        try:
-            with quiet(), untouched(model):
-                own, generation = written.config, getattr(written, "generation_config", None)
-                written.config = copy.deepcopy(config)
-                try:
-                    written.save_pretrained(folder)
-                finally:
-                    written.config = own
-                    if generation is not None:
-                        written.generation_config = generation
-                self._processor.save_pretrained(folder)
-                plain = json.loads((folder / "config.json").read_text())
-                plain["per_layer_config"] = {str(number): values for number, values in enumerate(changes) if values}
-                (folder / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
-                shutil.copyfile(LOADER, folder / LOADER.name)
-                compare(written, self.open(folder), model, dummy_input)
-        except LayoutError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        except Exception as error:  # whatever transformers makes of a model that it did not expect
-            shutil.rmtree(folder, ignore_errors=True)
-            raise LayoutError(f"transformers does not write and read it ({first_line(error)})") from error
+        with whole_or_gone(folder), quiet(), untouched(model):
+            save_as(written, copy.deepcopy(config), folder)
+            self._processor.save_pretrained(folder)
+            plain = json.loads((folder / "config.json").read_text())
+            plain["per_layer_config"] = {str(number): values for number, values in enumerate(changes) if values}
+            (folder / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
+            shutil.copyfile(LOADER, folder / LOADER.name)
+            compare(written, self.open(folder), model, dummy_input)
 
     def open(self, folder: Path) -> Any:
         """The model in a folder that `write` wrote, by our copy of its loader, without its cache of keys and values."""
@@ -90,9 +76,7 @@ class PerLayerLayout:
             model = loader.load(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
             )
-        if getattr(model.config, "use_cache", None):
-            model.config.use_cache = False
-        return model
+        return without_cache(model)
 
     def _changes(self, model: nn.Module, config: Any) -> list[dict[str, Any]]:
         """Of each layer the numbers that are others than the configuration's."""

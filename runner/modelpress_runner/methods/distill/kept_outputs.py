@@ -199,8 +199,8 @@ class KeptOutputs:
                 keys = own.pop("")
                 if not own or any(len(value) != len(keys) for value in own.values()):
                     raise ValueError("rows are missing")
+                size = sum(value[:1].numel() * value.element_size() for value in own.values())
                 for number, key in enumerate(keys.numpy()):
-                    size = sum(value[0].numel() * value.element_size() for value in own.values())
                     if self._bytes + size > self._limit:
                         return
                     self._bytes += size
