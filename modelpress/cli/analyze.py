@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import json
 import math
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +15,11 @@ from rich.table import Table
 from modelpress import formatting
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import CompressionSweep
-from modelpress.local.errors import LocalError, UsageError
+from modelpress.local.errors import UsageError
 from modelpress.local.plan import plan_run
 from modelpress.local.sources import load_documents
 
+from .asking import answer_of, needs_torch
 from .curves import curves
 from .exits import Exit
 from .markup import escape
@@ -64,8 +60,7 @@ def analyze(
         UsageError: what is needed is not there.
         LocalError: the analysis failed; the message says why.
     """
-    if importlib.util.find_spec("modelpress_runner") is None or importlib.util.find_spec("torch") is None:
-        raise UsageError("the package 'torch' is not installed; install it with: pip install 'modelpress[runner]'")
+    needs_torch()
     plan = plan_run(load_documents(source)[0], cwd=Path.cwd())
     if plan.problems:
         raise SpecError(plan.problems)
@@ -158,20 +153,7 @@ def run_analysis(request: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: model or request are not valid.
         LocalError: the analysis failed; the message says why.
     """
-    with tempfile.TemporaryDirectory(prefix="modelpress-analyze-") as folder:
-        asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", "modelpress_runner.runs.analyze", str(asked), str(answer)]
-        # Standard output is the table's; what the user's code prints goes where progress goes.
-        done = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False)
-        if done.returncode < 0:
-            raise LocalError(f"the analysis was ended by signal {-done.returncode}")
-        if not answer.exists():
-            raise LocalError("the analysis failed; its output above says why")
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in found:
-        raise (UsageError if found["exitCode"] == Exit.INVALID else LocalError)(found["error"])
-    return found
+    return answer_of("modelpress_runner.runs.analyze", request, "analysis")
 
 
 def _print(what: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,8 +21,8 @@ from modelpress.local.errors import LocalError, UsageError
 from modelpress.local.sources import load_documents
 
 from .analyze import run_analysis
+from .asking import needs_torch
 from .exits import Exit
-from .preflight import needs_torch
 
 # What the name of an architecture of transformers says of its task.
 _TASKS = {

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,6 +23,7 @@ from modelpress.local.plan import RunPlan, plan_run
 from modelpress.local.sources import load_documents
 from modelpress.trials import History
 
+from .asking import answer_of, needs_torch
 from .exits import Exit
 from .markup import escape
 from .tables import console
@@ -117,12 +115,6 @@ def unfit(plan: RunPlan, spec: CompressionJobSpec, told: Estimate) -> list[str]:
     return out
 
 
-def needs_torch() -> None:
-    """Raises UsageError where torch or the runner is not installed."""
-    if importlib.util.find_spec("modelpress_runner") is None or importlib.util.find_spec("torch") is None:
-        raise UsageError("the package 'torch' is not installed; install it with: pip install 'modelpress[runner]'")
-
-
 def _planned(plan: RunPlan) -> RunPlan:
     if plan.problems:
         raise SpecError(plan.problems)
@@ -140,23 +132,10 @@ def _run(plan: RunPlan, spec: CompressionJobSpec, quick: float) -> tuple[dict[st
         "basePath": plan.base_path,
         "quick": quick,
     }
-    with tempfile.TemporaryDirectory(prefix="modelpress-preflight-") as folder:
-        asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", "modelpress_runner.runs.probe", str(asked), str(answer)]
-        began = time.monotonic()
-        done = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False)
-        seconds = time.monotonic() - began
-        if done.returncode == -9:
-            raise LocalError("the trial was killed, most likely for memory: it does not fit this machine")
-        if done.returncode < 0:
-            raise LocalError(f"the trial was ended by signal {-done.returncode}")
-        if not answer.exists():
-            raise LocalError("the trial failed; its output above says why")
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in found:
-        raise (UsageError if found["exitCode"] == Exit.INVALID else LocalError)(found["error"])
-    return found, seconds
+    began = time.monotonic()
+    killed = "the trial was killed, most likely for memory: it does not fit this machine"
+    found = answer_of("modelpress_runner.runs.probe", request, "trial", killed)
+    return found, time.monotonic() - began
 
 
 def _print(plan: RunPlan, told: Estimate, parameters: Mapping[str, Any]) -> None:
