@@ -65,6 +65,11 @@ class DependencyGroup:
     units: tuple[int, ...]
     holders: tuple[str, ...] = ()  # modules with plain parameters that shrink along
 
+    @cached_property
+    def vector(self) -> torch.Tensor:
+        """The units as int64 (size,)."""
+        return torch.tensor(self.units, dtype=torch.long)
+
 
 @dataclass(frozen=True)
 class ChannelDependencies:

@@ -70,6 +70,11 @@ class AxisView:
         self.view(name, mask)[~kept.to(tensor.device).view(self.groups, -1)] = False
         return mask
 
+    def clear(self, name: str, mask: torch.Tensor, kept: torch.Tensor) -> None:
+        """Sets a mask of tensor `name` to zero, in place, at the channels where `kept`, bool (size,), is False."""
+        view = self.view(name, mask)
+        view.mul_(kept.to(view).view(self.groups, -1, *[1] * (view.dim() - 2)))
+
     @property
     def main(self) -> str:
         """The tensor that scores a channel, of several the weight."""

@@ -450,7 +450,8 @@ class PruneStage:
         except RunnerError as error:
             raise CompressionError(str(error), f"{self.path}.shrink") from error
         refuted = {unit: reason for index, reason in found for unit in groups[index].units}
-        self.known, self._tried = replace(dependencies, refuted=refuted), True
+        # The same object where nothing is refuted: it keeps what it has worked out of itself.
+        self.known, self._tried = replace(dependencies, refuted=refuted) if refuted else dependencies, True
         return self.known
 
     def _analysed(self, context: StageContext) -> ChannelDependencies:
