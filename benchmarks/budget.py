@@ -6,8 +6,8 @@ Python's standard library; timed is solving `macs` at .8 with nothing known, the
 
 Timed: a convolutional network, compiled, asked for .6 of its dense latency on one thread. The artefact's model and the
 dense one are timed again in turn in another process, several times; reported is the median ratio with its extremes.
-Rounded: the same network asked for half of its MACs with `roundTo: auto`, timed alike; reported is further what share of
-the latency is left for the share of MACs that is.
+Rounded: the same network asked for half of its MACs with `roundTo: auto`, timed alike; reported is besides the share of
+the latency that is left, divided by that of the MACs.
 
 Usage: python benchmarks/budget.py [--again 5] [--parts counted timed rounded]
 Parts that are not run keep the figures that the file has.

@@ -7,6 +7,7 @@ channel 3 of a convolution go channel 3 of its BatchNorm and input channel 3 of 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -135,31 +136,43 @@ class ChannelDependencies:
     @cached_property
     def groups(self) -> list[DependencyGroup]:
         """The dependency groups of the units that may be removed, in order of their first producer."""
-        producers: dict[int, list[str]] = defaultdict(list)
-        followers: dict[int, list[str]] = defaultdict(list)
-        holders: dict[int, list[str]] = defaultdict(list)
-        for axis in self.axes:
-            if axis.axis not in SIDES:
-                for unit in set(axis.units):
-                    holders[unit].append(axis.module.rpartition(".")[0])
-            elif axis.axis == "out":
-                known = producers if axis.producer else followers
-                for unit in set(axis.units):
-                    known[unit].append(axis.module)
-        members: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for unit in range(self.unit_count):
-            if unit not in self.frozen and unit not in self.refuted and producers[unit]:
-                members[tuple(producers[unit])].append(unit)
+        concerned = [axis for axis in self.axes if axis.axis == "out" or axis.axis not in SIDES]
+        members: dict[tuple[str, ...], torch.Tensor] = {}
+        for units in self._alike([axis for axis in concerned if axis.axis == "out" and axis.producer]):
+            inside = torch.zeros(self.unit_count, dtype=torch.bool)
+            inside[units[:1]] = True
+            makers = [a for a in concerned if a.axis == "out" and a.producer and inside[a.vector].any()]
+            if makers:
+                members[tuple(axis.module for axis in makers)] = units
         order = {axis.module: number for number, axis in enumerate(self.axes)}
         out = []
         for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]]):
-            along = sorted({f for u in units for f in followers[u]}, key=order.__getitem__)
-            out.append(
-                DependencyGroup(
-                    names, tuple(along), tuple(units), tuple(sorted({h for u in units for h in holders[u]}))
-                )
-            )
+            inside = torch.zeros(self.unit_count, dtype=torch.bool)
+            inside[units] = True
+            along, holders = set(), set()
+            for axis in concerned:
+                if not (axis.axis == "out" and axis.producer) and inside[axis.vector].any():
+                    if axis.axis == "out":
+                        along.add(axis.module)
+                    else:
+                        holders.add(axis.module.rpartition(".")[0])
+            followers = tuple(sorted(along, key=order.__getitem__))
+            out.append(DependencyGroup(names, followers, tuple(units.tolist()), tuple(sorted(holders))))
         return out
+
+    def _alike(self, axes: Sequence[DependentAxis]) -> list[torch.Tensor]:
+        """The units that may be removed, ascending, in sets of those that lie on the same of these axes."""
+        label = torch.zeros(self.unit_count, dtype=torch.long)
+        for number, axis in enumerate(axes):
+            on = torch.zeros_like(label)
+            on[axis.vector] = 1
+            label = label.mul_(2).add_(on)
+            if number % 40 == 39:  # before the bits run out
+                label = torch.unique(label, return_inverse=True)[1]
+        label[self.stays] = -1
+        ascending, where = torch.sort(label, stable=True)
+        sets = torch.split(where, torch.unique_consecutive(ascending, return_counts=True)[1].tolist())
+        return [units for units in sets if label[units[0]] >= 0]
 
     def kept(self, removed: torch.Tensor) -> list[tuple[DependentAxis, torch.Tensor]]:
         """Every axis that loses something, with its bool vector of kept channels. `removed`: bool, one per unit."""

@@ -276,6 +276,9 @@ def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> 
         CompressionError: as `shrink`.
     """
     groups, width = _kept_groups(view, kept)
+    dimension = view.dimension(name)
+    if dimension is not None:
+        return tensor.index_select(dimension, kept.nonzero().flatten().to(tensor.device))
     layout = view.tensors[name]
     rows = tensor.shape[0] // view.groups if layout == "cols" else 0
     if layout == "flat":
@@ -284,9 +287,6 @@ def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> 
         shape = (int(layout[5:]) * width, *tensor.shape[1:])
     elif layout.startswith("blocks"):
         shape = (tensor.shape[0], int(layout[6:]) * width)
-    elif layout.startswith("dim"):
-        dim = int(layout[3:])
-        shape = (*tensor.shape[:dim], width, *tensor.shape[dim + 1 :])
     elif layout == "rows":
         shape = (groups * width, *tensor.shape[1:])
     else:

@@ -36,25 +36,24 @@ class Path:
         Args:
             groups: their units.
             savings: what one unit less saves.
-            comparable: whether scores are taken as they are; others are divided by the group's L2 norm, as in a global
-                ranking.
+            comparable: whether scores of different groups are of one kind, and are lost as they are. Of others what is
+                lost is how much less of the group's sum is left, as a logarithm: what passes through one layer after
+                the other is multiplied, and a group that is nearly empty is worth more for each unit than a whole one.
         """
         start: list[int] = []
         found: list[tuple[float, int, int]] = []  # loss for what is saved, group, units removed then
         for number, (one, saving, taken) in enumerate(zip(groups, savings, comparable, strict=True)):
             scores = one.scores.masked_fill(one.already_pruned, 0.0)
-            norm = torch.linalg.vector_norm(one.scores)
-            if not taken and norm > 0:
-                scores = scores / norm
-            gone = int(one.already_pruned.sum())
-            places = sorted({max(gone, one.bounded(count)) for count in range(gone, len(scores) + 1)})
+            places = one.places()
             start.append(places[0])
             order = torch.sort(rounded(scores).masked_fill(one.already_pruned, -math.inf), stable=True).indices
             lost = [0.0, *torch.cumsum(scores[order], 0).tolist()]
+            left = [*scores[order].flip(0).cumsum(0).flip(0).tolist(), 0.0]
             last = -math.inf
             for before, after in itertools.pairwise(places if saving > 0 else places[:1]):
                 # No step is cheaper than one that it stands on.
-                last = max(last, (lost[after] - lost[before]) / ((after - before) * saving))
+                loss = lost[after] - lost[before] if taken else _logarithm(left[before], left[after])
+                last = max(last, loss / ((after - before) * saving))
                 found.append((last, number, after))
         return cls(tuple(start), tuple((number, after) for _, number, after in sorted(found)))
 
@@ -64,6 +63,11 @@ class Path:
         for number, after in self.steps[:steps]:
             counts[number] = after
         return tuple(counts)
+
+
+def _logarithm(before: float, after: float) -> float:
+    """Of how many times as much was there before, 0 if nothing was."""
+    return (math.log(before / after) if after > 0 else math.inf) if before > 0 else 0.0
 
 
 def first_within(

@@ -44,9 +44,7 @@ def channel_rows(module: nn.Module) -> torch.Tensor:
     return axis.rows(axis.main, weight_of(module).detach())
 
 
-def in_blocks(
-    reduce: Callable[..., torch.Tensor], *matrices: torch.Tensor, compares: bool = False
-) -> torch.Tensor:
+def in_blocks(reduce: Callable[..., torch.Tensor], *matrices: torch.Tensor, compares: bool = False) -> torch.Tensor:
     """reduce(*matrices), for all (n, m) alike, over some rows at a time, which it gets in float64; (n, ...), float64.
 
     Everything stays on the matrices' device, but for devices without float64, whose rows are brought to the CPU.

@@ -632,6 +632,25 @@ def cover(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, uni
         _cover(masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept, made)
 
 
+def without_covered(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> Masks:
+    """The masks without those of modules that `cover` with these units alone would make alike."""
+    axes: dict[str, list[tuple[AxisView, torch.Tensor]]] = defaultdict(list)
+    for axis, kept in dependencies.kept(units):
+        owner = axis.module if module_at(model, axis.module) is not None else axis.module.rpartition(".")[0]
+        axes[owner].append((axis_of(model, axis.module, axis.axis), kept))
+    left: Masks = {}
+    for name, tensors in masks.items():
+        for parameter, mask in tensors.items():
+            again = torch.ones_like(mask)
+            for view, kept in axes[name]:
+                if parameter in view.parameters:
+                    view.clear(parameter, again, kept)
+            if not torch.equal(again, mask):
+                left[name] = dict(tensors)
+                break
+    return left
+
+
 def _open(masks: Masks, model: nn.Module, name: str) -> None:
     """Sees to it that there is a mask of every parameter that a selected module may lose parts of."""
     module = model.get_submodule(name)

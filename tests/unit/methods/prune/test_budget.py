@@ -61,10 +61,17 @@ def test_bounds_and_multiples_hold_at_every_place() -> None:
     assert {place[3] for place in places} == {0}
 
 
-def test_scores_of_other_kinds_are_divided_by_their_norm() -> None:
-    """3 of (3, 4) and 60 of (60, 80) weigh the same; of equal steps that of the earlier group comes first."""
+def test_scores_of_other_kinds_count_by_the_share_that_is_left() -> None:
+    """3 of (3, 4) and 60 of (60, 80) weigh the same; of equal steps that of the earlier group comes first.
+
+    Of four alike go log 4/3, log 3/2 and log 2, of two log 2, of three log 3/2 and log 2, where a unit saves half.
+    """
     path = Path.through([of(60, 80), of(3, 4)], [1.0, 1.0], [False, False])
     assert path.steps == ((0, 1), (1, 1))
+    path = Path.through([of(1, 1, 1, 1), of(2, 2), of(5, 5, 5)], [1.0, 1.0, 0.5], [False] * 3)
+    assert path.steps == ((0, 1), (0, 2), (0, 3), (1, 1), (2, 1), (2, 2))
+    path = Path.through([of(0, 0, 1), of(0, 0)], [1.0, 1.0], [False, False])
+    assert path.steps == ((0, 1), (0, 2), (1, 1))
 
 
 def test_what_is_gone_stays_gone() -> None:
