@@ -226,14 +226,13 @@ class Solver:
         return as_families(names)
 
     def _path_through(self, ranked: Ranked, savings: Sequence[float]) -> Path:
-        comparable = [method(choice.algorithm).globally_comparable for _, _, choice in ranked]
         if not self.context.uniform:
-            return Path.through([candidates for _, candidates, _ in ranked], savings, comparable)
+            return Path.through([candidates for _, candidates, _ in ranked], savings)
+        comparable = [method(choice.algorithm).globally_comparable for _, _, choice in ranked]
         families = self._families(ranked)
         return Path.through(
             [merged([ranked[each][1] for each in members], comparable[members[0]]) for members in families],
             [sum(savings[each] for each in members) for members in families],
-            [comparable[members[0]] for members in families],
         )
 
     def _counts(self, ranked: Ranked, path: Path, steps: int) -> tuple[int, ...]:
