@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from random_nets import ChannelsLast, Fixed, Gate
@@ -142,6 +143,39 @@ class Recurrent(nn.Module):
         return self.out(self.rnn(x)[0])
 
 
+class Steps(nn.Module):
+    """A cell whose steps the code makes, from zeros on."""
+
+    def __init__(self, kind: type[nn.LSTMCell | nn.GRUCell]) -> None:
+        super().__init__()
+        self.cell, self.out, self.hidden = kind(WIDTH, 8), nn.Linear(8, WIDTH), 8
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state: Any = x.new_zeros(len(x), self.hidden)
+        if isinstance(self.cell, nn.LSTMCell):
+            state = (state, torch.zeros(len(x), self.cell.hidden_size))
+        steps = []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            steps.append(state[0] if isinstance(state, tuple) else state)
+        return self.out(torch.stack(steps, 1))
+
+
+class Experts(nn.Module):
+    """Two experts in one weight; each takes half of the tokens, which lie by expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, WIDTH, 16) / 4), nn.Parameter(torch.randn(2, 16, WIDTH) / 4)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, 1)
+        ends = torch.tensor([len(rows) // 2, len(rows)], dtype=torch.int32)
+        inner = torch.relu(F.grouped_mm(rows, self.up, offs=ends))
+        return self.out(F.grouped_mm(inner, self.down, offs=ends).view_as(x))
+
+
 def _image(*layers: nn.Module) -> Callable[[], Made]:
     """Layers from 8 channels to 8, between two convolutions."""
     return lambda: (nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers, nn.Conv2d(8, 2, 1)), images())
@@ -179,6 +213,9 @@ NETS: dict[str, Callable[[], Made]] = {
     "spectral_norm": lambda: _image(nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 1)), nn.Conv2d(6, 8, 1))(),
     "LSTM": _text(lambda: Recurrent(nn.LSTM)),
     "GRU": _text(lambda: Recurrent(nn.GRU)),
+    "LSTMCell": _text(lambda: Steps(nn.LSTMCell)),
+    "GRUCell": _text(lambda: Steps(nn.GRUCell)),
+    "experts": _text(Experts),
     "tied embeddings": _text(_feed_forward, tied=True),
     "MultiheadAttention": _text(Own),
     "TransformerEncoder": _text(_encoder),
