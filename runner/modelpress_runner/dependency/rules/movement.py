@@ -42,14 +42,13 @@ def moved(
             if name in _VIEWS and not isinstance(args[1], torch.dtype):
                 found = [reshaped(plane.labels, source.shape, results[0].shape)]
             elif name == "repeat":  # copies of what is the same all along are that again
-                sizes = plane.aligned(len(args[1])).labels.shape
-                copies = [1 if size == 1 else count for size, count in zip(sizes, args[1], strict=True)]
-                found = [plane.labels.repeat(copies)]
+                own = plane.aligned(len(args[1])).labels.shape
+                counts = [1 if size == 1 else count for size, count in zip(own, args[1], strict=True)]
+                found = [plane.labels.repeat(counts)]
             else:
-                sizes = [
-                    n if along is None or d in along else plane.labels.shape[d] for d, n in enumerate(source.shape)
-                ]
-                found = tensors_in(_run(func, plane.expanded(sizes), given, kwargs))
+                own = plane.labels.shape
+                wide = [n if along is None or d in along else own[d] for d, n in enumerate(source.shape)]
+                found = tensors_in(_run(func, plane.expanded(wide), given, kwargs))
         except Exception:
             trace.freeze([plane], f"{trace.where(name)} has no rule for labels")
             continue
