@@ -95,12 +95,15 @@ class Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(WIDTH, HEADS * HEAD) for _ in range(3))
         self.out = nn.Linear(HEADS * HEAD, WIDTH)
         self.register_buffer("slopes", 2.0 ** -torch.arange(1.0, HEADS + 1))
+        angles = torch.arange(LENGTH)[:, None] * 100.0 ** -torch.linspace(0, 1, HEAD // 2)
+        self.register_buffer("angles", torch.cat([angles, angles], 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (layer(x).unflatten(2, (-1, HEAD)) for layer in (self.q, self.k, self.v))
-        if self.kind == "rotary":
+        if self.kind.startswith("rotary"):
             angles = torch.arange(x.shape[1])[:, None] * 100.0 ** -torch.linspace(0, 1, HEAD // 2)
-            cos, sin = (f(torch.cat([angles, angles], 1))[:, None] for f in (torch.cos, torch.sin))
+            both = self.angles[: x.shape[1]] if "table" in self.kind else torch.cat([angles, angles], 1)
+            cos, sin = (f(both)[:, None] for f in (torch.cos, torch.sin))
             q, k = (t * cos + torch.cat([-t[..., HEAD // 2 :], t[..., : HEAD // 2]], -1) * sin for t in (q, k))
         scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(HEAD)
         if self.kind == "alibi":
@@ -221,6 +224,7 @@ NETS: dict[str, Callable[[], Made]] = {
     "TransformerEncoder": _text(_encoder),
     "einsum attention": _text(lambda: Attention("einsum")),
     "rotary": _text(lambda: Attention("rotary")),
+    "rotary by a table": _text(lambda: Attention("rotary table")),
     "ALiBi": _text(lambda: Attention("alibi")),
     "LoRA": _text(lambda: _feed_forward(lambda layer: Low(layer, 2))),
 }

@@ -40,6 +40,7 @@ GROUPS: dict[str, dict[str, int]] = {
     },
     "einsum attention": HEADS,
     "rotary": HEADS,
+    "rotary by a table": HEADS,
     "ALiBi": HEADS,
     "LSTMCell": {"embed inner.out": 12, "inner.cell": 8},
     "GRUCell": {"embed inner.out": 12, "inner.cell": 8},
