@@ -7,7 +7,7 @@ channel 3 of a convolution go channel 3 of its BatchNorm and input channel 3 of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -70,6 +70,36 @@ class DependencyGroup:
     def vector(self) -> torch.Tensor:
         """The units as int64 (size,)."""
         return torch.tensor(self.units, dtype=torch.long)
+
+
+class _Lists:
+    """A list of names for each unit; equal ones are kept once, as a name behind another list."""
+
+    def __init__(self, units: int) -> None:
+        self.of = [0] * units  # by unit its list; 0: the empty one
+        self._behind: dict[tuple[int, str], int] = {}
+        self._lists: list[tuple[int, str]] = [(0, "")]
+
+    def add(self, units: Iterable[int], name: str) -> None:
+        """Puts a name behind the lists of these units, once."""
+        for unit in set(units):
+            key = (self.of[unit], name)
+            if key not in self._behind:
+                self._behind[key] = len(self._lists)
+                self._lists.append(key)
+            self.of[unit] = self._behind[key]
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """A list by its number."""
+        out = []
+        while number:
+            number, name = self._lists[number]
+            out.append(name)
+        return tuple(reversed(out))
+
+    def all(self, units: Iterable[int]) -> set[str]:
+        """The names in the lists of these units."""
+        return {name for number in {self.of[unit] for unit in units} for name in self.names(number)}
 
 
 @dataclass(frozen=True)
@@ -136,43 +166,26 @@ class ChannelDependencies:
     @cached_property
     def groups(self) -> list[DependencyGroup]:
         """The dependency groups of the units that may be removed, in order of their first producer."""
-        concerned = [axis for axis in self.axes if axis.axis == "out" or axis.axis not in SIDES]
-        members: dict[tuple[str, ...], torch.Tensor] = {}
-        for units in self._alike([axis for axis in concerned if axis.axis == "out" and axis.producer]):
-            inside = torch.zeros(self.unit_count, dtype=torch.bool)
-            inside[units[:1]] = True
-            makers = [a for a in concerned if a.axis == "out" and a.producer and inside[a.vector].any()]
-            if makers:
-                members[tuple(axis.module for axis in makers)] = units
+        producers, followers, holders = (_Lists(self.unit_count) for _ in range(3))
+        for axis in self.axes:
+            if axis.axis not in SIDES:
+                holders.add(axis.units, axis.module.rpartition(".")[0])
+            elif axis.axis == "out":
+                (producers if axis.producer else followers).add(axis.units, axis.module)
+        members: dict[int, list[int]] = defaultdict(list)
+        stays = self.stays.tolist()
+        for unit in range(self.unit_count):
+            if not stays[unit] and (made := producers.of[unit]):
+                members[made].append(unit)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
         out = []
-        for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]]):
-            inside = torch.zeros(self.unit_count, dtype=torch.bool)
-            inside[units] = True
-            along, holders = set(), set()
-            for axis in concerned:
-                if not (axis.axis == "out" and axis.producer) and inside[axis.vector].any():
-                    if axis.axis == "out":
-                        along.add(axis.module)
-                    else:
-                        holders.add(axis.module.rpartition(".")[0])
-            followers = tuple(sorted(along, key=order.__getitem__))
-            out.append(DependencyGroup(names, followers, tuple(units.tolist()), tuple(sorted(holders))))
+        for names, units in sorted(
+            ((producers.names(made), units) for made, units in members.items()),
+            key=lambda item: [order[name] for name in item[0]],
+        ):
+            along = sorted(followers.all(units), key=order.__getitem__)
+            out.append(DependencyGroup(names, tuple(along), tuple(units), tuple(sorted(holders.all(units)))))
         return out
-
-    def _alike(self, axes: Sequence[DependentAxis]) -> list[torch.Tensor]:
-        """The units that may be removed, ascending, in sets of those that lie on the same of these axes."""
-        label = torch.zeros(self.unit_count, dtype=torch.long)
-        for number, axis in enumerate(axes):
-            on = torch.zeros_like(label)
-            on[axis.vector] = 1
-            label = label.mul_(2).add_(on)
-            if number % 40 == 39:  # before the bits run out
-                label = torch.unique(label, return_inverse=True)[1]
-        label[self.stays] = -1
-        ascending, where = torch.sort(label, stable=True)
-        sets = torch.split(where, torch.unique_consecutive(ascending, return_counts=True)[1].tolist())
-        return [units for units in sets if label[units[0]] >= 0]
 
     def kept(self, removed: torch.Tensor) -> list[tuple[DependentAxis, torch.Tensor]]:
         """Every axis that loses something, with its bool vector of kept channels. `removed`: bool, one per unit."""
