@@ -71,7 +71,8 @@ def tokenizer() -> Any:
 
 def one(way: str, size: str, batches: int, folder: str, kill: int) -> dict[str, Any]:
     """One run in this process, behind one of a tiny decoder."""
-    _run(way, "tiny", batches, f"{folder}/tiny", kill=-1)
+    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as first:
+        _run(way, "tiny", batches, first, kill=-1)
     gc.collect()
     give_back()
     return _run(way, size, batches, folder, kill)
