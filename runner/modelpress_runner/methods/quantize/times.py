@@ -137,8 +137,9 @@ def annotate(context: StageContext, selection: Selection, times: Mapping[str, Ti
         selection: all that was timed.
         times: of what layers have now; of those that stayed, of what they would have had.
     """
-    listed = context.record.setdefault("layers", [])
-    held = {entry["name"]: entry for entry in listed}
+    if not times:
+        return
+    held = {entry["name"]: entry for entry in context.record.get("layers", ())}
     for name, time in times.items():
         if name not in held:
             weight = getattr(context.model.get_submodule(name), "weight")  # noqa: B009 - a property of some
