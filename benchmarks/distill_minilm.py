@@ -5,7 +5,7 @@ standard library: the dense model's token embeddings (mean square error, no othe
 layer gave in the dense model. It is scored on the questions of examples/minilm, none of which it has seen. All jobs run
 as `modelpress run` does.
 
-Usage: python benchmarks/distill_minilm.py [--steps 160] [--texts 4000] [--block-steps 60] [--sparsity 0.25]
+Usage: python benchmarks/distill_minilm.py [--steps 120] [--texts 4000] [--block-steps 60] [--sparsity 0.25]
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def job(sparsity: float, steps: int, block_steps: int) -> dict[str, Any]:
                     "learningRate": 5e-4,
                     "learningRateSchedule": "linear",
                     "warmupRatio": 0.1,
+                    "dropout": 0.0,
                 }
             },
             "data": {
@@ -93,7 +94,7 @@ def run(folder: Path, sparsity: float, steps: int = 0, block_steps: int = 0) -> 
 def main() -> int:
     """Runs both jobs and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--block-steps", type=int, default=60, help="of each of the six blocks")
     parser.add_argument("--texts", type=int, default=4000)
     parser.add_argument("--sparsity", type=float, default=0.25)

@@ -87,6 +87,11 @@ class HuggingFace(ApiModel):
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="The share of the steps in which it rises to that, in a line."
     )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="What every dropout of the model's configuration is set to, in the config.json that is written, "
+        "too; None: as it is. With 0 a student learns its teacher's outputs in fewer steps.",
+    )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Of AdamW, on everything but biases and norms."
     )
