@@ -1,8 +1,6 @@
 """The quantize block: which numbers of a model get few bits, how many, and how their range is found."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -130,7 +128,7 @@ class QuantizeEntry(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _exclude_alone(self) -> QuantizeEntry:
+    def _exclude_alone(self) -> Self:
         typed = ("targets", "granularity", "group_size")
         settings = [name for name in typed if getattr(self, name) is not None]
         if self.exclude and settings:
@@ -180,7 +178,7 @@ class BitBudget(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
 
     @model_validator(mode="after")
-    def _one(self) -> BitBudget:
+    def _one(self) -> Self:
         exactly_one(self, "max", "max_ratio")
         return self
 
@@ -205,7 +203,7 @@ class TuneCriterion(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one_bound(self) -> TuneCriterion:
+    def _one_bound(self) -> Self:
         if self.relative is not None and self.absolute is not None:
             raise PydanticCustomError("two_bounds", "relative and absolute are two bounds; give one of them", {})
         return self
@@ -346,7 +344,7 @@ class Quantize(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> Quantize:
+    def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise PydanticCustomError("two_lengths", "epochs and maxSteps are two lengths; give one of them", {})
         return self
