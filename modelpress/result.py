@@ -53,8 +53,9 @@ class SuggestedPoint(ContractModel):
 
     history: str = Field(description="What it is based on, as the question says.")
     values: list[Scalar | None] | None = Field(
-        default=None, description="Of the parameters in the question's order, None of those that are not active. "
-        "None: every recipe was tried."
+        default=None,
+        description="Of the parameters in the question's order, None of those that are not active. "
+        "None: every recipe was tried.",
     )
 
 

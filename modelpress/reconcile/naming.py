@@ -32,7 +32,7 @@ def publish_name(sweep: str, round_: int = 1) -> str:
 
 
 def suggest_name(sweep: str, number: int, round_: int = 1) -> str:
-    """Job that is asked for the parameters of trial `number`: `digits-sweep-suggest-7`, then `digits-sweep-suggest-7-2`."""
+    """Job that is asked for the parameters of trial `number`: `search-suggest-7`, then `search-suggest-7-2`."""
     return bounded(f"{sweep}-suggest-{number}" + _again(round_))
 
 

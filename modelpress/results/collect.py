@@ -42,7 +42,9 @@ def collect(request: RunRequest, store: ArtifactStore) -> RunResult:
     path = layout.join(request.prefix, standing.folder, layout.RESULT)
     record = read_record(store, path)
     if record is not None and record.phase == "Succeeded" and record.manifest_digest == digest:
-        return RunResult.model_validate(record.model_dump(exclude={"name", "trial", "conditions"}, exclude_none=True, by_alias=True))
+        return RunResult.model_validate(
+            record.model_dump(exclude={"name", "trial", "conditions"}, exclude_none=True, by_alias=True)
+        )
     result = _judged(request, store, standing, digest)
     trial = request.trial
     known = (trial.number, trial.parameters, trial.screened) if trial else ()

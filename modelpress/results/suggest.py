@@ -34,7 +34,9 @@ def answer(request: RunRequest) -> RunResult:
     try:
         found = strategy.point(asked.number, observations)
     except ImportError as error:
-        raise InvalidRequestError(f"algorithm gp needs torch and scipy where runners run ({error}); install both") from None
+        raise InvalidRequestError(
+            f"algorithm gp needs torch and scipy where runners run ({error}); install both"
+        ) from None
     values = None if found is None else [found.get(name) for name in asked.names]
     return RunResult(
         phase="Succeeded",

@@ -1,4 +1,4 @@
-"""The search behind sweeps: space, samplers, constraints, Pareto front. Pure and seeded; Optuna loads with tpe and gp only."""
+"""The search behind sweeps: space, samplers, constraints, Pareto front. Pure and seeded; Optuna loads with tpe only."""
 
 from __future__ import annotations
 

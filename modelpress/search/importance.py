@@ -1,4 +1,4 @@
-"""How much each parameter has to do with a trial being good: PED-ANOVA (Watanabe, Bansal and Hutter 2023), by Optuna."""
+"""Which parameters set good trials apart: PED-ANOVA (Watanabe, Bansal and Hutter 2023), by Optuna."""
 
 from __future__ import annotations
 

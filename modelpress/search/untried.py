@@ -100,9 +100,7 @@ class Untried:
     def _sampled(self, number: int, observations: Sequence[Observation], attempt: int) -> Parameters | None:
         """What the sampler gives; behind earlier trials its own count on."""
         before = len(self._earlier)
-        return self._sampler.sample(
-            number + before, self.learned(observations) if before else observations, attempt
-        )
+        return self._sampler.sample(number + before, self.learned(observations) if before else observations, attempt)
 
     def _wish(self, number: int, tried: Container[bytes]) -> Parameters | None:
         """The point that the user wants as trial `number`, unless it was tried; what he leaves open is drawn."""

@@ -217,7 +217,9 @@ class SearchAlgorithm(ApiModel):
     trial. The last four use the constraints.
     """
 
-    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes", "gp"] = Field(default="tpe", description="See above.")
+    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes", "gp"] = Field(
+        default="tpe", description="See above."
+    )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of the search; trials have theirs.")
     initial: (
         Annotated[list[Annotated[dict[Name, Scalar], Field(min_length=1, max_length=64)]], Field(max_length=64)] | None
@@ -226,7 +228,8 @@ class SearchAlgorithm(ApiModel):
         description="Parameters of the first trials, in this order; what an entry leaves out is drawn at random.",
     )
     warm_start: WarmStart | None = Field(
-        default=None, description="Of tpe, nsga2, cmaes and gp: trials of earlier sweeps, which teach and are none of this."
+        default=None,
+        description="Of tpe, nsga2, cmaes and gp: trials of earlier sweeps, which teach and are none of this.",
     )
 
 

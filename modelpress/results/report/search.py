@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from modelpress.results.comparable import alike, differences, standard_error
 from modelpress.results.trials import Trial
 from modelpress.search.attainment import Attainment, attainment
 from modelpress.search.importance import importances
@@ -26,6 +27,33 @@ def search_section(frame: Frame, trials: Sequence[Trial]) -> str:
     attained = attainment(found, goals)
     last = max(item.number for item in found)
     return _curve(attained, last, len(goals)) + _listed(importances(found, parameters, goals))
+
+
+def sentences(frame: Frame, trials: Sequence[Trial]) -> list[str]:
+    """The same and what does not compare, for a terminal."""
+    goals, found, out = [goal for _, goal in frame.objectives], candidates(frame, trials), list[str]()
+    if goals and len(found) > 1:
+        attained = attainment(found, goals)
+        if attained.numbers:
+            out.append(
+                f"The search gained last with trial {attained.numbers[-1]}, of {max(i.number for i in found) + 1}."
+            )
+        shares = importances(found, {trial.number: trial.parameters for trial in trials}, goals)
+        if shares:
+            listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(shares.items())[:5])
+            out.append(f"What sets the best tenth apart: {listed}.")
+    best = next((trial for trial in trials if trial.number == frame.best), None)
+    error = standard_error(best.compressed) if best is not None else None
+    if best is not None and error is not None:
+        others = alike(trials, best.number)
+        also = f"; chance alone may set it apart from trials {', '.join(map(str, others[:20]))}" if others else ""
+        out.append(f"The standard error of the best score is {error:.2g}{also}.")
+    apart = differences(trials, frame.best)
+    for number, why in list(apart.items())[:5]:
+        out.append(f"Trial {number} is not comparable with the best: {why}.")
+    if len(apart) > 5:
+        out.append(f"Nor are {len(apart) - 5} others; trials.csv says why.")
+    return out
 
 
 def _curve(attained: Attainment, last: int, objectives: int) -> str:
@@ -64,7 +92,7 @@ def _listed(found: dict[str, float]) -> str:
     )
     more = f" The {len(found) - MOST} least are left out." if len(found) > MOST else ""
     return (
-        "<h2>Parameters</h2><p>What sets the best tenth of the trials apart (PED-ANOVA): a parameter with a great share "
-        f"was worth searching; it does not say which value is good.{more}</p>"
+        "<h2>Parameters</h2><p>What sets the best tenth of the trials apart (PED-ANOVA): a parameter with a great "
+        f"share was worth searching; it does not say which value is good.{more}</p>"
         f'<ol id="importances">{rows}</ol>'
     )

@@ -119,7 +119,7 @@ def test_code_of_a_config_map_is_where_the_request_says() -> None:
     assert "codePath" not in of_git
 
 
-@pytest.mark.parametrize("purpose", ["collect", "publish"])
+@pytest.mark.parametrize("purpose", ["collect", "publish", "suggest"])
 def test_small_jobs_take_no_devices_and_no_queue(purpose: str) -> None:
     """What copies and counts waits for no GPU, whatever spec and template say."""
     with_claims = FULL | {

@@ -11,7 +11,7 @@ from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.result import RunRecord, RunResult, conditions_of
 from modelpress.results.comparable import alike, differences, standard_error
 from modelpress.results.report import Frame, render
-from modelpress.results.report.search import search_section
+from modelpress.results.report.search import search_section, sentences
 from modelpress.results.trials import Trial
 from modelpress.search.attainment import Attainment, attainment
 from modelpress.search.importance import importances
@@ -79,7 +79,9 @@ def test_attainment_of_two_objectives() -> None:
     one = attainment([Candidate(n, (value,)) for n, value in enumerate((3.0, 1.0, 5.0, 2.0))], ("maximize",))
     assert one == Attainment((0, 2), (0.5, 1.0))
     assert attainment([], ("maximize",)) == Attainment()
-    assert attainment([Candidate(4, (1.0, 1.0)), Candidate(5, (1.0, 1.0))], ("maximize",) * 2) == Attainment((4,), (1.0,))
+    assert attainment([Candidate(4, (1.0, 1.0)), Candidate(5, (1.0, 1.0))], ("maximize",) * 2) == Attainment(
+        (4,), (1.0,)
+    )
     many = Attainment(tuple(range(1000)), tuple(n / 999 for n in range(1000))).thinned()
     assert (len(many.numbers), many.numbers[0], many.numbers[-1]) == (100, 0, 999)
 
@@ -94,7 +96,7 @@ def test_the_parameter_that_decides_is_the_important_one(goals: tuple[str, ...])
     }
     values = {n: (given["x"], given["y"] * 0.0 - given["x"])[: len(goals)] for n, given in parameters.items()}
     found = importances([Candidate(n, value) for n, value in values.items()], parameters, goals)
-    assert list(found)[0] == "x"
+    assert next(iter(found)) == "x"
     assert set(found) == {"x", "kind", "y"}
     assert found["x"] > 0.5
     assert sum(found.values()) == pytest.approx(1.0)
@@ -116,3 +118,9 @@ def test_the_report_tells_all_of_it() -> None:
     assert "The standard error of its score is 0.013." in page
     assert "not comparable: seed 4, not 0" in page
     assert search_section(shown, trials[:1]) == ""
+    told = sentences(shown, trials)
+    assert told[0] == "The search gained last with trial 11, of 13."
+    assert told[2].startswith(
+        "The standard error of the best score is 0.013; chance alone may set it apart from trials 0,"
+    )
+    assert told[3:] == ["Trial 12 is not comparable with the best: seed 4, not 0."]
