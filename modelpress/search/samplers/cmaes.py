@@ -16,7 +16,7 @@ from .gaussian import Gaussian, recombination
 from .selection import by_rank
 from .unit import share_of, value_at, value_of
 
-SIGMA = 1 / 6  # of a parameter's range, at the start: sweeps have some tens of trials (Hansen 2016 has 0.3, for thousands)
+SIGMA = 0.3  # of a parameter's range, at the start (Hansen 2016, appendix A)
 LEARNED = 0.3  # share of a category's weight that a generation decides
 
 
