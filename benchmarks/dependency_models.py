@@ -56,7 +56,9 @@ class Pairs(nn.Module):
         return out
 
 
-def _vision(name: str, size: int = 64, wrap: Callable[[nn.Module], nn.Module] | None = None, **settings: Any) -> Make:
+def vision(name: str, size: int = 64, wrap: Callable[[nn.Module], nn.Module] | None = None, **settings: Any) -> Make:
+    """A model of torchvision's, for square images of that size."""
+
     def make() -> tuple[nn.Module, torch.Tensor]:
         import torchvision  # type: ignore[import-not-found]
 
@@ -138,22 +140,22 @@ _CLIP = {
 
 MODELS: dict[str, Make] = {
     **{
-        name: _vision(name)
+        name: vision(name)
         for name in (
             "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small",
             "densenet121", "vgg11_bn", "squeezenet1_0", "efficientnet_b0", "mnasnet0_5", "shufflenet_v2_x0_5",
             "regnet_y_400mf", "convnext_tiny", "swin_t",
         )
     },
-    "googlenet": _vision("googlenet", aux_logits=False, init_weights=False),
-    "inception_v3": _vision("inception_v3", 96, aux_logits=False, init_weights=False),
-    "vit_b_16": _vision("vit_b_16", 224),
-    "maxvit_t": _vision("maxvit_t", 224),
-    "fcn_resnet50": _vision("fcn_resnet50", wrap=lambda m: Output(m, "out"), weights_backbone=None),
-    "deeplabv3_mobilenet": _vision(
+    "googlenet": vision("googlenet", init_weights=False),
+    "inception_v3": vision("inception_v3", 299, init_weights=False),  # heads of train mode need the size
+    "vit_b_16": vision("vit_b_16", 224),
+    "maxvit_t": vision("maxvit_t", 224),
+    "fcn_resnet50": vision("fcn_resnet50", wrap=lambda m: Output(m, "out"), weights_backbone=None),
+    "deeplabv3_mobilenet": vision(
         "deeplabv3_mobilenet_v3_large", 128, wrap=lambda m: Output(m, "out"), weights_backbone=None
     ),
-    "fasterrcnn_backbone": _vision(
+    "fasterrcnn_backbone": vision(
         "fasterrcnn_mobilenet_v3_large_fpn", 128, wrap=lambda m: Backbone(m.backbone), weights_backbone=None
     ),
     "vit_tiny": _timm("vit_tiny_patch16_224"),

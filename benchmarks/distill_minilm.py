@@ -56,8 +56,11 @@ def job(sparsity: float, steps: int, block_steps: int) -> dict[str, Any]:
                     "source": {"uri": "model"},
                     "task": "feature-extraction",
                     "maxLength": 64,
-                    "batchSize": 16,
-                    "learningRate": 1e-4,
+                    "batchSize": 8,
+                    "learningRate": 5e-4,
+                    "learningRateSchedule": "linear",
+                    "warmupRatio": 0.1,
+                    "dropout": 0.0,
                 }
             },
             "data": {

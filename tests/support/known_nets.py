@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from random_nets import ChannelsLast, Fixed, Gate
@@ -94,12 +95,15 @@ class Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(WIDTH, HEADS * HEAD) for _ in range(3))
         self.out = nn.Linear(HEADS * HEAD, WIDTH)
         self.register_buffer("slopes", 2.0 ** -torch.arange(1.0, HEADS + 1))
+        angles = torch.arange(LENGTH)[:, None] * 100.0 ** -torch.linspace(0, 1, HEAD // 2)
+        self.register_buffer("angles", torch.cat([angles, angles], 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (layer(x).unflatten(2, (-1, HEAD)) for layer in (self.q, self.k, self.v))
-        if self.kind == "rotary":
+        if self.kind.startswith("rotary"):
             angles = torch.arange(x.shape[1])[:, None] * 100.0 ** -torch.linspace(0, 1, HEAD // 2)
-            cos, sin = (f(torch.cat([angles, angles], 1))[:, None] for f in (torch.cos, torch.sin))
+            both = self.angles[: x.shape[1]] if "table" in self.kind else torch.cat([angles, angles], 1)
+            cos, sin = (f(both)[:, None] for f in (torch.cos, torch.sin))
             q, k = (t * cos + torch.cat([-t[..., HEAD // 2 :], t[..., : HEAD // 2]], -1) * sin for t in (q, k))
         scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(HEAD)
         if self.kind == "alibi":
@@ -142,6 +146,39 @@ class Recurrent(nn.Module):
         return self.out(self.rnn(x)[0])
 
 
+class Steps(nn.Module):
+    """A cell whose steps the code makes, from zeros on."""
+
+    def __init__(self, kind: type[nn.LSTMCell | nn.GRUCell]) -> None:
+        super().__init__()
+        self.cell, self.out, self.hidden = kind(WIDTH, 8), nn.Linear(8, WIDTH), 8
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state: Any = x.new_zeros(len(x), self.hidden)
+        if isinstance(self.cell, nn.LSTMCell):
+            state = (state, torch.zeros(len(x), self.cell.hidden_size))
+        steps = []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            steps.append(state[0] if isinstance(state, tuple) else state)
+        return self.out(torch.stack(steps, 1))
+
+
+class Experts(nn.Module):
+    """Two experts in one weight; each takes half of the tokens, which lie by expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, WIDTH, 16) / 4), nn.Parameter(torch.randn(2, 16, WIDTH) / 4)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, 1)
+        ends = torch.tensor([len(rows) // 2, len(rows)], dtype=torch.int32)
+        inner = torch.relu(F.grouped_mm(rows, self.up, offs=ends))
+        return self.out(F.grouped_mm(inner, self.down, offs=ends).view_as(x))
+
+
 def _image(*layers: nn.Module) -> Callable[[], Made]:
     """Layers from 8 channels to 8, between two convolutions."""
     return lambda: (nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers, nn.Conv2d(8, 2, 1)), images())
@@ -179,11 +216,15 @@ NETS: dict[str, Callable[[], Made]] = {
     "spectral_norm": lambda: _image(nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 1)), nn.Conv2d(6, 8, 1))(),
     "LSTM": _text(lambda: Recurrent(nn.LSTM)),
     "GRU": _text(lambda: Recurrent(nn.GRU)),
+    "LSTMCell": _text(lambda: Steps(nn.LSTMCell)),
+    "GRUCell": _text(lambda: Steps(nn.GRUCell)),
+    "experts": _text(Experts),
     "tied embeddings": _text(_feed_forward, tied=True),
     "MultiheadAttention": _text(Own),
     "TransformerEncoder": _text(_encoder),
     "einsum attention": _text(lambda: Attention("einsum")),
     "rotary": _text(lambda: Attention("rotary")),
+    "rotary by a table": _text(lambda: Attention("rotary table")),
     "ALiBi": _text(lambda: Attention("alibi")),
     "LoRA": _text(lambda: _feed_forward(lambda layer: Low(layer, 2))),
 }

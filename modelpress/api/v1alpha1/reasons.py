@@ -1,7 +1,5 @@
 """Condition types and reasons: documented constants that users, tests and GitOps health checks rely on."""
 
-from __future__ import annotations
-
 # Condition types -----------------------------------------------------------------------------------------------------
 READY = "Ready"  # accepted and either running or complete
 RECONCILING = "Reconciling"  # abnormal-true (kstatus): not accepted yet, or between two states

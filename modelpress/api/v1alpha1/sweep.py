@@ -1,8 +1,6 @@
 """CompressionSweep: a search over recipes; each trial is a CompressionJob."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -53,7 +51,7 @@ class FloatRange(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0.0")
 
     @model_validator(mode="after")
-    def _range(self) -> FloatRange:
+    def _range(self) -> Self:
         _check_range(self.min, self.max, self.step, self.log)
         return self
 
@@ -71,7 +69,7 @@ class IntRange(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0")
 
     @model_validator(mode="after")
-    def _range(self) -> IntRange:
+    def _range(self) -> Self:
         _check_range(self.min, self.max, self.step, self.log)
         return self
 
@@ -94,7 +92,7 @@ class Categorical(ApiModel):
     ] = Field(description="Texts, numbers, true or false; each once.")
 
     @model_validator(mode="after")
-    def _distinct(self) -> Categorical:
+    def _distinct(self) -> Self:
         seen: set[tuple[bool, Any]] = set()
         for value in self.values:
             # JSON knows one kind of number, so 1 and 1.0 are equal; true is another value than 1.
@@ -127,7 +125,7 @@ class Choice(ApiModel):
     ] = Field(description="Each under a name of its own.")
 
     @model_validator(mode="after")
-    def _distinct(self) -> Choice:
+    def _distinct(self) -> Self:
         seen: set[str] = set()
         for value in self.values:
             if value.name in seen:
@@ -170,7 +168,7 @@ class Parameter(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> Parameter:
+    def _one(self) -> Self:
         exactly_one(self, "categorical", "float", "int", "choice")
         if self.expand and self.choice is not None:
             raise PydanticCustomError("expand_choice", "expand takes a range or categorical values, no choice", {})

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import functools
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,11 +32,12 @@ from modelpress_runner.dependency.train_mode import on_enough_rows
 from modelpress_runner.dependency.units import Units
 from modelpress_runner.edits.axes import CONV, SIDES, AxisView, is_conv1d, module_axis, parameter_axis
 from modelpress_runner.edits.computed import computed
+from modelpress_runner.edits.recurrent import RECURRENT
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
 
-PRODUCERS = (CONV, nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+PRODUCERS = (CONV, nn.Linear, nn.Embedding, nn.MultiheadAttention, *RECURRENT)
 _CONFIGS = {"config", "cfg", "args"}  # attributes that hold an object with numbers
 UNREACHED = "The dummy input reaches "
 _LINE = re.compile(r"\([^()]+:\d+\)")
@@ -73,6 +76,36 @@ def is_own(module: nn.Module) -> bool:
     return not any(base.__module__.startswith("torch.nn.") for base in bases) and not any(computed(module, ""))
 
 
+class _Numbers:
+    """Units by number, in the order that their roots are met; equal ones are one object."""
+
+    def __init__(self, roots: int) -> None:
+        self._by_root = np.full(roots, -1, dtype=np.int32)
+        self._numbers: list[int] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._numbers)
+
+    def fresh(self) -> int:
+        """The number of a unit without a root."""
+        self._numbers.append(len(self._numbers))
+        return self._numbers[-1]
+
+    def of(self, roots: Any) -> tuple[int, ...]:
+        """The units of an array of roots."""
+        met, first = np.unique(roots, return_index=True)
+        new = self._by_root[met] < 0
+        for root in met[new][first[new].argsort()]:
+            self._by_root[root] = self.fresh()
+        return tuple(map(self._numbers.__getitem__, self._by_root[roots]))
+
+    def known(self, roots: Iterable[int]) -> list[int | None]:
+        """The unit of each root; None: it has none."""
+        numbers = (int(self._by_root[root]) for root in roots)
+        return [self._numbers[number] if number >= 0 else None for number in numbers]
+
+
 class _Analysis:
     def __init__(self, model: nn.Module, exact: bool) -> None:
         self._model, self._units = model, Units()
@@ -88,6 +121,10 @@ class _Analysis:
             self._label(name, module)
             self._label_plain(name, module)
             self._name_sizes(name, module)
+        first = self._units.count
+        for name, module in model.named_modules():
+            self._label_buffers(name, module)
+        self._units.constant = range(first, self._units.count)
         self._spare_shared()
         self._trace = Trace(self._units, self._planes, self._kernels)
         self._trace.exact = exact
@@ -107,9 +144,7 @@ class _Analysis:
             ) from error
         self._trace.blocks = None
         self._layers = tuple(blocks.listed(self._model))
-        for tensor in outputs:
-            self._trace.settle(tensor)
-            self._trace.freeze(self._trace.planes(tensor), f"they reach the model's output{self._made(tensor)}")
+        self._give(outputs, "they reach the model's output")
         self._reach_by_training(dummy_input)
         self._trace.resolve_rectangles()
         return self._found()
@@ -132,7 +167,7 @@ class _Analysis:
         """Rules of recurrent layers whose hidden units may go, by id."""
         atoms: dict[int, dict[str, torch.Tensor]] = {}
         for axis in self._axes:
-            if isinstance(axis.view.owner, nn.RNNBase):
+            if isinstance(axis.view.owner, RECURRENT):
                 atoms.setdefault(id(axis.view.owner), {})[axis.view.axis] = axis.atoms
         return {
             key: functools.partial(recurrent, self._trace, axes)
@@ -140,9 +175,13 @@ class _Analysis:
             if axes.keys() == {*SIDES}
         }
 
-    def _made(self, tensor: torch.Tensor) -> str:
-        where = self._trace.made.get(tensor)
-        return f" from {where}" if where else ""
+    def _give(self, outputs: list[torch.Tensor], reason: str) -> None:
+        """What a pass gives stays; the list is emptied."""
+        while outputs:
+            tensor = outputs.pop(0)
+            self._trace.settle(tensor)
+            where = self._trace.made.get(tensor)
+            self._trace.freeze(self._trace.planes(tensor), f"{reason} from {where}" if where else reason)
 
     def _pass(self, inputs: Any, train: bool) -> list[torch.Tensor]:
         self._model.train(train)
@@ -171,10 +210,7 @@ class _Analysis:
             outputs = on_enough_rows(lambda inputs: self._pass(inputs, train=True), dummy_input)
         except Exception:
             outputs = []  # it does not run on example inputs in train mode
-        for tensor in outputs:
-            self._trace.settle(tensor)
-            reason = f"they reach the model's output in train mode{self._made(tensor)}"
-            self._trace.freeze(self._trace.planes(tensor), reason)
+        self._give(outputs, "they reach the model's output in train mode")
         silent = self._silent()
         if silent:
             named = ", ".join(f"'{name}'" for name in silent[:6])
@@ -224,16 +260,32 @@ class _Analysis:
             return
         known = {tensor for axis in self._axes if axis.view.owner is module for tensor in axis.view.tensors}
         for tensor, parameter in module._parameters.items():
-            if parameter is None or tensor in known or not parameter.is_floating_point():
-                continue
-            for dim in [d for d, size in enumerate(parameter.shape) if size > 1]:
-                view = parameter_axis(module, tensor, dim)
-                atoms = self._units.atoms(view.size)
-                self._axes.append(_LabelledAxis(f"{name}.{tensor}" if name else tensor, view, False, atoms))
-                self._place(parameter, view, f"dim{dim}", atoms)
+            if parameter is not None and tensor not in known and parameter.is_floating_point():
+                self._label_dimensions(name, module, tensor, parameter)
+
+    def _label_buffers(self, name: str, module: nn.Module) -> None:
+        """As `_label_plain`, of numbers that are not trained: slopes of heads, tables of places."""
+        if name in self._refused or type(module).__module__.startswith("torch."):
+            return
+        known = {tensor for axis in self._axes if axis.view.owner is module for tensor in axis.view.tensors}
+        for tensor, buffer in module._buffers.items():
+            if buffer is not None and tensor not in known and buffer.is_floating_point():
+                self._label_dimensions(name, module, tensor, buffer)
+
+    def _label_dimensions(self, name: str, module: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
+        for dim in [d for d, size in enumerate(tensor.shape) if size > 1]:
+            view = parameter_axis(module, attribute, dim)
+            atoms = self._units.atoms(view.size)
+            self._axes.append(_LabelledAxis(f"{name}.{attribute}" if name else attribute, view, False, atoms))
+            self._place(tensor, view, f"dim{dim}", atoms)
 
     def _name_sizes(self, name: str, module: nn.Module) -> None:
-        """Numbers among a module's attributes know from now on whose they are; those of torch's layers follow cuts."""
+        """Numbers among a module's attributes know from now on whose they are.
+
+        Those of torch's layers follow cuts; of recurrent ones the hidden width is read by code that makes their states.
+        """
+        if isinstance(module, RECURRENT) and not is_own(module):
+            self._name_numbers(vars(module), name, "", {"hidden_size"})
         if not is_own(module) or is_conv1d(module):
             return
         own = vars(module)
@@ -243,9 +295,9 @@ class _Analysis:
                 own[key] = copy.copy(own[key])
                 self._name_numbers(vars(own[key]), name, f"{key}.")
 
-    def _name_numbers(self, own: dict[str, Any], module: str, prefix: str) -> None:
+    def _name_numbers(self, own: dict[str, Any], module: str, prefix: str, only: Collection[str] | None = None) -> None:
         for key, value in own.items():
-            if type(value) is int and value > 1:
+            if type(value) is int and value > 1 and (only is None or key in only):
                 self._values[module, prefix + key] = value
                 own[key] = NamedSize.of(value, module, prefix + key)
 
@@ -268,6 +320,7 @@ class _Analysis:
     def _found(self) -> ChannelDependencies:
         reached = [axis for axis in self._axes if id(axis) not in self._shared and self._is_reached(axis)]
         followed = follow(self._trace.uses, self._values, self._trace.shapes, self._units)
+        reached = self._without_constants(reached)
         order = {name: number for number, name in enumerate(dict(self._model.named_modules()))}
         reached.sort(
             key=lambda axis: (
@@ -275,29 +328,33 @@ class _Analysis:
                 axis.view.axis != "out",
             )
         )
-        numbers: dict[int, int] = {}
+        numbers = _Numbers(self._units.count)
         frozen: dict[int, str] = {}
         axes = []
         by_place: dict[tuple[str, str], tuple[int, ...]] = {}
         for axis in reached:
-            units = []
-            for root in self._units.roots(axis.atoms).tolist():
-                unit = numbers.setdefault(root, len(numbers))
-                reason = self._units.reason(root)
-                if reason is not None:
-                    frozen.setdefault(unit, self._placed(reason, axis.module))
-                units.append(unit)
-            axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, tuple(units)))
+            roots = self._units.roots(axis.atoms).numpy()
+            units = numbers.of(roots)
+            for root, unit in zip(roots, units, strict=True):
+                if unit not in frozen and (reason := self._units.reason(root)) is not None:
+                    frozen[unit] = self._placed(reason, axis.module)
+            axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, units))
             owner = axis.module if axis.view.axis in SIDES else axis.module.rpartition(".")[0]
-            by_place[owner, axis.view.main] = tuple(units)
+            by_place[owner, axis.view.main] = units
         sizes = self._numbers(followed, numbers)
-        made = {unit for each in axes if each.producer for unit in each.units}
+        made = bytearray(numbers.count)
         for each in axes:
-            for unit in set(each.units) - made:
-                reason = f"'{each.module}' takes these channels from outside the traced model"
-                frozen.setdefault(unit, self._placed(reason, each.module))
+            for unit in each.units if each.producer and each.axis == "out" else ():
+                made[unit] = True
+        for each in axes:
+            for unit in each.units:
+                if not made[unit] and unit not in frozen:
+                    reason = f"'{each.module}' takes these channels from outside the traced model"
+                    if each.axis not in SIDES:
+                        reason = f"no layer gives these channels of the parameter '{each.module}'"
+                    frozen[unit] = self._placed(reason, each.module)
         for name, reason in self._refused.items():
-            unit = numbers.setdefault(-len(numbers) - 1, len(numbers))
+            unit = numbers.fresh()
             frozen[unit] = self._placed(reason, name)
             axes.append(DependentAxis(name, "out", False, (unit,)))
         norms = tuple(
@@ -308,8 +365,8 @@ class _Analysis:
         )
         approximate: dict[str, tuple[int, ...]] = {}
         for labels, name in self._trace.approximate:
-            roots = self._units.roots(labels).flatten().tolist()
-            approximate[name] = tuple(sorted({numbers[root] for root in roots if root in numbers}))
+            some = numbers.known(self._units.roots(labels).flatten().tolist())
+            approximate[name] = tuple(sorted({unit for unit in some if unit is not None}))
         return ChannelDependencies(
             tuple(axes),
             frozen,
@@ -319,6 +376,19 @@ class _Analysis:
             approximate=approximate,
             layers=self._layers,
         )
+
+    def _without_constants(self, axes: list[_LabelledAxis]) -> list[_LabelledAxis]:
+        """The axes but for those of buffers that nothing goes along."""
+        goes = np.zeros(self._units.count, dtype=bool)
+        for axis in axes:
+            if axis.producer and axis.view.axis == "out":
+                goes[self._units.roots(axis.atoms).numpy()] = True
+        goes[[root for root in np.flatnonzero(goes) if self._units.reason(int(root)) is not None]] = False
+        return [
+            axis
+            for axis in axes
+            if axis.view.axis in SIDES or axis.view.parameters or goes[self._units.roots(axis.atoms).numpy()].any()
+        ]
 
     def _placed(self, reason: str, module: str) -> str:
         """A reason that names a line: if it has none, the one that calls the module, or the owner of the parameter."""
@@ -330,12 +400,13 @@ class _Analysis:
             self._told[reason, module] = told
         return told
 
-    def _numbers(self, found: dict[tuple[str, str], list[int]], units: dict[int, int]) -> tuple[DependentNumber, ...]:
+    def _numbers(self, found: dict[tuple[str, str], list[int]], numbers: _Numbers) -> tuple[DependentNumber, ...]:
         """The attributes that count what may be cut."""
+        counted = {place: numbers.known(roots) for place, roots in found.items()}
         return tuple(
-            DependentNumber(module, name, tuple(units[root] for root in roots))
-            for (module, name), roots in found.items()
-            if all(root in units for root in roots)
+            DependentNumber(module, name, tuple(unit for unit in units if unit is not None))
+            for (module, name), units in counted.items()
+            if None not in units
         )
 
     def _is_reached(self, axis: _LabelledAxis) -> bool:

@@ -57,6 +57,10 @@ class Calls(TorchFunctionMode):
             sizes = trace.read(args[0])
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return sizes if dim is None else sizes[dim]
+        if name in ("view_as", "reshape_as"):
+            other = args[1] if len(args) > 1 else kwargs["other"]
+            func, name = getattr(torch.Tensor, name[:-3]), name[:-3]
+            args, kwargs = (args[0], trace.read(other)), {}
         if name in ("view", "reshape", "unflatten"):
             return self._viewed(func, name, args, kwargs)
         if name == "__getitem__":
@@ -67,6 +71,12 @@ class Calls(TorchFunctionMode):
                 trace.ends = {}
         if name in _SPLITS and not kwargs.keys() - {"dim", "split_size", "split_size_or_sections"}:
             return self._parted(func, name, args, kwargs)
+        if name in ("zeros", "new_zeros"):
+            out = func(*args, **kwargs)
+            given = args[name == "new_zeros" :] or (kwargs.get("size", ()),)
+            if not trace.silent:
+                trace.zeros(out, given[0] if given and isinstance(given[0], tuple | list) else given)
+            return out
         if name == "expand":
             given = args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:]
             copies = [dim for dim, size in enumerate(given) if is_attribute(size)]

@@ -7,6 +7,7 @@ channel 3 of a convolution go channel 3 of its BatchNorm and input channel 3 of 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -64,6 +65,36 @@ class DependencyGroup:
     followers: tuple[str, ...]
     units: tuple[int, ...]
     holders: tuple[str, ...] = ()  # modules with plain parameters that shrink along
+
+
+class _Lists:
+    """A list of names for each unit; equal ones are kept once, as a name behind another list."""
+
+    def __init__(self, units: int) -> None:
+        self.of = [0] * units  # by unit its list; 0: the empty one
+        self._behind: dict[tuple[int, str], int] = {}
+        self._lists: list[tuple[int, str]] = [(0, "")]
+
+    def add(self, units: Iterable[int], name: str) -> None:
+        """Puts a name behind the lists of these units, once."""
+        for unit in set(units):
+            key = (self.of[unit], name)
+            if key not in self._behind:
+                self._behind[key] = len(self._lists)
+                self._lists.append(key)
+            self.of[unit] = self._behind[key]
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """A list by its number."""
+        out = []
+        while number:
+            number, name = self._lists[number]
+            out.append(name)
+        return tuple(reversed(out))
+
+    def all(self, units: Iterable[int]) -> set[str]:
+        """The names in the lists of these units."""
+        return {name for number in {self.of[unit] for unit in units} for name in self.names(number)}
 
 
 @dataclass(frozen=True)
@@ -130,30 +161,25 @@ class ChannelDependencies:
     @cached_property
     def groups(self) -> list[DependencyGroup]:
         """The dependency groups of the units that may be removed, in order of their first producer."""
-        producers: dict[int, list[str]] = defaultdict(list)
-        followers: dict[int, list[str]] = defaultdict(list)
-        holders: dict[int, list[str]] = defaultdict(list)
+        producers, followers, holders = (_Lists(self.unit_count) for _ in range(3))
         for axis in self.axes:
             if axis.axis not in SIDES:
-                for unit in set(axis.units):
-                    holders[unit].append(axis.module.rpartition(".")[0])
+                holders.add(axis.units, axis.module.rpartition(".")[0])
             elif axis.axis == "out":
-                known = producers if axis.producer else followers
-                for unit in set(axis.units):
-                    known[unit].append(axis.module)
-        members: dict[tuple[str, ...], list[int]] = defaultdict(list)
+                (producers if axis.producer else followers).add(axis.units, axis.module)
+        members: dict[int, list[int]] = defaultdict(list)
+        stays = self.stays.tolist()
         for unit in range(self.unit_count):
-            if unit not in self.frozen and unit not in self.refuted and producers[unit]:
-                members[tuple(producers[unit])].append(unit)
+            if not stays[unit] and (made := producers.of[unit]):
+                members[made].append(unit)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
         out = []
-        for names, units in sorted(members.items(), key=lambda item: [order[name] for name in item[0]]):
-            along = sorted({f for u in units for f in followers[u]}, key=order.__getitem__)
-            out.append(
-                DependencyGroup(
-                    names, tuple(along), tuple(units), tuple(sorted({h for u in units for h in holders[u]}))
-                )
-            )
+        for names, units in sorted(
+            ((producers.names(made), units) for made, units in members.items()),
+            key=lambda item: [order[name] for name in item[0]],
+        ):
+            along = sorted(followers.all(units), key=order.__getitem__)
+            out.append(DependencyGroup(names, tuple(along), tuple(units), tuple(sorted(holders.all(units)))))
         return out
 
     def kept(self, removed: torch.Tensor) -> list[tuple[DependentAxis, torch.Tensor]]:

@@ -1,8 +1,8 @@
 """Planes: which unit each position of a tensor belongs to.
 
-A plane is an int64 tensor with as many dimensions as its tensor; each has the tensor's size, or 1 where the label is
-the same all along it. So what an activation of millions of elements carries is a vector of its channels. A tensor has a
-plane for each independent structure: a weight one for its output and one for its input channels.
+A plane is a tensor of whole numbers with as many dimensions as its tensor; each has the tensor's size, or 1 where the
+label is the same all along it. So what an activation of millions of elements carries is a vector of its channels. A
+tensor has a plane for each independent structure: a weight one for its output and one for its input channels.
 """
 
 from __future__ import annotations
@@ -65,6 +65,28 @@ def compact(labels: torch.Tensor) -> torch.Tensor:
     return labels
 
 
+def reshaped(labels: torch.Tensor, old: Sequence[int], new: Sequence[int]) -> torch.Tensor:
+    """Labels of a tensor of shape `old` once it has shape `new`.
+
+    Dimensions that they do not change along, and that are not laid together with one that they do, keep size 1.
+    """
+    if 0 in old:
+        return labels.expand(tuple(old)).reshape(tuple(new))
+    sizes, result = list(labels.shape), [1] * len(new)
+    i = j = 0
+    while i < len(old) and j < len(new):
+        first, begin, before, behind = i, j, old[i], new[j]
+        i, j = i + 1, j + 1
+        while before != behind:  # as many dimensions of either as hold equally many positions
+            if before < behind:
+                before, i = before * old[i], i + 1
+            else:
+                behind, j = behind * new[j], j + 1
+        if any(size > 1 for size in sizes[first:i]):
+            sizes[first:i], result[begin:j] = old[first:i], new[begin:j]
+    return labels.expand(sizes).reshape(result)
+
+
 def resolved(planes: Iterable[Plane], units: Units) -> list[Plane]:
     """The planes with the units of now, without those that hold no channel and those that say the same.
 
@@ -123,11 +145,24 @@ def meet(planes: Sequence[Plane], other: Sequence[Plane], real: Sequence[int], u
     """Ties planes of one operand to those of another whose positions they meet one by one.
 
     Both are aligned to the same dimensions; `real` are those along which the other operand does not broadcast. Where it
-    has no channels, nothing can go; so its size along that dimension makes this operand rigid there.
+    has no channels, nothing can go; so its size along that dimension makes this operand rigid there. A buffer holds
+    what it meets along some of its dimensions, so that it may go by the others: heads whose places a table turns.
     """
+    other = [partner for partner in other if not _holds(partner, planes, units, reason)]
     covered = {d for plane in other for d in plane.varying}
     for plane in planes:
         for partner in other:
-            if set(plane.varying) & set(partner.varying):
+            if set(plane.varying) & set(partner.varying) and not _holds(plane, [partner], units, reason):
                 units.join(plane.labels, partner.labels, reason)
         rigid(plane, [d for d in real if d not in covered], units, reason)
+
+
+def _holds(plane: Plane, others: Sequence[Plane], units: Units, reason: str) -> bool:
+    """Whether a plane is that of a buffer, and one of the others has channels along more dimensions; it stays then."""
+    along = set(plane.varying)
+    for other in others:
+        across = set(other.varying)
+        if along & across and across - along and units.are_constant(plane.labels):
+            units.freeze(plane.labels, reason)
+            return True
+    return False

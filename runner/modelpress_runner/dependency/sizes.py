@@ -161,8 +161,7 @@ def follow(
         shapes: a dimension, and the labels along it, for each size that was read from a tensor.
         units: what is joined and frozen.
     """
-    read = {number: _along(labels, dim, units, labels.shape[dim]) for number, (dim, labels) in enumerate(shapes)}
-    values: dict[Name, int] = {**attributes, **{number: len(vector) for number, vector in read.items()}}
+    values: dict[Name, int] = {**attributes, **{n: labels.shape[dim] for n, (dim, labels) in enumerate(shapes)}}
     asked = [(use, _vector(use, units)) for use in uses]
     found: dict[tuple[str, str], list[int]] = {}
     for some in _together(asked):
@@ -170,7 +169,8 @@ def follow(
         for use, vector in some:
             for name in use.size.names:
                 if isinstance(name, int):
-                    options[name] = [read[name]]
+                    dim, labels = shapes[name]
+                    options[name] = [_along(labels, dim, units, labels.shape[dim])]
                     continue
                 known = options.setdefault(name, [None])
                 counted = _counted(use.size, name, values, vector)

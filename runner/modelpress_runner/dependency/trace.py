@@ -7,6 +7,7 @@ operation does to labels says its rule; an operation without one keeps everythin
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelpress_runner.dependency.layers import Blocks
 from modelpress_runner.dependency.planes import Plane, resolved, rigid
-from modelpress_runner.dependency.sizes import FixedSize, NamedSize, Use
-from modelpress_runner.dependency.units import Units
+from modelpress_runner.dependency.sizes import FixedSize, NamedSize, Use, is_attribute
+from modelpress_runner.dependency.units import LABEL, Units
 from modelpress_runner.runtime.graph import tensors_in
 
 _INSIDE = ("/torch/", "/modelpress_runner/")
@@ -52,12 +53,19 @@ class Trace:
         self.norms: Mapping[int, Callable[[torch.Tensor, torch.Tensor], None]] = {}  # by id of the module: its rule
         self.recurrent: Mapping[int, Callable[[Any, Any, Any], None]] = {}  # as norms, of recurrent layers
         self._inside: list[nn.Module | None] = []  # such modules that run: their parts have no rules
+        self._zeros: Any = WeakTensorKeyDictionary()  # of zeros when they were made: how often they were written to
         self.made: Any = WeakTensorKeyDictionary()  # what gave a tensor with planes, and where
         self.called: dict[str, str] = {}  # by module the line that called it first
         self.exact = True
         self.blocks: Blocks | None = None  # where those are looked for
         self.approximate: list[tuple[torch.Tensor, str]] = []  # labels that a LayerNorm may lose, with its name
-        self.used: set[int] = set()  # ids of what operations have taken
+        self.used: set[int] = set()  # ids of the parameters, and of what else has planes from the start, that are taken
+
+    def take(self, given: Sequence[torch.Tensor]) -> None:
+        """Notes that an operation takes these."""
+        for tensor in given:
+            if isinstance(tensor, nn.Parameter) or id(tensor) in self._parameters:
+                self.used.add(id(tensor))
 
     def planes(self, tensor: Any) -> list[Plane]:
         """Those of a tensor now."""
@@ -91,6 +99,20 @@ class Trace:
         if kept and id(tensor) not in self._parameters:
             self._planes[tensor] = kept
 
+    def zeros(self, tensor: torch.Tensor, sizes: Sequence[Any]) -> None:
+        """Zeros of a shape that is asked for: what they are laid beside goes, if their number follows."""
+        self._zeros[tensor] = tensor._version
+        for dim, size in enumerate(sizes):
+            if is_attribute(size) and len(sizes) == tensor.dim() and size > 1:
+                shape = [1] * tensor.dim()
+                shape[dim] = int(size)
+                self.put(tensor, [*self.planes(tensor), Plane(self.units.atoms(int(size)).reshape(shape))])
+                self.use(size, dim, self.along(tensor, dim), "zeros")
+
+    def is_zeros(self, tensor: torch.Tensor) -> bool:
+        """Whether it is zeros that nothing has been written to."""
+        return tensor in self._zeros and self._zeros[tensor] == tensor._version
+
     def use(self, size: int, dim: int, labels: torch.Tensor | None, name: str) -> None:
         """Remembers that dimension `dim` is as long as `size` says, if that is computed from attributes or shapes."""
         if isinstance(size, NamedSize):
@@ -118,7 +140,7 @@ class Trace:
             return
         if own and own[0].varying != [dim]:
             own = self.rigid(own, [d for d in own[0].varying if d != dim], reason)
-        other = own[0].labels.flatten() if own else torch.zeros(int(size), dtype=torch.long)
+        other = own[0].labels.flatten() if own else torch.zeros(int(size), dtype=LABEL)
         self.units.join(read[0].labels.flatten(), other, reason)
 
     def along(self, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
@@ -257,7 +279,7 @@ class LabelMode(TorchDispatchMode):
         out = func(*args, **kwargs)
         given = tensors_in((args, kwargs))
         trace = self._trace
-        trace.used.update(id(tensor) for tensor in given)
+        trace.take(given)
         if trace.blocks is not None and isinstance(func, torch._ops.OpOverload):
             trace.blocks.operation(func._schema.name.rpartition("::")[2], args, out)
         if trace.silent or (not trace.copies and not any(trace.carries(tensor) for tensor in given)):
@@ -283,7 +305,8 @@ class LabelMode(TorchDispatchMode):
 
 
 def _key(labels: torch.Tensor) -> bytes:
-    return repr(tuple(labels.shape)).encode() + labels.contiguous().numpy().tobytes()
+    whole = repr(tuple(labels.shape)).encode() + labels.contiguous().numpy().tobytes()
+    return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 def _slices(labels: torch.Tensor, dim: int) -> int:
@@ -297,6 +320,6 @@ def _slices(labels: torch.Tensor, dim: int) -> int:
         for atom, row in zip(atoms.tolist(), rows.tolist(), strict=True)
         for label in set(row) - {0}
     ]
-    one, other = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+    one, other = torch.tensor(pairs, dtype=LABEL).reshape(-1, 2).unbind(1)
     slices.join(one, other, "")
     return len(set(slices.roots(atoms).tolist()))

@@ -6,35 +6,52 @@ A channel of an axis of a module is an *atom*, a number from 1 on. Atoms that an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
+
+LABEL = torch.int32
 
 
 class Units:
     """Atoms, joined and frozen. Label 0 stands for a position that is no channel of anything, and never changes."""
 
     def __init__(self) -> None:
-        self._parent = np.zeros(1, dtype=np.int64)
+        self._parent = np.zeros(1, dtype=np.int32)  # with room behind what is counted
+        self.count = 1  # of atoms, with the 0
+        self.constant = range(0)  # atoms of what is no weight
         self._reasons: dict[int, str] = {}  # by root
 
     def atoms(self, count: int) -> torch.Tensor:
-        """New atoms, int64 (count,)."""
-        first = len(self._parent)
-        fresh = np.arange(first, first + count, dtype=np.int64)
-        self._parent = np.concatenate([self._parent, fresh])
-        return torch.from_numpy(fresh.copy())
+        """New atoms, int32 (count,)."""
+        first, end = self.count, self.count + count
+        fresh = np.arange(first, end, dtype=np.int32)
+        if end > len(self._parent):
+            grown = np.zeros(max(end, len(self._parent) * 5 // 4), dtype=np.int32)
+            grown[:first] = self._parent[:first]
+            self._parent = grown
+        self._parent[first:end] = fresh
+        self.count = end
+        return torch.from_numpy(fresh)
 
     def roots(self, labels: torch.Tensor) -> torch.Tensor:
-        """The labels with every atom replaced by the one that stands for its unit."""
-        places = labels.numpy()
+        """The labels with every atom replaced by the one that stands for its unit; they themselves if all do."""
+        given = places = labels.numpy()
         while True:
             up = self._parent[places]
             if np.array_equal(up, places):
-                return torch.from_numpy(up)
+                return labels if places is given else torch.from_numpy(places)
             places = up
 
+    def are_constant(self, labels: torch.Tensor) -> bool:
+        """Whether atoms have met no others than those of what is no weight."""
+        roots = self.roots(labels)
+        low, high = self.constant.start, self.constant.stop
+        return low < high and bool(((roots >= low) & (roots < high)).all())
+
     def join(self, first: torch.Tensor, second: torch.Tensor, reason: str) -> None:
-        """Joins atoms at the same position of two int64 tensors, which broadcast.
+        """Joins atoms at the same position of two tensors of whole numbers, which broadcast.
 
         An atom that meets a 0 is tied to what cannot change: it is frozen for `reason`.
         """
@@ -42,13 +59,13 @@ class Units:
         differ = first != second
         if not bool(differ.any()):
             return
-        pairs = torch.unique(torch.stack([first[differ], second[differ]]), dim=1)
-        for a, b in zip(*pairs.tolist(), strict=True):
+        pairs = torch.unique(first[differ].long() * self.count + second[differ]).tolist()
+        for a, b in [divmod(pair, self.count) for pair in pairs]:
             if a == 0 or b == 0:
                 self._freeze(self._find(a or b), reason)
             else:
                 self._unite(self._find(a), self._find(b))
-        self._flatten(pairs)
+        self._flatten({atom for pair in pairs for atom in divmod(pair, self.count)})
 
     def freeze(self, labels: torch.Tensor, reason: str) -> None:
         """Keeps the units of these atoms; the first reason that is given is the one that is told."""
@@ -82,6 +99,6 @@ class Units:
     def _freeze(self, root: int, reason: str) -> None:
         self._reasons.setdefault(root, reason)
 
-    def _flatten(self, atoms: torch.Tensor) -> None:
-        for atom in torch.unique(atoms).tolist():
+    def _flatten(self, atoms: Iterable[int]) -> None:
+        for atom in atoms:
             self._parent[atom] = self._find(atom)

@@ -23,7 +23,7 @@ from torch import nn
 
 from modelpress_runner.edits.attention import PrunedMultiheadAttention, cut_heads
 from modelpress_runner.edits.computed import computed
-from modelpress_runner.edits.recurrent import recurrent_axis
+from modelpress_runner.edits.recurrent import RECURRENT, recurrent_axis
 from modelpress_runner.errors import CompressionError
 
 CONV = nn.modules.conv._ConvNd
@@ -116,7 +116,7 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
     if axis not in SIDES:
         raise CompressionError(f"'{name}': an axis is 'in', 'out' or 'hidden', not {axis!r}")
     groups = 1
-    if axis == "hidden" and not isinstance(module, nn.RNNBase):
+    if axis == "hidden" and not isinstance(module, RECURRENT):
         raise CompressionError(f"'{name}' ({type(module).__name__}) has no hidden units")
     if isinstance(module, CONV):
         groups = module.groups
@@ -132,7 +132,7 @@ def module_axis(module: nn.Module, name: str, axis: str) -> AxisView:
     elif is_conv1d(module):
         size = module.get_parameter("weight").shape[1 if axis == "out" else 0]
         tensors = {"weight": "cols", "bias": "rows"} if axis == "out" else {"weight": "rows"}
-    elif isinstance(module, nn.RNNBase):
+    elif isinstance(module, RECURRENT):
         size, tensors = recurrent_axis(module, name, axis)
     elif axis == "in":
         raise CompressionError(f"'{name}' ({type(module).__name__}) has no input channels of its own")
@@ -333,14 +333,14 @@ def _patch(owner: nn.Module, axis: str, groups: int, size: int) -> None:
             owner.embed_dim = owner.kdim = owner.vdim = size
     elif is_conv1d(owner):
         setattr(owner, "nf" if axis == "out" else "nx", size)
-    elif isinstance(owner, nn.RNNBase) and axis != "hidden":
+    elif isinstance(owner, RECURRENT) and axis != "hidden":
         setattr(owner, "input_size" if axis == "in" else "hidden_size", size)
 
 
 def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
     path, _, attribute = name.rpartition(".")
     owner = module_at(model, path)
-    parameter = owner._parameters.get(attribute) if owner is not None else None
+    parameter = {**owner._buffers, **owner._parameters}.get(attribute) if owner is not None else None
     if owner is None or parameter is None:
         raise CompressionError(f"the model has no module or parameter '{name}'")
     if (match := DIMENSION.fullmatch(axis)) is not None:
@@ -355,7 +355,7 @@ def _parameter_axis(model: nn.Module, name: str, axis: str) -> AxisView:
 
 
 def parameter_axis(owner: nn.Module, attribute: str, dim: int) -> AxisView:
-    """The axis of one dimension of a plain parameter."""
+    """The axis of one dimension of a plain parameter or buffer."""
     return AxisView(owner, f"dim{dim}", getattr(owner, attribute).shape[dim], 1, {attribute: f"dim{dim}"})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import prune_zoo
 import pytest
 import torch
-from random_nets import Attention, Halves, random_net, removal
+from random_nets import Attention, Halves, Scaled, random_net, removal
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,6 +77,7 @@ def _by_view(x: torch.Tensor) -> torch.Tensor:
         (4, lambda x: x.repeat_interleave(2, 1), 8, [0, 1, 2, 3]),
         (4, lambda x: x.repeat(1, 2, 1, 1), 8, [0, 1, 2, 3]),
         (4, lambda x: x.flip(1), 4, [0, 1, 2, 3]),
+        (4, Scaled(4, parameter=False), 4, [0, 1, 2, 3]),  # a buffer goes along
         (4, lambda x: x + x.flip(1), 4, [0, 1, 1, 0]),
         (4, lambda x: torch.cat([x, torch.relu(x)], 1), 8, [0, 1, 2, 3]),
         (8, lambda x: F.glu(x, 1), 4, [0, 1, 2, 3, 0, 1, 2, 3]),
@@ -223,6 +224,23 @@ def test_grouped_queries_go_with_their_keys(kernel: bool) -> None:
     assert units(found, "k") == units(found, "v") == [head for head in range(3) for _ in range(4)]
     assert groups(found) == {"q k v": 3}
     check_removal(model, found, 0, torch.zeros(2, 5, 8))
+
+
+def test_a_shape_taken_from_another_tensor_ties_the_two() -> None:
+    """What is laid out as something else must go on to be as large."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = self.a(x), self.b(x)
+            return self.c(torch.cat([first.view_as(second), second], -1))
+
+    found = find_dependencies(Beside(), torch.zeros(2, 5, 3))
+    assert groups(found) == {"a b": 4}
+    check_removal(Beside(), found, 0, torch.zeros(2, 5, 3))
 
 
 def test_layers_of_a_residual_stream_share_its_channels() -> None:

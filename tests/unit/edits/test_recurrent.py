@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import known_nets
 import pytest
 import torch
 from torch import nn
@@ -86,6 +87,19 @@ def test_a_state_of_another_layer_goes_along_and_a_given_one_holds() -> None:
     found = find_dependencies(nn.LSTM(3, 4), X)
     assert found.groups == []
     assert "output" in next(iter(found.frozen.values()))
+
+
+def test_hidden_units_of_a_cell_go_with_the_zeros_that_the_code_begins_with() -> None:
+    """A quarter of eight: rows of every gate, what takes the units, and the number in the user's module."""
+    torch.manual_seed(0)
+    stages = [{"prune": {"config_list": [{"op_types": ["LSTMCell"], "sparsity": 0.25}]}}]
+    small: Any = mp.compress(known_nets.NETS["LSTMCell"]()[0], stages, None, known_nets.words()).model
+    cell = small.inner.cell
+    assert (cell.hidden_size, small.inner.hidden, small.inner.out.in_features) == (6, 6, 6)
+    assert (tuple(cell.weight_ih.shape), tuple(cell.weight_hh.shape), tuple(cell.bias_hh.shape)) == (
+        (24, 12), (24, 6), (24,),
+    )  # fmt: skip
+    assert small(known_nets.words()).shape == (2, 6, 11)
 
 
 class Language(nn.Module):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from modelpress_runner.dependency.rules.contraction import CONTRACTIONS
 from modelpress_runner.dependency.rules.movement import (
+    flipped,
     gated,
     joined,
+    kept,
     moved,
     picked,
     restrided,
@@ -44,10 +46,11 @@ def _table() -> dict[str, Rule]:
 
     add(
         moved,
-        "view _unsafe_view reshape _reshape_alias permute transpose t unsqueeze squeeze expand repeat flip movedim "
+        "view _unsafe_view reshape _reshape_alias permute transpose t unsqueeze squeeze expand repeat movedim "
         "numpy_T mT pixel_unshuffle diagonal unfold view_as_real view_as_complex",
     )
-    add(moved, "detach alias contiguous lift_fresh")
+    add(flipped, "flip")
+    add(kept, "detach alias contiguous lift_fresh")
     add(same, "empty_like zeros_like ones_like full_like rand_like randn_like")
     add(sliced, "slice narrow")
     add(split, "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk split_copy")
@@ -82,7 +85,11 @@ def _table() -> dict[str, Rule]:
         "hardtanh elu celu selu leaky_relu gelu silu mish softplus softshrink hardshrink threshold relu6 "
         "log_sigmoid_forward rrelu_with_noise logit nan_to_num rsub",
     )
-    add(nothing, "fill zero uniform normal bernoulli_ random set_ resize_ sym_size sym_stride item _local_scalar_dense")
+    add(
+        nothing,
+        "fill zero uniform normal bernoulli_ random set_ resize_ sym_size sym_stride item _local_scalar_dense "
+        "new_zeros new_ones new_full new_empty new_empty_strided",
+    )
     rules.update(CONTRACTIONS)
     rules["constant_pad_nd"] = padded
     return rules

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from modelpress_runner.dependency.planes import Plane, compact, meet, resolved, rigid, tied
+from modelpress_runner.dependency.rules.pointwise import unknown
 from modelpress_runner.dependency.trace import Rule, Trace
+from modelpress_runner.dependency.units import LABEL
 from modelpress_runner.runtime.graph import tensors_in
 
 _BATCH, _ROW, _COLUMN = 0, 1, 2
@@ -131,7 +133,7 @@ def convolution(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwarg
         trace.units.join(channels, _flat(into, source.shape[1]), reason)
     else:
         axes = trace.axes.get(id(weight), {})
-        made_labels = axes.get("out", torch.zeros(out.shape[1], dtype=torch.long))
+        made_labels = axes.get("out", torch.zeros(out.shape[1], dtype=LABEL))
         _join_groups(trace, channels, axes.get("in"), made_labels, groups, reason)
     shape = [1] * out.dim()
     shape[1] = out.shape[1]
@@ -147,7 +149,7 @@ def _flat(planes: Sequence[Plane], size: int) -> torch.Tensor:
     for plane in planes:
         if plane.labels.numel() == size:
             return plane.labels.flatten()
-    return torch.zeros(size, dtype=torch.long)
+    return torch.zeros(size, dtype=LABEL)
 
 
 def by_group(groups: int, inputs: int, outputs: int) -> bool:
@@ -215,8 +217,22 @@ def _repeated(planes: list[Plane], tensor: torch.Tensor, query: torch.Tensor) ->
     return out
 
 
+def grouped(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """grouped_mm of rows (n, k), which lie by expert, and a matrix (k, m) for each expert: as with one matrix."""
+    rows, experts = args[:2]
+    if rows.dim() != 2 or experts.dim() != 3 or tensors_in((args[3:], kwargs.get("bias"))):
+        unknown(trace, name, func, args, kwargs, out)
+        return
+    for tensor in tensors_in((args[2:], kwargs)):
+        trace.freeze(trace.planes(tensor), f"{trace.where(name)} takes experts by number")
+    given = trace.rigid(trace.planes(experts), [0], f"{trace.where(name)} takes experts by number")
+    found = _contract(trace, (rows[None], _three(trace.planes(rows))), (experts[:1], given), name)
+    trace.put(out, [Plane(plane.labels[0], plane.zero) for plane in found])
+
+
 CONTRACTIONS: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), matrices),
+    **dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), grouped),
     **dict.fromkeys(("mv", "dot", "addmv", "vdot"), vectors),
     **dict.fromkeys(("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution"), convolution),
     **dict.fromkeys(

@@ -6,31 +6,49 @@ Code that takes parts of an axis by number goes on to do so; what that allows to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.planes import Plane, meet
+from modelpress_runner.dependency.planes import Plane, meet, reshaped
 from modelpress_runner.dependency.rules.arguments import argument
 from modelpress_runner.dependency.rules.pointwise import unknown
 from modelpress_runner.dependency.sizes import is_attribute
 from modelpress_runner.dependency.trace import Trace
+from modelpress_runner.dependency.units import LABEL
 from modelpress_runner.runtime.graph import map_tensors, tensors_in
 
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 
 
-def moved(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """The same operation on the labels."""
+def moved(
+    trace: Trace,
+    name: str,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    out: Any,
+    along: Collection[int] | None = None,
+) -> None:
+    """The same operation on the labels. `along`: the only dimensions that it does something along; None: any."""
     source = args[0]
     given = [map_tensors(arg, lambda tensor: tensor.cpu()) for arg in args[1:]]
     results = tensors_in(out)
     planes: list[list[Plane]] = [[] for _ in results]
     for plane in trace.planes(source):
         try:
-            found = tensors_in(_run(func, plane.expanded(source.shape), given, kwargs))
+            if name in _VIEWS and not isinstance(args[1], torch.dtype):
+                found = [reshaped(plane.labels, source.shape, results[0].shape)]
+            elif name == "repeat":  # copies of what is the same all along are that again
+                own = plane.aligned(len(args[1])).labels.shape
+                counts = [1 if size == 1 else count for size, count in zip(own, args[1], strict=True)]
+                found = [plane.labels.repeat(counts)]
+            else:
+                own = plane.labels.shape
+                wide = [n if along is None or d in along else own[d] for d, n in enumerate(source.shape)]
+                found = tensors_in(_run(func, plane.expanded(wide), given, kwargs))
         except Exception:
             trace.freeze([plane], f"{trace.where(name)} has no rule for labels")
             continue
@@ -90,13 +108,11 @@ def _parts(old: Sequence[int], new: Sequence[int], left_open: int) -> list[int]:
 
 def _run(func: Any, labels: torch.Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout", "pin_memory")}
-    if func._schema.name.removeprefix("aten::") in _VIEWS:
-        return labels.reshape(args[0])
     try:
         return func(labels, *args, **kwargs)
     except (RuntimeError, NotImplementedError):
         # Some kernels exist for floating point only; labels are far from 2^53.
-        return map_tensors(func(labels.double(), *args, **kwargs), lambda t: t.long())
+        return map_tensors(func(labels.double(), *args, **kwargs), lambda t: t.to(LABEL))
 
 
 def sliced(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -172,15 +188,16 @@ def picked(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: di
         if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
             dims = list(range(source.dim()))
     elif name == "roll" and len(args[1]) == len(argument(func, args, kwargs, "dims", [])) == 1:
-        _rolled(trace, source, args[1][0], argument(func, args, kwargs, "dims", [])[0] % source.dim())
-        moved(trace, name, func, args, kwargs, out)
+        dim = argument(func, args, kwargs, "dims", [])[0] % source.dim()
+        _rolled(trace, source, args[1][0], dim)
+        moved(trace, name, func, args, kwargs, out, [dim])
         return
     elif name == "roll":
         dims = [d % source.dim() for d in argument(func, args, kwargs, "dims", []) or range(source.dim())]
     else:
         dims = [argument(func, args, kwargs, "dim", 0) % source.dim()]
     trace.rigid(trace.planes(source), dims, f"{trace.where(name)} takes some of them by number")
-    moved(trace, name, func, args, kwargs, out)
+    moved(trace, name, func, args, kwargs, out, dims)
 
 
 def _rolled(trace: Trace, source: torch.Tensor, shift: int, dim: int) -> None:
@@ -193,6 +210,16 @@ def _rolled(trace: Trace, source: torch.Tensor, shift: int, dim: int) -> None:
             lines.narrow(dim, size - shift % size, shift % size) if shift > 0 else lines.narrow(dim, 0, -shift % size)
         )
         trace.units.freeze(ends if abs(shift) < size else lines, reason)
+
+
+def flipped(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """The other way round along some dimensions."""
+    moved(trace, name, func, args, kwargs, out, [d % args[0].dim() for d in args[1]])
+
+
+def kept(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """The same tensor, laid out otherwise at most."""
+    trace.put(out, trace.planes(args[0]))
 
 
 def shuffled(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -235,7 +262,7 @@ def joined(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: di
     along = [next((plane for plane in planes if plane.varying == [dim]), None) for planes in each]
     if any(along):
         rows = [
-            (torch.zeros(part.shape[dim], dtype=torch.long) if plane is None else plane.labels.flatten())
+            (torch.zeros(part.shape[dim], dtype=LABEL) if plane is None else plane.labels.flatten())
             for part, plane in zip(parts, along, strict=True)
         ]
         shape = [1] * result.dim()

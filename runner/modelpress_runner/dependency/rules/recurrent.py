@@ -1,4 +1,4 @@
-"""nn.LSTM, nn.GRU and nn.RNN as a whole, and sequences of unequal lengths.
+"""nn.LSTM, nn.GRU and nn.RNN and their cells as a whole, and sequences of unequal lengths.
 
 A hidden unit without weights and biases stays at zero if it begins there: every gate of it is a constant then, and what
 the gates let through is tanh(0) or relu(0). So it can go from all layers and directions.
@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from modelpress_runner.dependency.planes import Plane
 from modelpress_runner.dependency.rules.arguments import argument
 from modelpress_runner.dependency.trace import Trace
+from modelpress_runner.dependency.units import LABEL
 from modelpress_runner.runtime.graph import tensors_in
 
 
@@ -31,11 +33,12 @@ def recurrent(trace: Trace, axes: Mapping[str, torch.Tensor], args: Any, kwargs:
     for first in tensors_in(state):
         trace.settle(first)
         for plane in trace.planes(first):
-            if not plane.zero:
+            if not plane.zero and not trace.is_zeros(first):
                 trace.freeze([plane], f"{where} begins with them where they need not be zero")
         began = f"{where} begins with a state that is given to it"
         trace.units.join(_channels(trace, first, where, began), units, began)
-    for result in (_data(out[0]), *tensors_in(out[1])):
+    cell = trace.module is not None and isinstance(trace.module[1], nn.RNNCellBase)
+    for result in tensors_in(out) if cell else (_data(out[0]), *tensors_in(out[1])):
         shape = [1] * (result.dim() - 1)
         trace.put(result, [Plane(units.repeat(result.shape[-1] // units.numel()).reshape(*shape, -1), True)])
 
@@ -50,7 +53,7 @@ def _channels(trace: Trace, tensor: torch.Tensor, where: str, reason: str) -> to
     last = tensor.dim() - 1
     planes = trace.rigid(trace.planes(tensor), range(last), f"{where} runs over them")
     found = next((plane.labels.flatten() for plane in planes if plane.varying == [last]), None)
-    return torch.zeros(tensor.shape[last], dtype=torch.long) if found is None else found
+    return torch.zeros(tensor.shape[last], dtype=LABEL) if found is None else found
 
 
 def packed(trace: Trace, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

@@ -9,18 +9,20 @@ import torch
 from torch import nn
 
 from modelpress_runner.edits.axes import module_axis
+from modelpress_runner.edits.recurrent import RECURRENT
 
 # Types besides a row's whose output channels can be scored by their weights: transformers' linear layer, the rows of
 # queries, keys and values that nn.MultiheadAttention has in one weight, embeddings, where residual streams begin, and
 # recurrent layers, a hidden unit of which has rows in all gates, layers and directions.
-OTHER_TYPES = ("Conv1D", "MultiheadAttention", "Embedding", "LSTM", "GRU", "RNN")
+_RECURRENT = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
+OTHER_TYPES = ("Conv1D", "MultiheadAttention", "Embedding", *_RECURRENT)
 BLOCK = 1 << 22  # entries that are in float64 at a time, but for channels that have more
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
     """The weight that scores a module; selection has seen to it that there is one."""
-    if isinstance(module, nn.RNNBase):
-        return cast(nn.Parameter, module.weight_ih_l0)
+    if isinstance(module, RECURRENT):
+        return module.get_parameter("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
     return cast(nn.Parameter, module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight)
 
 
@@ -35,7 +37,7 @@ def by_channel(module: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]
 def channel_rows(module: nn.Module) -> torch.Tensor:
     """The weights of each output channel, without the bias, (channels, weights of one), in the weight's own type."""
     axis = module_axis(module, type(module).__name__, "out")
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, RECURRENT):
         weights = {name: getattr(module, name).detach() for name in axis.parameters if name.startswith("weight")}
         return torch.cat([axis.rows(name, weight) for name, weight in weights.items()], 1)
     return axis.rows(axis.main, weight_of(module).detach())
