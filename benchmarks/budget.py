@@ -6,8 +6,11 @@ Python's standard library; timed is solving `macs` at .8 with nothing known, the
 
 Timed: a convolutional network, compiled, asked for .6 of its dense latency on one thread. The artefact's model and the
 dense one are timed again in turn in another process, several times; reported is the median ratio with its extremes.
+Rounded: the same network asked for half of its MACs with `roundTo: auto`, timed alike; reported is besides the share of
+the latency that is left, divided by that of the MACs.
 
-Usage: python benchmarks/budget.py [--again 5]
+Usage: python benchmarks/budget.py [--again 5] [--parts counted timed rounded]
+Parts that are not run keep the figures that the file has.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ def network() -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(1, 3, 64, 64)
 
 
-def counted(folder: Path) -> dict[str, Any]:
+def counted(folder: Path, again: int) -> dict[str, Any]:
     """Seconds of a first and of a second budget, and the ratios that came of them."""
     job = yaml.safe_load((EXAMPLE / "job.yaml").read_text())
     job["spec"]["data"]["calibration"] = {"uri": "calibration.jsonl"}
@@ -100,12 +103,23 @@ def target(model: nn.Module, x: torch.Tensor) -> Measuring:
 
 def timed(folder: Path, again: int) -> dict[str, Any]:
     """The ratio that the job found, and those of other processes."""
+    return {"asked": RATIO, **compressed(folder, again, {"metric": "latencyMs", "maxRatio": RATIO}, "8")}
+
+
+def rounded(folder: Path, again: int) -> dict[str, Any]:
+    """Shares of latency and of MACs, and one to the other."""
+    found = compressed(folder, again, {"metric": "macs", "maxRatio": 0.5}, "auto")
+    return {"asked": 0.5, **found, "latencyToMacs": found["median"] / found["macs"]}
+
+
+def compressed(folder: Path, again: int, budget: dict[str, Any], multiple: str) -> dict[str, Any]:
+    """A job with this budget: the ratios that it found, and those of other processes."""
     model, x = network()
-    stage = {"budget": {"metric": "latencyMs", "maxRatio": RATIO}, "configList": [{"opTypes": ["Conv2d"]}]}
+    stage = {"budget": budget, "configList": [{"opTypes": ["Conv2d"]}]}
     begin = time.perf_counter()
     result = mp.compress(
         copy.deepcopy(model),
-        [{"prune": {**stage, "roundTo": "8"}}],
+        [{"prune": {**stage, "roundTo": multiple}}],
         None,
         x,
         target={"format": "compiled"},
@@ -120,7 +134,6 @@ def timed(folder: Path, again: int) -> dict[str, Any]:
     ]
     before, after = result.metrics["baseline"], result.metrics["compressed"]
     return {
-        "asked": RATIO,
         "solved": [note for note in result.notes if note.startswith("budget")],
         "inTheJob": after["latencyMs"] / before["latencyMs"],
         "macs": after["macs"] / before["macs"],
@@ -138,23 +151,27 @@ def time_again(uri: str) -> None:
     print(after / before)
 
 
+PARTS = {"counted": counted, "timed": timed, "rounded": rounded}
+
+
 def main() -> None:
-    """Runs both and writes benchmarks/results/budget.json."""
+    """Runs them and writes benchmarks/results/budget.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--again", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--time", metavar="URI", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.time:
         time_again(arguments.time)
         return
-    result: dict[str, Any] = {
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
-    }
-    for name, part in (("counted", counted), ("timed", lambda folder: timed(folder, arguments.again))):
+    file = HERE / "results" / "budget.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
+    for name in arguments.parts:
         with tempfile.TemporaryDirectory() as folder:
-            result[name] = part(Path(folder))
+            result[name] = PARTS[name](Path(folder), arguments.again)
         print(json.dumps({name: result[name]}, indent=2), flush=True)
-    (HERE / "results" / "budget.json").write_text(json.dumps(result, indent=2) + "\n")
+        file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,11 +46,18 @@ def batch() -> tuple[Any, Any]:
 
 
 def prepared() -> None:
-    """Both sides have behind them what torch's first optimizer imports."""
+    """Both sides have behind them what torch's first optimizer imports, and a collection of the garbage that is left.
+
+    One more takes a quarter of a second, as large is the heap that torch brings, and either side may be the one whose
+    next object sets it off.
+    """
+    import gc
+
     import torch
 
     parameter = torch.nn.Parameter(torch.zeros(1))
     torch.optim.SGD([parameter], lr=0.1).step()
+    gc.collect()
 
 
 def bare(steps: int) -> dict[str, list[float]]:

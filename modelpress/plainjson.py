@@ -33,15 +33,16 @@ def json_of(text: str | bytes, depth: int = DEPTH, *, strict: bool = False) -> A
     return value
 
 
+_HOLD = frozenset({dict, list})
+
+
 def _deeper(value: Any, depth: int) -> bool:
-    level = [value]
+    level = [value] if type(value) in _HOLD else []
     for _ in range(depth):
+        inner = (held.values() if type(held) is dict else held for held in level)
+        # Long lists of numbers are gone over by one call.
         level = [
-            item
-            for held in level
-            if isinstance(held, dict | list)
-            for item in (held.values() if isinstance(held, dict) else held)
-            if isinstance(item, dict | list)
+            each for held in inner if not _HOLD.isdisjoint(map(type, held)) for each in held if type(each) in _HOLD
         ]
         if not level:
             return False

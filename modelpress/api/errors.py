@@ -115,7 +115,7 @@ def _value_of_another_tool(model: type[ApiModel], location: Location, value: str
     _, owner, _ = _resolve(model, location[:-1])
     if not (isinstance(owner, type) and issubclass(owner, ApiModel)):
         return None
-    hints = {plain(name): hint for name, hint in owner.other_values.get(str(location[-1]), {}).items()}
+    hints = {plain(name): hint for name, hint in owner.other_values.get(to_snake(str(location[-1])), {}).items()}
     return hints.get(plain(value))
 
 
@@ -134,6 +134,12 @@ def _problem(detail: ErrorDetails, location: Location, annotation: Any, is_key: 
             return Problem(path, message, f"did you mean {nearest}?")
         fix = None if isinstance(value, str) else typed_fix("str", value)
         return Problem(path, message, fix or (f"write {known[0]}" if len(known) == 1 else "write one of them"))
+    if (
+        kind in ("string_pattern_mismatch", "string_too_long")
+        and isinstance(value, str)
+        and (hint := _value_of_another_tool(model, location, value))
+    ):
+        return Problem(path, f"{describe(value)} is not to be had", hint)
     if kind == "string_pattern_mismatch":
         rule, fix = fix_pattern(str(context["pattern"]), str(value))
         what = f"the key {value!r}" if is_key else describe(value)

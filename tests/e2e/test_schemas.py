@@ -27,7 +27,7 @@ Check = Callable[[list[dict[str, Any]]], dict[str, tuple[str, str]]]
 
 def documents(*paths: Path) -> list[dict[str, Any]]:
     """All YAML documents of the files."""
-    return [one for path in paths for one in yaml.safe_load_all(path.read_text()) if one]
+    return [one for path in paths for one in yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader) if one]
 
 
 @pytest.fixture(scope="module")

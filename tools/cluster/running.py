@@ -163,7 +163,7 @@ class Running:
         version = json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
         command = ["template", RELEASE, str(HERE.parents[1] / "helm" / "modelpress"), "--namespace", SYSTEM]
         text = self.helm(*command, f"--kube-version={version}", *(["--set", values] if values else []))
-        return [document for document in yaml.safe_load_all(text) if document]
+        return [document for document in yaml.load_all(text, Loader=yaml.CSafeLoader) if document]
 
     def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
         """One object."""

@@ -28,6 +28,9 @@ PHASES = {
     "modelpress_runner.stages.prune:round_masks": "mask",
     "modelpress_runner.stages.prune:apply_masks": "mask",
     "modelpress_runner.stages.prune:replay": "shrink",
+    "modelpress_runner.stages.drop:prove": "proof",
+    "modelpress_runner.stages.drop:replay": "shrink",
+    "modelpress_runner.methods.drop.layers:influences": "score",
     "modelpress_runner.training.session:Session.train": "finetune",
 }
 
@@ -134,12 +137,13 @@ def evaluator(vocabulary: int, device: str) -> Any:
 
 
 def run(size: str, device: str = "cpu", algorithm: str = "l1", export: bool = False) -> Run:
-    """Half of the channels inside of every MLP go, then three steps of training.
+    """Half of the channels inside of every MLP go, then three steps of training, or a fourth of the layers.
 
     Args:
         size: key of SIZES.
         device: "cpu" or "cuda".
-        algorithm: of the prune stage; "level" leaves the shape as it is.
+        algorithm: of the prune stage; "level" leaves the shape as it is. With "+depth" behind it layers go as well,
+            by what they do to their inputs, and nothing is trained.
         export: whether the artifact is written, too.
     """
     from transformers import LlamaForCausalLM  # noqa: F401
@@ -157,16 +161,17 @@ def run(size: str, device: str = "cpu", algorithm: str = "l1", export: bool = Fa
             gc.collect()
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         parameters = sum(p.numel() for p in model.parameters())
+        algorithm, _, depth = algorithm.partition("+")
         names = ["gate_proj", "up_proj", "down_proj"] if algorithm == "level" else ["gate_proj", "up_proj"]
         entry = {"op_names": [f"llama.model.layers.{n}.mlp.{name}" for n in range(widths.layers) for name in names]}
         with watching(PHASES, peaks.phase), peaks.phase("rest"):
+            using = evaluator(widths.vocabulary, device)
+            behind = {"dropLayers": {"count": widths.layers // 4}} if depth else {"finetune": {"max_steps": 3}}
             result = mp.compress(
                 model,
-                [
-                    {"prune": {"algorithm": algorithm, "config_list": [{**entry, "sparsity": 0.5}]}},
-                    {"finetune": {"max_steps": 3}},
-                ],
-                evaluator(widths.vocabulary, device),
+                [{"prune": {"algorithm": algorithm, "config_list": [{**entry, "sparsity": 0.5}]}}, behind],
+                using,
+                calibration_data=[using.dummy_input],
             )
         if export:
             with peaks.phase("export"), tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from modelpress.api.errors import Problem
 from modelpress.api.messages import in_words
 from modelpress.api.v1alpha1 import ApiModel, Quantize, QuantizeEntry, algorithms
+from modelpress.api.v1alpha1.quantize import FP8, is_fp8
 
 from . import length
 from .base import StageRules
@@ -161,6 +162,10 @@ class QuantizeRules(StageRules[Quantize]):
         return f"quantized{by} with {row.name} ({what}){length.in_words(block)}"
 
 
+def _behind() -> str:
+    return in_words(row.name for row in algorithms.algorithms("quantize") if not row.trains)
+
+
 def _training() -> str:
     return in_words(row.name for row in algorithms.algorithms("quantize") if row.trains)
 
@@ -177,7 +182,8 @@ def _map_problems(holder: Quantize | QuantizeEntry, where: str) -> Iterator[Prob
             if key not in TARGETS:
                 yield Problem(f"{where}.{alias}", f"'{key}' is no target", f"write {in_words(TARGETS)}")
             elif not fits(item):
-                yield Problem(f"{where}.{alias}.{key}", f"{str(item)[:64]!r} is not {wanted}", f"write {wanted}")
+                fix = FP8 if alias == "quantDtype" and is_fp8(str(item)) else f"write {wanted}"
+                yield Problem(f"{where}.{alias}.{key}", f"{str(item)[:64]!r} is not {wanted}", fix)
 
 
 def _holder_problems(
@@ -223,6 +229,15 @@ def _search_problems(block: Quantize, path: str, row: algorithms.Algorithm) -> I
         if getattr(block, field) is not None and block.backend != "torch":
             message = f"{what} is for backend torch, which this version alone can measure layer by layer"
             yield Problem(f"{path}.{field}", message, "remove it, or write 'backend: torch'")
+    if block.keep_only_if_faster:
+        where = f"{path}.keepOnlyIfFaster"
+        if row.trains:
+            yield Problem(where, f"{row.name} trains, and layers are timed before", f"remove it, or use {_behind()}")
+        elif block.backend == "compressed-tensors":
+            message = "what servers make of one layer cannot be timed here"
+            yield Problem(where, message, "remove it, or use another backend")
+        elif block.budget is not None and not block.budget.keep_float:
+            yield Problem(where, "budget.keepFloat lets no layer stay as it is", "remove one of the two")
     if (budget := block.budget) is not None and not row.trains:
         holders: list[tuple[Quantize | QuantizeEntry, str]] = [(block, path)]
         holders += [(entry, f"{path}.configList[{index}]") for index, entry in enumerate(block.config_list)]

@@ -6,8 +6,6 @@ A method is a row here and a module of its name in the room of its family, such 
 row and nothing else.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """How long, how much, from how much data: blocks that stages of several kinds hold."""
 
-from __future__ import annotations
-
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,7 +21,7 @@ class Duration(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("epochs", "maxSteps"),)
 
     @model_validator(mode="after")
-    def _one(self) -> Duration:
+    def _one(self) -> Self:
         exactly_one(self, "epochs", "max_steps")
         return self
 
@@ -54,6 +52,6 @@ class SizeBudget(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
 
     @model_validator(mode="after")
-    def _one(self) -> SizeBudget:
+    def _one(self) -> Self:
         exactly_one(self, "max", "max_ratio")
         return self

@@ -3,8 +3,6 @@
 Validation, documents and the runner read this table, and nothing else says what is supported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Foundations of every API type: camelCase keys, unknown keys refused, bounded strings and numbers."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, NamedTuple, get_args

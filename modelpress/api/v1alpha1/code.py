@@ -1,9 +1,7 @@
 """Where the Python of an entrypoint is: a folder, a ConfigMap, a commit, or an archive in an object store."""
 
-from __future__ import annotations
-
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -79,7 +77,7 @@ class GitCode(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _secrets(self) -> GitCode:
+    def _secrets(self) -> Self:
         if re.search(_CREDENTIALS, self.url):
             raise PydanticCustomError(
                 "url_with_credentials",
@@ -130,7 +128,7 @@ class Code(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _places(self) -> Code:
+    def _places(self) -> Self:
         if self.path is None and self.remote is None:
             raise PydanticCustomError(
                 "no_code", "one of path, configMap, git, source is needed; add one, or leave code out", {}

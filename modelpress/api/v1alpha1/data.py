@@ -1,9 +1,7 @@
 """The data of a job: what is trained on, what is scored on, and what calibrates."""
 
-from __future__ import annotations
-
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -61,7 +59,7 @@ class Data(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _any(self) -> Data:
+    def _any(self) -> Self:
         if not self.splits:
             raise PydanticCustomError(
                 "no_data", "one of train, validation, calibration is needed; add one, or leave data out", {}

@@ -1,8 +1,6 @@
 """The distill block: what a model learns from, and how much of each."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -65,7 +63,7 @@ class Teacher(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> Teacher:
+    def _one(self) -> Self:
         exactly_one(self, *self.FORMS)
         return self
 
@@ -112,7 +110,7 @@ class LayerMapping(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> LayerMapping:
+    def _one(self) -> Self:
         exactly_one(self, "student", "student_re")
         if self.teacher is not None and self.student is None:
             raise PydanticCustomError(
@@ -160,7 +158,7 @@ class Distill(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> Distill:
+    def _fits(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise PydanticCustomError("two_lengths", "epochs and maxSteps are two lengths; give one of them", {})
         if self.loss_types[0] not in ("task", "CE"):

@@ -1,7 +1,5 @@
 """The distillBlocks block: which parts of a model learn from their twins in the dense model, and how."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field

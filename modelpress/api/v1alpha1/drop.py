@@ -1,8 +1,6 @@
 """The dropLayers and dropExperts blocks: whole layers, and whole experts, that go."""
 
-from __future__ import annotations
-
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -61,7 +59,7 @@ class DropLayers(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*_AMOUNTS),)
 
     @model_validator(mode="after")
-    def _one(self) -> DropLayers:
+    def _one(self) -> Self:
         exactly_one(self, *_AMOUNTS)
         return self
 
@@ -95,6 +93,6 @@ class DropExperts(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*_AMOUNTS),)
 
     @model_validator(mode="after")
-    def _one(self) -> DropExperts:
+    def _one(self) -> Self:
         exactly_one(self, *_AMOUNTS)
         return self

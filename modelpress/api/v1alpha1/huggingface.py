@@ -1,7 +1,5 @@
 """A model in the layout of transformers, compressed without any code of the user's."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -79,7 +77,20 @@ class HuggingFace(ApiModel):
     )
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(default=16, description="Rows of each training step.")
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(
-        default=5e-5, description="Of AdamW (arXiv 1711.05101), constant."
+        default=5e-5, description="Of AdamW (arXiv 1711.05101): the greatest."
+    )
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="How it goes on through the steps of a training: as it is, down to 0 in a line, or down to 0 along "
+        "half a wave of a cosine (arXiv 1608.03983).",
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="The share of the steps in which it rises to that, in a line."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="What every dropout of the model's configuration is set to, in the config.json that is written, "
+        "too; None: as it is. With 0 a student learns its teacher's outputs in fewer steps.",
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Of AdamW, on everything but biases and norms."

@@ -1,7 +1,5 @@
 """CompressionJob: one recipe, run once on one model."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

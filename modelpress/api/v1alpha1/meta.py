@@ -1,7 +1,5 @@
 """Object metadata and conditions, in the shapes of Kubernetes."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

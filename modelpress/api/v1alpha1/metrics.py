@@ -1,9 +1,7 @@
 """Metrics, constraints and objectives as users write them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -65,7 +63,7 @@ class Constraint(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> Constraint:
+    def _one(self) -> Self:
         exactly_one(self, "max_relative_loss", "max_absolute_loss", "min", "max", "min_ratio", "max_ratio")
         return self
 

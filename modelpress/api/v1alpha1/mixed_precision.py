@@ -1,7 +1,5 @@
 """The mixedPrecision block: which layers compute in half precision."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

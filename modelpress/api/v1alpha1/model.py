@@ -1,8 +1,6 @@
 """Which model a job compresses, where its code is, and where its artifacts go."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -60,7 +58,7 @@ class Model(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one(*map(to_camel, FORMS)),)
 
     @model_validator(mode="after")
-    def _one(self) -> Model:
+    def _one(self) -> Self:
         exactly_one(self, *self.FORMS)
         return self
 

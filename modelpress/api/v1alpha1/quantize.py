@@ -1,8 +1,6 @@
 """The quantize block: which numbers of a model get few bits, how many, and how their range is found."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -31,6 +29,12 @@ Dtype = (
     Annotated[str, Field(max_length=8, pattern=r"^u?int[2-8]$")]
     | Annotated[dict[str, Any], Field(min_length=1, max_length=3)]
 )
+# Eight bits as floats, by the names that other tools have for them.
+FP8 = (
+    "fp8 is for GPUs of compute capability 8.9 and above, and no backend of this version makes files whose kernels "
+    "compute in it there; write int8"
+)
+_FP8_NAMES = ("fp8", "float8", "e4m3", "e5m2", "fp8_e4m3", "fp8_e5m2", "float8_e4m3fn", "float8_e5m2", "w8a8_fp8")
 # As one for all: a scheme, or a map.
 Schemes = (
     Annotated[str, Field(max_length=16, pattern=r"^(affine|symmetric)$")]
@@ -59,6 +63,11 @@ _ELSEWHERE = {
         "what is to be spared has an entry of its own in configList: {opNames: [...], exclude: true}",
     ),
 }
+
+
+def is_fp8(text: str) -> bool:
+    """Whether a type is one of eight-bit floats, by whatever name."""
+    return plain(text) in {plain(name) for name in _FP8_NAMES}
 
 
 def _other_algorithms() -> dict[str, str]:
@@ -109,6 +118,7 @@ class QuantizeEntry(ApiModel):
     other_spellings: ClassVar[dict[str, str]] = {
         key: value for key, value in _SPELLINGS.items() if value not in ("algorithm", "damping", "act_order", "alpha")
     }
+    other_values: ClassVar[dict[str, dict[str, str]]] = {"quant_dtype": dict.fromkeys(_FP8_NAMES, FP8)}
     elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
@@ -118,7 +128,7 @@ class QuantizeEntry(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _exclude_alone(self) -> QuantizeEntry:
+    def _exclude_alone(self) -> Self:
         typed = ("targets", "granularity", "group_size")
         settings = [name for name in typed if getattr(self, name) is not None]
         if self.exclude and settings:
@@ -148,12 +158,13 @@ class Calibration(ApiModel):
 
 
 class BitBudget(ApiModel):
-    """How many bits, or bytes, the result may have; exactly one of max and maxRatio. Bits of each layer are solved for
-    it."""
+    """How many bits, bytes or ms the result may have; exactly one of max and maxRatio. Bits of each layer are solved
+    for it."""
 
-    metric: Literal["effectiveBits", "sizeBytes"] = Field(
+    metric: Literal["effectiveBits", "sizeBytes", "latencyMs"] = Field(
         description="effectiveBits: of the selected layers' weights, scales among them, by the number of weights. "
-        "sizeBytes: of the result, as measured in the target's format."
+        "sizeBytes: of the result, as measured in the target's format. latencyMs: of a call of it there, worked out "
+        "from a table of what each layer takes alone with each number of bits, and measured at the end."
     )
     max: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Greatest value.")
     max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -167,7 +178,7 @@ class BitBudget(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("max", "maxRatio"),)
 
     @model_validator(mode="after")
-    def _one(self) -> BitBudget:
+    def _one(self) -> Self:
         exactly_one(self, "max", "max_ratio")
         return self
 
@@ -192,7 +203,7 @@ class TuneCriterion(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one_bound(self) -> TuneCriterion:
+    def _one_bound(self) -> Self:
         if self.relative is not None and self.absolute is not None:
             raise PydanticCustomError("two_bounds", "relative and absolute are two bounds; give one of them", {})
         return self
@@ -292,6 +303,11 @@ class Quantize(ApiModel):
     tune: Tune | None = Field(
         default=None, description="Of what does not train: leaves layers as they are until scores are within bounds."
     )
+    keep_only_if_faster: bool = Field(
+        default=False,
+        description="Of what does not train: a layer is quantized only where it was measured to be at least 2 % faster "
+        "for it, alone and in the target's format; others stay as they are.",
+    )
     fold_batch_norm: bool = Field(
         default=True,
         description="Norms right behind a selected convolution or linear layer become part of its weights first, where "
@@ -318,14 +334,17 @@ class Quantize(ApiModel):
         "effective_bits": "write budget: {metric: effectiveBits, max: ...}",
         "quant_level": "it stands in tune; move it there",
     }
-    other_values: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _other_algorithms()}
+    other_values: ClassVar[dict[str, dict[str, str]]] = {
+        "algorithm": _other_algorithms(),
+        "quant_dtype": dict.fromkeys(_FP8_NAMES, FP8),
+    }
     value_spellings: ClassVar[dict[str, dict[str, str]]] = {"algorithm": _known_algorithms()}
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel("!(has(self.epochs) && has(self.maxSteps))", "epochs and maxSteps are two lengths; give one of them"),
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> Quantize:
+    def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise PydanticCustomError("two_lengths", "epochs and maxSteps are two lengths; give one of them", {})
         return self
@@ -336,7 +355,7 @@ def _follow() -> None:
     names: Any = Literal[algorithms.names("quantize")]
     Quantize.model_fields["algorithm"].annotation = names
     Quantize.model_fields["algorithm"].description = _algorithm_text()
-    Quantize.other_values = {"algorithm": _other_algorithms()}
+    Quantize.other_values = {**Quantize.other_values, "algorithm": _other_algorithms()}
     Quantize.value_spellings = {"algorithm": _known_algorithms()}
     rebuild(Quantize)
 

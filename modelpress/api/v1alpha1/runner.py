@@ -1,8 +1,6 @@
 """How a cluster runs the pods of a job."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -48,7 +46,7 @@ class ResourceClaim(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (cel_exactly_one("resourceClaimName", "resourceClaimTemplateName"),)
 
     @model_validator(mode="after")
-    def _one(self) -> ResourceClaim:
+    def _one(self) -> Self:
         exactly_one(self, "resource_claim_name", "resource_claim_template_name")
         return self
 

@@ -1,7 +1,5 @@
 """How sparse each layer may be, found by scores of the pruned model."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Which modules of a model an entry of a configList is about."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

@@ -1,8 +1,6 @@
 """Training that prepares pruning: a term in the loss drives what will be removed towards zero."""
 
-from __future__ import annotations
-
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -42,7 +40,7 @@ class Sparsify(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (_TWO_LENGTHS,)
 
     @model_validator(mode="after")
-    def _one_length(self) -> Sparsify:
+    def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise PydanticCustomError("two_lengths", _TWO_LENGTHS.message, {})
         return self

@@ -1,7 +1,5 @@
 """The stages of a recipe. A stage holds exactly one method block and may have a name."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -144,7 +142,7 @@ class EntrySchedule(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = _schedule_rules()
 
     @model_validator(mode="after")
-    def _one_shot_has_one_round(self) -> EntrySchedule:
+    def _one_shot_has_one_round(self) -> Self:
         if algorithms.schedule(self.type).at_once and self.rounds != 1:
             raise PydanticCustomError(
                 "one_shot_rounds",
@@ -189,7 +187,7 @@ _SPELLINGS = {
 }
 
 
-def _one_amount(block: ConfigEntry | Prune) -> None:
+def _one_amount(block: "ConfigEntry | Prune") -> None:
     if block.sparsity is not None and block.sparsity_threshold is not None:
         raise PydanticCustomError("two_amounts", _ONE_AMOUNT.message, {})
 
@@ -254,7 +252,7 @@ class ConfigEntry(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _exclude_alone(self) -> ConfigEntry:
+    def _exclude_alone(self) -> Self:
         selects = {"op_types", "op_names", "op_names_re", "exclude"}
         settings = [name for name in type(self).model_fields if name not in selects and getattr(self, name) is not None]
         if self.exclude and settings:
@@ -352,7 +350,7 @@ class Prune(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = (_ONE_AMOUNT,)
 
     @model_validator(mode="after")
-    def _one(self) -> Prune:
+    def _one(self) -> Self:
         _one_amount(self)
         return self
 
@@ -424,7 +422,7 @@ class Together(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> Together:
+    def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise PydanticCustomError("two_lengths", "epochs and maxSteps are two lengths; give one of them", {})
         return self

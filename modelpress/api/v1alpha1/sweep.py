@@ -1,8 +1,6 @@
 """CompressionSweep: a search over recipes; each trial is a CompressionJob."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -53,7 +51,7 @@ class FloatRange(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0.0")
 
     @model_validator(mode="after")
-    def _range(self) -> FloatRange:
+    def _range(self) -> Self:
         _check_range(self.min, self.max, self.step, self.log)
         return self
 
@@ -71,7 +69,7 @@ class IntRange(ApiModel):
     cel_rules: ClassVar[tuple[Cel, ...]] = _range_rules("0")
 
     @model_validator(mode="after")
-    def _range(self) -> IntRange:
+    def _range(self) -> Self:
         _check_range(self.min, self.max, self.step, self.log)
         return self
 
@@ -94,7 +92,7 @@ class Categorical(ApiModel):
     ] = Field(description="Texts, numbers, true or false; each once.")
 
     @model_validator(mode="after")
-    def _distinct(self) -> Categorical:
+    def _distinct(self) -> Self:
         seen: set[tuple[bool, Any]] = set()
         for value in self.values:
             # JSON knows one kind of number, so 1 and 1.0 are equal; true is another value than 1.
@@ -127,7 +125,7 @@ class Choice(ApiModel):
     ] = Field(description="Each under a name of its own.")
 
     @model_validator(mode="after")
-    def _distinct(self) -> Choice:
+    def _distinct(self) -> Self:
         seen: set[str] = set()
         for value in self.values:
             if value.name in seen:
@@ -170,7 +168,7 @@ class Parameter(ApiModel):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> Parameter:
+    def _one(self) -> Self:
         exactly_one(self, "categorical", "float", "int", "choice")
         if self.expand and self.choice is not None:
             raise PydanticCustomError("expand_choice", "expand takes a range or categorical values, no choice", {})
@@ -212,11 +210,14 @@ class SearchAlgorithm(ApiModel):
     random: independent draws. grid: every combination once, in order. qmc: a randomised Halton sequence, which fills
     the space more evenly than chance. tpe: tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, for
     one or several objectives. nsga2: NSGA-II (Deb et al. 2002) in its steady state form, for one or several objectives.
-    cmaes: CMA-ES (Hansen and Ostermeier 2001), for one objective and mostly numbers. The last three use the
-    constraints.
+    cmaes: CMA-ES (Hansen and Ostermeier 2001), for one objective and mostly numbers. gp: Gaussian processes with
+    expected improvement, for few trials of long runs, at most 500; it computes in a runner, which takes some seconds a
+    trial. The last four use the constraints.
     """
 
-    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes"] = Field(default="tpe", description="See above.")
+    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes", "gp"] = Field(
+        default="tpe", description="See above."
+    )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of the search; trials have theirs.")
     initial: (
         Annotated[list[Annotated[dict[Name, Scalar], Field(min_length=1, max_length=64)]], Field(max_length=64)] | None
@@ -225,7 +226,8 @@ class SearchAlgorithm(ApiModel):
         description="Parameters of the first trials, in this order; what an entry leaves out is drawn at random.",
     )
     warm_start: WarmStart | None = Field(
-        default=None, description="Of tpe, nsga2 and cmaes: trials of earlier sweeps, which teach and are none of this."
+        default=None,
+        description="Of tpe, nsga2, cmaes and gp: trials of earlier sweeps, which teach and are none of this.",
     )
 
 

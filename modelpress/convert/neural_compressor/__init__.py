@@ -182,13 +182,16 @@ def _mixed_precision(draft: Draft, block: Field) -> dict[str, Any]:
 
 
 def _tuning(draft: Draft, block: Field) -> None:
+    tuned = parts.tuned(draft)
     if (criterion := block.take("accuracy_criterion")) is not None and criterion.mapping():
-        parts.accuracy(draft, criterion, criterion.take("relative"), criterion.take("absolute"))
+        parts.accuracy(draft, tuned, criterion, criterion.take("relative"), criterion.take("absolute"))
         criterion.leave()
     if (policy := block.take("exit_policy")) is not None and policy.mapping():
-        parts.timeout(draft, policy.take("timeout"))
-        parts.trials(policy.take("max_trials"))
+        parts.timeout(draft, tuned, policy.take("timeout"))
+        parts.trials(tuned, policy.take("max_trials"))
         policy.leave()
+    if tuned is not None:
+        parts.strategy(tuned, block.take("strategy"))
     if (seed := block.take("random_seed")) is not None and (value := seed.whole()) is not None:
         draft.spec["seed"] = value
     block.leave(

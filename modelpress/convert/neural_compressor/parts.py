@@ -11,6 +11,15 @@ from modelpress.convert.scripts import ARGUMENTS, CALL, OF
 _CALL = (CALL, ARGUMENTS, OF)
 _COMPARISONS = ("CE", "KL", "MSE")
 _LAYERS = {"MSE": "MSE", "L2": "MSE", "KL": "KL"}
+_STRATEGIES = {
+    **{name: name for name in ("basic", "mse", "bayesian", "random", "exhaustive")},
+    "auto": "basic",
+    "conservative": "basic",
+    "mse_v2": "mse",
+    "hawq_v2": "mse",
+    "tpe": "bayesian",
+    "sigopt": "bayesian",
+}
 _LEFT_OF_LOSS = {"features": "layers are looked at while the model runs"}
 
 
@@ -92,27 +101,82 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
 
 
-def accuracy(draft: Draft, criterion: Field, relative: Field | None, absolute: Field | None) -> None:
-    """The constraint on the score."""
+def tuned(draft: Draft) -> dict[str, Any] | None:
+    """The quantize block that tuning is of; None: there is none that could be tuned, as it trains or nothing does."""
+    for stage in draft.stages:
+        block = stage.get("quantize")
+        if isinstance(block, dict) and block["algorithm"] != "qat":
+            return block
+    return None
+
+
+def accuracy(
+    draft: Draft, block: dict[str, Any] | None, criterion: Field, relative: Field | None, absolute: Field | None
+) -> None:
+    """The criterion of a block's tuning; without one a constraint on the score."""
     higher = criterion.take("higher_is_better")
     if higher is not None and not higher.boolean():
         draft.spec["metrics"] = {"default": {"goal": "minimize"}}
-    for field, bound in ((relative, "maxRelativeLoss"), (absolute, "maxAbsoluteLoss")):
-        if field is not None and (loss := field.number(0)) is not None:
+    for field, bound, own in ((relative, "maxRelativeLoss", "relative"), (absolute, "maxAbsoluteLoss", "absolute")):
+        most = 1.0 if block is not None and own == "relative" else None
+        if field is not None and (loss := field.number(0, most)) is not None:
+            if block is not None:
+                block.setdefault("tune", {})["criteria"] = [{own: loss}]
+                field.say("changed", "layers stay as they are until it holds; the best is kept in any case")
+                break
             draft.spec.setdefault("constraints", []).append({"metric": "default", bound: loss})
             field.say("changed", "the constraint is judged, and the result is kept with its numbers if it misses it")
             break
 
 
-def trials(field: Field | None) -> None:
+def strategy(block: dict[str, Any], field: Field | None) -> None:
+    """In which order a block's tuning tries layers, of a name or of {name: ...}."""
+    if field is None:
+        return
+    named = field.take("name") if isinstance(field.data, dict) else field
+    if isinstance(field.data, dict):
+        field.leave(dict.fromkeys(("accuracy_weights", "latency_weights"), "objectives are a CompressionSweep's"))
+    text = named.text() if named is not None else None
+    if text is None or named is None:
+        return
+    found = _STRATEGIES.get(text)
+    if found is None:
+        known = " or ".join(sorted(set(_STRATEGIES.values())))
+        named.wrong(f"there is no counterpart to the strategy {text}", f"write {known}")
+        return
+    tune = block.setdefault("tune", {})
+    tune["strategy"] = found
+    if text == "conservative":
+        tune["quantLevel"] = 0
+    if found != text:
+        named.say("translated", f"{text} is strategy: {found}" + (", quantLevel: 0" * (text == "conservative")))
+
+
+def level(block: dict[str, Any], field: Field | None) -> None:
+    """quant_level: 0, 1, or auto, which is left out here."""
+    if field is not None and field.data != "auto" and (value := field.whole()) is not None:
+        if value in (0, 1):
+            block.setdefault("tune", {})["quantLevel"] = value
+        else:
+            field.wrong(f"there is no level {value}", "write 0, 1 or auto")
+
+
+def trials(block: dict[str, Any] | None, field: Field | None) -> None:
     """What is said of max_trials."""
-    if field is not None and (count := field.whole(1)) is not None:
+    if field is None or (count := field.whole(1)) is None:
+        return
+    if block is not None:
+        block.setdefault("tune", {})["maxTrials"] = count
+    else:
         field.say("changed", f"one recipe is measured, where up to {count} were tried; a CompressionSweep tries others")
 
 
-def timeout(draft: Draft, field: Field | None) -> None:
+def timeout(draft: Draft, block: dict[str, Any] | None, field: Field | None) -> None:
     """A time limit; 0 is none."""
     if field is None or (seconds := field.whole()) is None:
+        return
+    if block is not None:
+        block.setdefault("tune", {})["timeout"] = seconds
         return
     if seconds:
         draft.spec["activeDeadlineSeconds"] = seconds

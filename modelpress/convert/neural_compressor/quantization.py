@@ -30,7 +30,7 @@ _LEFT = {
     "backend": "what runs the result is the stage's backend: torch if nothing is said",
     "domain": "settings for a domain have no counterpart",
     "quant_format": "the form of the result is target.format",
-    "quant_level": "one recipe is measured; a CompressionSweep searches",
+    "quant_level": "a training is no trial; a CompressionSweep searches",
     "reduce_range": "write quantBits: 7 for weights where kernels need it",
     "example_inputs": "the model's example inputs say that",
     "inputs": "the model's example inputs say that",
@@ -67,11 +67,20 @@ def of_config(draft: Draft, call: Field, name: str) -> dict[str, Any]:
     _sampled(call.take("calibration_sampling_size"))
     _entries(stage["quantize"], call.take("op_type_dict"), "opTypes")
     _entries(stage["quantize"], call.take("op_name_dict"), "opNames")
+    block = None if along else stage["quantize"]
+    if block is not None:
+        parts.level(block, call.take("quant_level"))
     if (tuning := call.take("tuning_criterion")) is not None and tuning.mapping():
-        parts.timeout(draft, tuning.take("timeout"))
-        parts.trials(tuning.take("max_trials"))
+        parts.timeout(draft, block, tuning.take("timeout"))
+        parts.trials(block, tuning.take("max_trials"))
+        if block is not None:
+            parts.strategy(block, tuning.take("strategy"))
         tuning.leave(
-            dict.fromkeys(("strategy", "strategy_kwargs", "objective"), "one recipe is measured; a sweep searches"),
+            {
+                "strategy": "one recipe is measured; a sweep searches",
+                "strategy_kwargs": "strategies take no settings of their own",
+                "objective": "of what holds the smallest is taken; a CompressionSweep has objectives",
+            },
             _CALL,
         )
     criterion = call.take("accuracy_criterion")
@@ -79,10 +88,13 @@ def of_config(draft: Draft, call: Field, name: str) -> dict[str, Any]:
         loss, kind = criterion.take("tolerable_loss"), criterion.take("criterion")
         absolute = kind is not None and kind.data == "absolute"
         loss = loss or Field(0.01, call.book, criterion.location)
-        parts.accuracy(draft, criterion, None if absolute else loss, loss if absolute else None)
+        parts.accuracy(draft, block, criterion, None if absolute else loss, loss if absolute else None)
         criterion.leave({}, _CALL)
-    elif criterion is None and not along:
-        draft.spec.setdefault("constraints", []).append({"metric": "default", "maxRelativeLoss": 0.01})
+    elif criterion is None and block is not None:
+        if "tune" in block:
+            block["tune"]["criteria"] = [{"relative": 0.01}]
+        else:
+            draft.spec.setdefault("constraints", []).append({"metric": "default", "maxRelativeLoss": 0.01})
         call.say("translated", "what it leaves to Neural Compressor is written out: a relative loss of 1 % at most")
     call.leave(_LEFT, _CALL)
     return stage

@@ -36,6 +36,7 @@ def layers_section(trial: Trial | None) -> str:
     if trial is None or not found:
         return ""
     rows = []
+    timed = any(_number(each.get("msBefore")) is not None for each in found)
     for each in found[:MOST]:
         types = "".join(f"<td>{_text(each.get(target))}</td>" for target in _TARGETS)
         error = _number(each.get("sqnrDb"))
@@ -44,13 +45,16 @@ def layers_section(trial: Trial | None) -> str:
             f'<td class="number">{"" if value is None else escape(formatting.number("sizeBytes", value))}</td>'
             for value in (before, after)
         )
+        times = [_number(each.get(key)) for key in ("msBefore", "msAfter")] if timed else []
+        sizes += "".join(f'<td class="number">{"" if value is None else f"{value:.3g}"}</td>' for value in times)
         shown = "" if error is None else f"{error:.1f}"
         rows.append(f'<tr><td>{_text(each["name"])}</td>{types}<td class="number">{shown}</td>{sizes}</tr>')
     more = f" Shown are {MOST} of {len(found)}; metrics.json has all." if len(found) > MOST else ""
-    heads = ("layer", *_TARGETS, "SQNR (dB)", "bytes before", "after")
+    heads = ("layer", *_TARGETS, "SQNR (dB)", "bytes before", "after", *(("ms before", "after") if timed else ()))
+    alone = " Times are those of a layer alone." if timed else ""
     return (
         f"<h2>Layers of trial {trial.number}</h2><p>Those that lose most first. SQNR: the squares of a layer's outputs "
-        f"by those of the error that few bits make.{more}</p>"
+        f"by those of the error that few bits make.{alone}{more}</p>"
         f"<table><thead><tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )

@@ -181,11 +181,16 @@ def _layers(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     if not layers:
         return []
     shown = sorted(layers, key=lambda layer: float(layer.get("sqnrDb", 1e9)))[:_MOST_LAYERS]
-    lines = ["| Layer | Weight | Input | Output | SQNR (dB) | Bytes |", "|---|---|---|---|---:|---:|"]
+    timed = any("msBefore" in layer for layer in shown)
+    heads = "| Layer | Weight | Input | Output | SQNR (dB) | Bytes |"
+    lines = [f"{heads} ms alone |" if timed else heads, "|---|---|---|---|---:|---:|" + ("---:|" if timed else "")]
     for layer in shown:
         types = " | ".join(str(layer.get(target, "-")) for target in ("weight", "input", "output"))
         bytes_ = f"{layer['bytesBefore']:,} -> {layer['bytesAfter']:,}"
-        lines.append(f"| {layer['name']} | {types} | {layer.get('sqnrDb', '-')} | {bytes_} |")
+        row = f"| {layer['name']} | {types} | {layer.get('sqnrDb', '-')} | {bytes_} |"
+        if timed:
+            row += f" {layer['msBefore']:.3g} -> {layer['msAfter']:.3g} |" if "msBefore" in layer else " - |"
+        lines.append(row)
     text = "SQNR: the squares of a layer's outputs by those of the error that its rounding makes."
     more = f" Shown are the {_MOST_LAYERS} of {len(layers)} layers that lose most." if len(layers) > len(shown) else ""
     return ["## Quantized layers", "\n".join(lines), text + more]

@@ -195,7 +195,8 @@ class Counterparts:
 
     def _masked_weight(self, name: str, parameter: nn.Parameter) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
-            return self._drawn(name, parameter).clone()
+            value = self._drawn(name, parameter)
+            return value.clone() if name in self._both else value
 
         return make
 
@@ -210,7 +211,8 @@ class Counterparts:
 
     def _small_weight(self, name: str, parameter: nn.Parameter) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
-            return self._small(name, self._drawn(name, parameter))
+            value = self._drawn(name, parameter)
+            return self._small(name, value) if name in self._both or name in self._pieces else value
 
         return make
 

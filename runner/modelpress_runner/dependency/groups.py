@@ -66,6 +66,11 @@ class DependencyGroup:
     units: tuple[int, ...]
     holders: tuple[str, ...] = ()  # modules with plain parameters that shrink along
 
+    @cached_property
+    def vector(self) -> torch.Tensor:
+        """The units as int64 (size,)."""
+        return torch.tensor(self.units, dtype=torch.long)
+
 
 class _Lists:
     """A list of names for each unit; equal ones are kept once, as a name behind another list."""

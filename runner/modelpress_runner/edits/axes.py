@@ -70,6 +70,11 @@ class AxisView:
         self.view(name, mask)[~kept.to(tensor.device).view(self.groups, -1)] = False
         return mask
 
+    def clear(self, name: str, mask: torch.Tensor, kept: torch.Tensor) -> None:
+        """Sets a mask of tensor `name` to zero, in place, at the channels where `kept`, bool (size,), is False."""
+        view = self.view(name, mask)
+        view.mul_(kept.to(view).view(self.groups, -1, *[1] * (view.dim() - 2)))
+
     @property
     def main(self) -> str:
         """The tensor that scores a channel, of several the weight."""
@@ -271,6 +276,9 @@ def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> 
         CompressionError: as `shrink`.
     """
     groups, width = _kept_groups(view, kept)
+    dimension = view.dimension(name)
+    if dimension is not None:
+        return tensor.index_select(dimension, kept.nonzero().flatten().to(tensor.device))
     layout = view.tensors[name]
     rows = tensor.shape[0] // view.groups if layout == "cols" else 0
     if layout == "flat":
@@ -279,9 +287,6 @@ def cut(view: AxisView, name: str, tensor: torch.Tensor, kept: torch.Tensor) -> 
         shape = (int(layout[5:]) * width, *tensor.shape[1:])
     elif layout.startswith("blocks"):
         shape = (tensor.shape[0], int(layout[6:]) * width)
-    elif layout.startswith("dim"):
-        dim = int(layout[3:])
-        shape = (*tensor.shape[:dim], width, *tensor.shape[dim + 1 :])
     elif layout == "rows":
         shape = (groups * width, *tensor.shape[1:])
     else:

@@ -10,6 +10,7 @@ from torch import nn
 import modelpress_runner.edits.attributes
 import modelpress_runner.edits.bypass
 import modelpress_runner.edits.cuts
+import modelpress_runner.edits.entries
 import modelpress_runner.edits.half_precision
 import modelpress_runner.edits.quantize
 import modelpress_runner.edits.rescale  # noqa: F401 - all make their kinds known

@@ -13,13 +13,14 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from modelpress_runner.edits.bypass import Bypassed
+from modelpress_runner.edits.entries import shortened
 from modelpress_runner.errors import CompressionError, InvalidModelError
 
 _ITERATORS: tuple[type[Iterable[Any]], ...] = (
@@ -207,6 +208,7 @@ class RebuildPlan:
 
     calls: dict[int, tuple[RecordedCall, tuple[Any, ...], dict[str, Any]]]
     roots: list[int]
+    lists: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of modules, with what had gone of them by then
 
     @classmethod
     def of(cls, objects: Iterable[Any], model: nn.Module) -> RebuildPlan:
@@ -215,7 +217,7 @@ class RebuildPlan:
         Raises:
             InvalidModelError: an object was not traced, or holds parameters that are not the model's.
         """
-        plan = cls({}, [])
+        plan = cls({}, [], shortened(model))
         names = Names(model)
         for made in objects:
             plan.roots.append(plan._add(made, names))
@@ -269,10 +271,7 @@ class RebuildPlan:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether every parameter and module that the calls name is in `model`."""
-        tensors = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        tensors |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-        modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-        gone = _gone(model)
+        tensors, modules, gone = self._named(model)
 
         def known(value: Any) -> bool:
             if isinstance(value, _Name):
@@ -291,15 +290,11 @@ class RebuildPlan:
         Raises:
             CompressionError: a parameter or module that one of them needs is no longer in the model.
         """
-        tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
-            model.named_buffers(remove_duplicate=False)
-        )
-        modules = dict(model.named_modules(remove_duplicate=False))
+        tensors, modules, gone = self._named(model)
         made: dict[int, Any] = {}
-        gone = _gone(model)
 
         def left(value: Any) -> Any:
-            """A list without the parameters of layers that were taken out."""
+            """A list without the parameters of layers and experts that were taken out."""
             if type(value) not in (list, tuple) or not gone:
                 return value
             return type(value)(
@@ -332,10 +327,29 @@ class RebuildPlan:
             made[key] = call.factory(*fill(args, call), **fill(kwargs, call))
         return [made[key] for key in self.roots]
 
+    def _named(self, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, nn.Module], tuple[str, ...]]:
+        """Tensors and modules by the names that they had when this was planned, and what the names of parameters may
+        begin with that went with whole layers or experts."""
+        gone = [f"{name}." for name, module in model.named_modules() if isinstance(module, Bypassed)]
+        moved: dict[str, str] = {}
+        for name, numbers in shortened(model).items():
+            before = self.lists.get(name, range(numbers[-1] + 1))
+            if tuple(before) != numbers:
+                gone.append(f"{name}.")
+            moved |= {f"{name}.{now}.": f"{name}.{before.index(number)}." for now, number in enumerate(numbers)}
 
-def _gone(model: nn.Module) -> tuple[str, ...]:
-    """What the names of parameters began with that went with whole layers."""
-    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Bypassed))
+        def planned(name: str) -> str:
+            now = next((prefix for prefix in moved if f"{name}.".startswith(prefix)), None)
+            return name if now is None else (moved[now] + f"{name}.".removeprefix(now))[:-1]
+
+        tensors = itertools.chain(
+            model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+        )
+        return (
+            {planned(name): tensor for name, tensor in tensors},
+            {planned(name): module for name, module in model.named_modules(remove_duplicate=False)},
+            tuple(gone),
+        )
 
 
 def _materialise(value: Any) -> Any:

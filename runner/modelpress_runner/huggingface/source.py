@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("tekken.json", "source.spm"),
 )
+_DROPOUT = re.compile(r"dropout|pdrop|drop_rate$")  # not those of whole layers and paths
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def load(spec: HuggingFace, folder: Path) -> Pretrained:
     config = _config(folder)
     auto_class = _CLASSES[spec.task]
     _check_task(config, getattr(transformers, auto_class), spec.task)
+    if spec.dropout is not None:
+        _set_dropouts(config, spec.dropout)
     with quiet(), bounded(weigh(folder)):
         try:
             model, info = getattr(transformers, auto_class).from_pretrained(
@@ -127,6 +131,19 @@ def _config(folder: Path) -> Any:
     # Which kernels compute it is transformers' choice for this machine: a name in the file would have code fetched.
     config._attn_implementation = config._experts_implementation = None
     return config
+
+
+def _set_dropouts(config: Any, probability: float) -> None:
+    """Sets what model configurations name so: hidden_dropout_prob, attention_dropout, resid_pdrop, attn_drop_rate."""
+    found = False
+    for each in {id(part): part for part in (config, config.get_text_config())}.values():
+        for name, value in list(vars(each).items()):
+            if _DROPOUT.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(each, name, probability)
+                found = True
+    if not found:
+        message = f"the configuration of a {config.model_type} model has no dropout; leave dropout out"
+        raise InvalidModelError(message, "spec.model.huggingFace.dropout")
 
 
 def _check_task(config: Any, auto: Any, task: HuggingFaceTask) -> None:

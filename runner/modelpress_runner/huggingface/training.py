@@ -11,6 +11,7 @@ negatives, of each rank's own part).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ class TaskEvaluator(TorchEvaluator):
     """Trains a task on data.train and scores it on data.validation.
 
     Args:
-        spec: batch size, learning rate and weight decay.
+        spec: batch size, learning rate with its schedule, and weight decay.
         task: the task.
         inputs: its data.
 
@@ -45,7 +46,7 @@ class TaskEvaluator(TorchEvaluator):
     evaluate_needs = "spec.data.validation"
 
     def __init__(self, spec: HuggingFace, task: Task, inputs: Inputs) -> None:
-        self.task, self._size = task, spec.batch_size
+        self.task, self._size, self._spec = task, spec.batch_size, spec
         train, validation = inputs.data.get("train"), inputs.data.get("validation")
         self._train = None if train is None else task.examples(train)
         self._validation = None if validation is None else task.examples(validation)
@@ -82,6 +83,7 @@ class TaskEvaluator(TorchEvaluator):
     ) -> None:
         assert self._train is not None
         done = epoch = 0
+        schedule = self._schedule(optimizer, self._steps(max_steps, max_epochs))
         while (max_epochs is None or epoch < max_epochs) and (max_steps is None or done < max_steps):
             for batch, share in self._shuffled(self._train):
                 optimizer.zero_grad()
@@ -89,10 +91,25 @@ class TaskEvaluator(TorchEvaluator):
                 _add_up(model)
                 nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
                 optimizer.step()
+                if schedule is not None:
+                    schedule.step()
                 done += 1
                 if done == max_steps:
                     return
             epoch += 1
+
+    def _steps(self, max_steps: int | None, max_epochs: int | None) -> int:
+        """Optimizer steps of a training with these limits, of which there is one at least."""
+        assert self._train is not None
+        in_epochs = max_epochs and max_epochs * math.ceil(len(self._train) / self._size)
+        return min(limit for limit in (max_steps, in_epochs) if limit is not None)
+
+    def _schedule(self, optimizer: Any, steps: int) -> torch.optim.lr_scheduler.LambdaLR | None:
+        """What moves the learning rates, where they move."""
+        shape, warm = self._spec.learning_rate_schedule, self._spec.warmup_ratio
+        if shape == "constant" and not warm:
+            return None
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, shape, warm))
 
     def _shuffled(self, examples: Sequence[Any]) -> Iterator[tuple[Batch, float]]:
         """This rank's part of each batch, and what share of it that is; the order is random.
@@ -118,6 +135,17 @@ class TaskEvaluator(TorchEvaluator):
         # A program has constants of its own beside its weights, and stays where it is.
         with contextlib.nullcontext() if whole else on_accelerator(model):
             return self.task.score(model, batches)
+
+
+def rate(step: int, total: int, schedule: str, warmup_ratio: float) -> float:
+    """What the greatest learning rate is multiplied by in the step of this number, the first being 0."""
+    warm = round(warmup_ratio * total)
+    if step < warm:
+        return (step + 1) / warm
+    left = (total - step) / max(total - warm, 1)
+    if schedule == "linear":
+        return max(left, 0.0)
+    return max((1 - math.cos(math.pi * left)) / 2, 0.0) if schedule == "cosine" else 1.0
 
 
 def _add_up(model: nn.Module) -> None:

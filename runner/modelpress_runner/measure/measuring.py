@@ -24,6 +24,7 @@ from modelpress_runner.measure import counts
 from modelpress_runner.measure.static import Timed, static_metrics, timed_metrics
 from modelpress_runner.methods.context import Measures, Tables
 from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.runtime.example_inputs import batch_size
 from modelpress_runner.subject.subject import Subject
 
 Metrics = dict[str, float]
@@ -140,6 +141,9 @@ class Measuring:
             f"{target.to_dict()} {benchmark.to_dict()} {machine} torch {torch.__version__}",
             tables,
             self._spec.export.free_axes(),
+            self._latency,
+            benchmark.batch_size,
+            self._timed and self._format.name == "eager",
         )
 
     def after_stage(self, dense: nn.Module) -> Callable[[nn.Module], Metrics]:
@@ -180,6 +184,13 @@ class Measuring:
             first, second = (form.model for form in forms)
             timed = timed_metrics(first, second, self._dummy_input, self._spec.benchmark, self._spec.target.device)
             return [timed.baseline[metric], timed.compressed[metric]]
+
+    def _latency(self, one: nn.Module, other: nn.Module, inputs: Any) -> tuple[float, float]:
+        """As Measures.latency; the inputs are taken as they are."""
+        benchmark = self._spec.benchmark.model_copy(update={"batch_size": batch_size(inputs)})
+        with self._format.form(one, inputs) as first, self._format.form(other, inputs) as second:
+            timed = timed_metrics(first.model, second.model, inputs, benchmark, self._spec.target.device)
+        return timed.baseline["latencyMs"], timed.compressed["latencyMs"]
 
     def _time(self, dense: nn.Module, compressed: nn.Module, measured: Measured) -> Timed:
         from modelpress.search import ConstraintError, Spread, verdict  # only what is timed is judged here

@@ -56,12 +56,18 @@ class Measures:
         conditions: what a time depends on besides the model: target, benchmark, machine.
         tables: where figures are kept; None: nowhere.
         free: names of axes that stay free in exported files, by input and axis.
+        latency: ms of a call of two modules on inputs of their own, in turn, as the target has them.
+        batch: rows that models are timed with.
+        times_layers: the run times models, and timing single layers, too, costs next to nothing.
     """
 
     of: Callable[[str, Sequence[nn.Module]], list[float]]
     conditions: str = ""
     tables: Tables | None = None
     free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    latency: Callable[[nn.Module, nn.Module, Any], tuple[float, float]] | None = None
+    batch: int = 1
+    times_layers: bool = False
 
 
 @dataclass

@@ -35,6 +35,7 @@ from modelpress_runner.methods.prune.round import (
     prunable,
     removed_units,
     round_masks,
+    without_covered,
 )
 from modelpress_runner.methods.prune.schedule import last_step
 from modelpress_runner.methods.prune.selection import Selection, select
@@ -352,7 +353,14 @@ class PruneStage:
             # The model is a result like any other, and its notes say why it is as large as before.
             context.report("nothing to shrink")
             return
-        good, bad, figures, moved = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
+        # What says no more than what goes takes no memory while that is proven.
+        context.masks = without_covered(context.masks, model, dependencies, removed)
+        left = removed
+        try:
+            good, bad, figures, moved = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
+            left = _only(removed, [groups[index] for index, _ in bad])
+        finally:
+            cover(context.masks, model, dependencies, left)
         for index, reason in bad:
             self._leave(context, selection, groups[index], reason)
         edits = edits_of(dependencies, _only(removed, [groups[index] for index in good]))
@@ -450,7 +458,8 @@ class PruneStage:
         except RunnerError as error:
             raise CompressionError(str(error), f"{self.path}.shrink") from error
         refuted = {unit: reason for index, reason in found for unit in groups[index].units}
-        self.known, self._tried = replace(dependencies, refuted=refuted), True
+        # The same object where nothing is refuted: it keeps what it has worked out of itself.
+        self.known, self._tried = replace(dependencies, refuted=refuted) if refuted else dependencies, True
         return self.known
 
     def _analysed(self, context: StageContext) -> ChannelDependencies:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Ranked = list[tuple[DependencyGroup, Candidates, Choice]]
 Shares = dict[str, float]  # of selected modules by name
 TRIED = 0.5  # by which groups are tried before it is known how much of them goes
+_ORDER = 2  # of how paths are ordered: tables of another have other models at their places
 _NEAR, _TRIES = 0.02, 8  # of a latency: within so much below the bound, or so many models timed
 
 
@@ -96,7 +97,8 @@ def solve(stage: PruneStage, context: StageContext) -> Scores:
             f"{stage.path}.budget",
         )
     selection = stage.select(context.model)
-    key, tables = _scored_by(stage, context), measures.tables
+    digest, tables = state_digest(context.model), measures.tables
+    key = _scored_by(stage, context, digest)
     found = ranks.on_rank_zero(lambda: None if tables is None else tables.get(key))
     if found is not None:
         dependencies = replace(
@@ -115,7 +117,7 @@ def solve(stage: PruneStage, context: StageContext) -> Scores:
         if tables is not None and ranks.is_rank_zero():
             plain = {name: each.to("cpu", torch.float64).tolist() for name, each in scores.items()}
             tables.put(key, {"dependencies": dependencies.to_dict(), "refuted": reasons, "scores": plain})
-    solver = Solver(context, measures, stage, selection, dependencies, scores)
+    solver = Solver(context, measures, stage, selection, dependencies, scores, digest)
     shares, limit, text = ranks.on_rank_zero(solver.run)
     stage.solved = Solved(dict(shares), limit)
     context.report(text)
@@ -123,13 +125,13 @@ def solve(stage: PruneStage, context: StageContext) -> Scores:
     return scores
 
 
-def _scored_by(stage: PruneStage, context: StageContext) -> str:
+def _scored_by(stage: PruneStage, context: StageContext, digest: str) -> str:
     """The digest of what analysis and scores depend on: model, masks, seed, and the stage but for its budget."""
     block = stage.prune.to_dict()
     for field in ("budget", "reconstruct", "schedule"):
         block.pop(field, None)
     total = hashlib.sha256(repr((block, context.seed, stage.index, ranks.world_size())).encode())
-    total.update(state_digest(context.model).encode())
+    total.update(digest.encode())
     return total.hexdigest()
 
 
@@ -143,6 +145,7 @@ class Solver:
     selection: Selection
     dependencies: ChannelDependencies
     scores: Scores
+    digest: str  # of the model's state
     measured: int = 0
 
     def run(self) -> tuple[Shares, float, str]:
@@ -223,14 +226,13 @@ class Solver:
         return as_families(names)
 
     def _path_through(self, ranked: Ranked, savings: Sequence[float]) -> Path:
-        comparable = [method(choice.algorithm).globally_comparable for _, _, choice in ranked]
         if not self.context.uniform:
-            return Path.through([candidates for _, candidates, _ in ranked], savings, comparable)
+            return Path.through([candidates for _, candidates, _ in ranked], savings)
+        comparable = [method(choice.algorithm).globally_comparable for _, _, choice in ranked]
         families = self._families(ranked)
         return Path.through(
             [merged([ranked[each][1] for each in members], comparable[members[0]]) for members in families],
             [sum(savings[each] for each in members) for members in families],
-            [True] * len(families),
         )
 
     def _counts(self, ranked: Ranked, path: Path, steps: int) -> tuple[int, ...]:
@@ -287,7 +289,7 @@ class Solver:
 
     def _key(self, ranked: Ranked) -> str:
         """Of everything that the path and its costs depend on."""
-        total = hashlib.sha256(state_digest(self.context.model).encode())
+        total = hashlib.sha256(f"{_ORDER} {self.digest}".encode())
         for group, candidates, choice in ranked:
             total.update(repr((group, choice.algorithm, candidates.already_pruned.tolist())).encode())
             total.update(candidates.scores.to(torch.float64).numpy().tobytes())

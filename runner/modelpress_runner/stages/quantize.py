@@ -13,15 +13,16 @@ from modelpress_runner.methods.quantize.algorithms.dorefa import Dorefa
 from modelpress_runner.methods.quantize.behind import carry_out, freeze
 from modelpress_runner.methods.quantize.calibrate import activations, enable, prepare
 from modelpress_runner.methods.quantize.folding import foldable
-from modelpress_runner.methods.quantize.in_backend import check_backend, quantize_in_backend
+from modelpress_runner.methods.quantize.in_backend import check_backend, quantize_in_backend, selected_for_backend
 from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod
 from modelpress_runner.methods.quantize.participant import RoundedTraining
 from modelpress_runner.methods.quantize.protocol import method
 from modelpress_runner.methods.quantize.report import report
 from modelpress_runner.methods.quantize.selection import select
+from modelpress_runner.methods.quantize.times import annotate
 from modelpress_runner.passes.run import Sources
 from modelpress_runner.stages.base import Accompanied, StageKind
-from modelpress_runner.stages.quantize_search import allocated, tuned
+from modelpress_runner.stages.quantize_search import allocated, timed, tuned
 from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.step import Training
@@ -42,6 +43,11 @@ class QuantizeKind(StageKind[Quantize]):
         select(subject.model, block, path, again=True)
         if block.backend != "torch":
             check_backend(block, path)
+        asks = block.keep_only_if_faster or (block.budget is not None and block.budget.metric == "latencyMs")
+        if asks and subject.dummy_input is None:
+            field = "keepOnlyIfFaster" if block.keep_only_if_faster else "budget"
+            message = "layers are timed on example inputs, and there are none; give the Subject example_inputs, or the "
+            raise InvalidSpecError(f"{message}evaluator a dummy_input", f"{path}.{field}")
         evaluator = subject.evaluator
         if block.tune is not None and (evaluator is None or not evaluator.can_evaluate):
             what = "an evaluator that can evaluate" if evaluator is None else evaluator.evaluate_needs
@@ -58,8 +64,15 @@ class QuantizeKind(StageKind[Quantize]):
         path = f"spec.stages[{index}].quantize"
         quantizing = method(block.algorithm)
         if backend(block.backend).quantizes:
-            label = f"quantize in {block.backend} by {block.algorithm}"
-            return [Transform(label, lambda context: quantize_in_backend(context, block, path))]
+
+            def in_backend(context: StageContext) -> None:
+                selection = selected_for_backend(context, block, path)
+                kept, times = timed(context, selection, block, quantizing, path)
+                if kept.layers:
+                    quantize_in_backend(context, kept, block, path)
+                annotate(context, selection, times)
+
+            return [Transform(f"quantize in {block.backend} by {block.algorithm}", in_backend)]
         if quantizing.facts.trains:
             along = self.participants(block, path, index, "")
             training = Training("quantize", block.epochs, block.max_steps, along.participants)
@@ -67,13 +80,14 @@ class QuantizeKind(StageKind[Quantize]):
 
         def quantize(context: StageContext) -> None:
             selection = select(context.model, block, path, context.dummy_input)
-            if block.budget is not None:
-                selection = allocated(context, selection, block, quantizing, path)
+            take = timed if block.budget is None else allocated
+            kept, times = take(context, selection, block, quantizing, path)
             chosen = block
-            if block.tune is not None:
-                selection, chosen = tuned(context, selection, block, quantizing, path)
-            if selection.layers:
-                carry_out(context, selection, chosen, quantizing, path)
+            if block.tune is not None and kept.layers:
+                kept, chosen = tuned(context, kept, block, quantizing, path)
+            if kept.layers:
+                carry_out(context, kept, chosen, quantizing, path)
+            annotate(context, selection, times)
 
         return [Transform(f"quantize by {block.algorithm}", quantize)]
 

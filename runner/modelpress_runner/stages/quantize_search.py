@@ -1,4 +1,4 @@
-"""A quantize stage whose bits are solved for a budget, or whose layers are chosen by scores."""
+"""A quantize stage whose bits are solved for a budget, or whose layers are chosen by times or by scores."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Quantize
 from modelpress_runner.errors import InvalidSpecError
-from modelpress_runner.methods.context import StageContext
+from modelpress_runner.methods.context import Measures, StageContext
 from modelpress_runner.methods.quantize.allocation import Layers, layer_options, solve
 from modelpress_runner.methods.quantize.behind import carry_out, smoothed
 from modelpress_runner.methods.quantize.effects import Effects, aside, effects, of_bits, with_bits
 from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod
 from modelpress_runner.methods.quantize.protocol import QuantizeMethod, method
 from modelpress_runner.methods.quantize.selection import Selection
+from modelpress_runner.methods.quantize.times import Time, Times, layer_times, only_faster
 from modelpress_runner.methods.quantize.tuning import settings_of, tune
 from modelpress_runner.runtime import distributed as ranks
 
@@ -33,10 +34,25 @@ def _effects_of(
     return effects(context, selection, block, quantizing, before, bits, path)
 
 
+def timed(
+    context: StageContext, selection: Selection, block: Quantize, quantizing: QuantizeMethod, path: str
+) -> tuple[Selection, dict[str, Time]]:
+    """The selection, without what few bits do not make faster where the stage asks for that; and what layers take, as
+    far as somebody wants to know it."""
+    measures = context.measures
+    if not block.keep_only_if_faster and (measures is None or not measures.times_layers or context.in_loop):
+        return selection, {}
+    table, unknown = layer_times(context, selection, block, quantizing, None, path)
+    if block.keep_only_if_faster:
+        selection = only_faster(context, selection, table, unknown)
+    return selection, {name: row[0] for name, row in table.items()}
+
+
 def allocated(
     context: StageContext, selection: Selection, block: Quantize, quantizing: QuantizeMethod, path: str
-) -> Selection:
-    """The selection with bits that are solved for the stage's budget, verified by the score where there is one.
+) -> tuple[Selection, dict[str, Time]]:
+    """The selection with bits that are solved for the stage's budget, verified by the score where there is one; and
+    what layers take with them, where that was of account.
 
     Raises:
         InvalidSpecError: the budget cannot be met.
@@ -44,50 +60,85 @@ def allocated(
     budget = block.budget
     assert budget is not None
     model, where = context.model, f"{path}.budget"
-    found = _effects_of(context, selection, block, quantizing, sorted(set(budget.bits)), path)
+    bits = sorted(set(budget.bits))
+    found = _effects_of(context, selection, block, quantizing, bits, path)
+    times: Times = {}
+    if block.keep_only_if_faster or budget.metric == "latencyMs":
+        times, unknown = layer_times(context, selection, block, quantizing, bits, path)
+        if unknown:
+            name = next(iter(unknown))
+            context.note(f"budget: {len(unknown)} layers were not timed, and stay; '{name}': {unknown[name]}")
     named = {name: targets["weight"] for name, targets in selection.layers.items() if "weight" in targets}
     weights = {name: model.get_submodule(name).get_parameter("weight") for name in named}
     specs = {name: functools.partial(of_bits, spec) for name, spec in named.items()}
-    layers = Layers.of(layer_options(weights, specs, found, budget.keep_float))
+    by_bytes = budget.metric != "latencyMs"
+    options = layer_options(weights, specs, found, budget.keep_float, times, by_bytes, block.keep_only_if_faster)
+    layers = Layers.of(options)
     count = sum(weight.numel() for weight in weights.values())
-    whole = sum(weight.numel() * weight.element_size() for weight in weights.values()) * 8 / count
 
-    def size(selected: Selection) -> float:
+    def quantized(selected: Selection, by: QuantizeMethod) -> StageContext:
         twin = aside(context)
-        plain = method("weight_only") if isinstance(quantizing, LayerwiseMethod) else quantizing
         if selected.layers:
-            carry_out(twin, selected, block, plain, path)
-        return measures.of("sizeBytes", [twin.model])[0]
+            carry_out(twin, selected, block, by, path)
+        return twin
 
-    if budget.metric == "sizeBytes":
-        if context.measures is None:
-            raise InvalidSpecError("sizeBytes is measured, and nothing here measures it; write effectiveBits", where)
-        measures = context.measures
-        whole = ranks.on_rank_zero(lambda: measures.of("sizeBytes", [model])[0])
+    measures = _measures(context, budget.metric, where)
+    if measures is None:
+        whole = sum(weight.numel() * weight.element_size() for weight in weights.values()) * 8 / count
+    else:
+        models = [model, model] if budget.metric == "latencyMs" else [model]
+        whole = ranks.on_rank_zero(lambda: measures.of(budget.metric, models)[0])
 
     def cost(steps: int) -> float:
         context.stop()
-        if budget.metric == "effectiveBits":
-            return layers.bytes(steps) * 8 / count
-        return ranks.on_rank_zero(lambda: size(with_bits(selection, layers.bits(steps))))
+        if measures is None:
+            return layers.cost(steps) * 8 / count
+        if budget.metric == "latencyMs":
+            return whole - (as_it_is - layers.cost(steps))
+        plain = method("weight_only") if isinstance(quantizing, LayerwiseMethod) else quantizing
+        selected = with_bits(selection, layers.bits(steps))
+        return ranks.on_rank_zero(lambda: measures.of("sizeBytes", [quantized(selected, plain).model])[0])
 
-    bits, value = solve(layers, budget, whole, cost, where)
-    out = with_bits(selection, bits)
+    as_it_is = sum(next((time.before for time in row.values()), 0.0) for row in times.values())
+    chosen, value = solve(layers, budget, whole, cost, where)
+    out = with_bits(selection, chosen)
     if not out.layers:
         context.note("budget: it is met with nothing quantized")
-    record: dict[str, Any] = {"metric": budget.metric, "before": whole, "after": value, "bits": bits, "effects": found}
+    record: dict[str, Any] = {"metric": budget.metric, "before": whole, "after": value, "bits": chosen}
+    record["effects"] = found
     text = f"budget: {budget.metric} {whole:.6g} -> {value:.6g}"
-    if context.score_of is not None and block.tune is None:
-        twin = aside(context)
-        if out.layers:
-            carry_out(twin, out, block, quantizing, path)
-        before, after = (dict(context.score_of(each)) for each in (model, twin.model))
-        record |= {"scoreBefore": before, "scoreAfter": after}
-        text += f", score {before[DEFAULT_METRIC]:.6g} -> {after[DEFAULT_METRIC]:.6g}"
+    last = None
+    if budget.metric == "latencyMs" or (context.score_of is not None and block.tune is None):
+        last = quantized(out, quantizing).model
+    if last is not None and measures is not None and budget.metric == "latencyMs":
+        before, after = ranks.on_rank_zero(lambda: measures.of("latencyMs", [model, last]))
+        record["measured"] = {"before": before, "after": after}
+        record["times"] = {
+            name: {str(each): [time.before, time.after] for each, time in row.items()} for name, row in times.items()
+        }
+        text += f" by the table, {before:.6g} -> {after:.6g} measured"
+        bound = budget.max if budget.max is not None else (budget.max_ratio or 0.0) * before
+        if after > bound:
+            text += f", which is above the budget's {bound:.6g}: layers together take other times than each alone"
+    if last is not None and context.score_of is not None and block.tune is None:
+        one, other = (dict(context.score_of(each)) for each in (model, last))
+        record |= {"scoreBefore": one, "scoreAfter": other}
+        text += f", score {one[DEFAULT_METRIC]:.6g} -> {other[DEFAULT_METRIC]:.6g}"
     context.record["allocation"] = record
     context.report(text)
     context.note(text)
-    return out
+    own = {name: row[each] for name, row in times.items() if (each := chosen.get(name)) is not None and each in row}
+    stayed = {name: row[min(row)] for name, row in times.items() if chosen.get(name) is None and row}
+    return out, own | stayed
+
+
+def _measures(context: StageContext, metric: str, path: str) -> Measures | None:
+    """What measures the budget's metric; None: it is worked out."""
+    if metric == "effectiveBits":
+        return None
+    if context.measures is None:
+        raise InvalidSpecError(f"{metric} is measured, and nothing here measures it; write effectiveBits", path)
+    return context.measures
 
 
 def tuned(

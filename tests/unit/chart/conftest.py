@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -40,14 +41,19 @@ def render(
 ) -> Callable[..., Rendered]:
     """All objects of the chart for some values, release `modelpress` in namespace `press` unless told otherwise."""
 
-    def objects(values: dict[str, Any] | None = None, release: str = "modelpress") -> Rendered:
+    @functools.cache
+    def text(values: str, release: str) -> str:
         file = tmp_path_factory.mktemp("values") / "values.yaml"
-        file.write_text(yaml.safe_dump(values or {}))
+        file.write_text(values)
         done = helm(
             *("template", release, str(CHART), "--namespace", "press", "--kube-version", "1.35", "--values", str(file))
         )
         assert done.returncode == 0, done.stderr
-        return [document for document in yaml.safe_load_all(done.stdout) if document]
+        return done.stdout
+
+    def objects(values: dict[str, Any] | None = None, release: str = "modelpress") -> Rendered:
+        documents = yaml.load_all(text(yaml.safe_dump(values or {}), release), Loader=yaml.CSafeLoader)
+        return [document for document in documents if document]
 
     return objects
 

@@ -28,7 +28,7 @@ def test_crds_equal_the_generated_ones(render: Render) -> None:
     for item in rendered.values():
         assert item["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
         assert item["metadata"].pop("labels")["app.kubernetes.io/part-of"] == "modelpress"
-    files = [yaml.safe_load(file.read_text()) for file in CRDS.glob("*.yaml")]
+    files = [yaml.load(file.read_text(), Loader=yaml.CSafeLoader) for file in CRDS.glob("*.yaml")]
     assert rendered == {item["metadata"]["name"]: item for item in files}
     assert len(rendered) == 2
 

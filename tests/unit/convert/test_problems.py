@@ -282,8 +282,38 @@ conf = PostTrainingQuantConfig(
         {"opNames": ["fc"], "granularity": "tensor", "scheme": {"weight": "affine", "input": "symmetric"}},
     ]
     assert stage["quantize"]["calibration"] == {"observer": "kl"}
-    assert document["spec"]["constraints"] == [{"metric": "default", "maxAbsoluteLoss": 0.02}]
+    assert stage["quantize"]["tune"] == {"criteria": [{"absolute": 0.02}]}
+    assert "constraints" not in document["spec"]
     assert document["spec"]["metrics"] == {"default": {"goal": "minimize"}}
+
+
+@pytest.mark.parametrize(
+    ("said", "tune"),
+    [
+        ('tuning_criterion=TuningCriterion(strategy="tpe", timeout=60, max_trials=5)', {"strategy": "bayesian"}),
+        ('quant_level=1, tuning_criterion=TuningCriterion(strategy="mse_v2", timeout=60, max_trials=5)', {
+            "quantLevel": 1, "strategy": "mse"
+        }),
+        ('quant_level="auto", tuning_criterion=TuningCriterion(strategy="conservative", timeout=60, max_trials=5)', {
+            "quantLevel": 0, "strategy": "basic"
+        }),
+    ],
+)  # fmt: skip
+def test_tuning_of_neural_compressor(said: str, tune: dict[str, Any], tmp_path: Path) -> None:
+    """Its strategies, levels and ends; where it says no criterion, its own is written out."""
+    text = f"""
+from neural_compressor.config import PostTrainingQuantConfig, TuningCriterion
+conf = PostTrainingQuantConfig({said})
+"""
+    [stage] = converted(tmp_path, "a.py", text).documents[0]["spec"]["stages"]
+    ends = {"timeout": 60, "maxTrials": 5, "criteria": [{"relative": 0.01}]}
+    assert stage["quantize"]["tune"] == tune | ends
+
+
+def test_a_strategy_that_is_none(tmp_path: Path) -> None:
+    text = "quantization: {approach: post_training_static_quant}\ntuning: {strategy: {name: lottery}}\n"
+    with pytest.raises(SpecError, match="no counterpart to the strategy lottery; write basic or bayesian"):
+        converted(tmp_path, "a.yaml", text)
 
 
 def test_trials_that_do_badly_are_stopped(tmp_path: Path) -> None:

@@ -45,13 +45,14 @@ class TestClassifier(EvaluatorContract):
 
 
 class TestLanguageModel(EvaluatorContract):
-    """A GPT-2, whose output shares the weights of its input."""
+    """A GPT-2, whose output shares the weights of its input, at a learning rate that rises and falls."""
 
     @pytest.fixture
     def make(self, language_model: Path) -> Make:
         def make():
             splits = (rows(name, *TEXTS) for name in ("train", "validation"))
-            found = subject(language_model, "causal-lm", *splits, batchSize=1, maxLength=6)
+            moving = {"learningRateSchedule": "cosine", "warmupRatio": 0.2}
+            found = subject(language_model, "causal-lm", *splits, batchSize=1, maxLength=6, **moving)
             return found.evaluator, found.model
 
         return make

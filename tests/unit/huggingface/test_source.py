@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_models import bert, gpt2, rows, settings, subject, vit
 
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
-from modelpress_runner.huggingface.source import load
+from modelpress_runner.huggingface.source import Pretrained, load
 from modelpress_runner.inputs.gather import digest_of
 from modelpress_runner.inputs.hub import fetch
 from modelpress_runner.inputs.uri_resolver import UriResolver
@@ -28,9 +28,9 @@ def changed(folder: Path, **keys: object) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def opened(folder: Path, task: str) -> object:
+def opened(folder: Path, task: str, **changes: object) -> Pretrained:
     """The model in a folder, by the way that a run takes."""
-    spec = settings(task, source={"uri": str(folder)})
+    spec = settings(task, source={"uri": str(folder)}, **changes)
     return load(spec, fetch(spec.source, UriResolver(None, folder.parent / "fetched")))
 
 
@@ -223,3 +223,25 @@ def test_no_file_names_the_kernels(tmp_path):
         changed(folder, **{key: "kernels-community/flash-attn"})
         assert opened(folder, "feature-extraction").model.config._attn_implementation == honest == "sdpa"
         changed(folder, **{key: None})
+
+
+def test_dropout_is_set_as_asked(tmp_path):
+    """In training mode a model without dropout gives the same twice; the configuration that is saved has it so."""
+    noisy = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    folder = bert(tmp_path / "bert", **noisy)
+    ids = torch.tensor([[5, 6, 7]])
+    for asked, same in ((None, False), (0.0, True), (0.25, False)):
+        model = opened(folder, "feature-extraction", **({} if asked is None else {"dropout": asked})).model.train()
+        one, two = (model(ids).last_hidden_state for _ in range(2))
+        assert torch.equal(one, two) is same
+        assert {getattr(model.config, name) for name in noisy} == {0.5 if asked is None else asked}
+    model = opened(gpt2(tmp_path / "gpt2"), "causal-lm", dropout=0.3).model
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
+
+
+def test_a_model_without_dropout_says_so(tmp_path):
+    """ConvNeXt drops whole paths only."""
+    config = transformers.ConvNextConfig(hidden_sizes=[4, 4], depths=[1, 1], num_stages=2)
+    transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(InvalidModelError, match="convnext model has no dropout; leave dropout out"):
+        opened(tmp_path, "image-classification", dropout=0.0)

@@ -130,6 +130,35 @@ def test_steps_are_counted(tmp_path):
     assert len(steps) == 5
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0.0, [1, 1, 1, 1, 1, 1, 1, 1]),
+        ("constant", 0.5, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("linear", 0.0, [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("linear", 0.5, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", 0.5, [0.25, 0.5, 0.75, 1, 1, 0.8535534, 0.5, 0.1464466]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls(tmp_path, schedule, warmup, expected):
+    """Of the very steps that are made, behind one another in two trainings."""
+    folder = bert(tmp_path / "folder", "BertForSequenceClassification")
+    rates = []
+
+    found = subject(
+        folder, "text-classification", rows("train", *(SENTENCES * 2)[:8]), rows("validation", *SENTENCES),
+        batchSize=1, learningRate=0.004, learningRateSchedule=schedule, warmupRatio=warmup,
+    )  # fmt: skip
+    evaluator = found.evaluator
+    evaluator.bind(found.model)
+    (optimizer,) = evaluator.optimizers()
+    optimizer.register_step_pre_hook(lambda each, *_: rates.append(each.param_groups[0]["lr"] / 0.004))
+    evaluator.train(max_steps=8)
+    assert rates == pytest.approx(expected)
+    evaluator.train(max_epochs=1)
+    assert rates[8:] == pytest.approx(expected)
+
+
 def test_perplexity_is_that_of_transformers(tmp_path):
     """The mean loss over all blocks, weighted by tokens, equals transformers' own loss; texts end with the end mark."""
     found = made("causal-lm", tmp_path, "validation")

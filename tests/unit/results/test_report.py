@@ -143,6 +143,9 @@ def test_layers_of_the_best_trial_that_lose_most_come_first() -> None:
         ["stem", "int8", "uint8", "", "41.3", "400", "104"],
         ["odd", "", "", "", "", "", ""],
     ]
+    layers[0] |= {"msBefore": 4.0, "msAfter": 1.25}
+    page = Page(render(frame(), [one]))
+    assert [row[7:] for row in page.rows if row[0] in ("stem", "odd")] == [["4", "1.25"], ["", ""]]
     assert b"Layers of trial 1" in text
     assert b"Layers of trial" not in render(frame(best=None), [one])
 

@@ -14,6 +14,7 @@ from modelpress.api.v1alpha1 import DropExperts
 from modelpress_runner.edits.attributes import Attribute
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.cuts import Cut
+from modelpress_runner.edits.entries import Entries
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, first_line
 from modelpress_runner.evaluators.hooks import ForwardHook
@@ -26,7 +27,7 @@ from modelpress_runner.runtime.example_inputs import as_call
 from modelpress_runner.runtime.graph import tensors_in
 from modelpress_runner.runtime.preserve import untouched
 
-TAKES = "dropExperts takes modules that hold a router and experts, whose weights are one tensor with a row for each"
+TAKES = "dropExperts takes modules that hold a router and experts: a list of them, or tensors with a row for each"
 _CHOSEN = ("top_k", "num_experts_per_tok", "num_selected_experts")
 _GROUPS = ("n_group", "num_expert_group", "n_groups")
 _TOKENS, _LOW = 64, 1e4
@@ -40,7 +41,8 @@ class Mixture:
     Attributes:
         module: its name.
         router: name of the module whose weight has a row for each expert.
-        tensors: names of the parameters, in full, whose first dimension are the experts.
+        tensors: names of the parameters, in full, whose first dimension are the experts; empty: they are a list.
+        held: name of the module that holds the experts.
         numbers: (module, attribute) of whole numbers that count them.
         experts: how many there are.
         chosen: how many of them a token is sent to.
@@ -49,6 +51,7 @@ class Mixture:
     module: str
     router: str
     tensors: tuple[str, ...]
+    held: str
     numbers: tuple[tuple[str, str], ...]
     experts: int
     chosen: int
@@ -61,7 +64,7 @@ class Mixture:
             out.append(Cut(self.router, "out", keep))
         else:
             out += [Cut(f"{self.router}.{name}", "dim0", keep) for name in _rows(router, self.experts)]
-        out += [Cut(name, "dim0", keep) for name in self.tensors]
+        out += [Cut(name, "dim0", keep) for name in self.tensors] or [Entries(self.held, keep)]
         return [*out, *(Attribute(module, name, len(keep)) for module, name in self.numbers)]
 
 
@@ -73,23 +76,23 @@ def mixtures(model: nn.Module) -> list[Mixture]:
 
 def _mixture(name: str, module: nn.Module) -> Mixture | None:
     children = dict(module.named_children())
+    prefix = f"{name}." if name else ""
     for held, experts in children.items():
-        own = {key: value for key, value in experts._parameters.items() if value is not None and value.dim() >= 3}
-        counts = {value.shape[0] for value in own.values()}
-        if len(counts) != 1 or (count := counts.pop()) < 2:
+        count = _count(experts)
+        if count < 2 or (isinstance(experts, nn.ModuleList) and not _says_expert(held, experts)):
             continue
-        rows = _rows(experts, count)
-        for other, router in children.items():
-            weight = router._parameters.get("weight")
-            if other == held or weight is None or weight.dim() != 2 or weight.shape[0] != count:
-                continue
-            if any(value is not None and value.dim() and value.shape[0] == count for value in router._buffers.values()):
-                continue  # what it adds to the choice of each has no cut
-            prefix = f"{name}." if name else ""
-            holders = {name: module, f"{prefix}{held}": experts, f"{prefix}{other}": router}
+        routers = [
+            (f"{prefix}{other}.{inner}".rstrip("."), part)
+            for other, child in children.items()
+            if other != held
+            for inner, part in child.named_modules()
+            if _routes(part, count)
+        ]
+        for where, router in routers[:1]:
+            holders = {name: module, f"{prefix}{held}": experts, where: router}
             numbers = [
-                (where, key)
-                for where, holder in holders.items()
+                (place, key)
+                for place, holder in holders.items()
                 for key, value in vars(holder).items()
                 if type(value) is int and value == count and "expert" in key and key not in _CHOSEN
             ]
@@ -98,9 +101,34 @@ def _mixture(name: str, module: nn.Module) -> Mixture | None:
             if any(isinstance(value, int) and value > 1 for value in groups):
                 continue  # the choice is among groups of equal size
             chosen = next((value for value in said if type(value) is int), 1)
+            rows = () if isinstance(experts, nn.ModuleList) else _rows(experts, count)
             tensors = tuple(f"{prefix}{held}.{key}" for key in rows)
-            return Mixture(name, f"{prefix}{other}", tensors, tuple(numbers), count, chosen)
+            return Mixture(name, where, tensors, f"{prefix}{held}", tuple(numbers), count, chosen)
     return None
+
+
+def _count(experts: nn.Module) -> int:
+    """How many experts a module holds: modules that are alike, or rows of its tensors; 0: none."""
+    if isinstance(experts, nn.ModuleList):
+        alike = {(type(each), *((key, value.shape) for key, value in each.named_parameters())) for each in experts}
+        return len(experts) if len(alike) == 1 and any(True for _ in experts.parameters()) else 0
+    own = [value for value in experts._parameters.values() if value is not None and value.dim() >= 3]
+    counts = {value.shape[0] for value in own}
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _says_expert(name: str, held: nn.ModuleList) -> bool:
+    """Whether a list of modules beside a layer of as many rows, which may be anything, is said to hold experts."""
+    return any("expert" in text.lower() for text in (name, type(held).__name__, type(held[0]).__name__))
+
+
+def _routes(module: nn.Module, count: int) -> bool:
+    """Whether a module has a weight with a row for each of so many experts, and nothing else that has no cut."""
+    weight = module._parameters.get("weight")
+    if weight is None or weight.dim() != 2 or weight.shape[0] != count:
+        return False
+    # What is added to the choice of each.
+    return not any(value is not None and value.dim() and value.shape[0] == count for value in module._buffers.values())
 
 
 def _rows(module: nn.Module, count: int) -> list[str]:

@@ -1,6 +1,6 @@
 """How many units each dependency group loses for a budget: a path of removals, and the first place on it that fits.
 
-Units are removed in the order of score lost for each unit of cost saved, the greedy rule for knapsacks (Dantzig 1957,
+Units are removed in the order of what is lost for each unit of cost saved, the greedy rule for knapsacks (Dantzig 1957,
 doi 10.1287/opre.5.2.266; Molchanov et al. 2019, arXiv 1906.10771, section 3.3 for latency): where savings add up, no
 choice of the same cost loses less, but for the last step. So models along the path are nested, and one path serves all
 budgets. What a place on it costs is measured on the model that is cut there, never added up from the table.
@@ -29,32 +29,30 @@ class Path:
     steps: tuple[tuple[int, int], ...]
 
     @classmethod
-    def through(cls, groups: Sequence[Candidates], savings: Sequence[float], comparable: Sequence[bool]) -> Path:
+    def through(cls, groups: Sequence[Candidates], savings: Sequence[float]) -> Path:
         """The path over these groups, whose bounds and multiples hold at every place. Of equal steps that of the
         earlier group comes first; a group of which a unit saves nothing loses none.
+
+        What is lost is how much less of the group's sum of scores is left, as a logarithm, of whatever kind the scores
+        are: what passes through one layer after the other is multiplied, and each unit of a group that is nearly empty
+        is worth more than one of a whole group.
 
         Args:
             groups: their units.
             savings: what one unit less saves.
-            comparable: whether scores are taken as they are; others are divided by the group's L2 norm, as in a global
-                ranking.
         """
         start: list[int] = []
         found: list[tuple[float, int, int]] = []  # loss for what is saved, group, units removed then
-        for number, (one, saving, taken) in enumerate(zip(groups, savings, comparable, strict=True)):
+        for number, (one, saving) in enumerate(zip(groups, savings, strict=True)):
             scores = one.scores.masked_fill(one.already_pruned, 0.0)
-            norm = torch.linalg.vector_norm(one.scores)
-            if not taken and norm > 0:
-                scores = scores / norm
-            gone = int(one.already_pruned.sum())
-            places = sorted({max(gone, one.bounded(count)) for count in range(gone, len(scores) + 1)})
+            places = one.places()
             start.append(places[0])
             order = torch.sort(rounded(scores).masked_fill(one.already_pruned, -math.inf), stable=True).indices
-            lost = [0.0, *torch.cumsum(scores[order], 0).tolist()]
+            left = [*scores[order].flip(0).cumsum(0).flip(0).tolist(), 0.0]
             last = -math.inf
             for before, after in itertools.pairwise(places if saving > 0 else places[:1]):
                 # No step is cheaper than one that it stands on.
-                last = max(last, (lost[after] - lost[before]) / ((after - before) * saving))
+                last = max(last, _logarithm(left[before], left[after]) / ((after - before) * saving))
                 found.append((last, number, after))
         return cls(tuple(start), tuple((number, after) for _, number, after in sorted(found)))
 
@@ -64,6 +62,11 @@ class Path:
         for number, after in self.steps[:steps]:
             counts[number] = after
         return tuple(counts)
+
+
+def _logarithm(before: float, after: float) -> float:
+    """Of how many times as much was there before, 0 if nothing was."""
+    return (math.log(before / after) if after > 0 else math.inf) if before > 0 else 0.0
 
 
 def first_within(

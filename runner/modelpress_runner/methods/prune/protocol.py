@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
-from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
+from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.passes.collectors import Collector, Pass
 
 
@@ -63,10 +63,11 @@ class PruneMethod:
         """
         raise TypeError(f"the scores of {self.name} are collected from a pass over data")
 
-    def score_group(
-        self, model: nn.Module, dependencies: ChannelDependencies, group: DependencyGroup
+    def score_units(
+        self, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor
     ) -> torch.Tensor | None:
-        """Scores of a dependency group's units as a whole, float64, (units,); None: the mean of its members' scores."""
+        """Scores of the units, bool (units,), by everything that goes with each, float64, (units,), others arbitrary;
+        None: a unit's score is the mean of its group's members' scores."""
         return None
 
 

@@ -61,6 +61,13 @@ class Candidates:
         count = min(max(count, _share(size, self.least)), _share(size, self.most), size - self.keep)
         return max(0, size - -(-(size - count) // self.multiple) * self.multiple)
 
+    def places(self) -> list[int]:
+        """All numbers of them that may have been removed, those that are already among them, ascending."""
+        gone, size = int(self.already_pruned.sum()), len(self.scores)
+        low, high = (self.bounded(count) for count in (gone, size))
+        allowed = (count for count in range(low, high + 1) if count == low or (size - count) % self.multiple == 0)
+        return sorted({max(gone, count) for count in allowed})
+
     @property
     def size(self) -> int:
         """How many channels or weights there are in all."""

@@ -145,7 +145,10 @@ def round_masks(
     units = torch.zeros(dependencies.unit_count if dependencies else 0, dtype=torch.bool)
     if dependencies is not None and structured:
         groups = _groups(dependencies, structured, selection.excluded, outcome, path)
-        together = [_together(model, group, dependencies, structured, units, outcome, round_, path) for group in groups]
+        whole = _by_units(model, groups, dependencies, structured)
+        together = [
+            _together(model, group, dependencies, structured, whole, units, outcome, round_, path) for group in groups
+        ]
     outcome.notes += _decide(itertools.chain(alone, together), path if round_.uniform else None)
     if dependencies is not None and structured:
         outcome.units = units
@@ -174,8 +177,10 @@ def ranked_groups(
     choices = {name: choice for name, choice in selection.choices.items() if choice.structured}
     units = torch.zeros(dependencies.unit_count, dtype=torch.bool)
     found = []
-    for group in _groups(dependencies, choices, selection.excluded, outcome, path):
-        pool = _together(model, group, dependencies, choices, units, outcome, round_, path)
+    groups = _groups(dependencies, choices, selection.excluded, outcome, path)
+    whole = _by_units(model, groups, dependencies, choices)
+    for group in groups:
+        pool = _together(model, group, dependencies, choices, whole, units, outcome, round_, path)
         found.append((group, pool.candidates, pool.choice))
     return found
 
@@ -236,7 +241,7 @@ def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Roun
 
     def apply(removed: torch.Tensor) -> None:
         outcome.removed[name] = (int(removed.sum()), removed.numel())
-        _cover(outcome.masks, model, name, view, ~removed)
+        _cover(outcome.masks, model, name, view, ~removed, set())
         _open(outcome.masks, model, name)
 
     pool = _Pool(round_.candidates(choice, scores, gone), choice, _now(choice, round_), apply)
@@ -297,28 +302,53 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
     return _of_what_is_left(pool, blocks.whole(away))
 
 
+def _by_units(
+    model: nn.Module,
+    groups: Sequence[DependencyGroup],
+    dependencies: ChannelDependencies,
+    choices: dict[str, Choice],
+) -> dict[str, torch.Tensor]:
+    """The scores of the groups' units, by methods that score all that goes with a unit: by method, (units,)."""
+    asked: dict[str, torch.Tensor] = {}
+    for group in groups:
+        algorithm = _members(group, choices)[0].algorithm
+        if algorithm not in asked:
+            asked[algorithm] = torch.zeros(dependencies.unit_count, dtype=torch.bool)
+        asked[algorithm][group.vector] = True
+    found = {name: method(name).score_units(model, dependencies, units) for name, units in asked.items()}
+    return {name: scores for name, scores in found.items() if scores is not None}
+
+
+def _members(group: DependencyGroup, choices: dict[str, Choice]) -> list[Choice]:
+    return [choices[name] for name in (*group.producers, *group.followers) if name in choices]
+
+
 def _together(
     model: nn.Module,
     group: DependencyGroup,
     dependencies: ChannelDependencies,
     choices: dict[str, Choice],
+    by_units: Mapping[str, torch.Tensor],
     units: torch.Tensor,
     outcome: RoundOutcome,
     round_: Round,
     path: str,
 ) -> _Pool:
-    members = [choices[name] for name in (*group.producers, *group.followers) if name in choices]
-    place = {unit: number for number, unit in enumerate(group.units)}
+    members = _members(group, choices)
+    place = torch.full((dependencies.unit_count,), -1)
+    place[group.vector] = torch.arange(len(group.units))
     total = torch.zeros(len(group.units), dtype=torch.float64)
     count, gone = torch.zeros_like(total), torch.ones(len(group.units), dtype=torch.bool)
     away = gone.clone()
-    first = members[0]
-    whole = method(first.algorithm).score_group(model, dependencies, group)
+    first, each = members[0], 1
+    whole = by_units.get(first.algorithm)
     for choice in members:
         axis = dependencies.output(choice.module)
         assert axis is not None  # a member of a group has one
-        inside = [(place[unit], channel) for channel, unit in enumerate(axis.units) if unit in place]
-        where, channels = (torch.tensor(column) for column in zip(*inside, strict=True))
+        channels = (place[axis.vector] >= 0).nonzero().flatten()
+        where = place[axis.vector[channels]]
+        if choice is first:
+            each = max(1, len(where) // len(group.units))
         if whole is None:
             total.index_add_(0, where, round_.scores(model, choice)[channels])
         count.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
@@ -339,17 +369,16 @@ def _together(
                 f"{path}.configList[{choice.entry}]",
             )
     if whole is not None:
-        total, count = whole, torch.ones_like(whole)
+        total, count = whole[group.vector], torch.ones_like(total)
     now = [_now(choice, round_) for choice in members]
     if len({choice.sparsity for choice in members}) > 1:
         asked = ", ".join(f"'{choice.module}' ({choice.sparsity:g})" for choice in members)
         outcome.notes.append(f"{asked} lose the same channels; the smallest of their sparsities holds for all of them")
 
     def apply(removed: torch.Tensor) -> None:
-        units[torch.tensor(group.units)] |= removed
+        units[group.vector] |= removed
 
     rounded = next((choice for choice in members if choice.round_to is not None), first)
-    each = max(1, sum(unit in place for unit in dependencies.output(first.module).units) // len(group.units))  # type: ignore[union-attr]
     candidates = replace(round_.candidates(rounded, total / count, gone, each), weights=count)
     return _of_what_is_left(_Pool(candidates, first, min(now), apply, family=family(group)), away)
 
@@ -582,26 +611,53 @@ def _weight_gone(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tens
     return (view.rows(view.main, mask) == 0).all(dim=1).cpu()
 
 
-def _cover(masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torch.Tensor) -> None:
-    """Masks the parameters of all channels that are not kept."""
+def _cover(
+    masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torch.Tensor, made: set[tuple[str, str]]
+) -> None:
+    """Masks the parameters of all channels that are not kept; `made` are masks that nobody else has yet."""
     owner = name if module_at(model, name) is not None else name.rpartition(".")[0]
     for parameter in view.parameters:
-        tensor = getattr(view.owner, parameter)
-        _multiply(masks, owner, view.owner, parameter, view.keep_mask(parameter, tensor, kept))
+        if (owner, parameter) not in made:
+            made.add((owner, parameter))
+            tensors = masks.setdefault(owner, {})
+            before, value = tensors.get(parameter), getattr(view.owner, parameter)
+            tensors[parameter] = torch.ones_like(value, requires_grad=False) if before is None else before.clone()
+        view.clear(parameter, masks[owner][parameter], kept)
 
 
 def cover(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> None:
     """Masks everything that a shrink of the units, bool (units,), would take away of `model`."""
+    made: set[tuple[str, str]] = set()
     for axis, kept in dependencies.kept(units):
-        _cover(masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept)
+        _cover(masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept, made)
+
+
+def without_covered(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> Masks:
+    """The masks without those of modules that `cover` with these units alone would make alike."""
+    axes: dict[str, list[tuple[AxisView, torch.Tensor]]] = defaultdict(list)
+    for axis, kept in dependencies.kept(units):
+        owner = axis.module if module_at(model, axis.module) is not None else axis.module.rpartition(".")[0]
+        axes[owner].append((axis_of(model, axis.module, axis.axis), kept))
+    left: Masks = {}
+    for name, tensors in masks.items():
+        for parameter, mask in tensors.items():
+            again = torch.ones_like(mask)
+            for view, kept in axes[name]:
+                if parameter in view.parameters:
+                    view.clear(parameter, again, kept)
+            if not torch.equal(again, mask):
+                left[name] = dict(tensors)
+                break
+    return left
 
 
 def _open(masks: Masks, model: nn.Module, name: str) -> None:
     """Sees to it that there is a mask of every parameter that a selected module may lose parts of."""
     module = model.get_submodule(name)
     for parameter in ("weight", "bias"):
-        if getattr(module, parameter, None) is not None:
-            _multiply(masks, name, module, parameter, torch.tensor(True))
+        value = getattr(module, parameter, None)
+        if value is not None and parameter not in masks.setdefault(name, {}):
+            masks[name][parameter] = torch.ones_like(value, requires_grad=False)
 
 
 def _multiply(masks: Masks, name: str, module: nn.Module, parameter: str, kept: torch.Tensor) -> None:

@@ -13,16 +13,17 @@ from modelpress_runner.edits.quantizers import QuantizerSpec, make
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.prune.budget import Path, first_within
 from modelpress_runner.methods.quantize.effects import Effects
+from modelpress_runner.methods.quantize.times import Times
 
 Bits = dict[str, int | None]  # None: as it is
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a layer may have: bits, bytes of its weight, and what that does to the outputs."""
+    """What a layer may have: bits, what it costs (bytes of its weight, or ms), and what that does to the outputs."""
 
     bits: int | None
-    bytes: int
+    cost: float
     effect: float
 
 
@@ -35,11 +36,11 @@ def stored_bytes(weight: torch.Tensor, spec: QuantizerSpec) -> int:
 
 
 def hull(options: Sequence[Option]) -> list[Option]:
-    """Those that are worth having, from most bytes to fewest: none that another beats in both, and each step costs
-    more for a byte than the one before."""
+    """Those that are worth having, from what costs most to what costs least: none that another beats in both, and each
+    step loses more for what it saves than the one before."""
     kept: list[Option] = []
-    for option in sorted(options, key=lambda each: (-each.bytes, each.effect)):
-        if kept and option.bytes >= kept[-1].bytes:
+    for option in sorted(options, key=lambda each: (-each.cost, each.effect)):
+        if kept and option.cost >= kept[-1].cost:
             continue
         while kept and option.effect <= kept[-1].effect:
             kept.pop()
@@ -50,12 +51,12 @@ def hull(options: Sequence[Option]) -> list[Option]:
 
 
 def _slope(more: Option, fewer: Option) -> float:
-    return (fewer.effect - more.effect) / (more.bytes - fewer.bytes)
+    return (fewer.effect - more.effect) / (more.cost - fewer.cost)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers' options, hulls from most bytes to fewest, and the path on which they lose bytes."""
+    """The layers' options, hulls from the greatest cost to the least, and the path on which costs fall."""
 
     names: tuple[str, ...]
     options: tuple[list[Option], ...]
@@ -75,10 +76,10 @@ class Layers:
         places = self.path.removed(steps)
         return {name: own[at].bits for name, own, at in zip(self.names, self.options, places, strict=True)}
 
-    def bytes(self, steps: int) -> int:
-        """All weights' bytes."""
+    def cost(self, steps: int) -> float:
+        """Of all layers together."""
         places = self.path.removed(steps)
-        return sum(own[at].bytes for own, at in zip(self.options, places, strict=True))
+        return sum(own[at].cost for own, at in zip(self.options, places, strict=True))
 
 
 def layer_options(
@@ -86,6 +87,9 @@ def layer_options(
     specs: Mapping[str, Callable[[int], QuantizerSpec]],
     effects: Effects,
     keep: bool,
+    times: Times | None = None,
+    by_bytes: bool = True,
+    only_faster: bool = False,
 ) -> dict[str, list[Option]]:
     """The options of each layer.
 
@@ -94,11 +98,23 @@ def layer_options(
         specs: what its quantizer is with so many bits.
         effects: of the bits that it may have.
         keep: it may stay as it is.
+        times: what they take, where they were timed.
+        by_bytes: bytes are the cost; else times are, and a layer without one stays as it is.
+        only_faster: bits with which a layer is not faster are no option.
     """
     out: dict[str, list[Option]] = {}
     for name, weight in weights.items():
+        row = effects[name]
+        own = {} if times is None else times.get(name, {})
+        if only_faster:
+            row = {bits: effect for bits, effect in row.items() if bits in own and own[bits].faster}
+        if times is not None and not by_bytes:
+            whole = next((time.before for time in own.values()), 0.0)
+            out[name] = [Option(None, whole, 0.0)] if keep or not own else []
+            out[name] += [Option(bits, own[bits].after, effect) for bits, effect in row.items() if bits in own]
+            continue
         out[name] = [Option(None, weight.numel() * weight.element_size(), 0.0)] if keep else []
-        out[name] += [Option(bits, stored_bytes(weight, specs[name](bits)), e) for bits, e in effects[name].items()]
+        out[name] += [Option(bits, stored_bytes(weight, specs[name](bits)), effect) for bits, effect in row.items()]
     return out
 
 

@@ -15,6 +15,7 @@ from modelpress_runner.methods.quantize.layerwise import LayerwiseMethod, quanti
 from modelpress_runner.methods.quantize.protocol import QuantizeMethod
 from modelpress_runner.methods.quantize.report import report
 from modelpress_runner.methods.quantize.selection import Selection
+from modelpress_runner.runtime.heap import give_back
 
 
 def carry_out(
@@ -23,6 +24,7 @@ def carry_out(
     """Quantizes a selection; the record has its layers then."""
     smoothed(context, selection, block, quantizing, path)
     prepare(context, selection, block, quantizing, path)
+    give_back()
     if isinstance(quantizing, LayerwiseMethod):
         quantize_by_blocks(context, selection, block, quantizing, path)
         return
@@ -30,7 +32,9 @@ def carry_out(
         calibrate(context, selection, block.calibration or Calibration())
     enable(context.model, selection)
     report(context, selection, quantizing)
+    give_back()
     freeze(context, selection.layers)
+    give_back()
 
 
 def smoothed(

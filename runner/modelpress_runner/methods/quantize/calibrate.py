@@ -56,10 +56,7 @@ def prepare(context: StageContext, selection: Selection, block: Quantize, method
             quantizer.enabled = False
         if layer.weight_quantizer is not None:
             with torch.no_grad():
-                weight = layer.get_parameter("weight")
-                method.begin(layer.weight_quantizer, weight, block.weight_observer)
-                if block.backend == "compressed-tensors":  # whose files keep scales in the type of the weight
-                    layer.weight_quantizer.scale.copy_(layer.weight_quantizer.scale.to(weight.dtype))
+                method.start(layer.weight_quantizer, layer.get_parameter("weight"), block)
 
 
 def calibrate(context: StageContext, selection: Selection, calibration: Calibration) -> None:

@@ -27,13 +27,12 @@ from modelpress_runner.runtime.example_inputs import map_tensors
 BATCHES = 64  # that ranges are taken of, where calibration.steps says nothing: all of them are in memory
 
 
-def quantize_in_backend(context: StageContext, block: Quantize, path: str) -> None:
-    """Has a runtime's tools quantize what the model is in it; the file is kept with the model.
+def selected_for_backend(context: StageContext, block: Quantize, path: str) -> Selection:
+    """What a runtime's tools are to quantize.
 
     Raises:
         InvalidModelError: there is no example input.
         InvalidSpecError: nothing that was selected can be quantized.
-        CompressionError: the model has no such form, or the tools fail.
     """
     if context.dummy_input is None:
         raise InvalidModelError(
@@ -41,7 +40,15 @@ def quantize_in_backend(context: StageContext, block: Quantize, path: str) -> No
             "Subject example_inputs, or the evaluator a dummy_input",
             f"{path}.backend",
         )
-    selection = select(context.model, block, path, context.dummy_input)
+    return select(context.model, block, path, context.dummy_input)
+
+
+def quantize_in_backend(context: StageContext, selection: Selection, block: Quantize, path: str) -> None:
+    """Has a runtime's tools quantize what the model is in it; the file is kept with the model.
+
+    Raises:
+        CompressionError: the model has no such form, or the tools fail.
+    """
     context.note(*selection.notes)
     if block.fold_batch_norm:
         folds = foldable(context.model, selection.layers, context.dummy_input, context.masks)

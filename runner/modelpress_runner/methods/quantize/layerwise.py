@@ -32,6 +32,7 @@ from modelpress_runner.methods.quantize.selection import Selection
 from modelpress_runner.methods.quantize.smoothing import Smoothing, smoothings
 from modelpress_runner.methods.quantize.streaming import Unit, stream
 from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.runtime.heap import give_back
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def quantize_by_blocks(
             else:
                 _restored(context, unit, found)
             entries |= found["entries"]
+            give_back()  # of the moments: the next block's would come on top
             context.report(f"quantize: block {number + 1} of {len(run.units)}")
     finally:
         run.close()

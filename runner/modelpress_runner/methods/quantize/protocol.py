@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from modelpress.api.stages.quantize import Numbers
+from modelpress.api.v1alpha1 import Quantize
 from modelpress.api.v1alpha1.algorithms import Algorithm, algorithm
 from modelpress_runner.edits.quantizers import Quantizer, QuantizerSpec
 from modelpress_runner.errors import InvalidSpecError
@@ -54,6 +55,18 @@ class QuantizeMethod:
             how: minMax or mse.
         """
         observe_weight(weight, quantizer, how)
+
+    def start(self, quantizer: Quantizer, weight: torch.Tensor, block: Quantize) -> None:
+        """As begin, with the scale rounded to the type that it is kept in."""
+        self.begin(quantizer, weight, block.weight_observer)
+        if (kept := scale_type(block, weight)) != quantizer.scale.dtype:
+            quantizer.scale.copy_(quantizer.scale.to(kept))
+
+
+def scale_type(block: Quantize, weight: torch.Tensor) -> torch.dtype:
+    """In which scales are kept: files of compressed-tensors have them in the type of the weight, whose loaders multiply
+    in it."""
+    return weight.dtype if block.backend == "compressed-tensors" else torch.float32
 
 
 def method(name: str) -> QuantizeMethod:

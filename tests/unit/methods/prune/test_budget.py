@@ -37,8 +37,9 @@ def of(*scores: float, **bounds: Any) -> Candidates:
 
 
 def test_units_go_where_the_least_is_lost_for_what_is_saved() -> None:
-    """Losses for each unit saved: 1, 3, (5 stays) and .5, 2, (9 stays), as a unit of the second saves twice as much."""
-    path = Path.through([of(1, 3, 5), of(4, 1, 9)], [1.0, 2.0], [True, True])
+    """Of the first log 9/8, log 8/5 (5 stays), of the second half of log 14/13, log 13/9 (9 stays), as its units save
+    twice as much."""
+    path = Path.through([of(1, 3, 5), of(4, 1, 9)], [1.0, 2.0])
     assert path.start == (0, 0)
     assert path.steps == ((1, 1), (0, 1), (1, 2), (0, 2))
     assert [path.removed(steps) for steps in range(5)] == [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
@@ -53,7 +54,7 @@ def test_bounds_and_multiples_hold_at_every_place() -> None:
         of(1, 2, 3, 4, least=0.25),
         of(1, 2),
     ]
-    path = Path.through(groups, [1.0, 1.0, 1.0, 0.0], [True] * 4)
+    path = Path.through(groups, [1.0, 1.0, 1.0, 0.0])
     places = [path.removed(steps) for steps in range(len(path.steps) + 1)]
     assert {place[0] for place in places} == {0, 2, 6}
     assert {place[1] for place in places} == {0, 2}
@@ -61,17 +62,24 @@ def test_bounds_and_multiples_hold_at_every_place() -> None:
     assert {place[3] for place in places} == {0}
 
 
-def test_scores_of_other_kinds_are_divided_by_their_norm() -> None:
-    """3 of (3, 4) and 60 of (60, 80) weigh the same; of equal steps that of the earlier group comes first."""
-    path = Path.through([of(60, 80), of(3, 4)], [1.0, 1.0], [False, False])
+def test_scores_count_by_the_share_that_is_left() -> None:
+    """3 of (3, 4) and 60 of (60, 80) weigh the same; of equal steps that of the earlier group comes first.
+
+    Of four alike go log 4/3, log 3/2 and log 2, of two log 2, of three log 3/2 and log 2, where a unit saves half.
+    """
+    path = Path.through([of(60, 80), of(3, 4)], [1.0, 1.0])
     assert path.steps == ((0, 1), (1, 1))
+    path = Path.through([of(1, 1, 1, 1), of(2, 2), of(5, 5, 5)], [1.0, 1.0, 0.5])
+    assert path.steps == ((0, 1), (0, 2), (0, 3), (1, 1), (2, 1), (2, 2))
+    path = Path.through([of(0, 0, 1), of(0, 0)], [1.0, 1.0])
+    assert path.steps == ((0, 1), (0, 2), (1, 1))
 
 
 def test_what_is_gone_stays_gone() -> None:
     """It costs nothing, and is the begin of the path."""
     one = of(1, 9, 5, 7)
     one.already_pruned[1] = True
-    path = Path.through([one], [1.0], [True])
+    path = Path.through([one], [1.0])
     assert path.start == (1,)
     assert path.steps == ((0, 2), (0, 3))
 

@@ -149,9 +149,11 @@ def test_group_norm_of_a_group_by_hand() -> None:
     model = Chain().eval()
     dependencies = find_dependencies(model, torch.randn(4, 2))
     (group,) = dependencies.groups
-    found = method("group_norm").score_group(model, dependencies, group)
+    units = torch.zeros(dependencies.unit_count, dtype=torch.bool)
+    units[group.vector] = True
+    found = method("group_norm").score_units(model, dependencies, units)
     assert found is not None
-    assert found.tolist() == pytest.approx([13.0, math.sqrt(41), 3.0], rel=1e-12)
+    assert found[group.vector].tolist() == pytest.approx([13.0, math.sqrt(41), 3.0], rel=1e-12)
 
 
 def test_a_norm_stands_for_its_group() -> None:

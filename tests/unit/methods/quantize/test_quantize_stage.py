@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from backend_nets import SeparableTask
 from small_task import Task
 from torch import nn
 
@@ -295,6 +296,19 @@ def test_pruned_weights_and_methods_without_a_zero(task):
         compress(task, {"prune": prune}, stage("bnn"))
     result = compress(Task(), {"prune": prune}, stage("ptq_static", scheme={"weight": "affine"}))
     assert int((result.model[0].weight == 0).sum()) >= 12
+
+
+def test_channels_that_differ_a_thousandfold():
+    """A depthwise convolution's: with a scale of its own for each, or with the norm that makes them alike in it, no
+    answer changes; with one scale for all those as they are, one of seven does."""
+    scores = {}
+    for granularity, folded in (("channel", False), ("tensor", True), ("tensor", False)):
+        task = SeparableTask()
+        scores[granularity, folded] = compress(
+            task, stage(granularity=granularity, foldBatchNorm=folded), target={"format": "eager"}
+        ).metrics["compressed"]["default"]
+    assert scores["channel", False] == scores["tensor", True] == 1.0
+    assert scores["tensor", False] < 0.9
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

@@ -220,18 +220,18 @@ def test_bits_are_those_of_the_least_effect():
     layers = Layers.of(options)
     for bound in (150, 200, 250, 500, 600, 1200):
         budget = BitBudget(metric="sizeBytes", max=bound)
-        bits, cost = solve(layers, budget, 1200, layers.bytes, "budget")
+        bits, cost = solve(layers, budget, 1200, layers.cost, "budget")
         assert cost <= bound
         own = {name: {each.bits: each for each in row} for name, row in options.items()}
         effect = sum(own[name][each].effect for name, each in bits.items())
         better = [
             sum(each.effect for each in row)
             for row in itertools.product(*options.values())
-            if sum(each.bytes for each in row) <= cost
+            if sum(each.cost for each in row) <= cost
         ]
         assert effect == pytest.approx(min(better))
     with pytest.raises(InvalidSpecError, match=r"sizeBytes cannot come down to 100: with the fewest bits .* it is 150"):
-        solve(layers, BitBudget(metric="sizeBytes", max=100), 1200, layers.bytes, "budget")
+        solve(layers, BitBudget(metric="sizeBytes", max=100), 1200, layers.cost, "budget")
 
 
 def test_allocation_alone_leaves_the_layer_as_it_was(case):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.methods.prune.channels import OTHER_TYPES, by_channel, channel_rows, in_blocks
+from modelpress_runner.methods.prune.channels import OTHER_TYPES, channel_rows, in_blocks
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -25,9 +25,9 @@ class FPGM(PruneMethod):
             def to_some(others: torch.Tensor) -> torch.Tensor:
                 return torch.cdist(some, others, compute_mode="use_mm_for_euclid_dist").T
 
-            return in_blocks(to_some, every).sum(dim=0)
+            return in_blocks(to_some, every, compares=True).sum(dim=0)
 
-        return by_channel(module, distances)
+        return in_blocks(distances, every, compares=True)
 
 
 METHOD = FPGM()

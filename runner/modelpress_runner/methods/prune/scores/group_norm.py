@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
+from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.edits.axes import axis_of
-from modelpress_runner.methods.prune.channels import OTHER_TYPES, by_channel, in_blocks
+from modelpress_runner.methods.prune.channels import OTHER_TYPES, by_channel, squares
 from modelpress_runner.methods.prune.protocol import PruneMethod
 
 
@@ -25,21 +25,17 @@ class GroupNorm(PruneMethod):
         """As PruneMethod.score."""
         return by_channel(module, lambda weights: weights.square().sum(dim=1).sqrt())
 
-    def score_group(self, model: nn.Module, dependencies: ChannelDependencies, group: DependencyGroup) -> torch.Tensor:
-        """As PruneMethod.score_group."""
+    def score_units(self, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> torch.Tensor:
+        """As PruneMethod.score_units."""
         total = torch.zeros(dependencies.unit_count, dtype=torch.float64)
-        inside = torch.zeros(dependencies.unit_count, dtype=torch.bool)
-        inside[list(group.units)] = True
         for axis in dependencies.axes:
-            if not inside[axis.vector].any():
+            if not units[axis.vector].any():
                 continue
             view = axis_of(model, axis.module, axis.axis)
             for name in view.parameters:
                 if "bias" not in name:
-                    rows = view.rows(name, getattr(view.owner, name).detach())
-                    squares = in_blocks(lambda some: some.square().sum(dim=1), rows)
-                    total.index_add_(0, axis.vector, squares.cpu())
-        return total[list(group.units)].sqrt()
+                    total.index_add_(0, axis.vector, squares(view, name).cpu())
+        return total.sqrt_()
 
 
 METHOD = GroupNorm()

@@ -33,7 +33,7 @@ class Awq(LayerwiseMethod):
             quantizer = layer.weight_quantizer
             if quantizer is None:
                 continue
-            self.begin(quantizer, layer.get_parameter("weight"), block.settings.weight_observer)
+            self.start(quantizer, layer.get_parameter("weight"), block.settings)
             if name in block.taken:
                 products = block.taken[name].products
                 weight = matrix(layer, layer.get_parameter("weight").detach()).double().to(products.device)
@@ -64,7 +64,7 @@ class Awq(LayerwiseMethod):
         weight = matrix(layer, held).double().to(products.device)
         scaled = (weight * factors).to(held.dtype)  # as it will be kept
         own = shaped(layer, scaled, held.shape).to(quantizer.scale.device)
-        self.begin(quantizer, own, block.settings.weight_observer)
+        self.start(quantizer, own, block.settings)
         rounded = matrix(layer, quantizer.rounded(own.float())).double().to(products.device)
         return float(error(rounded / factors - weight, products).sum())
 

@@ -13,6 +13,7 @@ from modelpress_runner.errors import CompressionError
 from modelpress_runner.methods.quantize import numerics
 from modelpress_runner.methods.quantize.layerwise import Block, LayerwiseMethod, Settled
 from modelpress_runner.methods.quantize.products import error, matrix, shaped
+from modelpress_runner.methods.quantize.protocol import scale_type
 
 _ROWS = 512  # of a weight at a time
 _COLUMNS = 128  # whose errors are spread at a time
@@ -28,6 +29,7 @@ class Grid:
         group: columns that share one.
         qmin, qmax, scheme: as of Numbers.
         how: minMax or mse.
+        kept: the type that scales are kept in.
     """
 
     scale: torch.Tensor
@@ -37,9 +39,10 @@ class Grid:
     qmax: int
     scheme: str
     how: str
+    kept: torch.dtype = torch.float32
 
     @classmethod
-    def of(cls, quantizer: Quantizer, outputs: int, inputs: int, how: str) -> Grid:
+    def of(cls, quantizer: Quantizer, outputs: int, inputs: int, how: str, kept: torch.dtype = torch.float32) -> Grid:
         """As the quantizer is set."""
         group = quantizer.group or inputs
         held = (quantizer.scale, quantizer.zero_point)
@@ -52,6 +55,7 @@ class Grid:
             quantizer.qmax,
             quantizer.spec.numbers.scheme,
             how,
+            kept,
         )
 
     def set(self, number: int, columns: torch.Tensor) -> None:
@@ -60,9 +64,8 @@ class Grid:
         low, high = values.amin(1), values.amax(1)
         if self.how == "mse":
             low, high = numerics.least_error(values, self.qmin, self.qmax, self.scheme)
-        self.scale[:, number], self.zero[:, number] = numerics.scale_and_zero(
-            low, high, self.qmin, self.qmax, self.scheme
-        )
+        scale, zero = numerics.scale_and_zero(low, high, self.qmin, self.qmax, self.scheme)
+        self.scale[:, number], self.zero[:, number] = scale.to(self.kept), zero
 
     def integers(self, column: torch.Tensor, number: int) -> torch.Tensor:
         """The integers of a column, (outputs,), of group `number`, by the arithmetic of AffineQuantizer.integers."""
@@ -123,7 +126,7 @@ def solve(
     if act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
         products = products[order][:, order]
-    work = weight[:, order].clone()
+    work = weight[:, order]  # a copy
     factor = _factor(products, silent[order], damping)
     kept = None if mask is None else mask[:, order] != 0
     out = torch.zeros(weight.shape, dtype=torch.int16, device=weight.device)
@@ -187,8 +190,8 @@ class Gptq(LayerwiseMethod):
             weight = matrix(layer, held.detach()).to(products.dtype)
             pruned = block.masks.get(name, {}).get("weight")
             mask = None if pruned is None else matrix(layer, pruned)
-            how = block.settings.weight_observer
-            plain, solved = (Grid.of(quantizer, weight.shape[0], weight.shape[1], how) for _ in range(2))
+            how, kept = block.settings.weight_observer, scale_type(block.settings, held)
+            plain, solved = (Grid.of(quantizer, weight.shape[0], weight.shape[1], how, kept) for _ in range(2))
             damping, act_order = block.settings.damping, block.settings.act_order
             try:
                 found = solve(weight, products, solved, damping=damping, act_order=act_order, mask=mask)
