@@ -188,6 +188,10 @@ MODELS: dict[str, Make] = {
     "vit": _text(
         "ViTModel", "ViTConfig", inputs=lambda: torch.randn(1, 3, 32, 32), image_size=32, patch_size=8,
     ),
+    "swin_hf": _text(
+        "SwinModel", "SwinConfig", inputs=lambda: torch.randn(1, 3, 32, 32), image_size=32, patch_size=4, embed_dim=24,
+        depths=[2, 1], num_attention_heads=[2, 4], window_size=4,
+    ),
     "clip": _text(
         "CLIPModel", "CLIPConfig", wrap=_pair("input_ids", "pixel_values"),
         inputs=lambda: (_words()[:1], torch.randn(1, 3, 32, 32)), **_CLIP,

@@ -1,9 +1,9 @@
 """What distillation brings back of a pruned sentence encoder, without labels.
 
 all-MiniLM-L6-v2 loses a quarter of each feed-forward layer by L1 norm. Then it learns on docstrings of Python's
-standard library: the dense model's token embeddings (mean square error, no other loss), or block by block what each
-layer gave in the dense model. It is scored on the questions of examples/minilm, none of which it has seen. All jobs run
-as `modelpress run` does.
+standard library: the dense model's token embeddings, of the last layer and of those before it (mean square errors, no
+other loss), or block by block what each layer gave in the dense model. It is scored on the questions of
+examples/minilm, none of which it has seen. All jobs run as `modelpress run` does.
 
 Usage: python benchmarks/distill_minilm.py [--steps 120] [--texts 4000] [--block-steps 60] [--sparsity 0.25]
 """
@@ -42,7 +42,8 @@ def job(sparsity: float, steps: int, block_steps: int) -> dict[str, Any]:
         }
     ]
     if steps:
-        learn = {"lossTypes": ["task", "MSE"], "lossWeights": [0.0, 1.0], "maxSteps": steps}
+        layers = [{"studentRe": r"encoder\.layer\.[0-4]"}]  # all but the last, whose output is the model's
+        learn = {"lossTypes": ["task", "MSE"], "lossWeights": [0.0, 1.0], "layerMappings": layers, "maxSteps": steps}
         stages.append({"distill": learn})
     if block_steps:
         stages.append({"distillBlocks": {"steps": block_steps, "learningRate": 5e-4}})

@@ -67,7 +67,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.files[0])))
         return
-    found = {}
+    found = json.loads(options.output.read_text()) if options.output.exists() else {}  # of the files not named, kept
     for file in options.files:
         name = "/".join(file.resolve().parts[-2:])
         done = subprocess.run(

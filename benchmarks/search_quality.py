@@ -9,20 +9,24 @@ accuracy lost. Reported: the hypervolume of the feasible front (as a share of th
 samplers and chance, with its standard error; the trials that it takes to reach 95 % of what the table holds; the
 share of feasible trials. cmaes searches for the fewest MACs alone. What costs little has `--many` seeds: two samplers
 that differ by a hundredth look alike on 20. Early stopping: the 28 recipes with 9 epochs in a random order, four at a
-time: the share of the epochs that is saved, and how much worse the best is than without; on this table, by which
-defaults were chosen, and on another (results/digits_table_held_out.json), by which none was. Two rungs: of 20 recipes,
+time: the share of the epochs that is saved, and how much worse the best is than without; on this table and on another
+(results/digits_table_held_out.json), by which rules for several objectives were chosen, and on a third
+(results/digits_table_unseen.json), which was measured when all was chosen. Numbers: three ordered parameters without
+steps, over the same recipes in proportion between those that were measured. Two rungs: of 20 recipes,
 drawn at random, the best 5 after no or one epoch go on for 9; how often the one that is best in the end is among them.
 
-Usage: python benchmarks/search_quality.py [--measure] [--seeds 20] [--many 100] [--trials 40] [--output FILE]
+Usage: python benchmarks/search_quality.py [--measure] [--seeds 20] [--many 100] [--few 5] [--trials 40] [--output FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import copy
 import functools
 import itertools
 import json
+import math
 import statistics
 import sys
 import warnings
@@ -38,16 +42,16 @@ from modelpress.api.v1alpha1 import (
     JobMeta,
     MetricsPair,
 )
-from modelpress.search import strategy_for
 from modelpress.search.hypervolume import hypervolume
 from modelpress.search.outcomes import TrialOutcome
 from modelpress.search.screening import ordered, spearman
 from modelpress.search.stopping import Curve, stopped_early
+from modelpress.search.strategy import SearchStrategy
 from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL, History
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "digits_table.json"
-# Recipes of another net, with another method and other learning rates: no default was chosen by them.
+# Recipes of another net, with another method and other learning rates.
 HELD_OUT = HERE / "results" / "digits_table_held_out.json"
 ALGORITHMS, RATES, EPOCHS = ("l1", "random"), (1e-3, 3e-3), 9
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -57,6 +61,15 @@ OTHERS: dict[str, Any] = {
     "rates": (5e-4, 5e-3),
     "sparsities": (0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85),
     "seed": 1,
+}
+# Seen by nobody who chose anything: measured when all was chosen.
+UNSEEN = HERE / "results" / "digits_table_unseen.json"
+LATER: dict[str, Any] = {
+    "width": 12,
+    "algorithms": ("l1", "fpgm"),
+    "rates": (7e-4, 2e-3),
+    "sparsities": (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.88),
+    "seed": 2,
 }
 LOSS = 0.02
 GOALS = ("maximize", "minimize")
@@ -132,6 +145,23 @@ class Table:
         points = [(m["default"] / dense["default"], m["macs"] / dense["macs"]) for m in found if self.feasible(m)]
         return hypervolume(points, (1 - LOSS - 1e-3, 1.0), GOALS)
 
+    def between(self, sparsity: float, rate: float, epochs: int, algorithm: str = "l1") -> dict[str, float]:
+        """Accuracy, MACs and their merit at any sparsity and learning rate, in proportion between the recipes there
+        are: a table of numbers, without steps. merit: the accuracy less 0.2 of the share of MACs."""
+        sparsities = sorted({key[1] for key in self.rows})
+        rates = sorted({key[2] for key in self.rows})
+        upper = min(max(bisect.bisect_left(sparsities, sparsity), 1), len(sparsities) - 1)
+        low, high = sparsities[upper - 1], sparsities[upper]
+        across = (sparsity - low) / (high - low)
+        along = math.log(rate / rates[0]) / math.log(rates[1] / rates[0])
+        found = {"default": 0.0, "macs": 0.0}
+        for s, weight in ((low, 1 - across), (high, across)):
+            for r, share in ((rates[0], 1 - along), (rates[1], along)):
+                row = self.rows[algorithm, s, r]
+                found["default"] += weight * share * row["curve"][epochs]
+                found["macs"] += weight * share * row["macs"]
+        return {**found, "merit": found["default"] - 0.2 * found["macs"] / self.baseline["macs"]}
+
     def all(self) -> list[dict[str, Any]]:
         """Every recipe."""
         return [
@@ -174,13 +204,19 @@ def sweep(algorithm: str, seed: int, objectives: tuple[str, ...]) -> Compression
 
 def ours(table: Table, algorithm: str, seed: int, trials: int, objectives: tuple[str, ...]) -> list[dict[str, float]]:
     """What a sweep of ours measures, trial by trial."""
-    spec = sweep(algorithm, seed, objectives)
-    strategy, jobs, found = strategy_for(spec), dict[int, CompressionJob](), []
+    return searched(table, sweep(algorithm, seed, objectives), trials, table.metrics)
+
+
+def searched(
+    table: Table, spec: CompressionSweepSpec, trials: int, metrics: Callable[[dict[str, Any]], dict[str, float]]
+) -> list[dict[str, float]]:
+    """What a sweep measures, one trial after the other."""
+    strategy, jobs, found = SearchStrategy(spec, torch=True), dict[int, CompressionJob](), []
     for number in range(trials):
         suggestion = strategy.suggest(number, History(tuple(jobs)), jobs)
         if suggestion.spec is None:
             break
-        found.append(table.metrics(dict(suggestion.parameters)))
+        found.append(metrics(dict(suggestion.parameters)))
         meta = {
             "name": f"s-{number:05d}",
             "labels": {TRIAL_LABEL: str(number)},
@@ -288,6 +324,116 @@ def searches(table: Table, seeds: int, many: int, trials: int) -> dict[str, Any]
     feasible = [m["macs"] for point in table.all() if table.feasible(m := table.metrics(point))]
     out["macs alone"]["the table's best"] = round(min(feasible) / table.baseline["macs"], 4)
     return out
+
+
+# Numbers alone ----------------------------------------------------------------------------------------------------
+
+
+NUMBERS: list[dict[str, Any]] = [
+    {
+        "name": "sparsity",
+        "paths": ["/stages/0/prune/configList/0/sparsity"],
+        "float": {"min": SPARSITIES[0], "max": SPARSITIES[-1]},
+    },
+    {"name": "lr", "paths": ["/model/args/lr"], "float": {"min": RATES[0], "max": RATES[1], "log": True}},
+    {"name": "epochs", "paths": ["/stages/1/finetune/epochs"], "int": {"min": 1, "max": EPOCHS}},
+]
+
+
+def among_numbers(
+    table: Table, algorithm: str, seed: int, trials: int, objectives: tuple[str, ...], constrained: bool
+) -> list[dict[str, float]]:
+    """What a sweep of ours over three ordered parameters measures."""
+    document = sweep("random", seed, objectives).to_dict()
+    document |= {"searchSpace": NUMBERS, "algorithm": {"name": algorithm, "seed": seed}, "constraints": None}
+    document["objectives"] = [
+        {"metric": metric, "goal": "minimize" if metric == "macs" else "maximize"} for metric in objectives
+    ]
+    if constrained:
+        document["constraints"] = [{"metric": "default", "maxRelativeLoss": LOSS}]
+    if algorithm == "gp":
+        document["maxTrials"] = 500
+    spec = CompressionSweepSpec.model_validate(document)
+    return searched(table, spec, trials, lambda p: table.between(p["sparsity"], p["lr"], p["epochs"]))
+
+
+def bare_numbers(
+    table: Table, make: Callable[[int], Any], seed: int, trials: int, objectives: tuple[str, ...], constrained: bool
+) -> list[dict[str, float]]:
+    """What Optuna measures by itself."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    directions = ["minimize" if metric == "macs" else "maximize" for metric in objectives]
+    study = optuna.create_study(directions=directions, sampler=make(seed))
+    found = []
+    for _ in range(trials):
+        trial = study.ask()
+        metrics = table.between(
+            trial.suggest_float("sparsity", SPARSITIES[0], SPARSITIES[-1]),
+            trial.suggest_float("lr", RATES[0], RATES[1], log=True),
+            trial.suggest_int("epochs", 1, EPOCHS),
+        )
+        if constrained:
+            trial.set_constraint("loss", (1 - LOSS) * table.baseline["default"] - metrics["default"])
+        study.tell(trial, [metrics[metric] for metric in objectives])
+        found.append(metrics)
+    return found
+
+
+def numbers(table: Table, seeds: int, few: int, trials: int) -> dict[str, Any]:
+    """All samplers on ordered parameters: hypervolume of accuracy and MACs, and the best merit, with standard errors.
+
+    The whole is what a fine grid holds. gp has `few` seeds, for each of its trials is a fit.
+    """
+    from optuna import samplers
+
+    warnings.simplefilter("ignore")
+    fine = [
+        table.between(SPARSITIES[0] + (SPARSITIES[-1] - SPARSITIES[0]) * a / 60, RATES[0] * 3 ** (b / 8), epochs)
+        for a, b, epochs in itertools.product(range(61), range(9), range(1, EPOCHS + 1))
+    ]
+    whole, best, least_ = table.volume(fine), max(m["merit"] for m in fine), min(m["merit"] for m in fine)
+    makers: dict[str, Callable[[int], Any]] = {
+        "random": lambda seed: samplers.RandomSampler(seed=seed),
+        "qmc": lambda seed: samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
+        "tpe": lambda seed: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        "nsga2": lambda seed: samplers.NSGAIISampler(seed=seed, population_size=16),
+        "gp": lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False),
+        "cmaes": lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+    }
+    out: dict[str, Any] = {"accuracy and macs": {}, "merit": {}}
+    for name, make in makers.items():
+        count = few if name == "gp" else seeds
+        if count < 2:
+            continue
+        for whose, run in (("", among_numbers), ("optuna ", bare_numbers)):
+            given: Any = make if whose else name
+            try:
+                if name != "cmaes":
+                    runs = [run(table, given, seed, trials, ("default", "macs"), True) for seed in range(count)]
+                    out["accuracy and macs"][whose + name] = judged(table, runs, whole)
+                runs = [run(table, given, seed, trials, ("merit",), False) for seed in range(count)]
+            except ImportError as error:
+                print(f"{whose}{name} is left out: {error}")
+                continue
+            out["merit"][whose + name] = merits(runs, least_, best)
+            print(whose + name, {key: value.get(whose + name) for key, value in out.items()}, flush=True)
+    return out
+
+
+def merits(runs: list[list[dict[str, float]]], least_: float, best: float) -> dict[str, Any]:
+    """The best merit of each run, from the worst that there is (0) to the best (1)."""
+    curves = [list(itertools.accumulate((m["merit"] for m in found), max)) for found in runs]
+    shares = [[(value - least_) / (best - least_) for value in curve] for curve in curves]
+    reached = [next((n for n, share in enumerate(curve, 1) if share >= 0.99), None) for curve in shares]
+    return {
+        "best": round(statistics.mean(curve[-1] for curve in shares), 4),
+        "error": error([curve[-1] for curve in shares]),
+        "seeds": len(runs),
+        "reached 99 %": sum(n is not None for n in reached),
+        "trials to 99 %, median": statistics.median(n if n is not None else len(curves[0]) + 1 for n in reached),
+    }
 
 
 # Early stopping -------------------------------------------------------------------------------------------------------
@@ -413,18 +559,22 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--many", type=int, default=100)
+    parser.add_argument("--few", type=int, default=5)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "search_quality.json")
     options = parser.parse_args()
     if options.measure:
         TABLE.write_text(json.dumps(measure(), indent=1) + "\n")
         HELD_OUT.write_text(json.dumps(measure(**OTHERS), indent=1) + "\n")
+        UNSEEN.write_text(json.dumps(measure(**LATER), indent=1) + "\n")
         return
     table = Table(json.loads(TABLE.read_text()))
     found = {
         "search": searches(table, options.seeds, options.many, options.trials),
+        "numbers": numbers(table, options.many, options.few, options.trials),
         "early stopping": stops(table, options.seeds),
         "early stopping, held out": stops(Table(json.loads(HELD_OUT.read_text())), options.seeds),
+        "early stopping, unseen": stops(Table(json.loads(UNSEEN.read_text())), options.seeds),
         "two rungs": rungs(table, options.seeds),
         "two rungs, held out": rungs(Table(json.loads(HELD_OUT.read_text())), options.seeds),
     }

@@ -11,7 +11,7 @@ not know only where the user set it; it then refuses the run, for without it the
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from modelpress.api.v1alpha1.base import ContractModel, Name, Scalar, Uri
 from modelpress.api.v1alpha1.metrics import MetricName
 from modelpress.api.v1alpha1.sweep import ScreeningStatus
 
-Purpose = Literal["trial", "prepare", "collect", "publish"]
+Purpose = Literal["trial", "prepare", "collect", "publish", "suggest"]
 MAX_REQUEST_BYTES = 256 * 1024
 
 # What a pod has besides the request. On one machine none of it is there.
@@ -52,6 +52,16 @@ class PublishRequest(ContractModel):
     screening: ScreeningStatus | None = Field(default=None, description="Both rankings; None: there is one rung.")
 
 
+class SuggestRequest(ContractModel):
+    """What a search asks whose sampler imports torch; modelpress.trials.Question has the same fields."""
+
+    number: Annotated[int, Field(ge=0)] = Field(description="Of the trial, among those that the search gives.")
+    history: str = Field(description="Encoded; the answer repeats it.")
+    sweep: dict[str, Any] = Field(description="The sweep's specification; its template is the request's.")
+    names: list[str] = Field(description="Of the parameters.")
+    observations: list[list[Any]] = Field(description="[number, state, parameters, values, violations] of each trial.")
+
+
 class RunRequest(ContractModel):
     """One run of a runner."""
 
@@ -74,6 +84,7 @@ class RunRequest(ContractModel):
     )
     trial: TrialIdentity | None = None
     publish: PublishRequest | None = None
+    suggest: SuggestRequest | None = None
     code_path: str | None = Field(
         default=None, description="Absolute folder of the code, resolved by a local controller."
     )

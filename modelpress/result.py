@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.api.v1alpha1.base import ContractModel, Name, Scalar
 from modelpress.api.v1alpha1.metrics import MAX_KEPT_BYTES, MetricName
 
@@ -47,6 +48,17 @@ def missed_by_tuning(stages: object) -> list[str] | None:
     return out if tuned else None
 
 
+class SuggestedPoint(ContractModel):
+    """The answer to a SuggestRequest."""
+
+    history: str = Field(description="What it is based on, as the question says.")
+    values: list[Scalar | None] | None = Field(
+        default=None,
+        description="Of the parameters in the question's order, None of those that are not active. "
+        "None: every recipe was tried.",
+    )
+
+
 class RunResult(ContractModel):
     """How one run ended."""
 
@@ -68,6 +80,7 @@ class RunResult(ContractModel):
     smaller: bool | None = Field(default=None, description="Something measured is smaller or faster than before.")
     portable: bool | None = Field(default=None, description="The artifact holds a program.")
     portable_reason: str | None = None
+    suggested: SuggestedPoint | None = Field(default=None, description="Of a run that was asked for a suggestion.")
 
     def to_message(self, keep: Sequence[str] = ()) -> str:
         """JSON of at most 1 KiB: texts are shortened first, then metrics are left out, but never one that `keep` names.
@@ -125,6 +138,19 @@ class RunResult(ContractModel):
             return None
 
 
+def conditions_of(spec: CompressionJobSpec) -> dict[str, str]:
+    """Under what a recipe is measured, as its record holds it."""
+    runner, benchmark = spec.runner, spec.benchmark
+    return {
+        "seed": str(spec.seed),
+        "format": spec.target.format,
+        "gpus": str(runner.gpus if runner is not None else 0),
+        "device": spec.target.device,
+        "batchSize": str(benchmark.batch_size),
+        "threads": str(benchmark.cores_per_instance),
+    }
+
+
 class RecordedTrial(ContractModel):
     """Which trial of a sweep a record is of; the same keys as in the request."""
 
@@ -138,6 +164,9 @@ class RunRecord(RunResult):
 
     name: str = Field(description="Name of the CompressionJob.")
     trial: RecordedTrial | None = Field(default=None, description="None: a standalone job.")
+    conditions: dict[str, str] | None = Field(
+        default=None, description="Under what it was measured: seed, format, device and the like."
+    )
 
     @classmethod
     def of(
@@ -147,11 +176,14 @@ class RunRecord(RunResult):
         number: int | None = None,
         parameters: Mapping[str, Any] | None = None,
         screened: int | None = None,
+        *,
+        conditions: Mapping[str, str] | None = None,
     ) -> RunRecord:
         """The record of a result; `number`, `parameters` and `screened` are the trial's, if it is one."""
         given = {"number": number, "parameters": dict(parameters or {}), "screened": screened}
         trial = None if number is None else given
-        return cls.model_validate(result.to_dict() | {"name": name, "trial": trial})
+        said = dict(conditions) if conditions is not None else None
+        return cls.model_validate(result.to_dict() | {"name": name, "trial": trial, "conditions": said})
 
 
 # Metrics that a table shows, most wanted first.

@@ -59,10 +59,31 @@ class History:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a search that imports torch is asked elsewhere: all that its answer depends on.
+
+    Attributes:
+        number: of the trial.
+        history: what the answer is based on, encoded.
+        sweep: the sweep's specification but for its template.
+        names: of the space's parameters; the observations give their values in this order, None where one has none.
+        observations: of earlier trials, as [number, state, parameters, values, violations]; what misses a constraint by
+            an unknown amount has None there.
+    """
+
+    number: int
+    history: str
+    sweep: dict[str, Any]
+    names: list[str]
+    observations: list[list[Any]]
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """The next trial's parameters, and its spec or why that is invalid. `exhausted`: there is none.
 
-    `shared_stages`: how many of its first stages other trials have alike.
+    `shared_stages`: how many of its first stages other trials have alike. `question`: what a runner has to be asked
+    before there is an answer; all else is empty then.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +91,7 @@ class Suggestion:
     problem: str | None = None
     exhausted: bool = False
     shared_stages: int = 0
+    question: Question | None = None
 
 
 class Strategy(Protocol):
@@ -77,6 +99,9 @@ class Strategy(Protocol):
 
     def suggest(self, number: int, history: History, trials: Mapping[int, CompressionJob]) -> Suggestion:
         """Parameters of trial `number`: from the sweep's seed, the number, and those of `trials` named in `history`."""
+
+    def answered(self, question: Question, values: Sequence[Any] | None) -> Suggestion:
+        """What follows from the answer to a question: values by the space's parameters; None: it is exhausted."""
 
     def ranking(self, trials: Sequence[CompressionJob]) -> tuple[TrialResult | None, list[int]]:
         """The best feasible trial and the numbers of the Pareto front, of the trials that succeeded."""

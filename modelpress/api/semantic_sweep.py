@@ -378,11 +378,14 @@ def _value_problems(spec: CompressionSweepSpec, template: list[Problem]) -> Iter
             yield Problem(_at(index, probe.where), message, problem.fix)
 
 
+MAX_FITTED = 500  # trials of gp: a fit takes time by their cube, and the question has to fit into a pod's annotation
+
+
 def _algorithm_problems(spec: CompressionSweepSpec, sound: bool) -> Iterator[Problem]:
     earlier, name = spec.algorithm.warm_start, spec.algorithm.name
     if earlier is not None and name in ("random", "grid", "qmc"):
         message = f"{name} does not learn, so trials of earlier sweeps change nothing"
-        yield Problem("spec.algorithm.warmStart", message, "remove it, or use tpe, nsga2 or cmaes")
+        yield Problem("spec.algorithm.warmStart", message, "remove it, or use tpe, nsga2, cmaes or gp")
     elif earlier is not None and sound:
         space = Space.of(spec)
         if not any(space.holds(trial.parameters) for trial in earlier.trials):
@@ -392,6 +395,9 @@ def _algorithm_problems(spec: CompressionSweepSpec, sound: bool) -> Iterator[Pro
     if spec.algorithm.name == "cmaes" and len(spec.objectives) > 1:
         message = f"cmaes follows one objective, and there are {len(spec.objectives)}"
         yield Problem("spec.algorithm.name", message, "use tpe or nsga2")
+    if spec.algorithm.name == "gp" and spec.max_trials > MAX_FITTED:
+        message = f"gp fits its processes to at most {MAX_FITTED} trials"
+        yield Problem("spec.maxTrials", message, f"use at most {MAX_FITTED}, or algorithm tpe")
     if spec.algorithm.name != "grid":
         return
     for index, parameter in enumerate(spec.search_space):

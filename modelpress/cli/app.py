@@ -136,14 +136,17 @@ def validate(
 def preflight(
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML with a CompressionJob or CompressionSweep.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also ask the nodes of the cluster that kubectl talks to.")
+    ] = False,
 ) -> None:
     """Say what time, memory and size a trial will take, and from what that follows: it is run here in short.
 
-    Exit codes: 0 done, 1 the recipe does not run, 2 usage, invalid, or it cannot fit what the file sets.
+    Exit codes: 0 done, 1 the recipe does not run, 2 usage, invalid, or it cannot fit what the file sets, or no node.
     """
     from .preflight import preflight as tell
 
-    sys.exit(tell(file, as_json=as_json))
+    sys.exit(tell(file, as_json=as_json, cluster=cluster))
 
 
 @app.command(epilog="Example: modelpress init digits:create --code examples/digits -o sweep.yaml")

@@ -24,7 +24,9 @@ from modelpress.local.sources import load_documents
 from modelpress.trials import History
 
 from .asking import answer_of, needs_torch
+from .cluster.connection import NODES, connect
 from .exits import Exit
+from .fitting import unplaced
 from .markup import escape
 from .tables import console
 
@@ -52,10 +54,16 @@ def smoke(source: str) -> list[str]:
     return lines
 
 
-def preflight(source: str, *, as_json: bool) -> int:
+def preflight(source: str, *, as_json: bool, cluster: bool = False) -> int:
     """Prints what a trial of the file's first object will take; the exit code: 2 where it cannot fit.
 
+    Args:
+        source: the file.
+        as_json: print JSON.
+        cluster: also ask whether it fits a node of the cluster that kubectl talks to.
+
     Raises:
+        ClusterError: it does not answer, or shows no nodes.
         SpecError: the file is not valid.
         UsageError: torch is not installed.
         LocalError: the recipe does not run; the message says why.
@@ -63,9 +71,12 @@ def preflight(source: str, *, as_json: bool) -> int:
     needs_torch()
     plan = _planned(plan_run(load_documents(source)[0], cwd=Path.cwd()))
     spec, parameters = recipe_of(plan)
+    nodes = connect().all(NODES, everywhere=True) if cluster else []  # first: the run takes minutes
     found, seconds = _run(plan, spec, QUICK)
     told = estimate(found, seconds)
     problems = list(unfit(plan, spec, told))
+    if cluster:
+        problems += unplaced(_where(plan), spec, told, nodes)
     if as_json:
         print(json.dumps({**asdict(told), "parameters": parameters, "problems": problems}))
     else:
@@ -91,7 +102,7 @@ def recipe_of(plan: RunPlan) -> tuple[CompressionJobSpec, Mapping[str, Any]]:
 def unfit(plan: RunPlan, spec: CompressionJobSpec, told: Estimate) -> list[str]:
     """What cannot fit, as sentences: memory beyond a limit, time beyond a deadline or a budget."""
     out = []
-    where = "spec.template.spec" if isinstance(plan.obj, CompressionSweep) else "spec"
+    where = _where(plan)
     resources = spec.runner.resources if spec.runner is not None else None
     limit = (resources.limits or {}).get("memory") if resources is not None else None
     if limit is not None and told.memory > quantity(limit):
@@ -113,6 +124,11 @@ def unfit(plan: RunPlan, spec: CompressionJobSpec, told: Estimate) -> list[str]:
             "set for all"
         )
     return out
+
+
+def _where(plan: RunPlan) -> str:
+    """Path of a trial's specification in the file."""
+    return "spec.template.spec" if isinstance(plan.obj, CompressionSweep) else "spec"
 
 
 def _planned(plan: RunPlan) -> RunPlan:

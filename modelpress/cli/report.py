@@ -10,6 +10,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from modelpress.api.v1alpha1 import Goal, Objective
+from modelpress.control_characters import escape_control_characters
 from modelpress.local.errors import LocalError, UsageError
 from modelpress.results.report import ReportError, refresh
 from modelpress.store import StoreError, StoreUriError, open_store
@@ -31,7 +32,8 @@ def write_report(
     if "://" not in folder and not os.path.isdir(folder):
         raise UsageError(f"there is no folder {folder}; name a sweep's folder, <store>/<namespace>/<sweep>-<uid>")
     try:
-        path, count = refresh(open_store(folder, endpoint=endpoint, region=region), objectives=wanted, to=output)
+        store, told = open_store(folder, endpoint=endpoint, region=region), list[str]()
+        path, count = refresh(store, objectives=wanted, to=output, tell=told.append)
     except (ReportError, StoreUriError) as error:
         raise UsageError(str(error)) from error
     except StoreError as error:
@@ -39,6 +41,8 @@ def write_report(
     except OSError as error:
         raise UsageError(f"--output: cannot write {output}: {error.strerror}; name a writable file") from error
     print(f"{path}: {count} trial{'s' if count != 1 else ''}")
+    for sentence in told:
+        print(escape_control_characters(sentence))
     return Exit.DONE
 
 

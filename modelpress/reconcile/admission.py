@@ -8,7 +8,7 @@ is what a process leaves behind that was killed between a trial's creation and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, TrialRecord
 from modelpress.trials import (
@@ -60,9 +60,18 @@ def unproven(job: CompressionJob, sweep: CompressionSweep) -> int | None:
 
 
 def replayed(
-    job: CompressionJob, number: int, sweep: CompressionSweep, strategy: Strategy, trials: Mapping[int, CompressionJob]
+    job: CompressionJob,
+    number: int,
+    sweep: CompressionSweep,
+    suggest: Callable[[int, History, Mapping[int, CompressionJob]], Suggestion],
+    strategy: Strategy,
+    trials: Mapping[int, CompressionJob],
 ) -> TrialRecord | None:
-    """The record of a job that is what the sweep makes as this trial from the history that it names; else None."""
+    """The record of a job that is what the sweep makes as this trial from the history that it names; else None.
+
+    Args:
+        suggest: as the strategy's, with answers that runners gave.
+    """
     try:
         history = History.decode((job.metadata.annotations or {}).get(HISTORY_ANNOTATION, ""))
     except ValueError:
@@ -72,7 +81,7 @@ def replayed(
         return None
     screened = trial_number({TRIAL_LABEL: (job.metadata.annotations or {}).get(SCREENED_ANNOTATION, "")})
     if screened is None:
-        suggestion: Suggestion | None = strategy.suggest(number, history, trials)
+        suggestion: Suggestion | None = suggest(number, history, trials)
     else:
         suggestion = strategy.promotion(screened, history, trials)
     if suggestion is None or suggestion.spec is None or dict(suggestion.parameters) != parameters:

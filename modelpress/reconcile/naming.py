@@ -31,6 +31,11 @@ def publish_name(sweep: str, round_: int = 1) -> str:
     return bounded(f"{sweep}-publish" + _again(round_))
 
 
+def suggest_name(sweep: str, number: int, round_: int = 1) -> str:
+    """Job that is asked for the parameters of trial `number`: `search-suggest-7`, then `search-suggest-7-2`."""
+    return bounded(f"{sweep}-suggest-{number}" + _again(round_))
+
+
 def trial_name(sweep: str, number: int) -> str:
     """CompressionJob of trial `number` (from 0): `digits-sweep-00007`, at most 46 + 6 characters."""
     return f"{sweep}-{number:05d}"

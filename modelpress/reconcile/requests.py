@@ -15,6 +15,7 @@ from modelpress.request import (
     PublishRequest,
     Purpose,
     RunRequest,
+    SuggestRequest,
     TrialIdentity,
     job_root,
     trial_prefix,
@@ -77,9 +78,13 @@ def run_request(job: CompressionJob, purpose: Purpose, attempt: int, owner: Owne
 
 
 def sweep_request(
-    sweep: CompressionSweep, purpose: Purpose, attempt: int, publish: PublishRequest | None = None
+    sweep: CompressionSweep,
+    purpose: Purpose,
+    attempt: int,
+    publish: PublishRequest | None = None,
+    suggest: SuggestRequest | None = None,
 ) -> RunRequest:
-    """What a sweep's prepare or publish Job is asked to do."""
+    """What a sweep's prepare, publish or suggest Job is asked to do."""
     root = sweep_root(sweep)
     return RunRequest(
         purpose=purpose,
@@ -96,6 +101,7 @@ def sweep_request(
         )
         or None,
         publish=publish,
+        suggest=suggest,
     )
 
 

@@ -8,6 +8,7 @@ the next ones start: a trial that the watch has not told yet is neither lost nor
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ from modelpress.trials import (
     encode_ranges,
 )
 
-from . import naming
+from . import naming, suggesting
 from .admission import MAX_REPLAYED, keeps_records, replayed, unproven
 from .auxiliary_jobs import AuxiliaryJob, run_auxiliary_job
 from .conditions import ConditionUpdate, Verdict, cut, find, merge, seconds, soonest, summary, transition
@@ -84,7 +85,8 @@ def _admitted(snapshot: SweepSnapshot, strategy: Strategy) -> dict[str, AdmitTri
     trials, admitted = dict(snapshot.trials), dict[str, AdmitTrial]()
     for number in [number for number in sorted(jobs) if number < last and number not in trials][:MAX_REPLAYED]:
         job = jobs[number]
-        record = replayed(job, number, snapshot.sweep, strategy, trials)
+        asking = functools.partial(suggesting.suggest, snapshot, strategy)
+        record = replayed(job, number, snapshot.sweep, asking, strategy, trials)
         if record is not None:
             admitted[job.metadata.name] = AdmitTrial(job.metadata.name, job.metadata.uid or "", record)
             trials[number] = _recorded(job, admitted[job.metadata.name])
@@ -110,6 +112,7 @@ class StatusDraft:
     refused: int
     exhausted: bool
     going_on: dict[int, int]  # with screening, trials of the second rung, and those of the first that they go on from
+    asking: Verdict | None = None  # what is said while a runner is asked for a trial's parameters
     new: int = 0
     update: dict[str, object] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
@@ -211,7 +214,10 @@ def _trials(draft: StatusDraft) -> Verdict | None:
         left = None
     elif snapshot.sweep.spec.early_stopping is not None:
         draft.actions += _behind(draft)
+    draft.actions += suggesting.settled(snapshot)
     draft.wait = soonest(draft.wait, snapshot.awaited_wait, left)
+    if draft.asking is not None and not draft.new and (not snapshot.live or draft.asking.phase == "Running"):
+        return replace(draft.asking, message=cut(f"{going.message} {draft.asking.message}"))
     return going if snapshot.live or snapshot.awaited or draft.new else None
 
 
@@ -284,6 +290,9 @@ def end_of_search(draft: StatusDraft) -> Verdict | None:
         refused = f" ({draft.refused} refused)" if draft.refused else ""
         text = f"{failed} trials failed{refused}, spec.maxFailedTrials is {spec.max_failed_trials}."
         return Verdict("Failed", r.TOO_MANY_FAILED_TRIALS, text)
+    unanswered = suggesting.asked(snapshot, draft.created).failed
+    if unanswered is not None:
+        return Verdict("Failed", r.SUGGESTION_FAILED, unanswered)
     over = draft.over
     budget = snapshot.budget_left(snapshot.now)
     if budget and budget[0] <= 0 and (not over or snapshot.live or snapshot.awaited or _stopped_for_budget(snapshot)):
@@ -349,13 +358,21 @@ def _fill(draft: StatusDraft) -> Verdict | None:
             draft.wait = soonest(draft.wait, WATCH_LAG)
             break
         history, screened = History(snapshot.finished, tuple(running)), None
+        told = finished + encode_ranges(running)
         if second:
             screened = waiting[0]
             suggestion = draft.strategy.promotion(screened, history, trials)
             assert suggestion is not None, "it is one of those that the search named"
             draft.going_on[number] = screened
         else:
-            suggestion = draft.strategy.suggest(number, history, trials)
+            if (based := suggesting.answered_history(snapshot, number)) is not None:
+                history, told = based, based.encode()
+            suggestion = suggesting.suggest(snapshot, draft.strategy, number, history, trials)
+        if suggestion.question is not None:
+            draft.asking, jobs, wait = suggesting.ask(snapshot, number, suggestion.question)
+            draft.actions += jobs
+            draft.wait = soonest(draft.wait, wait)
+            break
         if suggestion.exhausted:
             draft.exhausted = True
             continue
@@ -365,7 +382,7 @@ def _fill(draft: StatusDraft) -> Verdict | None:
             draft.refused += 1
             message = cut(f"Trial {number}: {suggestion.problem or 'its parameters give no valid recipe'}")
             continue
-        trial = _trial(snapshot, name, number, suggestion, finished + encode_ranges(running), screened)
+        trial = _trial(snapshot, name, number, suggestion, told, screened)
         draft.actions.append(CreateTrial(trial))
         draft.new += 1
         trials[number] = trial

@@ -71,6 +71,8 @@ def read_result(child: ObservedJob) -> RunResult | None:
     needs_digest = child.purpose in ("trial", "collect") or result.manifest_digest is not None
     if result.phase == "Succeeded" and needs_digest and not _DIGEST.fullmatch(result.manifest_digest or ""):
         return None
+    if child.purpose == "suggest" and result.phase == "Succeeded" and result.suggested is None:
+        return None
     return result
 
 

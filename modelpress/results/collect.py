@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from modelpress.api.v1alpha1 import reasons
 from modelpress.plainjson import json_of
 from modelpress.request import RunRequest
-from modelpress.result import RunRecord, RunResult, missed_by_tuning
+from modelpress.result import RunRecord, RunResult, conditions_of, missed_by_tuning
 from modelpress.search import ConstraintError, Spread, verdict
 from modelpress.store import ArtifactStore, ObjectMissingError, StoreError, TooLargeError, layout, manifest
 
@@ -42,11 +42,13 @@ def collect(request: RunRequest, store: ArtifactStore) -> RunResult:
     path = layout.join(request.prefix, standing.folder, layout.RESULT)
     record = read_record(store, path)
     if record is not None and record.phase == "Succeeded" and record.manifest_digest == digest:
-        return RunResult.model_validate(record.model_dump(exclude={"name", "trial"}, exclude_none=True, by_alias=True))
+        return RunResult.model_validate(
+            record.model_dump(exclude={"name", "trial", "conditions"}, exclude_none=True, by_alias=True)
+        )
     result = _judged(request, store, standing, digest)
     trial = request.trial
     known = (trial.number, trial.parameters, trial.screened) if trial else ()
-    record = RunRecord.of(result, request.name, *known)
+    record = RunRecord.of(result, request.name, *known, conditions=conditions_of(request.spec))
     try:
         store.put_bytes(path, record.model_dump_json(exclude_none=True).encode())
     except StoreError as error:  # whoever may only read can still collect

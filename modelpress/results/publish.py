@@ -16,7 +16,9 @@ from modelpress.api.v1alpha1 import reasons
 from modelpress.request import RunRequest
 from modelpress.result import RunResult
 from modelpress.results import report
+from modelpress.results.comparable import differences, standard_error
 from modelpress.results.trials import Trial, read_trials
+from modelpress.search.attainment import attainment
 from modelpress.store import ArtifactStore, ObjectMissingError, layout, manifest
 from modelpress.store.manifest import FileEntry, Manifest
 
@@ -50,10 +52,9 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
             problem = best.damage if best is not None and best.damage is not None else f"there is no {where}"
             raise ResultsError(f"the best trial, {request.publish.best}, cannot be published: {problem}")
         digest = _publish_best(store, request.root, best, best.manifest)
-    table = trials_table(list(trials.values()), store.uri)
-    _put_if_changed(store, layout.join(request.root, layout.TRIALS_TABLE), table)
     listed = list(trials.values())
     frame = report.published_frame(store, request.root, request.name, request.spec, request.publish, listed)
+    _put_if_changed(store, layout.join(request.root, layout.TRIALS_TABLE), trials_table(listed, store.uri, frame))
     _put_if_changed(store, layout.join(request.root, layout.REPORT), report.render(frame, listed))
     if store.list(kept := layout.join(request.root, layout.STAGES)):
         store.delete_prefix(kept)
@@ -73,12 +74,22 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
     )
 
 
-def trials_table(trials: Sequence[Trial], uri: str) -> bytes:
-    """The trials as CSV in UTF-8: number, name, state, screened (two rungs), param.*, baseline.*, compressed.*, uri."""
+def trials_table(trials: Sequence[Trial], uri: str, frame: report.Frame) -> bytes:
+    """The trials as CSV in UTF-8: number, name, state, screened (two rungs), param.*, baseline.*, compressed.*, stderr,
+    attained, comparable, uri.
+
+    stderr, where it is known of a trial, is the standard error of the score; attained how far the search was once the
+    trial was over (search.attainment), of those that meet the constraints; comparable what sets its numbers apart from
+    the best one's, or yes.
+    """
     parameters = sorted({name for trial in trials for name in trial.parameters})
     baseline = sorted({name for trial in trials for name in trial.baseline})
     compressed = sorted({name for trial in trials for name in trial.compressed})
     rungs = any(trial.screened is not None for trial in trials)
+    errors = {trial.number: standard_error(trial.compressed) for trial in trials}
+    told = any(error is not None for error in errors.values())
+    attained = attainment(report.candidates(frame, trials), [goal for _, goal in frame.objectives])
+    apart = differences(trials, frame.best)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -87,7 +98,8 @@ def trials_table(trials: Sequence[Trial], uri: str) -> bytes:
         + [f"param.{name}" for name in parameters]
         + [f"baseline.{name}" for name in baseline]
         + [f"compressed.{name}" for name in compressed]
-        + ["uri"]
+        + (["stderr"] if told else [])
+        + ["attained", "comparable", "uri"]
     )
     for trial in trials:
         row: list[object] = [trial.number, trial.name, trial.state]
@@ -95,6 +107,10 @@ def trials_table(trials: Sequence[Trial], uri: str) -> bytes:
         row += [_cell(trial.parameters.get(name)) for name in parameters]
         row += [_cell(trial.baseline.get(name)) for name in baseline]
         row += [_cell(trial.compressed.get(name)) for name in compressed]
+        row += [_cell(errors[trial.number])] if told else []
+        done = trial.state == "Succeeded"
+        row += [_cell(round(attained.at(trial.number), 6)) if done else ""]
+        row += [f"no: {apart[trial.number]}" if trial.number in apart else "yes"] if done else [""]
         writer.writerow([*row, f"{uri}/{trial.prefix}"])
     return text.getvalue().encode()
 

@@ -1,7 +1,8 @@
 """Early stopping: which running trials are so far behind that they are not worth going on with. Pure.
 
 Trials are compared at equal steps. With one objective by its score; with several by the number of the Pareto front that
-a trial is on among all that came so far (as a front's rank is one number, every rule works with it).
+a trial is on among all that came so far (as a front's rank is one number, every rule works with it). The first of
+several objectives names the winner of a sweep, so whoever leads in it goes on, whatever its front.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from . import pareto
 
 # Brackets of hyperband: each begins to stop one rung later than the one before.
 BRACKETS = 3
+# With several objectives, so many by the first one go on whatever their front: a share of those that go on at a rung,
+# of median a share of all. Chosen on recorded curves, and reported on others (benchmarks/search_quality.py).
+_LEADERS = {"median": 0.25, "asha": 0.75, "hyperband": 0.3}
+# Fronts are few and large, so these rules would stop hardly anybody: trials on one front go by the first objective.
+_SPLIT = frozenset({"median", "hyperband"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,11 @@ def stopped_early(rule: EarlyStopping, goals: Sequence[Goal], curves: Sequence[C
       As many trials are in each of these brackets as in the paper, where the eager ones are the larger; which one a
       trial is in follows from its number. Scores at equal steps compare whatever the bracket.
 
-    The best trial at a step is never stopped there, and none before `minTrials` others have come as far.
+    With several objectives a trial is compared by the number of its front, by median and hyperband within a front by
+    the first objective; and it goes on if few are better in the first objective alone.
+
+    The best trial at a step, with several objectives the best in each, is never stopped there, and none before
+    `minTrials` others have come as far.
     """
     judge = _median if rule.name == "median" else _halved
     return sorted(
@@ -82,8 +92,12 @@ def _median(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Se
     if step < rule.min_steps or len(others) < rule.min_trials:
         return False
     if len(goals) > 1:
-        ranks = _ranks([curve, *others], step, goals)
-        return ranks[curve.number] > statistics.median(ranks[other.number] for other in others)
+        ranks = _ranks([curve, *others], step, goals, split=True)
+        if ranks[curve.number] <= statistics.median(ranks[other.number] for other in others):
+            return False
+        if _leads(goals, curve, others, step):
+            return False
+        return _ahead(goals, curve, others, step, so_far=True) >= _LEADERS["median"] * len(others)
     sign = _sign(goals[0])
     there = [sign * values[0] for other in others if (values := other.at(step)) is not None]
     best = min(sign * values[0] for at, values in curve.points if at <= step)
@@ -96,9 +110,38 @@ def _halved(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Se
     there = [other for other in curves if rung is not None and other.at(rung) is not None]
     if rung is None or len(there) <= max(rule.min_trials, rule.reduction_factor - 1):
         return False
-    ranks = _ranks(there, rung, goals)
-    better = sum(ranks[other.number] < ranks[curve.number] for other in there)
-    return better >= math.floor(len(there) / rule.reduction_factor)
+    ranks = _ranks(there, rung, goals, split=rule.name in _SPLIT)
+    places = math.floor(len(there) / rule.reduction_factor)
+    if sum(ranks[other.number] < ranks[curve.number] for other in there) < places:
+        return False
+    if len(goals) == 1:
+        return True
+    return not _leads(goals, curve, there, rung) and _ahead(goals, curve, there, rung) >= _LEADERS[rule.name] * places
+
+
+def _leads(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: int) -> bool:
+    """Whether nobody is better in one of the objectives at a step, ties decided by the others in their order."""
+    signs = [_sign(goal) for goal in goals]
+
+    def costs(values: Sequence[float], axis: int) -> tuple[float, ...]:
+        found = [sign * value for sign, value in zip(signs, values, strict=True)]
+        return (found[axis], *found)
+
+    own = curve.at(step)
+    there = [values for other in others if (values := other.at(step)) is not None]
+    return own is not None and any(
+        all(costs(own, axis) <= costs(values, axis) for values in there) for axis in range(len(goals))
+    )
+
+
+def _ahead(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: int, *, so_far: bool = False) -> int:
+    """How many are better in the first objective at a step. `so_far`: than the best that the trial had until then."""
+    sign = _sign(goals[0])
+    own = [sign * values[0] for at, values in curve.points if at <= step] if so_far else []
+    if (now := curve.at(step)) is not None:
+        own.append(sign * now[0])
+    there = [sign * values[0] for other in others if (values := other.at(step)) is not None]
+    return sum(value < min(own) for value in there)
 
 
 def bracket_of(number: int, factor: int) -> int:
@@ -127,8 +170,9 @@ def _rungs(rule: EarlyStopping, bracket: int, reached: int) -> Iterator[int]:
         rung *= rule.reduction_factor
 
 
-def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal]) -> Mapping[int, float]:
-    """Less is better: the cost of the one objective, or the number of the front."""
+def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal], *, split: bool) -> Mapping[int, float]:
+    """Less is better: the cost of the one objective, or the number of the front; `split`: a place of its own within it,
+    by the first objective, then the others, where equal trials share one."""
     values = {curve.number: found for curve in curves if (found := curve.at(step)) is not None}
     if len(goals) == 1:
         sign = _sign(goals[0])
@@ -136,10 +180,14 @@ def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal]) -> Mapping
     ranks: dict[int, float] = {}
     depth = 0
     while values:
-        for number in pareto.front(values, goals):
-            ranks[number] = float(depth)
-            del values[number]
-        depth += 1
+        front = {number: values.pop(number) for number in pareto.front(values, goals)}
+        costs = {
+            number: tuple(_sign(goal) * value for goal, value in zip(goals, found, strict=True))
+            for number, found in front.items()
+        }
+        for number, cost in costs.items():
+            ranks[number] = float(depth + (sum(other < cost for other in costs.values()) if split else 0))
+        depth += len(front)
     return ranks
 
 

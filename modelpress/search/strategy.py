@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from modelpress.api.search_space import Space
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, Constraint, TrialResult
@@ -14,6 +16,7 @@ from modelpress.trials import (
     HISTORY_ANNOTATION,
     PARAMETERS_ANNOTATION,
     History,
+    Question,
     Suggestion,
     annotated,
     number_of,
@@ -25,6 +28,7 @@ from .earlier import earlier_observations
 from .outcomes import Objectives, TrialOutcome, read_outcome
 from .resolve import RefusedError, resolve
 from .samplers import Observation
+from .samplers.gp import GpSampler
 from .screening import Screen, ordered, spearman
 from .sharing import shared_stages
 from .stopping import Curve, stopped_early
@@ -39,11 +43,15 @@ class SearchStrategy:
 
     Pure: what is cached between calls depends on the arguments alone.
 
+    Args:
+        spec: of the sweep.
+        torch: a sampler that needs torch may import it here; if not, `suggest` gives a question instead.
+
     Raises:
         SpaceError: the algorithm cannot search this space.
     """
 
-    def __init__(self, spec: CompressionSweepSpec) -> None:
+    def __init__(self, spec: CompressionSweepSpec, *, torch: bool = False) -> None:
         self._spec = spec
         self._objectives = Objectives.of(spec)
         self._screen = Screen(spec, spec.screening.stages) if spec.screening is not None else None
@@ -51,6 +59,7 @@ class SearchStrategy:
         space = self._space = Space.of(spec)
         self._names = frozenset(dimension.name for dimension in space.dimensions)
         sampler = samplers.create(spec.algorithm.name, space, searched.goals, spec.algorithm.seed)
+        self._elsewhere = sampler if isinstance(sampler, GpSampler) and not torch else None
         judged = self._screen.constraints if self._screen is not None else _constraints(spec)
         earlier = earlier_observations(spec, space, searched, judged)
         self._untried = Untried(spec, space, sampler, self._is_valid, earlier)
@@ -74,7 +83,36 @@ class SearchStrategy:
             for other in sorted((finished | running) - {number})
             if other in trials and screened_of(trials[other]) is None
         ]
-        parameters = self._untried.point(number - bisect_left(second, number), observations)
+        searched = number - bisect_left(second, number)
+        if self._elsewhere is not None and self._elsewhere.elsewhere(self._untried.learned(observations)):
+            return Suggestion(question=self._question(searched, history, observations))
+        return self._suggestion(self._untried.point(searched, observations))
+
+    def answered(self, question: Question, values: Sequence[Any] | None) -> Suggestion:
+        """See modelpress.trials.Strategy. Values that are no point of the space make a suggestion with a problem."""
+        if values is None:
+            return Suggestion(exhausted=True)
+        given = zip(question.names, values, strict=False)
+        parameters = {name: value for name, value in given if value is not None}
+        if len(values) != len(question.names) or not self._space.holds(parameters):
+            return Suggestion(problem="the answer of the runner that was asked is no point of the search space")
+        return self._suggestion(parameters)
+
+    def point(self, number: int, observations: list[Observation]) -> dict[str, Scalar] | None:
+        """The point of the trial that is the `number`-th of the search; None: every recipe was tried."""
+        return self._untried.point(number, observations)
+
+    def _question(self, number: int, history: History, observations: Sequence[Observation]) -> Question:
+        names = [dimension.name for dimension in self._space.dimensions]
+        return Question(
+            number,
+            history.encode(),
+            self._spec.to_dict() | {"template": {}},
+            names,
+            [_told(item, names) for item in observations],
+        )
+
+    def _suggestion(self, parameters: dict[str, Scalar] | None) -> Suggestion:
         if parameters is None:
             return Suggestion(exhausted=True)
         try:
@@ -206,6 +244,26 @@ class SearchStrategy:
         return self._screen.objectives if first and self._screen is not None else self._objectives
 
 
+def _told(item: Observation, names: Sequence[str]) -> list[Any]:
+    """An observation as a question holds it; the inverse is `observation_of`."""
+    missed = [amount if math.isfinite(amount) else None for amount in item.violations]
+    return [item.number, item.state, [item.parameters.get(name) for name in names], list(item.values), missed]
+
+
+def observation_of(told: Sequence[Any], names: Sequence[str]) -> Observation:
+    """The observation that a question holds.
+
+    Raises:
+        ValueError: it holds none; also a TypeError.
+    """
+    number, state, values, objectives, missed = told
+    if state not in ("running", "complete", "failed", "stopped"):
+        raise ValueError(f"{state!r} is no state of a trial")
+    parameters = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    amounts = tuple(math.inf if amount is None else float(amount) for amount in missed)
+    return Observation(int(number), parameters, state, tuple(map(float, objectives)), amounts)
+
+
 def _constraints(spec: CompressionSweepSpec) -> list[Constraint]:
     """Those of every trial, in its order."""
     given = list(spec.template.spec.constraints or ())
@@ -217,7 +275,7 @@ def replay(spec: CompressionSweepSpec, trials: Sequence[CompressionJob]) -> list
 
     Empty: all trials replay. A trial whose history names one that is gone can differ for that reason; it then says so.
     """
-    strategy = SearchStrategy(spec)
+    strategy = SearchStrategy(spec, torch=True)
     by_number = {number: job for job in trials if (number := number_of(job)) is not None}
     differences = [f"{job.metadata.name} has no trial number" for job in trials if number_of(job) is None]
     for number, job in sorted(by_number.items()):

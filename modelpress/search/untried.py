@@ -84,6 +84,11 @@ class Untried:
                 return found
         return self._drawn(number, tried)
 
+    def learned(self, observations: Sequence[Observation]) -> list[Observation]:
+        """What the sampler learns from: the trials, and those of earlier sweeps."""
+        before = len(self._earlier)
+        return [*self._earlier, *(replace(item, number=item.number + before) for item in observations)]
+
     def recipe(self, parameters: Mapping[str, Any]) -> bytes:
         """A digest of the specification that the parameters give."""
         try:
@@ -95,10 +100,7 @@ class Untried:
     def _sampled(self, number: int, observations: Sequence[Observation], attempt: int) -> Parameters | None:
         """What the sampler gives; behind earlier trials its own count on."""
         before = len(self._earlier)
-        if before:
-            counted = [replace(item, number=item.number + before) for item in observations]
-            observations = [*self._earlier, *counted]
-        return self._sampler.sample(number + before, observations, attempt)
+        return self._sampler.sample(number + before, self.learned(observations) if before else observations, attempt)
 
     def _wish(self, number: int, tried: Container[bytes]) -> Parameters | None:
         """The point that the user wants as trial `number`, unless it was tried; what he leaves open is drawn."""

@@ -429,6 +429,9 @@ class _NoSearch:
     def suggest(self, *_: Any) -> Any:
         raise AssertionError("a refused sweep has no search")
 
+    def answered(self, *_: Any) -> Any:
+        raise AssertionError("a refused sweep has no search")
+
     def ranking(self, trials: Any) -> tuple[None, list[int]]:
         return None, []
 

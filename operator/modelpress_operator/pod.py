@@ -20,6 +20,8 @@ HOME = "/tmp"
 
 # Collect and publish copy and count; they train nothing.
 SMALL_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
+# Suggest imports torch and fits to some hundred points, in one thread.
+SUGGEST_RESOURCES = {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def pod_spec(
         ],
         "env": env,
         "envFrom": env_from,
-        "resources": _resources(runner) if heavy else SMALL_RESOURCES,
+        "resources": _resources(runner) if heavy else light_resources(request),
         "terminationMessagePath": RESULT,
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts.mounts,
@@ -121,10 +123,15 @@ def pod_spec(
     return spec
 
 
-def small(spec: dict[str, Any]) -> dict[str, Any]:
-    """The pod of a collect or publish Job: whatever a template says, it takes no devices."""
+def light_resources(request: RunRequest) -> dict[str, dict[str, str]]:
+    """What a run that trains nothing gets."""
+    return SUGGEST_RESOURCES if request.purpose == "suggest" else SMALL_RESOURCES
+
+
+def small(spec: dict[str, Any], request: RunRequest) -> dict[str, Any]:
+    """The pod of a collect, publish or suggest Job: whatever a template says, it takes no devices."""
     out = {key: value for key, value in spec.items() if key not in ("resourceClaims", "initContainers")}
-    out["containers"] = [{**container, "resources": SMALL_RESOURCES} for container in spec["containers"]]
+    out["containers"] = [{**container, "resources": light_resources(request)} for container in spec["containers"]]
     for container in spec.get("initContainers") or ():
         resources = {key: value for key, value in (container.get("resources") or {}).items() if key != "claims"}
         out.setdefault("initContainers", []).append({**container, "resources": resources})

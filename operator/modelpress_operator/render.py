@@ -107,7 +107,7 @@ def render_job(action: CreateJob, owner: RawObject, settings: RenderSettings) ->
     for template in templates:
         merged = merge_pod_spec(merged, template.get("spec") or {})
     if not heavy:
-        merged = pod.small(merged)
+        merged = pod.small(merged, request)
     labels = _labels(action, owner)
     template = {
         "metadata": _pod_metadata(templates, labels, request),

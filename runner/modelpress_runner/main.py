@@ -28,7 +28,7 @@ from modelpress.api import plugins
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import reasons
 from modelpress.request import MAX_REQUEST_BYTES, RUN_UID_VARIABLE, RunRequest
-from modelpress.result import ExitCode, RunRecord, RunResult
+from modelpress.result import ExitCode, RunRecord, RunResult, conditions_of
 from modelpress.results.errors import InvalidRequestError, ResultsError
 from modelpress.store import layout, manifest, open_store
 from modelpress.store.base import ArtifactStore
@@ -99,6 +99,11 @@ def _serve(
         from modelpress.results.publish import publish
 
         return publish(request, store), ExitCode.DONE
+    if request.purpose == "suggest":
+        os.environ["OMP_NUM_THREADS"] = "1"  # the same sums wherever it runs
+        from modelpress.results.suggest import answer
+
+        return answer(request), ExitCode.DONE
     if request.purpose == "collect" or finished:
         from modelpress.results.collect import collect
 
@@ -253,7 +258,7 @@ def _write_result(path: Path, result: RunResult, keep: Sequence[str]) -> None:
 def _write_record(store: ArtifactStore, request: RunRequest, result: RunResult) -> None:
     trial = request.trial
     known = () if trial is None else (trial.number, trial.parameters, trial.screened)
-    record = RunRecord.of(result, request.name, *known)
+    record = RunRecord.of(result, request.name, *known, conditions=conditions_of(request.spec))
     folder = layout.join(request.prefix, layout.attempt_folder(request.attempt, request.run_uid))
     try:
         store.put_bytes(f"{folder}/{layout.RESULT}", record.model_dump_json(exclude_none=True).encode())

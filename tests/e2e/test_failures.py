@@ -75,6 +75,43 @@ def test_too_little_memory_is_named(operator: Running, namespace: str) -> None:
     assert "memory" in found["message"]
 
 
+# A model that needs some 900 MiB more than the example's: too much for 1 GiB, whatever torch takes, and well within 2.
+HUNGRY = """
+from digits import create
+
+HELD = bytearray(b"x") * (900 * 2**20)  # written to, so that it counts
+"""
+
+
+def test_a_killed_runner_comes_back_with_more_memory_once(operator: Running, namespace: str) -> None:
+    """With maxMemory the attempt behind an OOM kill has twice the limit, says so, and counts as no failure."""
+    code = documents()["ConfigMap"]
+    code["metadata"] |= {"name": "hungry-code", "namespace": namespace}
+    code["data"]["hungry.py"] = HUNGRY
+    operator.create(code)
+    apply(
+        operator,
+        namespace,
+        model={"entrypoint": "hungry:create", "args": {"width": 8, "epochs": 1}},
+        code={"configMap": {"name": "hungry-code"}},
+        stages=[PRUNE],
+        constraints=None,
+        target={"format": "eager"},
+        runner=runner(resources={"limits": {"memory": "1Gi"}}, maxMemory="4Gi"),
+        backoffLimit=0,
+    )
+    assert operator.finished("cjob", NAME, namespace, seconds=600) == "Complete", operator.story(namespace)
+    status = operator.get("cjob", NAME, namespace)["status"]
+    assert [one["reason"] for one in status["attempts"]] == ["RunnerOOMKilled", "Succeeded"]
+    assert status["memory"] == "2Gi"
+    assert status.get("failures", 0) == 0
+    (second,) = operator.list("pods", namespace, "modelpress.dev/attempt=2,modelpress.dev/purpose=trial")
+    resources = second["spec"]["containers"][0]["resources"]
+    assert (resources["limits"]["memory"], resources["requests"]["memory"]) == ("2Gi", "2Gi")
+    events = [one["message"] for one in operator.list("events", namespace)]
+    assert any("It gets 2Gi of memory in place of 1Gi." in message for message in events)
+
+
 def test_a_wrong_entrypoint_is_not_tried_again(operator: Running, namespace: str) -> None:
     """Exit code 2 ends the job by the pod failure policy, after one pod, and the message names the mistake."""
     apply(operator, namespace, model={"entrypoint": "digits:nothing"})

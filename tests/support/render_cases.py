@@ -133,6 +133,7 @@ CASES = {
         sweep(code=GIT, runner={"queueName": "team-a", "resources": {"limits": {"cpu": "1500m"}}}), "prepare"
     ),
     "publish": Case(sweep(store=VOLUME, code=CONFIG_MAP, runner=FULL), "publish"),
+    "suggest": Case(sweep(store={"uri": "s3://models/out"}, code=CONFIG_MAP, runner=FULL), "suggest"),
     "volume": Case(job(store=VOLUME)),
     "nodes": Case(job(runner={"gpus": 8, "nodes": 2, "processesPerNode": 8})),
     "processes": Case(job(runner={"gpus": 4, "processesPerNode": 4, "launcher": "deepspeed"})),

@@ -34,6 +34,7 @@ from modelpress.reconcile import (
     reconcile_sweep,
 )
 from modelpress.request import RunRequest
+from modelpress.results.suggest import answer
 from modelpress.trials import HISTORY_ANNOTATION, PARAMETERS_ANNOTATION, History, Strategy
 
 LAG = 9.0  # seconds; what a watch has to tell is never older
@@ -202,6 +203,8 @@ class Cluster:
             self.excused.add(job.request.prefix)
         if how in ("done", "silent"):
             message = success()
+            if job.seen.purpose == "suggest":
+                message = answer(job.request).to_message()
             if job.seen.purpose == "collect":
                 message = success() if job.request.prefix in self.manifests else not_found()
             self._finish(name, "succeeded", None, message if how == "done" else None)

@@ -55,6 +55,9 @@ NOT_FOUND = "NotFound"  # no manifest where one was expected
 # Sweeps
 PREPARING = "Preparing"  # building the dense model and its baseline
 PREPARE_FAILED = "PrepareFailed"  # the dense model could not be built or measured
+SUGGESTION_PENDING = "SuggestionPending"  # a runner is asked for the parameters of the next trial
+SUGGESTION_FAILED = "SuggestionFailed"  # it cannot say them
+SUGGESTED = "Suggested"  # what it says of itself
 PUBLISHING = "Publishing"  # the trials are finished; best and report are being written
 PUBLISHED = "Published"  # best and report are in the store
 PUBLISH_FAILED = "PublishFailed"  # they could not be written; the trials' own files are there

@@ -210,11 +210,14 @@ class SearchAlgorithm(ApiModel):
     random: independent draws. grid: every combination once, in order. qmc: a randomised Halton sequence, which fills
     the space more evenly than chance. tpe: tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, for
     one or several objectives. nsga2: NSGA-II (Deb et al. 2002) in its steady state form, for one or several objectives.
-    cmaes: CMA-ES (Hansen and Ostermeier 2001), for one objective and mostly numbers. The last three use the
-    constraints.
+    cmaes: CMA-ES (Hansen and Ostermeier 2001), for one objective and mostly numbers. gp: Gaussian processes with
+    expected improvement, for few trials of long runs, at most 500; it computes in a runner, which takes some seconds a
+    trial. The last four use the constraints.
     """
 
-    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes"] = Field(default="tpe", description="See above.")
+    name: Literal["random", "grid", "qmc", "tpe", "nsga2", "cmaes", "gp"] = Field(
+        default="tpe", description="See above."
+    )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Of the search; trials have theirs.")
     initial: (
         Annotated[list[Annotated[dict[Name, Scalar], Field(min_length=1, max_length=64)]], Field(max_length=64)] | None
@@ -223,7 +226,8 @@ class SearchAlgorithm(ApiModel):
         description="Parameters of the first trials, in this order; what an entry leaves out is drawn at random.",
     )
     warm_start: WarmStart | None = Field(
-        default=None, description="Of tpe, nsga2 and cmaes: trials of earlier sweeps, which teach and are none of this."
+        default=None,
+        description="Of tpe, nsga2, cmaes and gp: trials of earlier sweeps, which teach and are none of this.",
     )
 
 

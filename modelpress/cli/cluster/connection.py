@@ -50,6 +50,7 @@ SWEEP = Kind(
     ("csweep", "sweep", "compressionsweep", "compressionsweeps", f"compressionsweeps.{GROUP}"),
 )
 PODS = Kind("Pod", "pods", "/api/v1")
+NODES = Kind("Node", "nodes", "/api/v1")
 KINDS = {kind.name: kind for kind in (JOB, SWEEP)}
 
 

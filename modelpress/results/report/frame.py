@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelpress.api import yaml_loader
@@ -141,18 +141,24 @@ def _with_goals(objectives: Iterable[Objective], spec: CompressionJobSpec) -> tu
     return tuple((item.metric, item.goal or goal_of(item.metric, spec.metrics)) for item in objectives)
 
 
-def _ranked(frame: Frame, trials: list[Trial]) -> tuple[int | None, frozenset[int]]:
-    goals = [goal for _, goal in frame.objectives]
-    candidates = []
+def candidates(frame: Frame, trials: Sequence[Trial]) -> list[pareto.Candidate]:
+    """The trials that succeeded with a value for every objective; with two rungs those of the second."""
+    found = []
     rungs = any(trial.screened is not None for trial in trials)
     for trial in trials:
         if rungs and trial.screened is None:
             continue  # of the first rung: its model is not recovered
         values = tuple(trial.compressed.get(metric, math.nan) for metric, _ in frame.objectives)
         if trial.state == "Succeeded" and all(map(math.isfinite, values)):
-            candidates.append(pareto.Candidate(trial.number, values, _violation(frame, trial)))
-    feasible = {item.number: item.values for item in candidates if item.violation == 0}
-    best = pareto.best(candidates, goals)
+            found.append(pareto.Candidate(trial.number, values, _violation(frame, trial)))
+    return found
+
+
+def _ranked(frame: Frame, trials: list[Trial]) -> tuple[int | None, frozenset[int]]:
+    goals = [goal for _, goal in frame.objectives]
+    found = candidates(frame, trials)
+    feasible = {item.number: item.values for item in found if item.violation == 0}
+    best = pareto.best(found, goals)
     return (None if best is None else best.number), frozenset(pareto.front(feasible, goals))
 
 

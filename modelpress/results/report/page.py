@@ -10,11 +10,13 @@ from html import escape
 from importlib.resources import files
 
 from modelpress import formatting
+from modelpress.results.comparable import alike, differences, standard_error
 from modelpress.results.trials import Trial
 
 from .frame import Frame
 from .layers import layers_section
 from .plot import plot, sentence
+from .search import search_section
 
 MAX_CELLS = 60_000  # a page stays below some 6 MB; trials.csv has everything
 MIN_ROWS = 200
@@ -34,7 +36,7 @@ def render(frame: Frame, trials: Sequence[Trial]) -> bytes:
         "title": escape(frame.title),
         "summary": _summary(frame, trials) + _rungs(frame, trials),
         "plot": plot(frame, trials),
-        "constraints": _constraints(frame) + layers_section(_best(frame, trials)),
+        "constraints": _constraints(frame) + search_section(frame, trials) + layers_section(_best(frame, trials)),
         "note": _note(trials, shown),
         "table": _table(frame, shown, parameters, metrics),
         "data": frame.to_json(),
@@ -107,8 +109,21 @@ def _summary(frame: Frame, trials: Sequence[Trial]) -> str:
             f'<p><a class="best" href="#t{best.number}">Best: trial {best.number}</a> '
             f"<code>{escape(chosen)}</code> {escape(said)}</p>"
         )
+        lines += _sureness(best, trials)
     lines.append(f"<p><code>{escape(frame.uri)}</code></p>")
     return "\n".join(lines)
+
+
+def _sureness(best: Trial, trials: Sequence[Trial]) -> list[str]:
+    """How sure the best score is, and which trials it may as well have been."""
+    error = standard_error(best.compressed)
+    if error is None:
+        return []
+    others = alike(trials, best.number)
+    listed = ", ".join(f'<a href="#t{number}">{number}</a>' for number in others[:20])
+    more = f" and {len(others) - 20} more" if len(others) > 20 else ""
+    text = f" Chance alone may set it apart from trials {listed}{more}." if others else ""
+    return [f"<p>The standard error of its score is {error:.2g}.{text}</p>"]
 
 
 def _rungs(frame: Frame, trials: Sequence[Trial]) -> str:
@@ -160,7 +175,8 @@ def _table(frame: Frame, trials: Sequence[Trial], parameters: Sequence[str], met
         *(_head(name) for name in parameters),
         *(_head(formatting.HEADINGS.get(name, name), "number", name) for name in metrics),
     ]
-    rows = [_row(frame, trial, parameters, metrics) for trial in trials]
+    apart = differences(trials, frame.best)
+    rows = [_row(frame, trial, parameters, metrics, apart.get(trial.number)) for trial in trials]
     return f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>"
 
 
@@ -170,7 +186,9 @@ def _head(text: str, kind: str = "", name: str | None = None) -> str:
     return f'<th scope="col"{css}{title}><button type="button">{escape(text)}</button></th>'
 
 
-def _row(frame: Frame, trial: Trial, parameters: Sequence[str], metrics: Sequence[str]) -> str:
+def _row(
+    frame: Frame, trial: Trial, parameters: Sequence[str], metrics: Sequence[str], apart: str | None = None
+) -> str:
     missed, uncertain = frame.missed(trial), frame.uncertain(trial)
     marks = [
         word
@@ -179,14 +197,19 @@ def _row(frame: Frame, trial: Trial, parameters: Sequence[str], metrics: Sequenc
             ("front", trial.number in frame.front),
             ("missed", bool(missed)),
             ("uncertain", bool(uncertain)),
+            ("apart", apart is not None),
         )
         if given
     ]
     why = missed or uncertain or ([trial.record.message] if trial.record and trial.state == "Failed" else [])
     title = f' title="{escape(" ".join(why)[:600])}"' if any(why) else ""
-    phrases = {"missed": "misses a constraint", "uncertain": "a constraint is uncertain"}
+    phrases = {
+        "missed": "misses a constraint",
+        "uncertain": "a constraint is uncertain",
+        "apart": f"not comparable: {apart}",
+    }
     words = [phrases.get(mark, mark) for mark in marks]
-    said = f"<small>{', '.join(words)}</small>" if words else ""
+    said = f"<small>{escape(', '.join(words))}</small>" if words else ""
     cells = [
         f'<td class="number">{trial.number}</td>',
         f'<td class="state"{title}>{escape(trial.state)}{said}</td>',

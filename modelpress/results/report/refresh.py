@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modelpress.api.v1alpha1 import Objective
@@ -11,12 +11,17 @@ from modelpress.store import ArtifactStore, layout
 
 from .frame import ReportError, standing_frame
 from .page import render
+from .search import sentences
 
 _NAMED = 5
 
 
 def refresh(
-    store: ArtifactStore, *, objectives: Sequence[Objective] | None = None, to: Path | None = None
+    store: ArtifactStore,
+    *,
+    objectives: Sequence[Objective] | None = None,
+    to: Path | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[str, int]:
     """Write the report of the sweep whose folder is the store's URI.
 
@@ -24,6 +29,7 @@ def refresh(
         store: opened at the sweep's folder, the one that holds trials/.
         objectives: instead of those that the sweep published.
         to: a local file to write instead of report.html in the folder.
+        tell: takes sentences on how the search went.
 
     Returns:
         Where the report is, and how many trials it shows.
@@ -36,7 +42,10 @@ def refresh(
     trials = list(read_trials(store, "").values())
     if not trials:
         raise ReportError(_no_sweep(store))
-    page = render(standing_frame(store, "", trials, objectives), trials)
+    frame = standing_frame(store, "", trials, objectives)
+    for sentence in sentences(frame, trials):
+        tell(sentence)
+    page = render(frame, trials)
     if to is not None:
         to.write_bytes(page)
         return str(to), len(trials)

@@ -18,6 +18,7 @@ SAMPLERS = {
     "tpe": ("modelpress.search.samplers.tpe", "TpeSampler"),
     "nsga2": ("modelpress.search.samplers.nsga2", "Nsga2Sampler"),
     "cmaes": ("modelpress.search.samplers.cmaes", "CmaesSampler"),
+    "gp": ("modelpress.search.samplers.gp", "GpSampler"),
 }
 
 

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 STUDY_NAME = "modelpress"
 _STUDY_ID = 0
-# What TPE keeps with a trial: its parameters until they are all asked for. Recorded trials have them all.
-_FORGOTTEN = "tpe:relative_params"
+# What samplers keep with a trial: its parameters until they are all asked for. Recorded trials have them all.
+_FORGOTTEN = ("tpe:relative_params", "gp:relative_params")
 
 
 class HistoryStorage(BaseStorage):

@@ -1,4 +1,4 @@
-"""Tree-structured Parzen estimator (Bergstra et al. 2011), by Optuna; this module alone makes Optuna load."""
+"""Tree-structured Parzen estimator (Bergstra et al. 2011), by Optuna."""
 
 from __future__ import annotations
 
@@ -7,28 +7,16 @@ import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import NopPruner
 from optuna.samplers import TPESampler
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
 
-from modelpress.api.search_space import Dimension, Space
-from modelpress.api.v1alpha1 import Categorical, Goal, IntRange
+from modelpress.api.search_space import Space
+from modelpress.api.v1alpha1 import Goal
 from modelpress.api.v1alpha1.base import Scalar
 
 from .base import Observation, derive
-from .history import STUDY_NAME, HistoryStorage, frozen
+from .recorded import RecordedStudy
 
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "running": TrialState.RUNNING,
-    "failed": TrialState.FAIL,
-    "stopped": TrialState.PRUNED,
-}
-# Finer grids are searched as a continuum: the probability of one value among 2^54 is no longer a float's difference.
-_FINE = 2**20
 _WARNING_FILTERS = threading.Lock()
 
 
@@ -39,99 +27,24 @@ class TpeSampler:
     feasible ones, by their total violation. Running trials repel (constant liar); failed ones are ignored;
     stopped ones rank behind the complete, by how far they came, then by their last score (without one they teach
     nothing). The study is rebuilt for every suggestion from the observations alone, with a seed derived from the
-    sweep's seed and the trial's number. Values on a grid and categories are searched by their number, so they come
-    back exact.
+    sweep's seed and the trial's number.
     """
 
     independent: ClassVar[bool] = False
 
     def __init__(self, space: Space, goals: Sequence[Goal], seed: int) -> None:
-        self._space = space
-        self._seed = seed
-        self._directions = [
-            StudyDirection.MAXIMIZE if goal == "maximize" else StudyDirection.MINIMIZE for goal in goals
-        ]
-        # A dimension with a single value has nothing to learn.
-        self._coded = {item.name: _Coded(item) for item in space.dimensions if item.size != 1}
-        self._recorded: dict[int, tuple[Observation, FrozenTrial | None]] = {}
+        self._seed, self._conditional = seed, space.conditional
+        self._study = RecordedStudy(space, goals)
 
     def sample(self, number: int, observations: Sequence[Observation], attempt: int = 0) -> dict[str, Scalar] | None:
         """See Sampler.sample; never None."""
-        known = (self._record(item) for item in sorted(observations, key=lambda item: item.number))
-        storage = HistoryStorage(self._directions, [trial for trial in known if trial is not None], number)
-        trial = Study(STUDY_NAME, storage, self._sampler(number, attempt), NopPruner()).ask()
-
-        def choose(dimension: Dimension) -> Scalar:
-            coded = self._coded.get(dimension.name)
-            return coded.ask(trial) if coded else dimension.at(0)
-
-        return self._space.walk(choose)
+        return self._study.ask(self._sampler(number, attempt), number, observations)
 
     def _sampler(self, number: int, attempt: int) -> TPESampler:
         seed = derive(self._seed, number, "tpe", *((str(attempt),) if attempt else ())) % 2**32
-        if not self._space.conditional:
+        if not self._conditional:
             return TPESampler(seed=seed, multivariate=True, constant_liar=True)
         # Only decomposed into groups can a conditional space be sampled jointly; Optuna calls that experimental.
         with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return TPESampler(seed=seed, multivariate=True, constant_liar=True, group=True)
-
-    def _record(self, observation: Observation) -> FrozenTrial | None:
-        """The observation as Optuna's trial; None if its parameters are no point of this space."""
-        cached = self._recorded.get(observation.number)
-        if cached is None or cached[0] != observation:
-            teaches = observation.state != "stopped" or observation.intermediate
-            trial = self._freeze(observation) if teaches and self._space.holds(observation.parameters) else None
-            cached = self._recorded[observation.number] = observation, trial
-        return cached[1]
-
-    def _freeze(self, observation: Observation) -> FrozenTrial:
-        coded = {name: self._coded[name] for name in observation.parameters if name in self._coded}
-        return frozen(
-            observation.number,
-            _STATES[observation.state],
-            {name: code.encode(observation.parameters[name]) for name, code in coded.items()},
-            {name: code.distribution for name, code in coded.items()},
-            observation.values or None,
-            observation.violations,
-            observation.intermediate,
-        )
-
-
-class _Coded:
-    """A dimension as Optuna sees it: the numbers of values where they can be numbered, else the values themselves."""
-
-    def __init__(self, dimension: Dimension) -> None:
-        self._dimension = dimension
-        self._numbered = dimension.size is not None and not dimension.log
-        domain, size = dimension.domain, dimension.size
-        self.distribution: BaseDistribution
-        if isinstance(domain, Categorical):
-            self.distribution = CategoricalDistribution(range(len(domain.values)))
-        elif size is None or size > _FINE:
-            low, high = (0, size - 1) if size is not None and self._numbered else (domain.min, domain.max)
-            self.distribution = FloatDistribution(low, high, log=domain.log)
-        elif isinstance(domain, IntRange) and domain.log:
-            self.distribution = IntDistribution(domain.min, domain.max, log=True)
-        else:
-            self.distribution = IntDistribution(0, size - 1)
-
-    def encode(self, value: Scalar) -> Scalar:
-        return self._dimension.index_of(value) if self._numbered else value
-
-    def ask(self, trial: Trial) -> Scalar:
-        name, known = self._dimension.name, self.distribution
-        found: Scalar
-        if isinstance(known, FloatDistribution):
-            found = trial.suggest_float(name, known.low, known.high, log=known.log)
-        elif isinstance(known, IntDistribution):
-            found = trial.suggest_int(name, known.low, known.high, log=known.log)
-        else:
-            assert isinstance(known, CategoricalDistribution)
-            return self._dimension.at(int(trial.suggest_categorical(name, range(len(known.choices)))))
-        size, domain = self._dimension.size, self._dimension.domain
-        if size is not None and self._numbered:
-            return self._dimension.at(min(max(round(found), 0), size - 1))
-        if isinstance(domain, IntRange):
-            return min(max(round(found), domain.min), domain.max)
-        return self._dimension.tidy(found)

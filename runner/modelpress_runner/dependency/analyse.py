@@ -21,7 +21,7 @@ from modelpress_runner.dependency.calls import Calls
 from modelpress_runner.dependency.groups import ChannelDependencies, DependentAxis, DependentNorm, DependentNumber
 from modelpress_runner.dependency.layers import Blocks
 from modelpress_runner.dependency.norms import RootMeanSquare, root_mean_square
-from modelpress_runner.dependency.planes import Plane
+from modelpress_runner.dependency.planes import Axis
 from modelpress_runner.dependency.rules import RULES, pointwise, unknown
 from modelpress_runner.dependency.rules.contraction import by_group
 from modelpress_runner.dependency.rules.recurrent import recurrent
@@ -29,7 +29,7 @@ from modelpress_runner.dependency.rules.reductions import norm
 from modelpress_runner.dependency.sizes import Name, NamedSize, follow
 from modelpress_runner.dependency.trace import LabelMode, Trace
 from modelpress_runner.dependency.train_mode import on_enough_rows
-from modelpress_runner.dependency.units import Units
+from modelpress_runner.dependency.units import Units, labels_of
 from modelpress_runner.edits.axes import CONV, SIDES, AxisView, is_conv1d, module_axis, parameter_axis
 from modelpress_runner.edits.computed import computed
 from modelpress_runner.edits.recurrent import RECURRENT
@@ -43,12 +43,16 @@ UNREACHED = "The dummy input reaches "
 _LINE = re.compile(r"\([^()]+:\d+\)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _LabelledAxis:
     module: str
     view: AxisView
     producer: bool
-    atoms: torch.Tensor
+    own: range
+
+    @property
+    def atoms(self) -> torch.Tensor:
+        return labels_of(self.own)
 
 
 def find_dependencies(model: nn.Module, dummy_input: Any, exact: bool = True) -> ChannelDependencies:
@@ -110,7 +114,7 @@ class _Analysis:
     def __init__(self, model: nn.Module, exact: bool) -> None:
         self._model, self._units = model, Units()
         self._axes: list[_LabelledAxis] = []
-        self._planes: dict[int, list[Plane]] = {}
+        self._planes: dict[int, list[Axis]] = {}
         self._kernels: dict[int, dict[str, torch.Tensor]] = {}
         self._notes: list[str] = []
         self._values: dict[Name, int] = {}  # of attributes that know their name
@@ -244,15 +248,15 @@ class _Analysis:
             if grouped and side == "in":
                 continue  # they go with the outputs
             producer = (isinstance(module, PRODUCERS) or is_conv1d(module)) and not grouped
-            atoms = self._units.atoms(view.size)
+            own = self._units.fresh(view.size)
             if isinstance(module, nn.MultiheadAttention) and side == "out":
-                heads = atoms.view(3, -1, module.head_dim)  # of queries, keys and values alike, and whole
+                heads = labels_of(own).view(3, -1, module.head_dim)  # of queries, keys and values alike, and whole
                 self._units.join(heads[:1, :, :1], heads, "")
                 if heads.shape[1] == 1:
-                    self._units.freeze(atoms, f"'{name}' has one head")
-            self._axes.append(_LabelledAxis(name, view, producer, atoms))
+                    self._units.freeze(labels_of(own), f"'{name}' has one head")
+            self._axes.append(_LabelledAxis(name, view, producer, own))
             for tensor, layout in view.tensors.items():
-                self._place(getattr(view.owner, tensor), view, layout, atoms)
+                self._place(getattr(view.owner, tensor), view, layout, own)
 
     def _label_plain(self, name: str, module: nn.Module) -> None:
         """Parameters that no layer of torch's knows: an axis for each dimension."""
@@ -275,9 +279,9 @@ class _Analysis:
     def _label_dimensions(self, name: str, module: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
         for dim in [d for d, size in enumerate(tensor.shape) if size > 1]:
             view = parameter_axis(module, attribute, dim)
-            atoms = self._units.atoms(view.size)
-            self._axes.append(_LabelledAxis(f"{name}.{attribute}" if name else attribute, view, False, atoms))
-            self._place(tensor, view, f"dim{dim}", atoms)
+            own = self._units.fresh(view.size)
+            self._axes.append(_LabelledAxis(f"{name}.{attribute}" if name else attribute, view, False, own))
+            self._place(tensor, view, f"dim{dim}", own)
 
     def _name_sizes(self, name: str, module: nn.Module) -> None:
         """Numbers among a module's attributes know from now on whose they are.
@@ -301,19 +305,18 @@ class _Analysis:
                 self._values[module, prefix + key] = value
                 own[key] = NamedSize.of(value, module, prefix + key)
 
-    def _place(self, tensor: torch.Tensor, view: AxisView, layout: str, atoms: torch.Tensor) -> None:
-        self._kernels.setdefault(id(tensor), {}).setdefault(view.axis, atoms)
+    def _place(self, tensor: torch.Tensor, view: AxisView, layout: str, own: range) -> None:
+        if isinstance(view.owner, CONV) and view.owner.groups > 1:
+            self._kernels.setdefault(id(tensor), {}).setdefault(view.axis, labels_of(own))
         dim = int(layout[3:]) if layout.startswith("dim") else int(layout == "cols")
-        if tensor.shape[dim] != atoms.numel():
+        if tensor.shape[dim] != len(own):
             return  # a kernel in groups, whose channels one plane cannot tell
-        shape = [1] * tensor.dim()
-        shape[dim] = atoms.numel()
-        plane = Plane(atoms.reshape(shape), isinstance(tensor, nn.Parameter))  # of buffers nothing is masked
-        planes = self._planes.setdefault(id(tensor), [])
-        for known in planes:
-            if known.labels.shape == plane.labels.shape:  # two modules share it
-                self._units.join(known.labels, plane.labels, "")
-        planes.append(plane)
+        axis = Axis(own, dim, tensor.dim(), isinstance(tensor, nn.Parameter))  # of buffers nothing is masked
+        axes = self._planes.setdefault(id(tensor), [])
+        for known in axes:
+            if (known.dim, len(known.atoms)) == (dim, len(own)):  # two modules share it
+                self._units.join(labels_of(known.atoms), labels_of(own), "")
+        axes.append(axis)
 
     # The result -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from modelpress_runner.dependency.units import Units
+from modelpress_runner.dependency.units import Units, labels_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,22 @@ class Plane:
     def expanded(self, shape: Sequence[int]) -> torch.Tensor:
         """Labels of every position of a tensor of this shape, without memory for those that repeat."""
         return self.labels.expand(tuple(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A plane of a parameter, whose atoms lie along dimension `dim` of `dims`; labels are made when they are used."""
+
+    atoms: range
+    dim: int
+    dims: int
+    zero: bool
+
+    def plane(self) -> Plane:
+        """As it is from the start."""
+        shape = [1] * self.dims
+        shape[self.dim] = len(self.atoms)
+        return Plane(labels_of(self.atoms).reshape(shape), self.zero)
 
 
 def compact(labels: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelpress_runner.dependency.layers import Blocks
-from modelpress_runner.dependency.planes import Plane, resolved, rigid
+from modelpress_runner.dependency.planes import Axis, Plane, resolved, rigid
 from modelpress_runner.dependency.sizes import FixedSize, NamedSize, Use, is_attribute
 from modelpress_runner.dependency.units import LABEL, Units
 from modelpress_runner.runtime.graph import tensors_in
@@ -32,11 +32,11 @@ class Trace:
     Args:
         units: what is joined and frozen.
         parameters: planes of parameters and buffers, by id.
-        axes: atoms of the "out" and "in" axes of kernels, by id: one plane cannot tell those of several groups.
+        axes: atoms of the "out" and "in" axes of kernels in groups, by id: one plane cannot tell those of several.
     """
 
     def __init__(
-        self, units: Units, parameters: Mapping[int, list[Plane]], axes: Mapping[int, dict[str, torch.Tensor]]
+        self, units: Units, parameters: Mapping[int, list[Axis]], axes: Mapping[int, dict[str, torch.Tensor]]
     ) -> None:
         self.units, self.axes = units, axes
         self._parameters = parameters
@@ -71,9 +71,8 @@ class Trace:
         """Those of a tensor now."""
         if not isinstance(tensor, torch.Tensor):
             return []
-        known = self._parameters.get(id(tensor))
-        if known is None:
-            known = self._planes.get(tensor)
+        axes = self._parameters.get(id(tensor))
+        known = self._planes.get(tensor) if axes is None else [axis.plane() for axis in axes]
         return resolved(known, self.units) if known else []
 
     def carries(self, tensor: torch.Tensor) -> bool:

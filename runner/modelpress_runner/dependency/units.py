@@ -14,6 +14,11 @@ import torch
 LABEL = torch.int32
 
 
+def labels_of(atoms: range) -> torch.Tensor:
+    """Atoms as a tensor, int32 (atoms,)."""
+    return torch.arange(atoms.start, atoms.stop, dtype=LABEL)
+
+
 class Units:
     """Atoms, joined and frozen. Label 0 stands for a position that is no channel of anything, and never changes."""
 
@@ -23,17 +28,20 @@ class Units:
         self.constant = range(0)  # atoms of what is no weight
         self._reasons: dict[int, str] = {}  # by root
 
-    def atoms(self, count: int) -> torch.Tensor:
-        """New atoms, int32 (count,)."""
+    def fresh(self, count: int) -> range:
+        """New atoms."""
         first, end = self.count, self.count + count
-        fresh = np.arange(first, end, dtype=np.int32)
         if end > len(self._parent):
-            grown = np.zeros(max(end, len(self._parent) * 5 // 4), dtype=np.int32)
+            grown = np.zeros(max(end, len(self._parent) * 9 // 8), dtype=np.int32)
             grown[:first] = self._parent[:first]
             self._parent = grown
-        self._parent[first:end] = fresh
+        self._parent[first:end] = np.arange(first, end, dtype=np.int32)
         self.count = end
-        return torch.from_numpy(fresh)
+        return range(first, end)
+
+    def atoms(self, count: int) -> torch.Tensor:
+        """New atoms as labels."""
+        return labels_of(self.fresh(count))
 
     def roots(self, labels: torch.Tensor) -> torch.Tensor:
         """The labels with every atom replaced by the one that stands for its unit; they themselves if all do."""

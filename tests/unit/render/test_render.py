@@ -119,7 +119,7 @@ def test_code_of_a_config_map_is_where_the_request_says() -> None:
     assert "codePath" not in of_git
 
 
-@pytest.mark.parametrize("purpose", ["collect", "publish"])
+@pytest.mark.parametrize("purpose", ["collect", "publish", "suggest"])
 def test_small_jobs_take_no_devices_and_no_queue(purpose: str) -> None:
     """What copies and counts waits for no GPU, whatever spec and template say."""
     with_claims = FULL | {
@@ -140,9 +140,10 @@ def test_small_jobs_take_no_devices_and_no_queue(purpose: str) -> None:
     assert "claims" not in text.lower()
     assert "suspend" not in found["spec"]
     assert "kueue.x-k8s.io/queue-name" not in found["metadata"]["labels"]
+    cpu, memory, limit = ("500m", "1Gi", "2Gi") if purpose == "suggest" else ("100m", "256Mi", "1Gi")
     assert found["spec"]["template"]["spec"]["containers"][0]["resources"] == {
-        "requests": {"cpu": "100m", "memory": "256Mi"},
-        "limits": {"memory": "1Gi"},
+        "requests": {"cpu": cpu, "memory": memory},
+        "limits": {"memory": limit},
     }
 
 

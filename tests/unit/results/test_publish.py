@@ -124,13 +124,13 @@ def test_the_table_of_trials(store: ArtifactStore) -> None:
     uri = f"{store.uri}/{ROOT}/trials"
     assert store.get_bytes(f"{ROOT}/trials.csv").decode() == (
         "number,name,state,param.algorithm,param.rounds,param.sparsity,param.twice,"
-        "baseline.default,baseline.macs,compressed.default,compressed.macs,uri\n"
-        f"0,sweep-0,Succeeded,l1,3,0.5,true,0.97,1000,0.95,123,{uri}/00000\n"
-        f"1,sweep-1,Failed,,,0.1,,0.97,,,,{uri}/00001\n"
-        f"2,sweep-2,Stopped,,,0.2,,0.97,,,,{uri}/00002\n"
-        f"10,,Succeeded,,,,,0.97,1000,0.9,123,{uri}/00010\n"
-        f"11,,Unknown,,,,,,,,,{uri}/00011\n"
-        f"12,,Damaged,,,,,,,,,{uri}/00012\n"
+        "baseline.default,baseline.macs,compressed.default,compressed.macs,attained,comparable,uri\n"
+        f"0,sweep-0,Succeeded,l1,3,0.5,true,0.97,1000,0.95,123,1,yes,{uri}/00000\n"
+        f"1,sweep-1,Failed,,,0.1,,0.97,,,,,,{uri}/00001\n"
+        f"2,sweep-2,Stopped,,,0.2,,0.97,,,,,,{uri}/00002\n"
+        f"10,,Succeeded,,,,,0.97,1000,0.9,123,1,yes,{uri}/00010\n"
+        f"11,,Unknown,,,,,,,,,,,{uri}/00011\n"
+        f"12,,Damaged,,,,,,,,,,,{uri}/00012\n"
     )
 
 
@@ -305,7 +305,7 @@ def test_no_trials_at_all(store: ArtifactStore) -> None:
     report, table = store.list("")
     assert report.path == f"{ROOT}/report.html"
     assert b"no trials" in store.get_bytes(report.path)
-    assert table == ObjectInfo(f"{ROOT}/trials.csv", len("number,name,state,uri\n"))
+    assert table == ObjectInfo(f"{ROOT}/trials.csv", len("number,name,state,attained,comparable,uri\n"))
 
 
 def test_a_best_trial_that_cannot_be_published(store: ArtifactStore) -> None:

@@ -130,7 +130,8 @@ def test_exclude_wins_over_later_entries() -> None:
             [{"opNames": ["blocks"]}],
             "configList[0].opNames",
             "'blocks' is a Sequential; l1 prunes Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, "
-            "ConvTranspose3d, Linear, Conv1D, MultiheadAttention, Embedding, LSTM, GRU, RNN; "
+            "ConvTranspose3d, Linear, Conv1D, MultiheadAttention, Embedding, LSTM, GRU, RNN, LSTMCell, GRUCell, "
+            "RNNCell; "
             "opNamesRe: ['blocks\\..*'] takes what is inside",
         ),
         ([{}, {"opNames": ["blocks"], "exclude": True}], "configList[1].opNames", "holds no parameters of its own"),
