@@ -150,7 +150,7 @@ def _quantized(
 def _round_tables(made: Any, weights: set[str]) -> None:
     """Gives eight bits to those weights of selected layers that NNCF has left as floats, a scale for each row: tables
     that are looked up at places known beforehand (of positions, for one), which it takes for constants."""
-    from openvino import opset13 as ops
+    ops = openvino().opset13
 
     for held in made.get_ops():
         if held.get_type_name() != "Constant" or held.get_friendly_name() not in weights:
