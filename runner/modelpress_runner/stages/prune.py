@@ -355,6 +355,7 @@ class PruneStage:
             return
         # What says no more than what goes takes no memory while that is proven.
         context.masks = without_covered(context.masks, model, dependencies, removed)
+        give_back()
         left = removed
         try:
             good, bad, figures, moved = ranks.on_rank_zero(lambda: self._proven(context, dependencies, groups, removed))
