@@ -8,7 +8,7 @@ from html import escape
 from modelpress.results.comparable import alike, differences, standard_error
 from modelpress.results.trials import Trial
 from modelpress.search.attainment import Attainment, attainment
-from modelpress.search.importance import importances
+from modelpress.search.importance import FEWEST, importances
 
 from .frame import Frame, candidates
 
@@ -32,7 +32,7 @@ def search_section(frame: Frame, trials: Sequence[Trial]) -> str:
 def sentences(frame: Frame, trials: Sequence[Trial]) -> list[str]:
     """The same and what does not compare, for a terminal."""
     goals, found, out = [goal for _, goal in frame.objectives], candidates(frame, trials), list[str]()
-    if goals and len(found) > 1:
+    if goals and len(found) >= FEWEST:  # of fewer it says nothing
         attained = attainment(found, goals)
         if attained.numbers:
             out.append(

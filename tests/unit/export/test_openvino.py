@@ -11,9 +11,11 @@ import pytest
 import torch
 from runtime_nets import Quantized, word_ids
 
+from modelpress_runner.export.backends.openvino import _round_tables
 from modelpress_runner.export.openvino.program import export_openvino
 from modelpress_runner.export.runtime_module import RuntimeModule
 from modelpress_runner.serving.errors import MissingRuntimeError, RuntimeFileError
+from modelpress_runner.serving.ov import openvino
 from modelpress_runner.serving.session import open_session
 
 
@@ -71,3 +73,28 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingRuntimeError, match=r"pip install 'modelpress\[openvino\]'"):
         open_session(tmp_path / "model.xml")
+
+
+def test_tables_that_are_looked_up_at_known_places_get_eight_bits(tmp_path: Path) -> None:
+    """Those that are named and floats: a byte for a number, and outputs within half a step of each row."""
+    ov = openvino()
+    ops = ov.opset13
+    table = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
+    table[3] *= 1000
+    given = ops.parameter([2, 8], np.float32)
+    held = [ops.constant(table), ops.constant(table + 1)]
+    for number, each in enumerate(held):
+        each.set_friendly_name(f"table{number}")
+    looked = [ops.gather(each, ops.constant(np.array([3, 5])), ops.constant(0)) for each in held]
+    made = ov.Model([ops.add(ops.add(looked[0], given), looked[1])], [given], "model")
+    _round_tables(made, {"table0"})
+    found = [each for each in made.get_ops() if each.get_type_name() == "Constant"]
+    assert "<Type: 'int8_t'>" in {str(each.get_element_type()) for each in found}
+    outputs = ov.compile_model(made, "CPU")(np.zeros((2, 8), np.float32))[0]
+    steps = np.abs(table[[3, 5]]).max(1, keepdims=True) / 127
+    away = np.abs(outputs - (table + table + 1)[[3, 5]])
+    assert (away <= 0.51 * steps).all()
+    assert away.max() > 0
+    ov.save_model(made, str(tmp_path / "model.xml"), compress_to_fp16=False)
+    # 256 bytes and 32 scales of 4; the other table stays 1024 bytes.
+    assert 256 + 128 + 1024 <= (tmp_path / "model.bin").stat().st_size < 2048

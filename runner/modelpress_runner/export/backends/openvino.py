@@ -75,6 +75,8 @@ def quantize(
                     made = _quantized(nncf, core.read_model(str(exact)), plan, places, given, reduced, attends, smooth)
             except Exception as error:  # its errors share no class with each other
                 raise CompressionError(f"NNCF cannot quantize the model: {first_line(error)}") from error
+            if plan.bits == 8:
+                _round_tables(made, {place.weight for each in wanted.values() for place in each})
             for key, value in sorted(metadata.items()):
                 made.set_rt_info(value, rt_path(key))
             ov.save_model(made, str(path), compress_to_fp16=False)
@@ -143,6 +145,27 @@ def _quantized(
             overflow_fix=nncf.OverflowFix.ENABLE if reduced else nncf.OverflowFix.DISABLE, **alphas
         ),
     )
+
+
+def _round_tables(made: Any, weights: set[str]) -> None:
+    """Gives eight bits to those weights of selected layers that NNCF has left as floats, a scale for each row: tables
+    that are looked up at places known beforehand (of positions, for one), which it takes for constants."""
+    ops = openvino().opset13
+
+    for held in made.get_ops():
+        if held.get_type_name() != "Constant" or held.get_friendly_name() not in weights:
+            continue
+        if held.data.dtype != np.float32 or held.data.ndim != 2:
+            continue
+        users = held.output(0).get_target_inputs()
+        if any(user.get_node().get_type_name() != "Gather" for user in users):
+            continue
+        values = np.array(held.data)
+        scale = np.maximum(np.abs(values).max(1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        integers = ops.constant(np.rint(values / scale).astype(np.int8))
+        table = ops.multiply(ops.convert(integers, "f32"), ops.constant(scale))
+        for user in users:
+            user.replace_source_output(table.output(0))
 
 
 def _attends(read: Any) -> bool:
