@@ -1,9 +1,10 @@
 """A sweep of 12 trials that share their first stages, with the stage cache and without it, in one run.
 
-The recipe prunes and trains a digits CNN, then finetunes for as many epochs as the trial says. Both sweeps draw the
-same trials, one at a time; their results must be equal to the last bit, and the first stages must have run once.
+The recipe prunes and trains a digits CNN, then finetunes for as many epochs and quantizes to as many bits as the trial
+says. Both sweeps go through the same grid, one trial at a time; their results must be equal to the last bit, and the
+first stages must have run once.
 
-Usage: python benchmarks/stage_cache.py [--trials 12] [--width 16] [--output benchmarks/results/stage_cache.json]
+Usage: python benchmarks/stage_cache.py [--epochs 6] [--width 16] [--output benchmarks/results/stage_cache.json]
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 import modelpress as mp
 
 ROOT = Path(__file__).resolve().parents[1]
+BITS = [8, 4]
 
 
-def document(cache: bool, trials: int, width: int) -> dict[str, Any]:
+def document(cache: bool, epochs: int, width: int) -> dict[str, Any]:
     """The sweep."""
     spec = {
         "model": {"entrypoint": "digits:create", "args": {"width": width}},
@@ -31,6 +33,12 @@ def document(cache: bool, trials: int, width: int) -> dict[str, Any]:
             {"prune": {"algorithm": "taylor", "config_list": [{"op_types": ["Conv2d"], "sparsity": 0.5}]}},
             {"finetune": {"epochs": 4}},
             {"name": "last", "finetune": {"epochs": 1}},
+            {
+                "quantize": {
+                    "algorithm": "weight_only",
+                    "config_list": [{"op_types": ["Conv2d", "Linear"], "quant_bits": 8}],
+                }
+            },
         ],
         "target": {"format": "eager"},
     }
@@ -41,20 +49,25 @@ def document(cache: bool, trials: int, width: int) -> dict[str, Any]:
         "spec": {
             "template": {"spec": spec},
             "search_space": [
-                {"name": "epochs", "paths": ["/stages/2/finetune/epochs"], "int": {"min": 1, "max": trials}}
+                {"name": "epochs", "paths": ["/stages/2/finetune/epochs"], "int": {"min": 1, "max": epochs}},
+                {
+                    "name": "bits",
+                    "paths": ["/stages/3/quantize/configList/0/quantBits"],
+                    "categorical": {"values": BITS},
+                },
             ],
             "objectives": [{"metric": "default"}],
             "algorithm": {"name": "grid"},
-            "max_trials": trials,
+            "max_trials": epochs * len(BITS),
             "stage_cache": cache,
         },
     }
 
 
-def run(cache: bool, trials: int, width: int, folder: str) -> dict[str, Any]:
+def run(cache: bool, epochs: int, width: int, folder: str) -> dict[str, Any]:
     """Seconds, and for each trial what came out of it."""
     began = time.monotonic()
-    result = mp.run(document(cache, trials, width), store=f"{folder}/{cache}", parallel=1, progress=False)
+    result = mp.run(document(cache, epochs, width), store=f"{folder}/{cache}", parallel=1, progress=False)
     seconds = time.monotonic() - began
     assert result.exit_code == 0, result
     found = []
@@ -83,18 +96,18 @@ def digest(path: Path) -> str:
 def main() -> None:
     """Runs both sweeps and writes what they took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=6, help="of the last training at most; each with 8 and 4 bits")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "stage_cache.json")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        sides = {side: run(side == "cached", options.trials, options.width, folder) for side in ("cached", "plain")}
+        sides = {side: run(side == "cached", options.epochs, options.width, folder) for side in ("cached", "plain")}
     cached, plain = sides["cached"]["trials"], sides["plain"]["trials"]
-    assert len(cached) == len(plain) == options.trials
+    assert len(cached) == len(plain) == options.epochs * len(BITS)
     result = {
         "benchmark": "stage_cache",
-        "trials": options.trials,
+        "trials": len(plain),
         "machine": {"python": platform.python_version(), "cpu": platform.machine(), "load": load},
         "seconds": {side: sides[side]["seconds"] for side in sides},
         "ratio": sides["cached"]["seconds"] / sides["plain"]["seconds"],

@@ -305,6 +305,8 @@ def _tls(configuration: Configuration) -> ssl.SSLContext:
 def _kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
+    # Who watches decides how a failure ends. kopf would kill this process ten minutes behind one.
+    settings.process.ultimate_exiting_timeout = None
     settings.scanning.disabled = True  # what is watched never changes, and namespaced rights do not reach further
     settings.watching.server_timeout = SERVER_SECONDS
     settings.watching.client_timeout = CLIENT_SECONDS
