@@ -75,6 +75,7 @@ class Watcher:
         self._pages: dict[tuple[Resource, str | None], list[RawObject]] = {}
         self._heard: dict[Resource, float] = {}
         self._minded: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._there: asyncio.AbstractEventLoop | None = None  # kopf's
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
         self.ended = asyncio.Event()
@@ -87,8 +88,11 @@ class Watcher:
     async def stop(self, seconds: float = 10.0) -> None:
         """Stop watching; waits for that at most so long."""
         self._stop.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.ended.wait(), seconds)
+        if self._there is not None and self.failure is not None:
+            with contextlib.suppress(RuntimeError):  # its loop may be closed already
+                self._there.call_soon_threadsafe(self._give_up)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, seconds)
 
     def _run(self) -> None:
         try:
@@ -156,7 +160,13 @@ class Watcher:
         task = asyncio.current_task()
         if task is not None and task not in self._minded:
             self._minded.add(task)
+            self._there = task.get_loop()
             task.add_done_callback(self._task_ended)
+
+    def _give_up(self) -> None:
+        """Where one watch has died kopf waits for the others, but does not end them."""
+        for task in list(self._minded):
+            task.cancel()
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         if self._stop.is_set():

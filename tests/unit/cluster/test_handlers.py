@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ async def watching(tmp_path: Path) -> AsyncIterator[Watching]:
         server.close()
         await watcher.stop()
         assert watcher.failure is None or watching.dies
+        assert "kopf" not in {thread.name for thread in threading.enumerate()}
         assert server.methods == {"GET"}
 
 
