@@ -155,7 +155,7 @@ def _inputs(context: StageContext, selection: Selection, batch: int) -> dict[str
     """What each layer takes first, and how often it is called, in one call of the model."""
     found: dict[str, tuple[torch.Tensor, int]] = {}
     strange: set[str] = set()
-    shapes: dict[tuple[Any, ...], torch.Tensor] = {}  # one of each is held
+    shapes: dict[tuple[Any, ...], torch.Tensor] = {}  # one of each is held; indices are of one table each
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ def _inputs(context: StageContext, selection: Selection, batch: int) -> dict[str
                 strange.add(name)
                 return
             value = args[0].detach()
-            place = (tuple(value.shape), value.dtype)
+            place = (tuple(value.shape), value.dtype, "" if value.is_floating_point() else name)
             held = shapes.setdefault(place, value if place in shapes else value.clone())
             found[name] = (found[name][0], found[name][1] + 1) if name in found else (held, 1)
 

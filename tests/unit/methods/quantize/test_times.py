@@ -113,6 +113,39 @@ def test_only_what_is_faster(algorithm: str) -> None:
     assert len(clock.asked) == 2  # the table is beside the dense model
 
 
+class Tokens(nn.Module):
+    """Two tables, whose indices are alike in shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(50, 16), nn.Embedding(5, 16), nn.Linear(16, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(ids) + self.places(torch.arange(ids.shape[1]).expand_as(ids)))
+
+
+def test_each_table_is_timed_with_indices_of_its_own() -> None:
+    """Words are no places: a table of 5 rows cannot be called with the 49th word."""
+    timed = []
+
+    def alone(one: nn.Module, other: nn.Module, given: torch.Tensor) -> tuple[float, float]:
+        layer: Any = one.layer
+        assert one(given).shape == other(given).shape
+        timed.append(layer.weight.shape[0])
+        return 1.0, 0.5
+
+    ids = torch.tensor([[49, 7, 7, 48, 0]])
+    subject = Subject(Tokens().eval(), None, ids, [ids])
+    entry = [{"opTypes": ["Embedding", "Linear"]}]
+    block = {"algorithm": "weight_only", "configList": entry, "keepOnlyIfFaster": True}
+    stage = Stage.model_validate({"quantize": block})
+    clock = Clock()
+    measures = Measures(lambda metric, models: [1.0 for _ in models], "one machine", clock, latency=alone, batch=1)
+    outcome = run_stages(subject, [stage], seed=0, measures=measures)
+    assert timed == [50, 5, 4]
+    assert [one["msAfter"] for one in outcome.stages[0]["layers"]] == [0.5, 0.5, 0.5]
+
+
 def test_nothing_is_faster() -> None:
     """Then nothing is quantized, and that is no error."""
     outcome = run(Clock(), keepOnlyIfFaster=True, configList=[{"opNames": ["narrow"]}])
