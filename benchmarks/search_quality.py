@@ -232,22 +232,40 @@ def bare(
     table: Table, make: Callable[[int], Any], seed: int, trials: int, objectives: tuple[str, ...]
 ) -> list[dict[str, float]]:
     """What Optuna measures by itself."""
+
+    def measured(trial: Any) -> dict[str, float]:
+        return table.metrics(
+            {
+                "algorithm": trial.suggest_categorical("algorithm", ALGORITHMS),
+                "sparsity": SPARSITIES[trial.suggest_int("sparsity", 0, len(SPARSITIES) - 1)],
+                "lr": trial.suggest_categorical("lr", RATES),
+                "epochs": trial.suggest_int("epochs", 1, EPOCHS),
+            }
+        )
+
+    return studied(table, make(seed), trials, objectives, True, measured)
+
+
+def studied(
+    table: Table,
+    sampler: Any,
+    trials: int,
+    objectives: tuple[str, ...],
+    constrained: bool,
+    measured: Callable[[Any], dict[str, float]],
+) -> list[dict[str, float]]:
+    """What a study of Optuna's measures with this sampler, by a function that gives the metrics of a trial."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = ["maximize" if metric == "default" else "minimize" for metric in objectives]
-    study = optuna.create_study(directions=directions, sampler=make(seed))
+    directions = ["minimize" if metric == "macs" else "maximize" for metric in objectives]
+    study = optuna.create_study(directions=directions, sampler=sampler)
     found = []
     for _ in range(trials):
         trial = study.ask()
-        point = {
-            "algorithm": trial.suggest_categorical("algorithm", ALGORITHMS),
-            "sparsity": SPARSITIES[trial.suggest_int("sparsity", 0, len(SPARSITIES) - 1)],
-            "lr": trial.suggest_categorical("lr", RATES),
-            "epochs": trial.suggest_int("epochs", 1, EPOCHS),
-        }
-        metrics = table.metrics(point)
-        trial.set_constraint("loss", (1 - LOSS) * table.baseline["default"] - metrics["default"])
+        metrics = measured(trial)
+        if constrained:
+            trial.set_constraint("loss", (1 - LOSS) * table.baseline["default"] - metrics["default"])
         study.tell(trial, [metrics[metric] for metric in objectives])
         found.append(metrics)
     return found
@@ -361,24 +379,15 @@ def bare_numbers(
     table: Table, make: Callable[[int], Any], seed: int, trials: int, objectives: tuple[str, ...], constrained: bool
 ) -> list[dict[str, float]]:
     """What Optuna measures by itself."""
-    import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = ["minimize" if metric == "macs" else "maximize" for metric in objectives]
-    study = optuna.create_study(directions=directions, sampler=make(seed))
-    found = []
-    for _ in range(trials):
-        trial = study.ask()
-        metrics = table.between(
+    def measured(trial: Any) -> dict[str, float]:
+        return table.between(
             trial.suggest_float("sparsity", SPARSITIES[0], SPARSITIES[-1]),
             trial.suggest_float("lr", RATES[0], RATES[1], log=True),
             trial.suggest_int("epochs", 1, EPOCHS),
         )
-        if constrained:
-            trial.set_constraint("loss", (1 - LOSS) * table.baseline["default"] - metrics["default"])
-        study.tell(trial, [metrics[metric] for metric in objectives])
-        found.append(metrics)
-    return found
+
+    return studied(table, make(seed), trials, objectives, constrained, measured)
 
 
 def numbers(table: Table, seeds: int, few: int, trials: int) -> dict[str, Any]:

@@ -8,9 +8,7 @@ from typing import Any
 
 from modelpress.api.semantic_runner import quantity
 from modelpress.api.v1alpha1 import GPU, CompressionJobSpec, Runner
-from modelpress.local.estimate import Estimate
-
-_GIB = 2**30
+from modelpress.local.estimate import GIB, Estimate
 
 
 def unplaced(where: str, spec: CompressionJobSpec, told: Estimate, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -69,5 +67,5 @@ def _has(allocatable: Mapping[str, str], name: str) -> Decimal:
 
 def _text(name: str, amount: Decimal) -> str:
     if name == "memory":
-        return f"{amount / _GIB:.1f}Gi of memory"
+        return f"{amount / GIB:.1f}Gi of memory"
     return f"{amount.normalize():f} {'GPUs' if name == GPU else 'processors'}"

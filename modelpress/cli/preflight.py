@@ -18,7 +18,7 @@ from modelpress.api.errors import SpecError
 from modelpress.api.semantic_runner import quantity
 from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweep
 from modelpress.local.errors import LocalError, UsageError
-from modelpress.local.estimate import Estimate, estimate
+from modelpress.local.estimate import GIB, Estimate, estimate
 from modelpress.local.plan import RunPlan, plan_run
 from modelpress.local.sources import load_documents
 from modelpress.trials import History
@@ -31,7 +31,6 @@ from .markup import escape
 from .tables import console
 
 QUICK = 20.0  # seconds that short trainings may take to be run again, twice as long: that tells their pace better
-_GIB = 2**30
 
 
 def smoke(source: str) -> list[str]:
@@ -106,10 +105,10 @@ def unfit(plan: RunPlan, spec: CompressionJobSpec, told: Estimate) -> list[str]:
     resources = spec.runner.resources if spec.runner is not None else None
     limit = (resources.limits or {}).get("memory") if resources is not None else None
     if limit is not None and told.memory > quantity(limit):
-        need = f"{told.memory / _GIB:.1f}Gi"
+        need = f"{told.memory / GIB:.1f}Gi"
         out.append(
             f"{where}.runner.resources.limits.memory: a trial takes {need}, and {limit} is set; set at least "
-            f"{-(-told.memory * 5 // (4 * _GIB))}Gi"
+            f"{-(-told.memory * 5 // (4 * GIB))}Gi"
         )
     deadline = spec.active_deadline_seconds
     if deadline is not None and told.seconds > deadline:
@@ -162,9 +161,9 @@ def _print(plan: RunPlan, told: Estimate, parameters: Mapping[str, Any]) -> None
     table.add_row("  of it the dense model", formatting.duration(told.dense_seconds))
     for name, seconds in told.stages:
         table.add_row(escape(f"  of it {name}"), formatting.duration(seconds))
-    table.add_row("main memory", f"{told.memory / _GIB:.2f} GiB")
+    table.add_row("main memory", f"{told.memory / GIB:.2f} GiB")
     if told.gpu_memory is not None:
-        table.add_row("GPU memory", f"{told.gpu_memory / _GIB:.2f} GiB")
+        table.add_row("GPU memory", f"{told.gpu_memory / GIB:.2f} GiB")
     for name in ("parameters", "macs", "sizeBytes"):
         if name in told.compressed:
             table.add_row(name, formatting.with_change(name, told.compressed, told.baseline))

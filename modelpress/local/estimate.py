@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+GIB = 2**30  # bytes
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,28 +260,26 @@ class _Analysis:
 
     def _label_plain(self, name: str, module: nn.Module) -> None:
         """Parameters that no layer of torch's knows: an axis for each dimension."""
-        if name in self._refused or type(module).__module__.startswith("torch.nn."):
-            return
-        known = {tensor for axis in self._axes if axis.view.owner is module for tensor in axis.view.tensors}
-        for tensor, parameter in module._parameters.items():
-            if parameter is not None and tensor not in known and parameter.is_floating_point():
-                self._label_dimensions(name, module, tensor, parameter)
+        if not type(module).__module__.startswith("torch.nn."):
+            self._label_dimensions(name, module, module._parameters)
 
     def _label_buffers(self, name: str, module: nn.Module) -> None:
         """As `_label_plain`, of numbers that are not trained: slopes of heads, tables of places."""
-        if name in self._refused or type(module).__module__.startswith("torch."):
+        if not type(module).__module__.startswith("torch."):
+            self._label_dimensions(name, module, module._buffers)
+
+    def _label_dimensions(self, name: str, module: nn.Module, held: Mapping[str, torch.Tensor | None]) -> None:
+        if name in self._refused:
             return
         known = {tensor for axis in self._axes if axis.view.owner is module for tensor in axis.view.tensors}
-        for tensor, buffer in module._buffers.items():
-            if buffer is not None and tensor not in known and buffer.is_floating_point():
-                self._label_dimensions(name, module, tensor, buffer)
-
-    def _label_dimensions(self, name: str, module: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
-        for dim in [d for d, size in enumerate(tensor.shape) if size > 1]:
-            view = parameter_axis(module, attribute, dim)
-            own = self._units.fresh(view.size)
-            self._axes.append(_LabelledAxis(f"{name}.{attribute}" if name else attribute, view, False, own))
-            self._place(tensor, view, f"dim{dim}", own)
+        for attribute, tensor in held.items():
+            if tensor is None or attribute in known or not tensor.is_floating_point():
+                continue
+            for dim in [d for d, size in enumerate(tensor.shape) if size > 1]:
+                view = parameter_axis(module, attribute, dim)
+                own = self._units.fresh(view.size)
+                self._axes.append(_LabelledAxis(f"{name}.{attribute}" if name else attribute, view, False, own))
+                self._place(tensor, view, f"dim{dim}", own)
 
     def _name_sizes(self, name: str, module: nn.Module) -> None:
         """Numbers among a module's attributes know from now on whose they are.

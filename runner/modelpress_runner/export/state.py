@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
 
+from modelpress.api.messages import keys_in_words
 from modelpress_runner.errors import InvalidModelError
 
 # What torch.compile, activation checkpointing and FSDP put into names, at any place; DistributedDataParallel: "module".
@@ -75,9 +76,9 @@ def load_strict(model: nn.Module, tensors: dict[str, torch.Tensor], source: str)
     ]
     problems = []
     if missing:
-        problems.append(f"missing in the file: {_few(missing)}")
+        problems.append(f"missing in the file: {keys_in_words(missing, 5)}")
     if unexpected:
-        problems.append(f"not in the model: {_few(unexpected)}")
+        problems.append(f"not in the model: {keys_in_words(unexpected, 5)}")
     problems.extend(wrong[:3])
     if problems:
         raise InvalidModelError(f"{source} does not fit the model: {'; '.join(problems)}")
@@ -119,8 +120,3 @@ def state_digest(model: nn.Module) -> str:
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

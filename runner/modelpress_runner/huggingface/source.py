@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelpress.api.messages import keys_in_words
 from modelpress.api.v1alpha1 import HuggingFace, HuggingFaceTask
 from modelpress_runner.errors import InvalidModelError, first_line
 from modelpress_runner.huggingface.bounds import bounded, checked, weigh
@@ -84,8 +85,9 @@ def load(spec: HuggingFace, folder: Path) -> Pretrained:
         name for name in info["missing_keys"] if not (spec.task == "feature-extraction" and name.startswith("pooler."))
     )
     if missing:
-        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise InvalidModelError(f"the weights lack {named}; write the folder anew with save_pretrained", _PATH)
+        raise InvalidModelError(
+            f"the weights lack {keys_in_words(missing, 3)}; write the folder anew with save_pretrained", _PATH
+        )
     if spec.task == "image-classification":
         processor = _image_processor(folder)
     else:

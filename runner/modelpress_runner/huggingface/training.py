@@ -46,7 +46,7 @@ class TaskEvaluator(TorchEvaluator):
     evaluate_needs = "spec.data.validation"
 
     def __init__(self, spec: HuggingFace, task: Task, inputs: Inputs) -> None:
-        self.task, self._size, self._spec = task, spec.batch_size, spec
+        self.task, self._spec = task, spec
         train, validation = inputs.data.get("train"), inputs.data.get("validation")
         self._train = None if train is None else task.examples(train)
         self._validation = None if validation is None else task.examples(validation)
@@ -101,7 +101,7 @@ class TaskEvaluator(TorchEvaluator):
     def _steps(self, max_steps: int | None, max_epochs: int | None) -> int:
         """Optimizer steps of a training with these limits, of which there is one at least."""
         assert self._train is not None
-        in_epochs = max_epochs and max_epochs * math.ceil(len(self._train) / self._size)
+        in_epochs = max_epochs and max_epochs * math.ceil(len(self._train) / self._spec.batch_size)
         return min(limit for limit in (max_steps, in_epochs) if limit is not None)
 
     def _schedule(self, optimizer: Any, steps: int) -> torch.optim.lr_scheduler.LambdaLR | None:
@@ -118,8 +118,8 @@ class TaskEvaluator(TorchEvaluator):
         the first one, with a share of 0: all ranks step together.
         """
         order = ranks.broadcast_object(torch.randperm(len(examples)).tolist())
-        for first in range(0, len(order), self._size):
-            rows = order[first : first + self._size]
+        for first in range(0, len(order), self._spec.batch_size):
+            rows = order[first : first + self._spec.batch_size]
             own = rows[ranks.rank() :: ranks.world_size()]
             yield self.task.batch([examples[index] for index in own or rows[:1]]), len(own) / len(rows)
 
@@ -129,8 +129,8 @@ class TaskEvaluator(TorchEvaluator):
         # Only the module itself takes texts of any length: a program was traced with the example inputs.
         whole = not isinstance(model, PreTrainedModel)
         batches = (
-            self.task.batch(examples[first : first + self._size], whole)
-            for first in range(0, len(examples), self._size)
+            self.task.batch(examples[first : first + self._spec.batch_size], whole)
+            for first in range(0, len(examples), self._spec.batch_size)
         )
         # A program has constants of its own beside its weights, and stays where it is.
         with contextlib.nullcontext() if whole else on_accelerator(model):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress.api.messages import keys_in_words
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.cutting import edits_of
@@ -481,7 +482,7 @@ class PruneStage:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
+    return keys_in_words((f"'{name}'" for name in names), 6)
 
 
 def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from modelpress.api.v1alpha1 import CompressionJobSpec
+from modelpress.api.v1alpha1 import CompressionJobSpec, Goal
 from modelpress.result import RunRecord, RunResult, conditions_of
 from modelpress.results.comparable import alike, differences, standard_error
 from modelpress.results.report import Frame, render
@@ -22,6 +22,8 @@ SPEC = {
     "model": {"entrypoint": "digits:create"},
     "stages": [{"prune": {"configList": [{"opTypes": ["Conv2d"], "sparsity": 0.5}]}}],
 }
+
+OBJECTIVES: tuple[tuple[str, Goal], ...] = (("default", "maximize"), ("macs", "minimize"))
 
 
 def trial(number: int, compressed: dict[str, float], torch: str = "2.13.0", **spec: object) -> Trial:
@@ -110,8 +112,7 @@ def test_the_report_tells_all_of_it() -> None:
     """A curve, the parameters, the error of the best score with its peers, and who is not comparable."""
     trials = [trial(n, {"default": 0.8 + n / 1000, "macs": 900.0 - n, "samples": 900.0}) for n in range(12)]
     trials.append(trial(12, {"default": 0.5, "macs": 1000.0, "samples": 900.0}, seed=4))
-    objectives = (("default", "maximize"), ("macs", "minimize"))
-    shown = Frame("digits", "s3://out/x", objectives, best=11, front=frozenset({11}))  # type: ignore[arg-type]
+    shown = Frame("digits", "s3://out/x", OBJECTIVES, best=11, front=frozenset({11}))
     page = render(shown, trials).decode()
     assert 'id="attained"' in page
     assert 'id="importances"' in page

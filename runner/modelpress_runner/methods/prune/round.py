@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from modelpress.api.messages import keys_in_words
 from modelpress.api.stages.prune import kept_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
 from modelpress_runner.edits.axes import AxisView, axis_of, module_at
@@ -597,7 +598,7 @@ def _frozen_reason(dependencies: ChannelDependencies, name: str) -> str:
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return keys_in_words((f"'{name}'" for name in names), 6)
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------
@@ -615,7 +616,7 @@ def _cover(
     masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torch.Tensor, made: set[tuple[str, str]]
 ) -> None:
     """Masks the parameters of all channels that are not kept; `made` are masks that nobody else has yet."""
-    owner = name if module_at(model, name) is not None else name.rpartition(".")[0]
+    owner = _owner(model, name)
     for parameter in view.parameters:
         if (owner, parameter) not in made:
             made.add((owner, parameter))
@@ -623,6 +624,11 @@ def _cover(
             before, value = tensors.get(parameter), getattr(view.owner, parameter)
             tensors[parameter] = torch.ones_like(value, requires_grad=False) if before is None else before.clone()
         view.clear(parameter, masks[owner][parameter], kept)
+
+
+def _owner(model: nn.Module, name: str) -> str:
+    """The module that an axis is of: it itself, or that which holds the parameter of this name."""
+    return name if module_at(model, name) is not None else name.rpartition(".")[0]
 
 
 def cover(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> None:
@@ -636,8 +642,7 @@ def without_covered(masks: Masks, model: nn.Module, dependencies: ChannelDepende
     """The masks without those of modules that `cover` with these units alone would make alike."""
     axes: dict[str, list[tuple[AxisView, torch.Tensor]]] = defaultdict(list)
     for axis, kept in dependencies.kept(units):
-        owner = axis.module if module_at(model, axis.module) is not None else axis.module.rpartition(".")[0]
-        axes[owner].append((axis_of(model, axis.module, axis.axis), kept))
+        axes[_owner(model, axis.module)].append((axis_of(model, axis.module, axis.axis), kept))
     left: Masks = {}
     for name, tensors in masks.items():
         for parameter, mask in tensors.items():

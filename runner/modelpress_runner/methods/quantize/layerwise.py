@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from modelpress.api.messages import keys_in_words
 from modelpress.api.v1alpha1 import Calibration, Quantize
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.quantize import FreezeWeights, FrozenLayer, QuantizedLayer
@@ -96,8 +97,7 @@ def quantize_by_blocks(
     products = [name for name in selection.layers if _product(model, name, shared)]
     others = [name for name in selection.layers if name not in products]
     if others:
-        listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        context.note(f"{method.name} does not know the inputs of {listed}: rounded to the nearest")
+        context.note(f"{method.name} does not know the inputs of {keys_in_words(others, 5)}: rounded to the nearest")
     folds = smoothings(context, products, path) if method.scales else []
     run = stream(context, products, others, (settings.calibration or Calibration()).steps)
     context.note(*run.notes)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelpress.api.messages import keys_in_words
 from modelpress.api.v1alpha1 import Quantize, QuantizeEntry
 from modelpress.api.v1alpha1.backends import backend
 from modelpress_runner.edits.quantize import dense_class
@@ -120,8 +121,8 @@ def only_faster(context: StageContext, selection: Selection, times: Times, unkno
     text = f"keepOnlyIfFaster: {len(selection.layers) - len(slow) - len(unknown)} of {len(selection.layers)} layers "
     text += f"are at least {FASTER:.0%} faster with few bits"
     if slow:
-        listed = ", ".join(f"{name} ({times[name][0].before:.3g} -> {times[name][0].after:.3g} ms)" for name in slow)
-        text += f"; these are not, and stay as they are: {_few(slow, listed)}"
+        listed = [f"{name} ({times[name][0].before:.3g} -> {times[name][0].after:.3g} ms)" for name in slow]
+        text += f"; these are not, and stay as they are: {keys_in_words(listed, _MOST)}"
     context.note(text)
     if unknown:
         name = next(iter(unknown))
@@ -252,7 +253,3 @@ def _key(
     how = (block.backend, block.algorithm, block.granularity, block.calibration is not None)
     what = ("times", dense_class(layer).__qualname__, layer.extra_repr(), shapes, targets, how, bits)
     return hashlib.sha256(repr((*what, measures.conditions)).encode()).hexdigest()
-
-
-def _few(names: Sequence[str], listed: str) -> str:
-    return listed if len(names) <= _MOST else f"{', '.join(listed.split(', ')[:_MOST])} and {len(names) - _MOST} more"

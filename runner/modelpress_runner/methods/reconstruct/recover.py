@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from modelpress.api.messages import keys_in_words
 from modelpress.api.v1alpha1 import Prune, Reconstruct
 from modelpress_runner.edits.axes import CONV
 from modelpress_runner.errors import CompressionError, InvalidSpecError
@@ -309,4 +310,4 @@ def _by_size(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return keys_in_words((f"'{name}'" for name in names), 6)
