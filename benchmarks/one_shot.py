@@ -15,13 +15,13 @@ import copy
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jobs import run_job
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "examples" / "recipes" / "sparse-qat-distilled.yaml"
@@ -46,15 +46,8 @@ def documents() -> dict[str, dict[str, Any]]:
 def run(document: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     """One job as `modelpress run` has it: its metrics."""
     document["metadata"]["name"] = name
-    path, store = folder / f"{name}.yaml", folder / name
-    path.write_text(yaml.safe_dump(document))
-    command = [sys.executable, "-m", "modelpress.cli", "run", str(path), "--store", str(store), "--no-progress"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    print(done.stdout)
-    (manifest,) = store.glob("default/*/manifest.json")
-    found: dict[str, Any] = json.loads(manifest.read_text())["metrics"]
+    found = run_job(document, folder, name)
+    print(found.pop("printed"))
     return found
 
 

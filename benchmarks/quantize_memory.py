@@ -18,7 +18,6 @@ Usage: python benchmarks/quantize_memory.py [--size 400M] [--seed 0] [--batches 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import hashlib
 import json
@@ -38,11 +37,6 @@ LIMIT = 1.6  # multiples of the weights
 ROWS, TOKENS = 8, 32  # of a batch
 WAYS = ("gptq", "killed", "resumed", "rtn")
 BESIDE = ("weight_scale", "weight_shape", "weight_packed")  # ends of names of what lies beside a weight
-
-
-def give_back() -> None:
-    """As the runner does behind each block."""
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(key: str) -> int:
@@ -71,6 +65,8 @@ def tokenizer() -> Any:
 
 def one(way: str, size: str, batches: int, folder: str, kill: int) -> dict[str, Any]:
     """One run in this process, behind one of a tiny decoder."""
+    from modelpress_runner.runtime.heap import give_back
+
     with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as first:
         _run(way, "tiny", batches, first, kill=-1)
     gc.collect()
@@ -90,6 +86,7 @@ def _run(way: str, size: str, batches: int, folder: str, kill: int) -> dict[str,
     from modelpress_runner.huggingface import compressed_tensors
     from modelpress_runner.huggingface.layout import PretrainedLayout
     from modelpress_runner.huggingface.source import Pretrained
+    from modelpress_runner.runtime.heap import give_back
     from modelpress_runner.subject.subject import Subject
 
     base = _status("VmRSS")

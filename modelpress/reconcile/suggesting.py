@@ -55,10 +55,9 @@ def asked(snapshot: SweepSnapshot, number: int) -> Asked:
             if late > 0:
                 return Asked(waits_for=child, wait=late)
         failures += end.outcome == "Failed"
-        if end.outcome == "Invalid" or failures > spec.backoff_limit:
-            return Asked(failed=cut(f"Nobody can say the parameters of trial {number}: {end.message}"))
         round_ += 1
-        if round_ > spec.backoff_limit + spec.max_disruptions + 1:
+        enough = failures > spec.backoff_limit or round_ > spec.backoff_limit + spec.max_disruptions + 1
+        if end.outcome == "Invalid" or enough:
             return Asked(failed=cut(f"Nobody can say the parameters of trial {number}: {end.message}"))
     return Asked(round_=round_)
 

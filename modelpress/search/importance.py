@@ -32,7 +32,7 @@ def importances(
     from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.pruners import NopPruner
     from optuna.samplers import RandomSampler
-    from optuna.study import Study, StudyDirection
+    from optuna.study import Study
     from optuna.trial import TrialState
 
     from .samplers.history import STUDY_NAME, HistoryStorage, frozen
@@ -53,8 +53,7 @@ def importances(
         )
         for item in told
     ]
-    directions = [StudyDirection.MAXIMIZE if goal == "maximize" else StudyDirection.MINIMIZE for goal in goals]
-    storage = HistoryStorage(directions, trials, max(item.number for item in told) + 1)
+    storage = HistoryStorage(goals, trials, max(item.number for item in told) + 1)
     study = Study(STUDY_NAME, storage, RandomSampler(seed=0), NopPruner())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls itself experimental, and says what it leaves out

@@ -121,17 +121,11 @@ def _halved(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Se
 
 def _leads(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: int) -> bool:
     """Whether nobody is better in one of the objectives at a step, ties decided by the others in their order."""
-    signs = [_sign(goal) for goal in goals]
-
-    def costs(values: Sequence[float], axis: int) -> tuple[float, ...]:
-        found = [sign * value for sign, value in zip(signs, values, strict=True)]
-        return (found[axis], *found)
-
-    own = curve.at(step)
-    there = [values for other in others if (values := other.at(step)) is not None]
-    return own is not None and any(
-        all(costs(own, axis) <= costs(values, axis) for values in there) for axis in range(len(goals))
-    )
+    if (values := curve.at(step)) is None:
+        return False
+    own = _costs(goals, values)
+    there = [_costs(goals, values) for other in others if (values := other.at(step)) is not None]
+    return any(all((own[axis], own) <= (costs[axis], costs) for costs in there) for axis in range(len(goals)))
 
 
 def _ahead(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: int, *, so_far: bool = False) -> int:
@@ -181,14 +175,16 @@ def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal], *, split: 
     depth = 0
     while values:
         front = {number: values.pop(number) for number in pareto.front(values, goals)}
-        costs = {
-            number: tuple(_sign(goal) * value for goal, value in zip(goals, found, strict=True))
-            for number, found in front.items()
-        }
+        costs = {number: _costs(goals, found) for number, found in front.items()}
         for number, cost in costs.items():
             ranks[number] = float(depth + (sum(other < cost for other in costs.values()) if split else 0))
         depth += len(front)
     return ranks
+
+
+def _costs(goals: Sequence[Goal], values: Sequence[float]) -> tuple[float, ...]:
+    """Of each objective; less is better."""
+    return tuple(_sign(goal) * value for goal, value in zip(goals, values, strict=True))
 
 
 def _sign(goal: Goal) -> float:

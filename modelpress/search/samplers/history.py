@@ -11,6 +11,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from modelpress.api.v1alpha1 import Goal
+
 STUDY_NAME = "modelpress"
 _STUDY_ID = 0
 # What samplers keep with a trial: its parameters until they are all asked for. Recorded trials have them all.
@@ -24,8 +26,10 @@ class HistoryStorage(BaseStorage):
     does none of it. Trials keep the numbers they have in the sweep, and their ids are those numbers.
     """
 
-    def __init__(self, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial], new: int) -> None:
-        self._directions = list(directions)
+    def __init__(self, goals: Sequence[Goal], trials: Sequence[FrozenTrial], new: int) -> None:
+        self._directions = [
+            StudyDirection.MAXIMIZE if goal == "maximize" else StudyDirection.MINIMIZE for goal in goals
+        ]
         self._trials = {trial.number: trial for trial in trials}
         self._new = new
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from modelpress.api.search_space import Dimension, Space
@@ -35,10 +35,7 @@ class RecordedStudy:
     """
 
     def __init__(self, space: Space, goals: Sequence[Goal]) -> None:
-        self._space = space
-        self._directions = [
-            StudyDirection.MAXIMIZE if goal == "maximize" else StudyDirection.MINIMIZE for goal in goals
-        ]
+        self._space, self._goals = space, goals
         # A dimension with a single value has nothing to learn.
         self._coded = {item.name: _Coded(item) for item in space.dimensions if item.size != 1}
         self._recorded: dict[int, tuple[Observation, FrozenTrial | None]] = {}
@@ -46,7 +43,7 @@ class RecordedStudy:
     def ask(self, sampler: BaseSampler, number: int, observations: Sequence[Observation]) -> dict[str, Scalar]:
         """A point of the space."""
         known = (self._record(item) for item in sorted(observations, key=lambda item: item.number))
-        storage = HistoryStorage(self._directions, [trial for trial in known if trial is not None], number)
+        storage = HistoryStorage(self._goals, [trial for trial in known if trial is not None], number)
         trial = Study(STUDY_NAME, storage, sampler, NopPruner()).ask()
 
         def choose(dimension: Dimension) -> Scalar:

@@ -60,10 +60,10 @@ def allocated(
     budget = block.budget
     assert budget is not None
     model, where = context.model, f"{path}.budget"
-    bits = sorted(set(budget.bits))
+    bits, by_time = sorted(set(budget.bits)), budget.metric == "latencyMs"
     found = _effects_of(context, selection, block, quantizing, bits, path)
     times: Times = {}
-    if block.keep_only_if_faster or budget.metric == "latencyMs":
+    if block.keep_only_if_faster or by_time:
         times, unknown = layer_times(context, selection, block, quantizing, bits, path)
         if unknown:
             name = next(iter(unknown))
@@ -71,8 +71,8 @@ def allocated(
     named = {name: targets["weight"] for name, targets in selection.layers.items() if "weight" in targets}
     weights = {name: model.get_submodule(name).get_parameter("weight") for name in named}
     specs = {name: functools.partial(of_bits, spec) for name, spec in named.items()}
-    by_bytes = budget.metric != "latencyMs"
-    options = layer_options(weights, specs, found, budget.keep_float, times, by_bytes, block.keep_only_if_faster)
+    as_it_is = sum(next((time.before for time in row.values()), 0.0) for row in times.values())
+    options = layer_options(weights, specs, found, budget.keep_float, times, not by_time, block.keep_only_if_faster)
     layers = Layers.of(options)
     count = sum(weight.numel() for weight in weights.values())
 
@@ -86,31 +86,35 @@ def allocated(
     if measures is None:
         whole = sum(weight.numel() * weight.element_size() for weight in weights.values()) * 8 / count
     else:
-        models = [model, model] if budget.metric == "latencyMs" else [model]
+        models = [model, model] if by_time else [model]
         whole = ranks.on_rank_zero(lambda: measures.of(budget.metric, models)[0])
 
     def cost(steps: int) -> float:
         context.stop()
         if measures is None:
             return layers.cost(steps) * 8 / count
-        if budget.metric == "latencyMs":
+        if by_time:
             return whole - (as_it_is - layers.cost(steps))
         plain = method("weight_only") if isinstance(quantizing, LayerwiseMethod) else quantizing
         selected = with_bits(selection, layers.bits(steps))
         return ranks.on_rank_zero(lambda: measures.of("sizeBytes", [quantized(selected, plain).model])[0])
 
-    as_it_is = sum(next((time.before for time in row.values()), 0.0) for row in times.values())
     chosen, value = solve(layers, budget, whole, cost, where)
     out = with_bits(selection, chosen)
     if not out.layers:
         context.note("budget: it is met with nothing quantized")
-    record: dict[str, Any] = {"metric": budget.metric, "before": whole, "after": value, "bits": chosen}
-    record["effects"] = found
+    record: dict[str, Any] = {
+        "metric": budget.metric,
+        "before": whole,
+        "after": value,
+        "bits": chosen,
+        "effects": found,
+    }
     text = f"budget: {budget.metric} {whole:.6g} -> {value:.6g}"
     last = None
-    if budget.metric == "latencyMs" or (context.score_of is not None and block.tune is None):
+    if by_time or (context.score_of is not None and block.tune is None):
         last = quantized(out, quantizing).model
-    if last is not None and measures is not None and budget.metric == "latencyMs":
+    if last is not None and measures is not None and by_time:
         before, after = ranks.on_rank_zero(lambda: measures.of("latencyMs", [model, last]))
         record["measured"] = {"before": before, "after": after}
         record["times"] = {

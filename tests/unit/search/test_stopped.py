@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import NSGAIISampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import TrialState
 
 from modelpress.api.search_space import Space
@@ -84,7 +84,7 @@ def test_a_sampler_with_a_memory_of_its_own_is_refused() -> None:
     """NSGA-II looks for generations in the trials' attributes; recorded trials have none, so it is no silent chance."""
     line = {"x": FloatDistribution(0.0, 1.0)}
     trials = [frozen(number, TrialState.COMPLETE, {"x": 0.1 * number}, line, (0.1 * number,)) for number in range(8)]
-    storage = HistoryStorage([StudyDirection.MAXIMIZE], trials, 8)
+    storage = HistoryStorage(["maximize"], trials, 8)
     study = Study(STUDY_NAME, storage, NSGAIISampler(population_size=2, seed=0))
     with pytest.raises(NotImplementedError, match="NSGAII"):
         study.ask().suggest_float("x", 0.0, 1.0)

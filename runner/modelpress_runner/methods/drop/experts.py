@@ -88,22 +88,24 @@ def _mixture(name: str, module: nn.Module) -> Mixture | None:
             for inner, part in child.named_modules()
             if _routes(part, count)
         ]
-        for where, router in routers[:1]:
-            holders = {name: module, f"{prefix}{held}": experts, where: router}
-            numbers = [
-                (place, key)
-                for place, holder in holders.items()
-                for key, value in vars(holder).items()
-                if type(value) is int and value == count and "expert" in key and key not in _CHOSEN
-            ]
-            said = [getattr(holder, key, None) for holder in holders.values() for key in _CHOSEN]
-            groups = [getattr(holder, key, None) for holder in holders.values() for key in _GROUPS]
-            if any(isinstance(value, int) and value > 1 for value in groups):
-                continue  # the choice is among groups of equal size
-            chosen = next((value for value in said if type(value) is int), 1)
-            rows = () if isinstance(experts, nn.ModuleList) else _rows(experts, count)
-            tensors = tuple(f"{prefix}{held}.{key}" for key in rows)
-            return Mixture(name, where, tensors, f"{prefix}{held}", tuple(numbers), count, chosen)
+        if not routers:
+            continue
+        where, router = routers[0]
+        holders = {name: module, f"{prefix}{held}": experts, where: router}
+        numbers = [
+            (place, key)
+            for place, holder in holders.items()
+            for key, value in vars(holder).items()
+            if type(value) is int and value == count and "expert" in key and key not in _CHOSEN
+        ]
+        said = [getattr(holder, key, None) for holder in holders.values() for key in _CHOSEN]
+        groups = [getattr(holder, key, None) for holder in holders.values() for key in _GROUPS]
+        if any(isinstance(value, int) and value > 1 for value in groups):
+            continue  # the choice is among groups of equal size
+        chosen = next((value for value in said if type(value) is int), 1)
+        rows = () if isinstance(experts, nn.ModuleList) else _rows(experts, count)
+        tensors = tuple(f"{prefix}{held}.{key}" for key in rows)
+        return Mixture(name, where, tensors, f"{prefix}{held}", tuple(numbers), count, chosen)
     return None
 
 
