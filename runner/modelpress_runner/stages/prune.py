@@ -24,6 +24,7 @@ from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import Procedure, StepList
+from modelpress_runner.methods.prune.covering import cover, without_covered
 from modelpress_runner.methods.prune.penalties import ADMM, L1, PROJECTION, GroupLasso, Penalty
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.rewind import Rewind, Rewinding, Steps
@@ -32,11 +33,9 @@ from modelpress_runner.methods.prune.round import (
     RoundOutcome,
     apply_masks,
     apply_outcome,
-    cover,
     prunable,
     removed_units,
     round_masks,
-    without_covered,
 )
 from modelpress_runner.methods.prune.schedule import last_step
 from modelpress_runner.methods.prune.selection import Selection, select

@@ -20,11 +20,12 @@ from torch import nn
 from modelpress.api.messages import keys_in_words
 from modelpress.api.stages.prune import kept_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
-from modelpress_runner.edits.axes import AxisView, axis_of, module_at
+from modelpress_runner.edits.axes import AxisView, axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.methods.prune import patterns
 from modelpress_runner.methods.prune.channels import weight_of
+from modelpress_runner.methods.prune.covering import cover, cover_axis, masks_of, multiply_mask, open_masks, weight_gone
 from modelpress_runner.methods.prune.patterns import divide
 from modelpress_runner.methods.prune.protocol import CompensatingMethod, DataDrivenMethod, Wanted
 from modelpress_runner.methods.prune.ranking import (
@@ -225,7 +226,7 @@ def removed_units(model: nn.Module, dependencies: ChannelDependencies, masks: Ma
             continue  # perhaps of a kind that has no channels to cut
         view = axis_of(model, axis.module, axis.axis)
         if view.parameters:
-            covered[axis.vector[~removed_channels(view, _of(masks, model, axis.module))]] = False
+            covered[axis.vector[~removed_channels(view, masks_of(masks, axis.module))]] = False
     return covered
 
 
@@ -238,12 +239,12 @@ def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Roun
     name = choice.module
     scores = round_.scores(model, choice)
     view = axis_of(model, name, "out")
-    gone, away = (_weight_gone(view, masks.get(name, {})) for masks in (outcome.masks, round_.leaving))
+    gone, away = (weight_gone(view, masks.get(name, {})) for masks in (outcome.masks, round_.leaving))
 
     def apply(removed: torch.Tensor) -> None:
         outcome.removed[name] = (int(removed.sum()), removed.numel())
-        _cover(outcome.masks, model, name, view, ~removed, set())
-        _open(outcome.masks, model, name)
+        cover_axis(outcome.masks, model, name, view, ~removed, set())
+        open_masks(outcome.masks, model, name)
 
     pool = _Pool(round_.candidates(choice, scores, gone), choice, _now(choice, round_), apply)
     return _of_what_is_left(pool, away)
@@ -272,8 +273,8 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
 
     def take(lost: torch.Tensor, weight: torch.Tensor | None) -> None:
         outcome.removed[name] = (int(lost.sum()), lost.numel())
-        _multiply(outcome.masks, name, module, "weight", ~lost)
-        _open(outcome.masks, model, name)
+        multiply_mask(outcome.masks, name, module, "weight", ~lost)
+        open_masks(outcome.masks, model, name)
         if weight is not None:
             outcome.weights[name] = {"weight": weight}
 
@@ -354,8 +355,8 @@ def _together(
             total.index_add_(0, where, round_.scores(model, choice)[channels])
         count.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
         view = axis_of(model, choice.module, "out")
-        gone[where[~_weight_gone(view, outcome.masks.get(choice.module, {}))[channels]]] = False
-        away[where[~_weight_gone(view, round_.leaving.get(choice.module, {}))[channels]]] = False
+        gone[where[~weight_gone(view, outcome.masks.get(choice.module, {}))[channels]]] = False
+        away[where[~weight_gone(view, round_.leaving.get(choice.module, {}))[channels]]] = False
     for choice in members[1:]:
         if (choice.algorithm, choice.scope) != (first.algorithm, first.scope):
             raise InvalidSpecError(
@@ -599,79 +600,3 @@ def _frozen_reason(dependencies: ChannelDependencies, name: str) -> str:
 
 def _list(names: list[str]) -> str:
     return keys_in_words((f"'{name}'" for name in names), 6)
-
-
-# Masks ----------------------------------------------------------------------------------------------------------------
-
-
-def _weight_gone(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Bool (channels,): those whose weights are all masked already."""
-    mask = tensors.get(view.main)
-    if mask is None:
-        return torch.zeros(view.size, dtype=torch.bool)
-    return (view.rows(view.main, mask) == 0).all(dim=1).cpu()
-
-
-def _cover(
-    masks: Masks, model: nn.Module, name: str, view: AxisView, kept: torch.Tensor, made: set[tuple[str, str]]
-) -> None:
-    """Masks the parameters of all channels that are not kept; `made` are masks that nobody else has yet."""
-    owner = _owner(model, name)
-    for parameter in view.parameters:
-        if (owner, parameter) not in made:
-            made.add((owner, parameter))
-            tensors = masks.setdefault(owner, {})
-            before, value = tensors.get(parameter), getattr(view.owner, parameter)
-            tensors[parameter] = torch.ones_like(value, requires_grad=False) if before is None else before.clone()
-        view.clear(parameter, masks[owner][parameter], kept)
-
-
-def _owner(model: nn.Module, name: str) -> str:
-    """The module that an axis is of: it itself, or that which holds the parameter of this name."""
-    return name if module_at(model, name) is not None else name.rpartition(".")[0]
-
-
-def cover(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> None:
-    """Masks everything that a shrink of the units, bool (units,), would take away of `model`."""
-    made: set[tuple[str, str]] = set()
-    for axis, kept in dependencies.kept(units):
-        _cover(masks, model, axis.module, axis_of(model, axis.module, axis.axis), kept, made)
-
-
-def without_covered(masks: Masks, model: nn.Module, dependencies: ChannelDependencies, units: torch.Tensor) -> Masks:
-    """The masks without those of modules that `cover` with these units alone would make alike."""
-    axes: dict[str, list[tuple[AxisView, torch.Tensor]]] = defaultdict(list)
-    for axis, kept in dependencies.kept(units):
-        axes[_owner(model, axis.module)].append((axis_of(model, axis.module, axis.axis), kept))
-    left: Masks = {}
-    for name, tensors in masks.items():
-        for parameter, mask in tensors.items():
-            again = torch.ones_like(mask)
-            for view, kept in axes[name]:
-                if parameter in view.parameters:
-                    view.clear(parameter, again, kept)
-            if not torch.equal(again, mask):
-                left[name] = dict(tensors)
-                break
-    return left
-
-
-def _open(masks: Masks, model: nn.Module, name: str) -> None:
-    """Sees to it that there is a mask of every parameter that a selected module may lose parts of."""
-    module = model.get_submodule(name)
-    for parameter in ("weight", "bias"):
-        value = getattr(module, parameter, None)
-        if value is not None and parameter not in masks.setdefault(name, {}):
-            masks[name][parameter] = torch.ones_like(value, requires_grad=False)
-
-
-def _multiply(masks: Masks, name: str, module: nn.Module, parameter: str, kept: torch.Tensor) -> None:
-    value = getattr(module, parameter)
-    tensors = masks.setdefault(name, {})
-    before = tensors.get(parameter)
-    mask = torch.ones_like(value, requires_grad=False) if before is None else before.clone()
-    tensors[parameter] = mask.masked_fill_(~kept.to(mask.device), 0.0)
-
-
-def _of(masks: Masks, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    return masks.get(name) or masks.get(name.rpartition(".")[0], {})
