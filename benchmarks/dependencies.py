@@ -77,12 +77,12 @@ def _cut(model: nn.Module, inputs: Any, exact: bool) -> dict[str, Any]:
     analysed = time.process_time() - begin
     removed = torch.zeros(found.unit_count, dtype=torch.bool)
     for group in found.groups:
-        units = torch.tensor(group.units)
+        units = group.vector
         order = _scores(model, found, group.producers[0])[units].argsort(stable=True)
         count = max(1, int((1 - RATIO) * len(units)))  # that stay, as torch-pruning rounds
         removed[units[order[: len(units) - count]]] = True
     made = [axis for axis in found.axes if axis.axis == "out" and axis.producer]
-    reasons = Counter(found.frozen.values())
+    reasons = Counter({reason: len(units) for reason, units in found.frozen.by_text().items()})
     line: dict[str, Any] = {
         "analysisSeconds": round(analysed, 2),
         "channels": sum(len(axis.units) for axis in made),
