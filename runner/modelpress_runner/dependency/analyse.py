@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ class _Numbers:
 
 class _Analysis:
     def __init__(self, model: nn.Module, exact: bool) -> None:
-        self._model, self._units = model, Units()
+        held = itertools.chain(model.parameters(), model.buffers())
+        self._model, self._units = model, Units(sum(sum(tensor.shape) for tensor in held))
         self._axes: list[_LabelledAxis] = []
         self._planes: dict[int, list[Axis]] = {}
         self._kernels: dict[int, dict[str, torch.Tensor]] = {}
@@ -188,7 +190,8 @@ class _Analysis:
         self._model.train(train)
         fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
         torch.backends.mha.set_fastpath_enabled(False)
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # its LSTM is one operation
+        if any(isinstance(module, nn.RNNBase) for module in self._model.modules()):
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # its LSTM is one operation
         mode = LabelMode(self._trace, RULES, pointwise, unknown)
         try:
             with (

@@ -22,9 +22,10 @@ def labels_of(atoms: range) -> torch.Tensor:
 class Units:
     """Atoms, joined and frozen. Label 0 stands for a position that is no channel of anything, and never changes."""
 
-    def __init__(self) -> None:
-        self._parent = np.zeros(1, dtype=np.int32)  # with room behind what is counted
-        self._why = np.zeros(1, dtype=np.int32)  # of roots: the number of the reason; 0: none
+    def __init__(self, room: int = 0) -> None:
+        """`room`: how many atoms there will be, as far as is known; more are no error."""
+        self._parent = np.zeros(1 + room, dtype=np.int32)  # with room behind what is counted
+        self._why = np.zeros(1 + room, dtype=np.int32)  # of roots: the number of the reason; 0: none
         self.count = 1  # of atoms, with the 0
         self.constant = range(0)  # atoms of what is no weight
         self._reasons: dict[str, int] = {}
