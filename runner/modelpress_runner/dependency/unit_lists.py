@@ -16,6 +16,7 @@ class UnitList(Sequence[int]):
     """
 
     __slots__ = ("_units",)
+    _units: Any  # a range, or an array of int32
 
     def __init__(self, units: Any = ()) -> None:
         """`units`: a range, an array of whole numbers or an iterable of them; an array of int32 is taken as it is."""
@@ -29,7 +30,7 @@ class UnitList(Sequence[int]):
         if isinstance(units, np.ndarray):
             units = units.astype(np.int32, copy=False)
             units.flags.writeable = False
-        self._units: Any = units
+        self._units = units
 
     @property
     def array(self) -> Any:
