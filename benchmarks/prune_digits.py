@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples" / "digits"))
 import digits  # noqa: E402
 
-SHARES = {0.3: "-52 %", 0.5: "-74 %", 0.75: "-93 %"}
+SHARES = {0.3125: "-52 %", 0.5: "-74 %", 0.75: "-93 %"}
 OURS = ("l1", "l2", "group_norm", "fpgm", "taylor", "random")
 RECOVERED = ("group_norm", "l1")
 BUDGETED = ("group_norm", "taylor")
