@@ -25,19 +25,12 @@ from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import Procedure, StepList
-from modelpress_runner.methods.prune.covering import cover, without_covered
+from modelpress_runner.methods.prune.chosen_groups import prunable
+from modelpress_runner.methods.prune.covering import apply_masks, cover, removed_units, without_covered
 from modelpress_runner.methods.prune.penalties import ADMM, L1, PROJECTION, GroupLasso, Penalty
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.rewind import Rewind, Rewinding, Steps
-from modelpress_runner.methods.prune.round import (
-    Round,
-    RoundOutcome,
-    apply_masks,
-    apply_outcome,
-    prunable,
-    removed_units,
-    round_masks,
-)
+from modelpress_runner.methods.prune.round import Round, RoundOutcome, apply_outcome, round_masks
 from modelpress_runner.methods.prune.schedule import last_step
 from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (

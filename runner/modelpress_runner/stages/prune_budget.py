@@ -24,9 +24,10 @@ from modelpress_runner.methods.procedure import Procedure
 from modelpress_runner.methods.prune.budget import Path, first_within
 from modelpress_runner.methods.prune.ranking import Candidates, remove_local
 from modelpress_runner.methods.prune.registry import method
-from modelpress_runner.methods.prune.round import Round, as_families, family, merged, ranked_groups
+from modelpress_runner.methods.prune.round import Round, ranked_groups
 from modelpress_runner.methods.prune.selection import Choice, Selection
 from modelpress_runner.methods.prune.statistics import Scores, collect
+from modelpress_runner.methods.prune.uniform import as_families, family, merged
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.training.step import Training
 

@@ -21,7 +21,7 @@ from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.replay import read, replay, write
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.methods.prune.round import apply_masks, removed_units
+from modelpress_runner.methods.prune.covering import apply_masks, removed_units
 
 
 def removable(dependencies: ChannelDependencies) -> list[tuple[int, ...]]:
@@ -331,11 +331,16 @@ def test_removed_units_are_those_that_masks_cover_wholly() -> None:
     assert removed_units(model, dependencies, masks)[output.vector].tolist() == [True, False, False]
 
 
-def test_masking_leaves_no_negative_zero_and_no_nan() -> None:
-    """Masked weights become exactly 0, whatever they were."""
-    model = nn.Sequential(nn.Linear(2, 1, bias=False))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[float("nan"), -3.0]]))
-    apply_masks(model, {"0": {"weight": torch.zeros(1, 2)}})
-    assert model[0].weight.tolist() == [[0.0, 0.0]]
-    assert not torch.signbit(model[0].weight).any()
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_masking_leaves_no_negative_zero_and_no_nan(kind: torch.dtype) -> None:
+    """Masked weights become exactly 0, whatever they were, and others keep their bits, wherever they lie."""
+    given = torch.tensor([[float("nan"), -3.0, float("inf")], [float("nan"), -0.0, 3.0]], dtype=kind)
+    mask = torch.tensor([[0.0, 0, 0], [1, 1, 0]], dtype=kind)
+    for weight in (given.clone(), given.t().clone().t()):
+        model = nn.Sequential(nn.Linear(3, 2, bias=False))
+        model[0].weight = nn.Parameter(weight)
+        apply_masks(model, {"0": {"weight": mask}})
+        assert model[0].weight[0].tolist() == [0.0] * 3
+        assert model[0].weight[1, 0].isnan()
+        assert model[0].weight[1, 1:].tolist() == [0.0, 0.0]
+        assert torch.signbit(model[0].weight[:, 1:]).tolist() == [[False, False], [True, False]]
