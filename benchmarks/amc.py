@@ -33,7 +33,7 @@ from torch import nn
 import modelpress as mp
 from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.methods.context import StageContext
-from modelpress_runner.methods.prune.round import apply_masks
+from modelpress_runner.methods.prune.covering import apply_masks
 from modelpress_runner.stages.prune import PruneStage
 
 HERE = Path(__file__).resolve().parent
