@@ -125,6 +125,7 @@ def rung(table: Table, first: int, objectives: Sequence[str], goals: Sequence[An
         # Where several are best, one of them is enough.
         "best goes on": max(metrics["default"] for metrics in kept) == whole[best]["default"],
         "points lost": 100 * (whole[best]["default"] - max(metrics["default"] for metrics in kept)),
-        "hypervolume kept": table.volume(kept) / table.volume(whole),
+        # Nothing can be lost of a draw in which no recipe keeps the accuracy.
+        "hypervolume kept": table.volume(kept) / all_ if (all_ := table.volume(whole)) > 0 else 1.0,
         "correlation": spearman(before, after),
     }
