@@ -35,7 +35,7 @@ from modelpress.api.v1alpha1 import (
     MetricsPair,
 )
 from modelpress.search.strategy import SearchStrategy
-from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL, History
+from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL, History, Suggestion
 
 # Search ---------------------------------------------------------------------------------------------------------------
 
@@ -84,15 +84,20 @@ def searched(
         if suggestion.spec is None:
             break
         found.append(metrics(dict(suggestion.parameters)))
-        meta = {
-            "name": f"s-{number:05d}",
-            "labels": {TRIAL_LABEL: str(number)},
-            "annotations": {PARAMETERS_ANNOTATION: json.dumps(dict(suggestion.parameters))},
-        }
-        pair = MetricsPair(baseline=table.baseline, compressed=found[-1])
-        status = CompressionJobStatus(phase="Succeeded", metrics=pair)
-        jobs[number] = CompressionJob(metadata=JobMeta.model_validate(meta), spec=suggestion.spec, status=status)
+        jobs[number] = finished(table, number, suggestion, found[-1])
     return found
+
+
+def finished(table: Table, number: int, suggestion: Suggestion, metrics: dict[str, float]) -> CompressionJob:
+    """The trial of a suggestion, once it is over."""
+    assert suggestion.spec is not None
+    meta = {
+        "name": f"s-{number:05d}",
+        "labels": {TRIAL_LABEL: str(number)},
+        "annotations": {PARAMETERS_ANNOTATION: json.dumps(dict(suggestion.parameters))},
+    }
+    status = CompressionJobStatus(phase="Succeeded", metrics=MetricsPair(baseline=table.baseline, compressed=metrics))
+    return CompressionJob(metadata=JobMeta.model_validate(meta), spec=suggestion.spec, status=status)
 
 
 def bare(
