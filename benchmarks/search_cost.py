@@ -1,7 +1,8 @@
 """What the search itself costs the operator in a sweep of 1,000 trials: processor seconds and memory, for each sampler.
 
 Fifty trials run at a time, as History tells the search; results are looked up (search_tables.py, over numbers alone, so
-that no recipe comes twice). Each sampler has a process of its own; memory is its peak, the finished trials included. The slowest suggestion is what a sweep waits for at most.
+that no recipe comes twice). Each sampler has a process of its own; memory is its peak, the finished trials included.
+The slowest suggestion is what a sweep waits for at most.
 
 Usage: python benchmarks/search_cost.py [--trials 1000] [--output FILE] [NAME...]
 """
