@@ -1,7 +1,7 @@
 """What the operator adds to a sweep: a random search on a real control plane, its pods played by a fake kubelet.
 
 Reported: trials per second, the operator's writes per trial (from the API server's audit log, Events and Lease apart)
-and reads, its memory and CPU time, the size of the sweep's object at the end, and the time from the end of a trial's Job
+and reads, its memory and CPU time, the size of the sweep's object, and the time from the end of a trial's Job
 to the creation of the Job that takes its place, median and 99th percentile, as a watcher of Jobs sees both. The Job
 controller collects news of pods for about a second before a Job ends; that is Kubernetes' share and not in the last
 figure.
