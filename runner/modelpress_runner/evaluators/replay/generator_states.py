@@ -79,7 +79,7 @@ def of_torch(generator: torch.Generator) -> Watched:
         return ctypes.string_at(state.data_ptr(), state.numel())
 
     layout = _layout_of_torch() if generator.device.type == "cpu" else None
-    return Watched(whole, tuple(_memory(generator._cdata + place, size) for place, size in layout or ()))
+    return Watched(whole, tuple(_memory(generator._cdata + place, size) for place, size in layout or ()))  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=1)
