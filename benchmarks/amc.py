@@ -5,7 +5,7 @@ groups of channels that are cut together and say of each how much goes: .8 at mo
 budget. The reward is the pruned network's accuracy without training, on a third of the training images. Noise is
 truncated and normal, .5 at first and by .97 less with each episode after the first fourth. The best that was seen
 counts. Beside it: `prune.budget` (solved once, no score is taken), and the same share for all groups. All rank channels
-by l1, and are trained alike for three epochs behind it.
+by l1, and are trained alike for three epochs behind it, at a rate that falls to zero.
 
 Reported for each seed and budget: accuracy on held-back images behind pruning and behind training, MACs, seconds of the
 processor and scores taken; and the mean difference of budget and AMC behind training.
@@ -216,7 +216,7 @@ def main() -> None:
                 before = digits.accuracy(made, common.DATA[2], common.DATA[3])
                 row = {"seed": seed, "ratio": ratio, "name": name, "dense": dense, "pruned": before}
                 row |= {"macs": common.macs(made), "cpuSeconds": seconds, "scored": pruned.scored}
-                row["trained"] = common.train(made, common.EPOCHS, seed)
+                row["trained"] = common.train(made, common.EPOCHS, seed, falling=True)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
         differences = {
