@@ -18,6 +18,7 @@ from modelpress_runner.dependency.groups import ChannelDependencies, DependencyG
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.train_mode import check_train_mode
+from modelpress_runner.dependency.unit_lists import Reasons
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
@@ -341,7 +342,7 @@ class PruneStage:
         dependencies = self.sound(context, selection)
         apply_masks(model, context.masks)
         removed = removed_units(model, dependencies, context.masks)
-        groups = [group for group in dependencies.groups if removed[list(group.units)].any()]
+        groups = [group for group in dependencies.groups if removed[group.vector].any()]
         if not groups and not dependencies.refuted:
             # The model is a result like any other, and its notes say why it is as large as before.
             context.report("nothing to shrink")
@@ -434,8 +435,7 @@ class PruneStage:
             count = removed_count(len(group.units), min(choice.sparsity for choice in choices))
             if count:
                 generator = Round(context.seed, self.index, 0).generator(group.producers[0])
-                units = torch.tensor(group.units)
-                removed[units[torch.randperm(len(units), generator=generator)[:count]]] = True
+                removed[group.vector[torch.randperm(len(group.units), generator=generator)[:count]]] = True
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
@@ -451,7 +451,7 @@ class PruneStage:
             found = ranks.on_rank_zero(bad)
         except RunnerError as error:
             raise CompressionError(str(error), f"{self.path}.shrink") from error
-        refuted = {unit: reason for index, reason in found for unit in groups[index].units}
+        refuted = Reasons((reason, groups[index].units.array) for index, reason in found)
         # The same object where nothing is refuted: it keeps what it has worked out of itself.
         self.known, self._tried = replace(dependencies, refuted=refuted) if refuted else dependencies, True
         return self.known
@@ -481,7 +481,7 @@ def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:
     """What is removed of these groups."""
     units = torch.zeros_like(removed)
     for group in groups:
-        units[list(group.units)] = removed[list(group.units)]
+        units[group.vector] = removed[group.vector]
     return units
 
 

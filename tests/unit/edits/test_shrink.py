@@ -16,6 +16,7 @@ from torch import nn
 from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove
+from modelpress_runner.dependency.unit_lists import Reasons
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.replay import read, replay, write
@@ -25,7 +26,7 @@ from modelpress_runner.methods.prune.covering import apply_masks, removed_units
 
 def removable(dependencies: ChannelDependencies) -> list[tuple[int, ...]]:
     """The units of each dependency group."""
-    return [group.units for group in dependencies.groups]
+    return [tuple(group.units) for group in dependencies.groups]
 
 
 def cut(model: nn.Module, dependencies: ChannelDependencies, units: set[int]) -> list[Cut]:
@@ -117,7 +118,7 @@ def test_residual_layers_share_their_channels() -> None:
     stem = dependencies.output("stem")
     assert stem is not None
     # Channel c of the 4 x 4 maps is features 16c to 16c + 15 of the flattened vector.
-    assert head.units == tuple(unit for unit in stem.units for _ in range(16))
+    assert tuple(head.units) == tuple(unit for unit in stem.units for _ in range(16))
 
 
 def test_shapes_and_attributes_after_a_cut() -> None:
@@ -145,7 +146,7 @@ def test_group_norm_ties_whole_groups_even_if_they_are_few() -> None:
     assert output is not None
     first, second = output.units[0], output.units[6]
     assert first != second
-    assert output.units == (first,) * 6 + (second,) * 6
+    assert tuple(output.units) == (first,) * 6 + (second,) * 6
 
 
 def test_kept_values_by_hand() -> None:
@@ -313,7 +314,7 @@ def test_coupling_survives_json() -> None:
     """What the child sends is what the parent reads."""
     dependencies = find_dependencies(prune_zoo.Concat(), torch.ones(prune_zoo.IMAGE))
     assert ChannelDependencies.from_dict(dependencies.to_dict()) == dependencies
-    assert replace(dependencies, frozen={}) != dependencies
+    assert replace(dependencies, frozen=Reasons()) != dependencies
 
 
 def test_removed_units_are_those_that_masks_cover_wholly() -> None:
