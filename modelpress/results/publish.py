@@ -10,15 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
 
 from modelpress.api.v1alpha1 import reasons
 from modelpress.request import RunRequest
 from modelpress.result import RunResult
 from modelpress.results import report
-from modelpress.results.comparable import differences, standard_error
+from modelpress.results.comparable import standard_error
 from modelpress.results.trials import Trial, read_trials
-from modelpress.search.attainment import attainment
 from modelpress.store import ArtifactStore, ObjectMissingError, layout, manifest
 from modelpress.store.manifest import FileEntry, Manifest
 
@@ -54,8 +52,9 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
         digest = _publish_best(store, request.root, best, best.manifest)
     listed = list(trials.values())
     frame = report.published_frame(store, request.root, request.name, request.spec, request.publish, listed)
-    _put_if_changed(store, layout.join(request.root, layout.TRIALS_TABLE), trials_table(listed, store.uri, frame))
-    _put_if_changed(store, layout.join(request.root, layout.REPORT), report.render(frame, listed))
+    found = report.findings(frame, listed)
+    _put_if_changed(store, layout.join(request.root, layout.TRIALS_TABLE), trials_table(found, store.uri))
+    _put_if_changed(store, layout.join(request.root, layout.REPORT), report.render(found))
     if store.list(kept := layout.join(request.root, layout.STAGES)):
         store.delete_prefix(kept)
     said = f"trial {best.number} is the best" if best is not None else "none is feasible"
@@ -74,7 +73,7 @@ def publish(request: RunRequest, store: ArtifactStore) -> RunResult:
     )
 
 
-def trials_table(trials: Sequence[Trial], uri: str, frame: report.Frame) -> bytes:
+def trials_table(found: report.Findings, uri: str) -> bytes:
     """The trials as CSV in UTF-8: number, name, state, screened (two rungs), param.*, baseline.*, compressed.*, stderr,
     attained, comparable, uri.
 
@@ -82,14 +81,13 @@ def trials_table(trials: Sequence[Trial], uri: str, frame: report.Frame) -> byte
     trial was over (search.attainment), of those that meet the constraints; comparable what sets its numbers apart from
     the best one's, or yes.
     """
+    trials = found.trials
     parameters = sorted({name for trial in trials for name in trial.parameters})
     baseline = sorted({name for trial in trials for name in trial.baseline})
     compressed = sorted({name for trial in trials for name in trial.compressed})
     rungs = any(trial.screened is not None for trial in trials)
     errors = {trial.number: standard_error(trial.compressed) for trial in trials}
     told = any(error is not None for error in errors.values())
-    attained = attainment(report.candidates(frame, trials), [goal for _, goal in frame.objectives])
-    apart = differences(trials, frame.best)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -109,8 +107,8 @@ def trials_table(trials: Sequence[Trial], uri: str, frame: report.Frame) -> byte
         row += [_cell(trial.compressed.get(name)) for name in compressed]
         row += [_cell(errors[trial.number])] if told else []
         done = trial.state == "Succeeded"
-        row += [_cell(round(attained.at(trial.number), 6)) if done else ""]
-        row += [f"no: {apart[trial.number]}" if trial.number in apart else "yes"] if done else [""]
+        row += [_cell(round(found.attained.at(trial.number), 6)) if done else ""]
+        row += [f"no: {found.apart[trial.number]}" if trial.number in found.apart else "yes"] if done else [""]
         writer.writerow([*row, f"{uri}/{trial.prefix}"])
     return text.getvalue().encode()
 

@@ -1,8 +1,9 @@
 """Early stopping: which running trials are so far behind that they are not worth going on with. Pure.
 
-Trials are compared at equal steps. With one objective by its score; with several by the number of the Pareto front that
-a trial is on among all that came so far (as a front's rank is one number, every rule works with it). The first of
-several objectives names the winner of a sweep, so whoever leads in it goes on, whatever its front.
+Trials are compared at equal steps, by the first objective: it names the winner of a sweep. How many are better is a
+sample: of few trials, one that is the second may be among the best tenth of all that the sweep will have, or in the
+middle. So a rule that halves stops a trial only if it is certain enough that it is not among the best. With several
+objectives the best in each goes on, and who is first in the order of Pareto fronts.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from . import pareto
 
 # Brackets of hyperband: each begins to stop one rung later than the one before.
 BRACKETS = 3
-# With several objectives, so many by the first one go on whatever their front: a share of those that go on at a rung,
-# of median a share of all. Chosen on recorded curves, and reported on others (benchmarks/search_quality.py).
-_LEADERS = {"median": 0.25, "asha": 0.75, "hyperband": 0.3}
-# Fronts are few and large, so these rules would stop hardly anybody: trials on one front go by the first objective.
-_SPLIT = frozenset({"median", "hyperband"})
+CERTAIN = 0.9  # how probable it must be that a trial is not among the best share
+# Of 1/reductionFactor: the share that a trial may belong to. What an eager bracket of hyperband misses the later ones
+# make up for; so much of it saves two fifths (benchmarks/search_quality.py).
+_SHARES = {"asha": 1.0, "hyperband": 0.45}
+_BY_FRONTS = 1 / 3  # of the places of a rung go by Pareto fronts where there are several objectives
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,15 @@ def stopped_early(rule: EarlyStopping, goals: Sequence[Goal], curves: Sequence[C
 
     - median (after Golovin et al. 2017, section 3.2): its best value so far is worse than the median of what finished
       trials had at that step. Their running means, as in the paper, lag behind curves that rise, and stop a tenth less.
-    - asha (Li et al. 2020, the stopping form): at the last rung (minSteps, times reductionFactor, ...) that it has
-      reached it is not among the best 1/reductionFactor of all that reached the rung so far.
-    - hyperband (Li et al. 2018): as asha, with the first rung put off by 0, 1 or 2 places: slow starters have a chance.
-      As many trials are in each of these brackets as in the paper, where the eager ones are the larger; which one a
-      trial is in follows from its number. Scores at equal steps compare whatever the bracket.
+    - asha (after Li et al. 2020, the stopping form): at the last rung (minSteps, times reductionFactor, ...) that it
+      has reached it is, with a probability of 0.9, not among the best 1/reductionFactor of all that will reach it.
+    - hyperband (after Li et al. 2018): as asha, with the first rung put off by 0, 1 or 2 places: slow starters have a
+      chance. As many trials are in each of these brackets as in the paper, where the eager ones are the larger; which
+      one a trial is in follows from its number. Scores at equal steps compare whatever the bracket. The share is less
+      than half as large as asha's.
 
-    With several objectives a trial is compared by the number of its front, by median and hyperband within a front by
-    the first objective; and it goes on if few are better in the first objective alone.
+    With several objectives the first one counts; asha and hyperband give a third of the places of a rung by the number
+    of the front, within a front by the first objective.
 
     The best trial at a step, with several objectives the best in each, is never stopped there, and none before
     `minTrials` others have come as far.
@@ -87,36 +89,40 @@ def stopped_early(rule: EarlyStopping, goals: Sequence[Goal], curves: Sequence[C
 
 def _median(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Sequence[Curve]) -> bool:
     step = curve.reached
-    others = [other for other in curves if not other.running and other.number != curve.number]
-    others = [other for other in others if other.at(step) is not None]
-    if step < rule.min_steps or len(others) < rule.min_trials:
+    finished = [other for other in curves if not other.running and other.number != curve.number]
+    there = [_sign(goals[0]) * values[0] for other in finished if (values := other.at(step)) is not None]
+    if step < rule.min_steps or len(there) < rule.min_trials or _leads(goals, curve, curves, step):
         return False
-    if len(goals) > 1:
-        ranks = _ranks([curve, *others], step, goals, split=True)
-        if ranks[curve.number] <= statistics.median(ranks[other.number] for other in others):
-            return False
-        if _leads(goals, curve, others, step):
-            return False
-        return _ahead(goals, curve, others, step, so_far=True) >= _LEADERS["median"] * len(others)
-    sign = _sign(goals[0])
-    there = [sign * values[0] for other in others if (values := other.at(step)) is not None]
-    best = min(sign * values[0] for at, values in curve.points if at <= step)
-    return best > statistics.median(there)
+    return min(_sign(goals[0]) * values[0] for _, values in curve.points) > statistics.median(there)
 
 
 def _halved(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Sequence[Curve]) -> bool:
     bracket = bracket_of(curve.number, rule.reduction_factor) if rule.name == "hyperband" else 0
     rung = max(_rungs(rule, bracket, curve.reached), default=None)
-    there = [other for other in curves if rung is not None and other.at(rung) is not None]
+    there = {other.number: values for other in curves if rung is not None and (values := other.at(rung)) is not None}
     if rung is None or len(there) <= max(rule.min_trials, rule.reduction_factor - 1):
         return False
-    ranks = _ranks(there, rung, goals, split=rule.name in _SPLIT)
-    places = math.floor(len(there) / rule.reduction_factor)
-    if sum(ranks[other.number] < ranks[curve.number] for other in there) < places:
+    sign, own = _sign(goals[0]), there[curve.number]
+    better = sum(sign * values[0] < sign * own[0] for values in there.values())
+    if probably_worse(better, len(there), _SHARES[rule.name] / rule.reduction_factor) < CERTAIN:
         return False
-    if len(goals) == 1:
-        return True
-    return not _leads(goals, curve, there, rung) and _ahead(goals, curve, there, rung) >= _LEADERS[rule.name] * places
+    if len(goals) > 1:
+        order = _by_fronts(there, goals)
+        places = len(there) // rule.reduction_factor
+        if sum(rank < order[curve.number] for rank in order.values()) < _BY_FRONTS * places:
+            return False
+    return not _leads(goals, curve, curves, rung)
+
+
+@functools.lru_cache(65_536)
+def probably_worse(better: int, count: int, share: float) -> float:
+    """The probability that a trial is not among the best `share` of many, where `better` of `count` - 1 others are.
+
+    Before anything is seen every rank is as probable; the share of all trials that are better then has the distribution
+    Beta(better + 1, count - better), whose tail is that of a binomial distribution: of `count` trials at most `better`
+    lie in that share.
+    """
+    return math.fsum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(better + 1))
 
 
 def _leads(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: int) -> bool:
@@ -126,16 +132,6 @@ def _leads(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: i
     own = _costs(goals, values)
     there = [_costs(goals, values) for other in others if (values := other.at(step)) is not None]
     return any(all((own[axis], own) <= (costs[axis], costs) for costs in there) for axis in range(len(goals)))
-
-
-def _ahead(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: int, *, so_far: bool = False) -> int:
-    """How many are better in the first objective at a step. `so_far`: than the best that the trial had until then."""
-    sign = _sign(goals[0])
-    own = [sign * values[0] for at, values in curve.points if at <= step] if so_far else []
-    if (now := curve.at(step)) is not None:
-        own.append(sign * now[0])
-    there = [sign * values[0] for other in others if (values := other.at(step)) is not None]
-    return sum(value < min(own) for value in there)
 
 
 def bracket_of(number: int, factor: int) -> int:
@@ -164,21 +160,13 @@ def _rungs(rule: EarlyStopping, bracket: int, reached: int) -> Iterator[int]:
         rung *= rule.reduction_factor
 
 
-def _ranks(curves: Sequence[Curve], step: int, goals: Sequence[Goal], *, split: bool) -> Mapping[int, float]:
-    """Less is better: the cost of the one objective, or the number of the front; `split`: a place of its own within it,
-    by the first objective, then the others, where equal trials share one."""
-    values = {curve.number: found for curve in curves if (found := curve.at(step)) is not None}
-    if len(goals) == 1:
-        sign = _sign(goals[0])
-        return {number: sign * found[0] for number, found in values.items()}
-    ranks: dict[int, float] = {}
-    depth = 0
-    while values:
-        front = {number: values.pop(number) for number in pareto.front(values, goals)}
-        costs = {number: _costs(goals, found) for number, found in front.items()}
-        for number, cost in costs.items():
-            ranks[number] = float(depth + (sum(other < cost for other in costs.values()) if split else 0))
-        depth += len(front)
+def _by_fronts(given: Mapping[int, tuple[float, ...]], goals: Sequence[Goal]) -> Mapping[int, int]:
+    """How many come first: those on better fronts, and of its own those with a better first objective, then others."""
+    left, ranks = dict(given), dict[int, int]()
+    while left:
+        costs = {number: _costs(goals, left.pop(number)) for number in pareto.front(left, goals)}
+        depth = len(ranks)
+        ranks |= {number: depth + sum(other < cost for other in costs.values()) for number, cost in costs.items()}
     return ranks
 
 

@@ -218,9 +218,9 @@ def test_a_deadline_ends_the_pod(operator: Running, namespace: str) -> None:
 
 
 def test_a_gpu_is_waited_for_and_used(operator: Running, namespace: str) -> None:
-    """A job with runner.gpus is Pending, with the scheduler's words, until a node advertises the device."""
+    """A job with runner.gpus is told to fit no node, with the scheduler's words, until a node advertises the device."""
     apply(operator, namespace, stages=[PRUNE], runner=runner(gpus=1))
-    status = says(operator, namespace, "Ready", "Unschedulable", seconds=60)
+    status = says(operator, namespace, "Ready", "NoNodeFits", seconds=60)
     assert status["phase"] == "Pending"
     assert f"Insufficient {GPU}" in condition({"status": status}, "Ready")["message"]
     node = ["patch", "node", operator.node, "--subresource=status", "--type=merge", "-p"]

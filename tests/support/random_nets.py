@@ -352,7 +352,7 @@ def removal(found: ChannelDependencies, seed: int) -> list[Edit]:
         size = len(group.units)
         if size > 1:
             count = int(torch.randint(1, size, (1,), generator=dice))
-            removed[torch.tensor(group.units)[torch.randperm(size, generator=dice)[:count]]] = True
+            removed[group.vector[torch.randperm(size, generator=dice)[:count]]] = True
     return edits_of(found, removed)
 
 

@@ -18,6 +18,7 @@ PENDING = "Pending"  # nothing was started yet
 QUEUED = "Queued"  # the child Job waits until a queue admits it
 PODS_REFUSED = "PodsRefused"  # a quota, a policy or a webhook lets no pod be created; the message says which
 UNSCHEDULABLE = "Unschedulable"  # no node takes the pod
+NO_NODE_FITS = "NoNodeFits"  # no node of the cluster has what the pod asks for, not even an empty one
 IMAGE_UNAVAILABLE = "ImageUnavailable"  # the runner's image cannot be pulled
 POD_NOT_STARTED = "PodNotStarted"  # the node cannot start the pod: a Secret or a volume is missing, and the like
 RUNNING = "Running"  # a child Job runs

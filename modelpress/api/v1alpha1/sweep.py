@@ -235,9 +235,10 @@ class EarlyStopping(ApiModel):
     """When a running trial is not worth going on with, by its scores on the way (`status.intermediate`).
 
     median: its best score is worse than the median of the finished trials' at that step (after Golovin et al. 2017).
-    asha: at minSteps, times reductionFactor, ... it is not among the best 1/reductionFactor of those that came so far
-    (Li et al. 2020). hyperband: as asha, in three groups, smaller and smaller, that begin later and later (Li et al.
-    2018). With several objectives by Pareto rank.
+    asha: at minSteps, times reductionFactor, ... it is, with a probability of 0.9, not among the best 1/reductionFactor
+    of all that come so far (after Li et al. 2020). hyperband: as asha for a share 0.45 times as large, in three groups,
+    smaller and smaller, that begin later and later (after Li et al. 2018). With several objectives by the first; the
+    best in each goes on, and who comes first by Pareto front.
     """
 
     name: Literal["median", "asha", "hyperband"] = Field(description="See above.")
@@ -248,7 +249,7 @@ class EarlyStopping(ApiModel):
         default=4, description="None is stopped before so many others came as far."
     )
     reduction_factor: Annotated[int, Field(ge=2, le=16)] = Field(
-        default=3, description="Of asha and hyperband: one in so many goes on at each rung."
+        default=3, description="Of asha and hyperband: one in so many is to go on at each rung."
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .frame import Frame, ReportError, candidates, published_frame, standing_frame
+from .findings import Findings, findings
+from .frame import Frame, ReportError, published_frame, standing_frame
 from .page import render
 from .refresh import refresh
 
-__all__ = ["Frame", "ReportError", "candidates", "published_frame", "refresh", "render", "standing_frame"]
+__all__ = ["Findings", "Frame", "ReportError", "findings", "published_frame", "refresh", "render", "standing_frame"]

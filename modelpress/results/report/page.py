@@ -10,35 +10,36 @@ from html import escape
 from importlib.resources import files
 
 from modelpress import formatting
-from modelpress.results.comparable import alike, differences, standard_error
 from modelpress.results.trials import Trial
 
+from .findings import Findings
 from .frame import Frame
 from .layers import layers_section
 from .plot import plot, sentence
-from .search import search_section
+from .search import search_section, sureness
 
 MAX_CELLS = 60_000  # a page stays below some 6 MB; trials.csv has everything
 MIN_ROWS = 200
 _FIRST = ("default", "parameters", "macs", "sizeBytes", "latencyMs", "throughput")
 
 
-def render(frame: Frame, trials: Sequence[Trial]) -> bytes:
+def render(found: Findings) -> bytes:
     """report.html in UTF-8; equal arguments give equal bytes.
 
     It loads nothing, and by its own policy runs no script but the one in page.html.
     """
+    frame, trials = found.frame, found.trials
     parameters = sorted({name for trial in trials for name in trial.parameters})
     metrics = _metrics(frame, trials)
     shown = _shown(frame, trials, 3 + len(parameters) + len(metrics))
     # page.html has no markers but these, and what is put in is not looked at again.
     texts = {
         "title": escape(frame.title),
-        "summary": _summary(frame, trials) + _rungs(frame, trials),
+        "summary": _summary(found) + _rungs(frame, trials),
         "plot": plot(frame, trials),
-        "constraints": _constraints(frame) + search_section(frame, trials) + layers_section(_best(frame, trials)),
+        "constraints": _constraints(frame) + search_section(found) + layers_section(found.best),
         "note": _note(trials, shown),
-        "table": _table(frame, shown, parameters, metrics),
+        "table": _table(found, shown, parameters, metrics),
         "data": frame.to_json(),
     }
     pieces = files(__package__).joinpath("page.html").read_text(encoding="utf-8").split("@@")
@@ -85,7 +86,8 @@ def _note(trials: Sequence[Trial], shown: Sequence[Trial]) -> str:
     )
 
 
-def _summary(frame: Frame, trials: Sequence[Trial]) -> str:
+def _summary(found: Findings) -> str:
+    frame, trials, best = found.frame, found.trials, found.best
     counts: dict[str, int] = {}
     for trial in trials:
         counts[trial.state] = counts.get(trial.state, 0) + 1
@@ -100,7 +102,6 @@ def _summary(frame: Frame, trials: Sequence[Trial]) -> str:
     if frame.front:
         parts.append(f"{len(frame.front)} on the Pareto front")
     lines = [f"<p>{escape('; '.join(parts))}.</p>"]
-    best = next((trial for trial in trials if trial.number == frame.best), None)
     if best is not None:
         numbers = [metric for metric in _metrics(frame, [best])[:5] if metric in best.compressed]
         said = ", ".join(f"{name} {formatting.with_change(name, best.compressed, best.baseline)}" for name in numbers)
@@ -109,21 +110,9 @@ def _summary(frame: Frame, trials: Sequence[Trial]) -> str:
             f'<p><a class="best" href="#t{best.number}">Best: trial {best.number}</a> '
             f"<code>{escape(chosen)}</code> {escape(said)}</p>"
         )
-        lines += _sureness(best, trials)
+        lines.append(sureness(found))
     lines.append(f"<p><code>{escape(frame.uri)}</code></p>")
     return "\n".join(lines)
-
-
-def _sureness(best: Trial, trials: Sequence[Trial]) -> list[str]:
-    """How sure the best score is, and which trials it may as well have been."""
-    error = standard_error(best.compressed)
-    if error is None:
-        return []
-    others = alike(trials, best.number)
-    listed = ", ".join(f'<a href="#t{number}">{number}</a>' for number in others[:20])
-    more = f" and {len(others) - 20} more" if len(others) > 20 else ""
-    text = f" Chance alone may set it apart from trials {listed}{more}." if others else ""
-    return [f"<p>The standard error of its score is {error:.2g}.{text}</p>"]
 
 
 def _rungs(frame: Frame, trials: Sequence[Trial]) -> str:
@@ -154,10 +143,6 @@ def _rungs(frame: Frame, trials: Sequence[Trial]) -> str:
     )
 
 
-def _best(frame: Frame, trials: Sequence[Trial]) -> Trial | None:
-    return next((trial for trial in trials if trial.number == frame.best), None)
-
-
 def _constraints(frame: Frame) -> str:
     if not frame.constraints:
         return ""
@@ -168,15 +153,14 @@ def _constraints(frame: Frame) -> str:
 # Table ---------------------------------------------------------------------------------------------------------------
 
 
-def _table(frame: Frame, trials: Sequence[Trial], parameters: Sequence[str], metrics: Sequence[str]) -> str:
+def _table(found: Findings, shown: Sequence[Trial], parameters: Sequence[str], metrics: Sequence[str]) -> str:
     heads = [
         _head("trial", "number"),
         _head("state"),
         *(_head(name) for name in parameters),
         *(_head(formatting.HEADINGS.get(name, name), "number", name) for name in metrics),
     ]
-    apart = differences(trials, frame.best)
-    rows = [_row(frame, trial, parameters, metrics, apart.get(trial.number)) for trial in trials]
+    rows = [_row(found.frame, trial, parameters, metrics, found.apart.get(trial.number)) for trial in shown]
     return f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>"
 
 

@@ -9,6 +9,7 @@ from modelpress.api.v1alpha1 import Objective
 from modelpress.results.trials import read_trials
 from modelpress.store import ArtifactStore, layout
 
+from .findings import findings
 from .frame import ReportError, standing_frame
 from .page import render
 from .search import sentences
@@ -43,9 +44,10 @@ def refresh(
     if not trials:
         raise ReportError(_no_sweep(store))
     frame = standing_frame(store, "", trials, objectives)
-    for sentence in sentences(frame, trials):
+    found = findings(frame, trials)
+    for sentence in sentences(found):
         tell(sentence)
-    page = render(frame, trials)
+    page = render(found)
     if to is not None:
         to.write_bytes(page)
         return str(to), len(trials)

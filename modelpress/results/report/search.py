@@ -2,57 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from html import escape
 
-from modelpress.results.comparable import alike, differences, standard_error
-from modelpress.results.trials import Trial
-from modelpress.search.attainment import Attainment, attainment
-from modelpress.search.importance import FEWEST, importances
+from modelpress.search.attainment import Attainment
+from modelpress.search.importance import FEWEST
 
-from .frame import Frame, candidates
+from .findings import Findings
 
 WIDTH, HEIGHT = 860, 120
 LEFT, RIGHT, TOP, BOTTOM = 74, 18, 8, 30
 MOST = 20  # parameters that are listed
 
 
-def search_section(frame: Frame, trials: Sequence[Trial]) -> str:
+def search_section(found: Findings) -> str:
     """Both as HTML; "" while nothing can be said."""
-    goals = [goal for _, goal in frame.objectives]
-    found = candidates(frame, trials)
-    if not goals or len(found) < 2:
+    if len(found.ranked) < 2:
         return ""
-    parameters = {trial.number: trial.parameters for trial in trials}
-    attained = attainment(found, goals)
-    last = max(item.number for item in found)
-    return _curve(attained, last, len(goals)) + _listed(importances(found, parameters, goals))
+    return _curve(found.attained, max(found.ranked), len(found.frame.objectives)) + _listed(found.importances)
 
 
-def sentences(frame: Frame, trials: Sequence[Trial]) -> list[str]:
+def sureness(found: Findings) -> str:
+    """How sure the best score is, and which trials it may as well have been, as HTML."""
+    if (said := found.sureness()) is None:
+        return ""
+    text, peers, rest = said
+    listed = ", ".join(f'<a href="#t{number}">{number}</a>' for number in peers)
+    return f"<p>{escape(text)}{listed}{escape(rest)}</p>"
+
+
+def sentences(found: Findings) -> list[str]:
     """The same and what does not compare, for a terminal."""
-    goals, found, out = [goal for _, goal in frame.objectives], candidates(frame, trials), list[str]()
-    if goals and len(found) >= FEWEST:  # of fewer it says nothing
-        attained = attainment(found, goals)
-        if attained.numbers:
-            out.append(
-                f"The search gained last with trial {attained.numbers[-1]}, of {max(i.number for i in found) + 1}."
-            )
-        shares = importances(found, {trial.number: trial.parameters for trial in trials}, goals)
-        if shares:
-            listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(shares.items())[:5])
+    out = list[str]()
+    if len(found.ranked) >= FEWEST:  # of fewer it says nothing
+        if found.attained.numbers:
+            last = found.attained.numbers[-1]
+            out.append(f"The search gained last with trial {last}, of {max(found.ranked) + 1}.")
+        if found.importances:
+            listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(found.importances.items())[:5])
             out.append(f"What sets the best tenth apart: {listed}.")
-    best = next((trial for trial in trials if trial.number == frame.best), None)
-    error = standard_error(best.compressed) if best is not None else None
-    if best is not None and error is not None:
-        others = alike(trials, best.number)
-        also = f"; chance alone may set it apart from trials {', '.join(map(str, others[:20]))}" if others else ""
-        out.append(f"The standard error of the best score is {error:.2g}{also}.")
-    apart = differences(trials, frame.best)
-    for number, why in list(apart.items())[:5]:
+    if (said := found.sureness()) is not None:
+        text, peers, rest = said
+        out.append(f"{text}{', '.join(map(str, peers))}{rest}")
+    for number, why in list(found.apart.items())[:5]:
         out.append(f"Trial {number} is not comparable with the best: {why}.")
-    if len(apart) > 5:
-        out.append(f"Nor are {len(apart) - 5} others; trials.csv says why.")
+    if len(found.apart) > 5:
+        out.append(f"Nor are {len(found.apart) - 5} others; trials.csv says why.")
     return out
 
 
@@ -84,7 +79,7 @@ def _curve(attained: Attainment, last: int, objectives: int) -> str:
     )
 
 
-def _listed(found: dict[str, float]) -> str:
+def _listed(found: Mapping[str, float]) -> str:
     if not found:
         return ""
     rows = "".join(

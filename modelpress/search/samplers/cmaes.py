@@ -13,17 +13,21 @@ from modelpress.api.v1alpha1.base import Scalar
 from .base import Observation
 from .chance import Chance
 from .gaussian import Gaussian, recombination
+from .qmc import QmcSampler
 from .selection import by_rank
 from .unit import share_of, value_at, value_of
 
-SIGMA = 0.3  # of a parameter's range, at the start (Hansen 2016, appendix A)
+FIRST = 10  # trials that fill the space before the distribution begins
+SIGMA = 1 / 6  # of a parameter's range, at the start: around a good point, so narrower than over the whole range
 LEARNED = 0.3  # share of a category's weight that a generation decides
 
 
 class CmaesSampler:
     """Draws numbers from a normal distribution, and categories by weights, that follow the results.
 
-    For one objective. Trials are taken in the order of their numbers, as many at a time as a generation has, and all
+    For one objective. The first ten trials are those of a quasi-random sequence, and the distribution begins around the
+    best of them: a sweep has some tens of trials, too few to come from the middle of the space to where it is good.
+    Trials are then taken in the order of their numbers, as many at a time as a generation has, and all
     that counts is how they rank among themselves: feasible before infeasible, infeasible ones by what they miss,
     stopped ones last. So the distribution is worked out anew from any history, and no trial waits for others. Weights
     of categories move by the natural gradient, as in PBIL (Baluja 1994; Ollivier et al. 2017, section 5.1), and none
@@ -45,13 +49,17 @@ class CmaesSampler:
         self._size = 4 + math.floor(3 * math.log(max(1, len(self._numbers) + len(self._categories))))
         self._least = 1 - 0.73 ** (1 / max(1, len(self._categories)))  # of a category's weight (Hamano et al. 2024)
         self._weights = recombination(self._size)
-        self._start()
+        self._sequence = QmcSampler(space, goals, seed)
+        self._start([])
         self._held: dict[int, tuple[Observation, bool]] = {}
 
     def sample(self, number: int, observations: Sequence[Observation], attempt: int = 0) -> dict[str, Scalar] | None:
         """See Sampler.sample; never None."""
+        usable = [item for item in sorted(observations, key=lambda item: item.number) if self._teaches(item)]
+        if len(usable) < FIRST:
+            return self._sequence.sample(number, observations, attempt)
         chance = Chance(self._seed, number, "cmaes", attempt)
-        self._learn(observations)
+        self._learn(usable)
         shares = self._gaussian.draw(chance.normal) if self._gaussian is not None else []
         found = {item.name: value_at(item, share) for item, share in zip(self._numbers, shares, strict=True)}
         found |= {item.name: item.at(chance.weighted(self._shares[item.name])) for item in self._categories}
@@ -61,25 +69,31 @@ class CmaesSampler:
 
         return self._space.walk(choose)
 
-    def _start(self) -> None:
-        self._told: list[Observation] = []
-        self._gaussian = Gaussian(len(self._numbers), SIGMA, self._size) if self._numbers else None
+    def _start(self, first: Sequence[Observation]) -> None:
+        """Begin around the best of the first trials."""
+        ranked = by_rank(first, self._goal)
+        middle = self._point(ranked[0]) if ranked else [0.5] * len(self._numbers)
+        self._gaussian = Gaussian(middle, SIGMA, self._size) if self._numbers else None
         self._shares = {item.name: [1 / (item.size or 1)] * (item.size or 1) for item in self._categories}
+        for dimension in self._categories:
+            self._follow(dimension, ranked)
+        self._told = list(first)
 
-    def _learn(self, observations: Sequence[Observation]) -> None:
+    def _learn(self, usable: Sequence[Observation]) -> None:
         """Bring the distribution to what these observations say; goes on from the last time where they begin alike."""
-        ordered = sorted(observations, key=lambda item: item.number)
-        usable = [item for item in ordered if self._teaches(item)]
-        usable = usable[: len(usable) // self._size * self._size]
-        if usable[: len(self._told)] != self._told:
-            self._start()
-        for start in range(len(self._told), len(usable), self._size):
+        told = FIRST + (len(usable) - FIRST) // self._size * self._size
+        if not self._told or list(usable[: len(self._told)]) != self._told:
+            self._start(usable[:FIRST])
+        for start in range(len(self._told), told, self._size):
             ranked = by_rank(usable[start : start + self._size], self._goal)
             if self._gaussian is not None:
-                self._gaussian.tell([[share_of(d, item.parameters[d.name]) for d in self._numbers] for item in ranked])
+                self._gaussian.tell([self._point(item) for item in ranked])
             for dimension in self._categories:
                 self._follow(dimension, ranked)
-        self._told = usable
+        self._told = list(usable[:told])
+
+    def _point(self, item: Observation) -> list[float]:
+        return [share_of(dimension, item.parameters[dimension.name]) for dimension in self._numbers]
 
     def _follow(self, dimension: Dimension, ranked: Sequence[Observation]) -> None:
         """Move the weights of a category's values towards those of the better half."""

@@ -18,13 +18,14 @@ class Gaussian:
     "Injecting external solutions into CMA-ES").
 
     Args:
-        size: numbers, at least 1.
+        middle: the mean at the start, at least one number of [0, 1].
         sigma: standard deviation at the start.
         generation: points that are told at a time, at least 4.
     """
 
-    def __init__(self, size: int, sigma: float, generation: int) -> None:
-        self._mean, self._sigma = [0.5] * size, sigma
+    def __init__(self, middle: Sequence[float], sigma: float, generation: int) -> None:
+        self._mean, self._sigma = list(middle), sigma
+        size = len(self._mean)
         self._covariance = [[float(i == j) for j in range(size)] for i in range(size)]
         self._factor = [row[:] for row in self._covariance]
         self._path_sigma, self._path = [0.0] * size, [0.0] * size

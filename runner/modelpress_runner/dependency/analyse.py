@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from modelpress_runner.dependency.rules.reductions import norm
 from modelpress_runner.dependency.sizes import Name, NamedSize, follow
 from modelpress_runner.dependency.trace import LabelMode, Trace
 from modelpress_runner.dependency.train_mode import on_enough_rows
+from modelpress_runner.dependency.unit_lists import Reasons, UnitList
 from modelpress_runner.dependency.units import Units, labels_of
 from modelpress_runner.edits.axes import CONV, SIDES, AxisView, is_conv1d, module_axis, parameter_axis
 from modelpress_runner.edits.computed import computed
@@ -81,38 +83,35 @@ def is_own(module: nn.Module) -> bool:
 
 
 class _Numbers:
-    """Units by number, in the order that their roots are met; equal ones are one object."""
+    """Units by number, in the order that their roots are met."""
 
     def __init__(self, roots: int) -> None:
-        self._by_root = np.full(roots, -1, dtype=np.int32)
-        self._numbers: list[int] = []
-
-    @property
-    def count(self) -> int:
-        return len(self._numbers)
+        self._by_root: Any = np.full(roots, -1, dtype=np.int32)
+        self.count = 0
 
     def fresh(self) -> int:
         """The number of a unit without a root."""
-        self._numbers.append(len(self._numbers))
-        return self._numbers[-1]
+        self.count += 1
+        return self.count - 1
 
-    def of(self, roots: Any) -> tuple[int, ...]:
-        """The units of an array of roots."""
+    def of(self, roots: Any) -> Any:
+        """The units of an array of roots, int32."""
         met, first = np.unique(roots, return_index=True)
         new = self._by_root[met] < 0
-        for root in met[new][first[new].argsort()]:
-            self._by_root[root] = self.fresh()
-        return tuple(map(self._numbers.__getitem__, self._by_root[roots]))
+        order = first[new].argsort()
+        self._by_root[met[new][order]] = np.arange(self.count, self.count + len(order), dtype=np.int32)
+        self.count += len(order)
+        return self._by_root[roots]
 
-    def known(self, roots: Iterable[int]) -> list[int | None]:
-        """The unit of each root; None: it has none."""
-        numbers = (int(self._by_root[root]) for root in roots)
-        return [self._numbers[number] if number >= 0 else None for number in numbers]
+    def known(self, roots: Any) -> Any:
+        """The units of an array of roots, int32; -1: it has none."""
+        return self._by_root[roots]
 
 
 class _Analysis:
     def __init__(self, model: nn.Module, exact: bool) -> None:
-        self._model, self._units = model, Units()
+        held = itertools.chain(model.parameters(), model.buffers())
+        self._model, self._units = model, Units(sum(sum(tensor.shape) for tensor in held))
         self._axes: list[_LabelledAxis] = []
         self._planes: dict[int, list[Axis]] = {}
         self._kernels: dict[int, dict[str, torch.Tensor]] = {}
@@ -191,7 +190,8 @@ class _Analysis:
         self._model.train(train)
         fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
         torch.backends.mha.set_fastpath_enabled(False)
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # its LSTM is one operation
+        if any(isinstance(module, nn.RNNBase) for module in self._model.modules()):
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # its LSTM is one operation
         mode = LabelMode(self._trace, RULES, pointwise, unknown)
         try:
             with (
@@ -330,47 +330,51 @@ class _Analysis:
             )
         )
         numbers = _Numbers(self._units.count)
-        frozen: dict[int, str] = {}
+        frozen: list[tuple[str, Any]] = []
+        settled = np.zeros(self._units.count + len(self._refused), dtype=bool)  # by unit: made by a layer, or frozen
+        texts = self._units.texts
         axes = []
-        by_place: dict[tuple[str, str], tuple[int, ...]] = {}
+        by_place: dict[tuple[str, str], UnitList] = {}
         for axis in reached:
             roots = self._units.roots(axis.atoms).numpy()
-            units = numbers.of(roots)
-            for root, unit in zip(roots, units, strict=True):
-                if unit not in frozen and (reason := self._units.reason(root)) is not None:
-                    frozen[unit] = self._placed(reason, axis.module)
-            axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, units))
+            units, why = numbers.of(roots), self._units.reasons(roots)
+            for number in np.unique(why[~settled[units] & (why > 0)]).tolist():
+                stay = units[why == number]
+                frozen.append((self._placed(texts[number], axis.module), stay))
+                settled[stay] = True
+            axes.append(DependentAxis(axis.module, axis.view.axis, axis.producer, UnitList(units)))
             owner = axis.module if axis.view.axis in SIDES else axis.module.rpartition(".")[0]
-            by_place[owner, axis.view.main] = units
+            by_place[owner, axis.view.main] = axes[-1].units
         sizes = self._numbers(followed, numbers)
-        made = bytearray(numbers.count)
         for each in axes:
-            for unit in each.units if each.producer and each.axis == "out" else ():
-                made[unit] = True
+            if each.producer and each.axis == "out":
+                settled[each.units.array] = True
         for each in axes:
-            for unit in each.units:
-                if not made[unit] and unit not in frozen:
-                    reason = f"'{each.module}' takes these channels from outside the traced model"
-                    if each.axis not in SIDES:
-                        reason = f"no layer gives these channels of the parameter '{each.module}'"
-                    frozen[unit] = self._placed(reason, each.module)
+            stay = each.units.array
+            stay = stay[~settled[stay]]
+            if len(stay):
+                reason = f"'{each.module}' takes these channels from outside the traced model"
+                if each.axis not in SIDES:
+                    reason = f"no layer gives these channels of the parameter '{each.module}'"
+                frozen.append((self._placed(reason, each.module), stay))
+                settled[stay] = True
         for name, reason in self._refused.items():
             unit = numbers.fresh()
-            frozen[unit] = self._placed(reason, name)
-            axes.append(DependentAxis(name, "out", False, (unit,)))
+            frozen.append((self._placed(reason, name), [unit]))
+            axes.append(DependentAxis(name, "out", False, UnitList([unit])))
         norms = tuple(
             DependentNorm(name, form.parameter, form.epsilon, form.offset, vector)
             for name, form in self._norms.values()
             for vector in (by_place.get((name, form.parameter)),)
             if vector is not None
         )
-        approximate: dict[str, tuple[int, ...]] = {}
+        approximate: dict[str, UnitList] = {}
         for labels, name in self._trace.approximate:
-            some = numbers.known(self._units.roots(labels).flatten().tolist())
-            approximate[name] = tuple(sorted({unit for unit in some if unit is not None}))
+            some = np.unique(numbers.known(self._units.roots(labels).numpy()))
+            approximate[name] = UnitList(some[some >= 0])
         return ChannelDependencies(
             tuple(axes),
-            frozen,
+            Reasons(frozen),
             notes=tuple(self._notes),
             numbers=sizes,
             norms=norms,
@@ -384,7 +388,7 @@ class _Analysis:
         for axis in axes:
             if axis.producer and axis.view.axis == "out":
                 goes[self._units.roots(axis.atoms).numpy()] = True
-        goes[[root for root in np.flatnonzero(goes) if self._units.reason(int(root)) is not None]] = False
+        goes &= self._units.reasons(slice(self._units.count)) == 0
         return [
             axis
             for axis in axes
@@ -403,11 +407,11 @@ class _Analysis:
 
     def _numbers(self, found: dict[tuple[str, str], list[int]], numbers: _Numbers) -> tuple[DependentNumber, ...]:
         """The attributes that count what may be cut."""
-        counted = {place: numbers.known(roots) for place, roots in found.items()}
+        counted = {place: numbers.known(np.array(roots)) for place, roots in found.items()}
         return tuple(
-            DependentNumber(module, name, tuple(unit for unit in units if unit is not None))
+            DependentNumber(module, name, UnitList(units))
             for (module, name), units in counted.items()
-            if None not in units
+            if (units >= 0).all()
         )
 
     def _is_reached(self, axis: _LabelledAxis) -> bool:

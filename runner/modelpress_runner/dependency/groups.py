@@ -6,14 +6,15 @@ channel 3 of a convolution go channel 3 of its BatchNorm and input channel 3 of 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
+from modelpress_runner.dependency.unit_lists import Reasons, UnitList
 from modelpress_runner.edits.axes import SIDES
 from modelpress_runner.edits.bypass import Bypass
 
@@ -29,12 +30,12 @@ class DependentAxis:
     module: str
     axis: str
     producer: bool
-    units: tuple[int, ...]
+    units: UnitList
 
-    @cached_property
+    @property
     def vector(self) -> torch.Tensor:
         """The units as int64 (size,)."""
-        return torch.tensor(self.units, dtype=torch.long)
+        return self.units.vector
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class DependentNumber:
 
     module: str
     name: str
-    units: tuple[int, ...]
+    units: UnitList
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class DependentNorm:
     parameter: str
     epsilon: str | None
     offset: int
-    units: tuple[int, ...]
+    units: UnitList
 
 
 @dataclass(frozen=True)
@@ -63,31 +64,34 @@ class DependencyGroup:
 
     producers: tuple[str, ...]
     followers: tuple[str, ...]
-    units: tuple[int, ...]
+    units: UnitList
     holders: tuple[str, ...] = ()  # modules with plain parameters that shrink along
 
-    @cached_property
+    @property
     def vector(self) -> torch.Tensor:
         """The units as int64 (size,)."""
-        return torch.tensor(self.units, dtype=torch.long)
+        return self.units.vector
 
 
 class _Lists:
     """A list of names for each unit; equal ones are kept once, as a name behind another list."""
 
     def __init__(self, units: int) -> None:
-        self.of = [0] * units  # by unit its list; 0: the empty one
+        self.of: Any = np.zeros(units, dtype=np.int32)  # by unit its list; 0: the empty one
         self._behind: dict[tuple[int, str], int] = {}
         self._lists: list[tuple[int, str]] = [(0, "")]
 
-    def add(self, units: Iterable[int], name: str) -> None:
-        """Puts a name behind the lists of these units, once."""
-        for unit in set(units):
-            key = (self.of[unit], name)
+    def add(self, units: Any, name: str) -> None:
+        """Puts a name behind the lists of an array of units, once."""
+        before, which = np.unique(self.of[units], return_inverse=True)
+        after = np.empty_like(before)
+        for place, number in enumerate(before.tolist()):
+            key = (number, name)
             if key not in self._behind:
                 self._behind[key] = len(self._lists)
                 self._lists.append(key)
-            self.of[unit] = self._behind[key]
+            after[place] = self._behind[key]
+        self.of[units] = after[which]
 
     def names(self, number: int) -> tuple[str, ...]:
         """A list by its number."""
@@ -97,9 +101,9 @@ class _Lists:
             out.append(name)
         return tuple(reversed(out))
 
-    def all(self, units: Iterable[int]) -> set[str]:
-        """The names in the lists of these units."""
-        return {name for number in {self.of[unit] for unit in units} for name in self.names(number)}
+    def all(self, units: Any) -> set[str]:
+        """The names in the lists of an array of units."""
+        return {name for number in np.unique(self.of[units]).tolist() for name in self.names(number)}
 
 
 @dataclass(frozen=True)
@@ -110,53 +114,54 @@ class ChannelDependencies:
     """
 
     axes: tuple[DependentAxis, ...]
-    frozen: dict[int, str] = field(default_factory=dict)
-    refuted: dict[int, str] = field(default_factory=dict)
+    frozen: Reasons = field(default_factory=Reasons)
+    refuted: Reasons = field(default_factory=Reasons)
     notes: tuple[str, ...] = ()  # what a user should know of the model
     numbers: tuple[DependentNumber, ...] = ()
     norms: tuple[DependentNorm, ...] = ()
     layers: tuple[Bypass, ...] = ()  # residual blocks that can go whole, each by its edit; check_without tells whether
-    approximate: dict[str, tuple[int, ...]] = field(default_factory=dict)  # LayerNorms, with the units they may lose
+    approximate: Mapping[str, UnitList] = field(default_factory=dict)  # LayerNorms, with the units they may lose
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        reasons: dict[str, list[int]] = defaultdict(list)
-        for unit, reason in self.frozen.items():
-            reasons[reason].append(unit)
         return {
             "axes": [
-                {"module": a.module, "axis": a.axis, "producer": a.producer, "units": list(a.units)} for a in self.axes
+                {"module": a.module, "axis": a.axis, "producer": a.producer, "units": a.units.to_plain()}
+                for a in self.axes
             ],
-            "frozen": dict(reasons),
+            "frozen": self.frozen.to_plain(),
             "notes": list(self.notes),
-            "numbers": [{"module": n.module, "name": n.name, "units": list(n.units)} for n in self.numbers],
-            "approximate": {name: list(units) for name, units in self.approximate.items()},
+            "numbers": [{"module": n.module, "name": n.name, "units": n.units.to_plain()} for n in self.numbers],
+            "approximate": {name: units.to_plain() for name, units in self.approximate.items()},
             "layers": [layer.to_plain() for layer in self.layers],
-            "norms": [{**vars(norm), "units": list(norm.units)} for norm in self.norms],
+            "norms": [{**vars(norm), "units": norm.units.to_plain()} for norm in self.norms],
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ChannelDependencies:
         """What `to_dict` gave."""
-        axes = tuple(DependentAxis(a["module"], a["axis"], a["producer"], tuple(a["units"])) for a in data["axes"])
-        frozen = {unit: reason for reason, units in data["frozen"].items() for unit in units}
-        numbers = tuple(DependentNumber(n["module"], n["name"], tuple(n["units"])) for n in data["numbers"])
-        norms = tuple(DependentNorm(**{**n, "units": tuple(n["units"])}) for n in data["norms"])
-        layers = tuple(Bypass.from_plain(layer) for layer in data["layers"])
-        approximate = {name: tuple(units) for name, units in data["approximate"].items()}
-        notes = tuple(data["notes"])
-        return cls(axes, frozen, notes=notes, numbers=numbers, norms=norms, layers=layers, approximate=approximate)
+        units = UnitList.from_plain
+        return cls(
+            tuple(DependentAxis(a["module"], a["axis"], a["producer"], units(a["units"])) for a in data["axes"]),
+            Reasons.from_plain(data["frozen"]),
+            notes=tuple(data["notes"]),
+            numbers=tuple(DependentNumber(n["module"], n["name"], units(n["units"])) for n in data["numbers"]),
+            norms=tuple(DependentNorm(**{**n, "units": units(n["units"])}) for n in data["norms"]),
+            layers=tuple(Bypass.from_plain(layer) for layer in data["layers"]),
+            approximate={name: units(some) for name, some in data["approximate"].items()},
+        )
 
     @cached_property
     def unit_count(self) -> int:
         """One more than the largest unit."""
-        return 1 + max((max(axis.units) for axis in self.axes), default=-1)
+        return 1 + max((int(axis.units.array.max()) for axis in self.axes if len(axis.units)), default=-1)
 
     @cached_property
     def stays(self) -> torch.Tensor:
         """Bool, one for each unit: those that are frozen or refuted."""
         vector = torch.zeros(self.unit_count, dtype=torch.bool)
-        vector[[*self.frozen, *self.refuted]] = True
+        for reasons in (self.frozen, self.refuted):
+            vector[reasons.units.vector] = True
         return vector
 
     def output(self, module: str) -> DependentAxis | None:
@@ -169,22 +174,24 @@ class ChannelDependencies:
         producers, followers, holders = (_Lists(self.unit_count) for _ in range(3))
         for axis in self.axes:
             if axis.axis not in SIDES:
-                holders.add(axis.units, axis.module.rpartition(".")[0])
+                holders.add(axis.units.array, axis.module.rpartition(".")[0])
             elif axis.axis == "out":
-                (producers if axis.producer else followers).add(axis.units, axis.module)
-        members: dict[int, list[int]] = defaultdict(list)
-        stays = self.stays.tolist()
-        for unit in range(self.unit_count):
-            if not stays[unit] and (made := producers.of[unit]):
-                members[made].append(unit)
+                (producers if axis.producer else followers).add(axis.units.array, axis.module)
+        made = np.where(self.stays.numpy(), 0, producers.of)
+        members = np.argsort(made, kind="stable").astype(np.int32)  # units of one list beside each other, in order
+        numbers, begins = np.unique(made[members], return_index=True)
         order = {axis.module: number for number, axis in enumerate(self.axes)}
         out = []
         for names, units in sorted(
-            ((producers.names(made), units) for made, units in members.items()),
+            (
+                (producers.names(number), units)
+                for number, units in zip(numbers.tolist(), np.split(members, begins[1:]), strict=True)
+                if number
+            ),
             key=lambda item: [order[name] for name in item[0]],
         ):
             along = sorted(followers.all(units), key=order.__getitem__)
-            out.append(DependencyGroup(names, tuple(along), tuple(units), tuple(sorted(holders.all(units)))))
+            out.append(DependencyGroup(names, tuple(along), UnitList(units), tuple(sorted(holders.all(units)))))
         return out
 
     def kept(self, removed: torch.Tensor) -> list[tuple[DependentAxis, torch.Tensor]]:
@@ -200,18 +207,18 @@ class ChannelDependencies:
         """Every number that changes, with its new value. `removed` as in `kept`."""
         out = []
         for number in self.numbers:
-            gone = int(removed[list(number.units)].sum())
+            gone = int(removed[number.units.vector].sum())
             if gone:
                 out.append((number, len(number.units) - gone))
         return out
 
     def approximated(self, removed: torch.Tensor) -> list[str]:
         """The LayerNorms that would take their statistics over fewer channels. `removed` as in `kept`."""
-        return [name for name, units in self.approximate.items() if removed[list(units)].any()]
+        return [name for name, units in self.approximate.items() if removed[units.vector].any()]
 
     def rescaled(self, removed: torch.Tensor) -> list[tuple[DependentNorm, int]]:
         """Every norm that loses channels, with how many are left. `removed` as in `kept`."""
-        left = [(norm, len(norm.units) - int(removed[list(norm.units)].sum())) for norm in self.norms]
+        left = [(norm, len(norm.units) - int(removed[norm.units.vector].sum())) for norm in self.norms]
         return [(norm, count) for norm, count in left if count < len(norm.units)]
 
     @cached_property

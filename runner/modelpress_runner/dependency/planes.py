@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from modelpress_runner.dependency.unit_lists import UnitList
 from modelpress_runner.dependency.units import Units, labels_of
 
 
@@ -66,6 +67,24 @@ class Axis:
         shape = [1] * self.dims
         shape[self.dim] = len(self.atoms)
         return Plane(labels_of(self.atoms).reshape(shape), self.zero)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Labels that are kept until a pass ends. Most count up: small blocks among activations would hold the memory of
+    those that are gone."""
+
+    units: UnitList
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, labels: torch.Tensor) -> Kept:
+        """A copy of labels."""
+        return cls(UnitList(labels.flatten().numpy().copy()), tuple(labels.shape))
+
+    def labels(self) -> torch.Tensor:
+        """The labels, made anew."""
+        return torch.from_numpy(self.units.array.copy()).reshape(self.shape)
 
 
 def compact(labels: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from modelpress_runner.dependency.planes import Plane, resolved
+from modelpress_runner.dependency.planes import Kept, Plane, resolved
 from modelpress_runner.dependency.units import Units
 
 # A module and its attribute, "config.num_heads" for one of an object that it holds; of a size that was read from the
@@ -141,7 +141,7 @@ class Use:
 
     size: NamedSize
     dim: int
-    labels: torch.Tensor | None
+    labels: Kept | None
     where: str
 
 
@@ -149,7 +149,7 @@ Asked = tuple[Use, list[int]]  # with the roots at its positions; 0: none
 
 
 def follow(
-    uses: Sequence[Use], attributes: Mapping[Name, int], shapes: Sequence[tuple[int, torch.Tensor]], units: Units
+    uses: Sequence[Use], attributes: Mapping[Name, int], shapes: Sequence[tuple[int, Kept]], units: Units
 ) -> dict[tuple[str, str], list[int]]:
     """Attributes that change with what is cut: for each as many roots of units as it says; position i goes with its.
 
@@ -161,7 +161,7 @@ def follow(
         shapes: a dimension, and the labels along it, for each size that was read from a tensor.
         units: what is joined and frozen.
     """
-    values: dict[Name, int] = {**attributes, **{n: labels.shape[dim] for n, (dim, labels) in enumerate(shapes)}}
+    values: dict[Name, int] = {**attributes, **{n: kept.shape[dim] for n, (dim, kept) in enumerate(shapes)}}
     asked = [(use, _vector(use, units)) for use in uses]
     found: dict[tuple[str, str], list[int]] = {}
     for some in _together(asked):
@@ -169,8 +169,8 @@ def follow(
         for use, vector in some:
             for name in use.size.names:
                 if isinstance(name, int):
-                    dim, labels = shapes[name]
-                    options[name] = [_along(labels, dim, units, labels.shape[dim])]
+                    dim, kept = shapes[name]
+                    options[name] = [_along(kept, dim, units, kept.shape[dim])]
                     continue
                 known = options.setdefault(name, [None])
                 counted = _counted(use.size, name, values, vector)
@@ -222,8 +222,8 @@ def _vector(use: Use, units: Units) -> list[int]:
     return [0] * int(use.size) if use.labels is None else _along(use.labels, use.dim, units, int(use.size))
 
 
-def _along(labels: torch.Tensor, dim: int, units: Units, size: int) -> list[int]:
-    now = resolved([Plane(labels)], units)
+def _along(kept: Kept, dim: int, units: Units, size: int) -> list[int]:
+    now = resolved([Plane(kept.labels())], units)
     if now and now[0].varying == [dim]:
         return [int(root) for root in now[0].labels.flatten().tolist()]
     return [0] * size

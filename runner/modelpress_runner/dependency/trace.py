@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelpress_runner.dependency.layers import Blocks
-from modelpress_runner.dependency.planes import Axis, Plane, resolved, rigid
+from modelpress_runner.dependency.planes import Axis, Kept, Plane, resolved, rigid
 from modelpress_runner.dependency.sizes import FixedSize, NamedSize, Use, is_attribute
 from modelpress_runner.dependency.units import LABEL, Units
 from modelpress_runner.runtime.graph import tensors_in
@@ -43,13 +43,13 @@ class Trace:
         self._planes: Any = WeakTensorKeyDictionary()
         self._unsettled: Any = WeakTensorKeyDictionary()  # what to do once something uses a tensor
         self._modules: list[tuple[str, nn.Module]] = []
-        self._rectangles: dict[bytes, torch.Tensor] = {}
+        self._rectangles: dict[bytes, Kept] = {}
         self.named: Collection[int] = ()  # dimensions of the view under way whose sizes are attributes
         # Of the slice under way, by dimension: where it begins and ends, if one of both is computed from attributes.
         self.ends: Mapping[int, tuple[int | None, int | None]] = {}
         self.copies: Collection[int] = ()  # dimensions of the expansion under way that are as long as others need
         self.uses: list[Use] = []
-        self.shapes: list[tuple[int, torch.Tensor]] = []  # of sizes that were read: the dimension, and its labels
+        self.shapes: list[tuple[int, Kept]] = []  # of sizes that were read: the dimension, and its labels
         self.norms: Mapping[int, Callable[[torch.Tensor, torch.Tensor], None]] = {}  # by id of the module: its rule
         self.recurrent: Mapping[int, Callable[[Any, Any, Any], None]] = {}  # as norms, of recurrent layers
         self._inside: list[nn.Module | None] = []  # such modules that run: their parts have no rules
@@ -94,7 +94,9 @@ class Trace:
         for plane in kept:
             assert plane.labels.dim() == tensor.dim(), (plane.labels.shape, tensor.shape)
             if len(plane.varying) > 1:
-                self._rectangles.setdefault(_key(plane.labels), plane.labels)
+                key = _key(plane.labels)
+                if key not in self._rectangles:
+                    self._rectangles[key] = Kept.of(plane.labels)
         if kept and id(tensor) not in self._parameters:
             self._planes[tensor] = kept
 
@@ -115,7 +117,7 @@ class Trace:
     def use(self, size: int, dim: int, labels: torch.Tensor | None, name: str) -> None:
         """Remembers that dimension `dim` is as long as `size` says, if that is computed from attributes or shapes."""
         if isinstance(size, NamedSize):
-            self.uses.append(Use(size, dim, labels, self.where(name)))
+            self.uses.append(Use(size, dim, None if labels is None else Kept.of(labels), self.where(name)))
 
     def read(self, tensor: torch.Tensor) -> torch.Size:
         """The shape of a tensor; sizes of dimensions with channels know it, and others know that they have none."""
@@ -124,7 +126,7 @@ class Trace:
             for dim in plane.varying:
                 if not isinstance(sizes[dim], NamedSize):
                     sizes[dim] = NamedSize.read(sizes[dim], len(self.shapes))
-                    self.shapes.append((dim, plane.labels))
+                    self.shapes.append((dim, Kept.of(plane.labels)))
         return torch.Size(sizes)
 
     def same(self, size: NamedSize, tensor: torch.Tensor, dim: int) -> None:
@@ -132,9 +134,9 @@ class Trace:
         if size.source is None:
             return
         reason = f"{self.where('view')} gives something of a fixed size their number"
-        place, labels = self.shapes[size.source]
+        place, kept = self.shapes[size.source]
         mine = self.along(tensor, dim)
-        read, own = ([] if each is None else resolved([Plane(each)], self.units) for each in (labels, mine))
+        read, own = ([] if each is None else resolved([Plane(each)], self.units) for each in (kept.labels(), mine))
         if not read or read[0].varying != [place]:
             return
         if own and own[0].varying != [dim]:
@@ -168,8 +170,8 @@ class Trace:
 
         Taken is the dimension with the most slices that can go on their own, the first of equals.
         """
-        for labels in self._rectangles.values():
-            now = resolved([Plane(labels)], self.units)
+        for kept in self._rectangles.values():
+            now = resolved([Plane(kept.labels())], self.units)
             if not now or len(now[0].varying) < 2:
                 continue
             best = max(now[0].varying, key=lambda d: (_slices(now[0].labels, d), -d))

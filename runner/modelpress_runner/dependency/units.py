@@ -6,7 +6,7 @@ A channel of an axis of a module is an *atom*, a number from 1 on. Atoms that an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +22,21 @@ def labels_of(atoms: range) -> torch.Tensor:
 class Units:
     """Atoms, joined and frozen. Label 0 stands for a position that is no channel of anything, and never changes."""
 
-    def __init__(self) -> None:
-        self._parent = np.zeros(1, dtype=np.int32)  # with room behind what is counted
+    def __init__(self, room: int = 0) -> None:
+        """`room`: how many atoms there will be, as far as is known; more are no error."""
+        self._parent = np.zeros(1 + room, dtype=np.int32)  # with room behind what is counted
+        self._why = np.zeros(1 + room, dtype=np.int32)  # of roots: the number of the reason; 0: none
         self.count = 1  # of atoms, with the 0
         self.constant = range(0)  # atoms of what is no weight
-        self._reasons: dict[int, str] = {}  # by root
+        self._reasons: dict[str, int] = {}
 
     def fresh(self, count: int) -> range:
         """New atoms."""
         first, end = self.count, self.count + count
         if end > len(self._parent):
-            grown = np.zeros(max(end, len(self._parent) * 9 // 8), dtype=np.int32)
-            grown[:first] = self._parent[:first]
-            self._parent = grown
+            room = max(end, len(self._parent) * 9 // 8)
+            self._parent = np.concatenate([self._parent[:first], np.zeros(room - first, dtype=np.int32)])
+            self._why = np.concatenate([self._why[:first], np.zeros(room - first, dtype=np.int32)])
         self._parent[first:end] = np.arange(first, end, dtype=np.int32)
         self.count = end
         return range(first, end)
@@ -45,12 +47,9 @@ class Units:
 
     def roots(self, labels: torch.Tensor) -> torch.Tensor:
         """The labels with every atom replaced by the one that stands for its unit; they themselves if all do."""
-        given = places = labels.numpy()
-        while True:
-            up = self._parent[places]
-            if np.array_equal(up, places):
-                return labels if places is given else torch.from_numpy(places)
-            places = up
+        given = labels.numpy()
+        found = self._root(given)
+        return labels if found is given else torch.from_numpy(found)
 
     def are_constant(self, labels: torch.Tensor) -> bool:
         """Whether atoms have met no others than those of what is no weight."""
@@ -67,46 +66,50 @@ class Units:
         differ = first != second
         if not bool(differ.any()):
             return
-        pairs = torch.unique(first[differ].long() * self.count + second[differ]).tolist()
-        for a, b in [divmod(pair, self.count) for pair in pairs]:
-            if a == 0 or b == 0:
-                self._freeze(self._find(a or b), reason)
-            else:
-                self._unite(self._find(a), self._find(b))
-        self._flatten({atom for pair in pairs for atom in divmod(pair, self.count)})
+        pairs = torch.unique(first[differ].long() * self.count + second[differ]).numpy()
+        one, other = (each.astype(np.int32) for each in divmod(pairs, self.count))
+        fixed = (one == 0) | (other == 0)
+        self._freeze((one + other)[fixed], reason)
+        self._unite(one[~fixed], other[~fixed])
 
     def freeze(self, labels: torch.Tensor, reason: str) -> None:
         """Keeps the units of these atoms; the first reason that is given is the one that is told."""
-        for atom in torch.unique(labels).tolist():
-            if atom:
-                self._freeze(self._find(atom), reason)
+        self._freeze(self.roots(labels).numpy(), reason)
 
-    def reason(self, root: int) -> str | None:
-        """Why the unit of this root must stay; None: it need not."""
-        return self._reasons.get(root)
+    def reasons(self, roots: Any) -> Any:
+        """Numbers of the reasons why the units of an array of roots must stay, of the same shape; 0: they need not."""
+        return self._why[roots]
+
+    @property
+    def texts(self) -> list[str]:
+        """The reasons by their numbers."""
+        return ["", *self._reasons]
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _find(self, atom: int) -> int:
-        parent = self._parent
-        while parent[atom] != atom:
-            parent[atom] = parent[parent[atom]]
-            atom = int(parent[atom])
-        return int(atom)
+    def _unite(self, one: Any, other: Any) -> None:
+        """Joins two arrays of roots, position by position."""
+        met = np.unique(np.concatenate([one, other]))
+        while len(one):
+            # The smallest number stands for all, so that the order of joining does not matter.
+            low, high = np.minimum(one, other), np.maximum(one, other)
+            np.minimum.at(self._parent, high, low)
+            one, other = self._root(low), self._root(high)
+            left = one != other
+            one, other = one[left], other[left]
+        roots, why = self._root(met), self._why[met]
+        self._parent[met] = roots
+        told = (why > 0) & (self._why[roots] == 0)
+        self._why[roots[told][::-1]] = why[told][::-1]  # of several the smallest one's, which is written last
 
-    def _unite(self, a: int, b: int) -> None:
-        if a == b:
-            return
-        # The smaller number stands for both, so that the order of joining does not matter.
-        root, other = (a, b) if a < b else (b, a)
-        self._parent[other] = root
-        reason = self._reasons.pop(other, None)
-        if reason is not None:
-            self._reasons.setdefault(root, reason)
+    def _freeze(self, roots: Any, reason: str) -> None:
+        new = roots[(roots > 0) & (self._why[roots] == 0)]
+        if len(new):
+            self._why[new] = self._reasons.setdefault(reason, len(self._reasons) + 1)
 
-    def _freeze(self, root: int, reason: str) -> None:
-        self._reasons.setdefault(root, reason)
-
-    def _flatten(self, atoms: Iterable[int]) -> None:
-        for atom in atoms:
-            self._parent[atom] = self._find(atom)
+    def _root(self, atoms: Any) -> Any:
+        while True:
+            up = self._parent[atoms]
+            if np.array_equal(up, atoms):
+                return atoms
+            atoms = up

@@ -29,7 +29,7 @@ from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.in_process import current
 from modelpress_runner.in_process.prepare import Compression, prepare_compression
 from modelpress_runner.in_process.reporting import report
-from modelpress_runner.methods.prune.round import apply_masks
+from modelpress_runner.methods.prune.covering import apply_masks
 from modelpress_runner.subject.subject import as_inputs
 
 log = logging.getLogger("modelpress")

@@ -18,25 +18,19 @@ from modelpress_runner.dependency.groups import ChannelDependencies, DependencyG
 from modelpress_runner.dependency.leaving import without_culprits
 from modelpress_runner.dependency.prove import prove, prove_structure
 from modelpress_runner.dependency.train_mode import check_train_mode
+from modelpress_runner.dependency.unit_lists import Reasons
 from modelpress_runner.edits.copies import check_copies
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError, RunnerError
 from modelpress_runner.methods.context import StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import Procedure, StepList
-from modelpress_runner.methods.prune.covering import cover, without_covered
+from modelpress_runner.methods.prune.chosen_groups import prunable
+from modelpress_runner.methods.prune.covering import apply_masks, cover, removed_units, without_covered
 from modelpress_runner.methods.prune.penalties import ADMM, L1, PROJECTION, GroupLasso, Penalty
 from modelpress_runner.methods.prune.ranking import removed_count
 from modelpress_runner.methods.prune.rewind import Rewind, Rewinding, Steps
-from modelpress_runner.methods.prune.round import (
-    Round,
-    RoundOutcome,
-    apply_masks,
-    apply_outcome,
-    prunable,
-    removed_units,
-    round_masks,
-)
+from modelpress_runner.methods.prune.round import Round, RoundOutcome, apply_outcome, round_masks
 from modelpress_runner.methods.prune.schedule import last_step
 from modelpress_runner.methods.prune.selection import Selection, select
 from modelpress_runner.methods.prune.statistics import (
@@ -348,7 +342,7 @@ class PruneStage:
         dependencies = self.sound(context, selection)
         apply_masks(model, context.masks)
         removed = removed_units(model, dependencies, context.masks)
-        groups = [group for group in dependencies.groups if removed[list(group.units)].any()]
+        groups = [group for group in dependencies.groups if removed[group.vector].any()]
         if not groups and not dependencies.refuted:
             # The model is a result like any other, and its notes say why it is as large as before.
             context.report("nothing to shrink")
@@ -441,8 +435,7 @@ class PruneStage:
             count = removed_count(len(group.units), min(choice.sparsity for choice in choices))
             if count:
                 generator = Round(context.seed, self.index, 0).generator(group.producers[0])
-                units = torch.tensor(group.units)
-                removed[units[torch.randperm(len(units), generator=generator)[:count]]] = True
+                removed[group.vector[torch.randperm(len(group.units), generator=generator)[:count]]] = True
                 groups.append(group)
 
         def proof(part: list[int]) -> None:
@@ -458,7 +451,7 @@ class PruneStage:
             found = ranks.on_rank_zero(bad)
         except RunnerError as error:
             raise CompressionError(str(error), f"{self.path}.shrink") from error
-        refuted = {unit: reason for index, reason in found for unit in groups[index].units}
+        refuted = Reasons((reason, groups[index].units.array) for index, reason in found)
         # The same object where nothing is refuted: it keeps what it has worked out of itself.
         self.known, self._tried = replace(dependencies, refuted=refuted) if refuted else dependencies, True
         return self.known
@@ -488,7 +481,7 @@ def _only(removed: torch.Tensor, groups: list[DependencyGroup]) -> torch.Tensor:
     """What is removed of these groups."""
     units = torch.zeros_like(removed)
     for group in groups:
-        units[list(group.units)] = removed[list(group.units)]
+        units[group.vector] = removed[group.vector]
     return units
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from modelpress.api.v1alpha1 import SizeBudget
 from modelpress_runner.dependency.cutting import edits_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
+from modelpress_runner.dependency.unit_lists import Reasons
 from modelpress_runner.edits.replay import replay
 from modelpress_runner.errors import CompressionError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
@@ -23,9 +24,10 @@ from modelpress_runner.methods.procedure import Procedure
 from modelpress_runner.methods.prune.budget import Path, first_within
 from modelpress_runner.methods.prune.ranking import Candidates, remove_local
 from modelpress_runner.methods.prune.registry import method
-from modelpress_runner.methods.prune.round import Round, as_families, family, merged, ranked_groups
+from modelpress_runner.methods.prune.round import Round, ranked_groups
 from modelpress_runner.methods.prune.selection import Choice, Selection
 from modelpress_runner.methods.prune.statistics import Scores, collect
+from modelpress_runner.methods.prune.uniform import as_families, family, merged
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.training.step import Training
 
@@ -103,7 +105,7 @@ def solve(stage: PruneStage, context: StageContext) -> Scores:
     if found is not None:
         dependencies = replace(
             ChannelDependencies.from_dict(found["dependencies"]),
-            refuted={unit: reason for reason, units in found["refuted"].items() for unit in units},
+            refuted=Reasons.from_plain(found["refuted"]),
         )
         stage.restore(dependencies)
         context.note(*dependencies.notes)
@@ -111,12 +113,10 @@ def solve(stage: PruneStage, context: StageContext) -> Scores:
     else:
         dependencies = stage.sound(context, selection)
         scores = collect(context, selection, stage.scoring_steps, (stage.index, 1), stage.path)
-        reasons: dict[str, list[int]] = {}
-        for unit, reason in dependencies.refuted.items():
-            reasons.setdefault(reason, []).append(unit)
         if tables is not None and ranks.is_rank_zero():
             plain = {name: each.to("cpu", torch.float64).tolist() for name, each in scores.items()}
-            tables.put(key, {"dependencies": dependencies.to_dict(), "refuted": reasons, "scores": plain})
+            refuted = dependencies.refuted.to_plain()
+            tables.put(key, {"dependencies": dependencies.to_dict(), "refuted": refuted, "scores": plain})
     solver = Solver(context, measures, stage, selection, dependencies, scores, digest)
     shares, limit, text = ranks.on_rank_zero(solver.run)
     stage.solved = Solved(dict(shares), limit)
@@ -277,7 +277,7 @@ class Solver:
     def _removed(self, ranked: Ranked, counts: tuple[int, ...]) -> torch.Tensor:
         removed = torch.zeros(self.dependencies.unit_count, dtype=torch.bool)
         for (group, candidates, _), gone in zip(ranked, counts, strict=True):
-            removed[torch.tensor(group.units)] = remove_local(candidates, gone / len(group.units))
+            removed[group.vector] = remove_local(candidates, gone / len(group.units))
         return removed
 
     def _cut(self, removed: torch.Tensor) -> nn.Module:

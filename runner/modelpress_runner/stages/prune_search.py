@@ -15,7 +15,8 @@ from modelpress_runner.methods.context import Evaluation, StageContext, Step, Tr
 from modelpress_runner.methods.procedure import Procedure, StepList
 from modelpress_runner.methods.prune.allocation import Allocation, Annealing, NetAdapt, Sensitivity
 from modelpress_runner.methods.prune.channels import weight_of
-from modelpress_runner.methods.prune.round import apply_outcome, prunable
+from modelpress_runner.methods.prune.chosen_groups import prunable
+from modelpress_runner.methods.prune.round import apply_outcome
 from modelpress_runner.methods.prune.schedule import sparsity_at
 from modelpress_runner.methods.prune.selection import Selection
 from modelpress_runner.stages.prune import PruneStage, prune_once

@@ -17,6 +17,7 @@ from modelpress_runner.evaluators.replay.draws import Draws
 from modelpress_runner.evaluators.replay.tape import Diverged, Part, Past, Tape
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
+from modelpress_runner.runtime.heap import give_back
 from modelpress_runner.runtime.preserve import devices_restored
 from modelpress_runner.training.pace import CHECKPOINT_SHARE, FIRST_SCORE, SCORE_SHARE, Pace
 from modelpress_runner.training.participants import Participant
@@ -238,6 +239,7 @@ class Session(Participation):
     def _clear_gradients(self) -> None:
         for parameter in self._model.parameters():
             parameter.grad = None
+        give_back()
 
     # Steps ------------------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class AlsoElsewhere(Heads):
 def test_the_numbers_that_follow_a_cut_are_found_by_where_they_are_used() -> None:
     """heads and rows, each once for a position; width stays."""
     found = find_dependencies(Heads(), X)
-    sizes = {number.name: number.units for number in found.numbers}
+    sizes = {number.name: tuple(number.units) for number in found.numbers}
     assert sizes.keys() == {"heads", "rows"}
     first, *_ = sizes["heads"]
     assert sizes["heads"] == (first, first + 1, first + 2, first + 3)

@@ -16,16 +16,17 @@ from torch import nn
 from modelpress_runner.dependency.analyse import find_dependencies
 from modelpress_runner.dependency.groups import ChannelDependencies
 from modelpress_runner.dependency.prove import prove
+from modelpress_runner.dependency.unit_lists import Reasons
 from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.replay import read, replay, write
 from modelpress_runner.errors import CompressionError
-from modelpress_runner.methods.prune.round import apply_masks, removed_units
+from modelpress_runner.methods.prune.covering import apply_masks, removed_units
 
 
 def removable(dependencies: ChannelDependencies) -> list[tuple[int, ...]]:
     """The units of each dependency group."""
-    return [group.units for group in dependencies.groups]
+    return [tuple(group.units) for group in dependencies.groups]
 
 
 def cut(model: nn.Module, dependencies: ChannelDependencies, units: set[int]) -> list[Cut]:
@@ -117,7 +118,7 @@ def test_residual_layers_share_their_channels() -> None:
     stem = dependencies.output("stem")
     assert stem is not None
     # Channel c of the 4 x 4 maps is features 16c to 16c + 15 of the flattened vector.
-    assert head.units == tuple(unit for unit in stem.units for _ in range(16))
+    assert tuple(head.units) == tuple(unit for unit in stem.units for _ in range(16))
 
 
 def test_shapes_and_attributes_after_a_cut() -> None:
@@ -145,7 +146,7 @@ def test_group_norm_ties_whole_groups_even_if_they_are_few() -> None:
     assert output is not None
     first, second = output.units[0], output.units[6]
     assert first != second
-    assert output.units == (first,) * 6 + (second,) * 6
+    assert tuple(output.units) == (first,) * 6 + (second,) * 6
 
 
 def test_kept_values_by_hand() -> None:
@@ -313,7 +314,7 @@ def test_coupling_survives_json() -> None:
     """What the child sends is what the parent reads."""
     dependencies = find_dependencies(prune_zoo.Concat(), torch.ones(prune_zoo.IMAGE))
     assert ChannelDependencies.from_dict(dependencies.to_dict()) == dependencies
-    assert replace(dependencies, frozen={}) != dependencies
+    assert replace(dependencies, frozen=Reasons()) != dependencies
 
 
 def test_removed_units_are_those_that_masks_cover_wholly() -> None:
@@ -330,11 +331,16 @@ def test_removed_units_are_those_that_masks_cover_wholly() -> None:
     assert removed_units(model, dependencies, masks)[output.vector].tolist() == [True, False, False]
 
 
-def test_masking_leaves_no_negative_zero_and_no_nan() -> None:
-    """Masked weights become exactly 0, whatever they were."""
-    model = nn.Sequential(nn.Linear(2, 1, bias=False))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[float("nan"), -3.0]]))
-    apply_masks(model, {"0": {"weight": torch.zeros(1, 2)}})
-    assert model[0].weight.tolist() == [[0.0, 0.0]]
-    assert not torch.signbit(model[0].weight).any()
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_masking_leaves_no_negative_zero_and_no_nan(kind: torch.dtype) -> None:
+    """Masked weights become exactly 0, whatever they were, and others keep their bits, wherever they lie."""
+    given = torch.tensor([[float("nan"), -3.0, float("inf")], [float("nan"), -0.0, 3.0]], dtype=kind)
+    mask = torch.tensor([[0.0, 0, 0], [1, 1, 0]], dtype=kind)
+    for weight in (given.clone(), given.t().clone().t()):
+        model = nn.Sequential(nn.Linear(3, 2, bias=False))
+        model[0].weight = nn.Parameter(weight)
+        apply_masks(model, {"0": {"weight": mask}})
+        assert model[0].weight[0].tolist() == [0.0] * 3
+        assert model[0].weight[1, 0].isnan()
+        assert model[0].weight[1, 1:].tolist() == [0.0, 0.0]
+        assert torch.signbit(model[0].weight[:, 1:]).tolist() == [[False, False], [True, False]]

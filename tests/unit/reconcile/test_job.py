@@ -172,6 +172,47 @@ def test_pending_child_with_a_reason_is_told(said: str, detail: str | None, reas
     assert conditions(status_of(again).conditions)["Ready"] == ("True", r.RUNNING)
 
 
+NOT_HELPFUL = (
+    "no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "never"),
+    [
+        (f"0/3 nodes are available: 3 Insufficient memory. {NOT_HELPFUL}", True),
+        (f"0/3 nodes are available: 1 Insufficient cpu, 3 Insufficient nvidia.com/gpu. {NOT_HELPFUL}", True),
+        (
+            f"0/3 nodes are available: 2 Insufficient memory, 1 node(s) didn't match Pod's node affinity/selector. "
+            f"{NOT_HELPFUL}",
+            True,
+        ),
+        # No node is selected at all; a node is cordoned, or another's pods could make room.
+        (f"0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector. {NOT_HELPFUL}", False),
+        (f"0/3 nodes are available: 2 Insufficient memory, 1 node(s) were unschedulable. {NOT_HELPFUL}", False),
+        (f"0/3 nodes are available: 2 Insufficient memory, 1 node(s) had untolerated taint(s). {NOT_HELPFUL}", False),
+        (
+            "0/3 nodes are available: 3 Insufficient memory. preemption: 0/3 nodes are available: "
+            "1 No preemption victims found for incoming pod, 2 Preemption is not helpful for scheduling.",
+            False,
+        ),
+        (
+            "0/3 nodes are available: 3 Insufficient memory. preemption: not eligible due to preemptionPolicy=Never.",
+            False,
+        ),
+        ("0/3 nodes are available: 3 Insufficient memory.", False),
+    ],
+)
+def test_what_no_node_could_hold_is_told(said: str, never: bool) -> None:
+    """The scheduler's sentences, as 1.35 writes them: too large for any node is told apart from waiting for room."""
+    plan = reconcile_job(observe(begun(), child(state="pending", reason="Unschedulable", detail=said)), at(3))
+    ready = status_of(plan).conditions[0]
+    assert (ready.type, ready.reason) == ("Ready", r.NO_NODE_FITS if never else r.UNSCHEDULABLE)
+    begin = "Attempt 1 asks for more than any node of the cluster has; ask for less, or add a larger node: "
+    assert ready.message == (begin if never else "Attempt 1 waits for its runner to start (Unschedulable): ") + said
+    assert conditions(status_of(plan).conditions)["Stalled"] == ("False", ready.reason)  # a larger node may come
+
+
 def test_running_child() -> None:
     """A running runner makes the job Running and Ready."""
     job = ran()

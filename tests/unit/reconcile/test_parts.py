@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 
 import pytest
 from hypothesis import given
@@ -122,3 +123,34 @@ def disturb(cluster: Cluster) -> None:
             elif job.seen.state == "running":
                 cluster.end(name, "evicted" if job.seen.attempt == 1 else "silent")
         cluster.advance(6)
+
+
+def test_a_grid_of_nine_points_under_an_operator_that_dies_after_each() -> None:
+    """A process of its own for every round: nine trials with nine sparsities, each run once, then Complete."""
+    path = "/stages/0/prune/configList/0/sparsity"
+    sweep = make_sweep(
+        algorithm={"name": "grid", "seed": 7},
+        searchSpace=[{"name": "sparsity", "paths": [path], "float": {"min": 0.1, "max": 0.9, "step": 0.1}}],
+        parallelism=1,
+        maxTrials=20,
+    )
+    cluster = Cluster(strategy=strategy_for(sweep.spec))
+    cluster.put(sweep)
+    rounds = 0
+    while cluster.objects["CompressionSweep", "search"].status.phase != "Succeeded":
+        rounds += 1
+        assert rounds < 200
+        cluster.strategy = strategy_for(sweep.spec)
+        for key in list(cluster.objects):
+            cluster.reconcile(key)
+        for name, job in list(cluster.jobs.items()):
+            if job.seen.state == "pending":
+                cluster.start(name)
+            elif job.seen.state == "running":
+                cluster.end(name, "done")
+        cluster.advance(1)
+    status = cluster.objects["CompressionSweep", "search"].status
+    assert next(item.reason for item in status.conditions if item.type == "Complete") == r.SPACE_EXHAUSTED
+    assert (status.trials.succeeded, status.created) == (9, 9)
+    points = [json.loads(birth.split("|")[0]) for birth in cluster.births.values()]
+    assert sorted(round(point["sparsity"], 1) for point in points) == [n / 10 for n in range(1, 10)]

@@ -10,7 +10,7 @@ import pytest
 from modelpress.api.v1alpha1 import CompressionJobSpec, Goal
 from modelpress.result import RunRecord, RunResult, conditions_of
 from modelpress.results.comparable import alike, differences, standard_error
-from modelpress.results.report import Frame, render
+from modelpress.results.report import Frame, findings, render
 from modelpress.results.report.search import search_section, sentences
 from modelpress.results.trials import Trial
 from modelpress.search.attainment import Attainment, attainment
@@ -113,15 +113,16 @@ def test_the_report_tells_all_of_it() -> None:
     trials = [trial(n, {"default": 0.8 + n / 1000, "macs": 900.0 - n, "samples": 900.0}) for n in range(12)]
     trials.append(trial(12, {"default": 0.5, "macs": 1000.0, "samples": 900.0}, seed=4))
     shown = Frame("digits", "s3://out/x", OBJECTIVES, best=11, front=frozenset({11}))
-    page = render(shown, trials).decode()
+    found = findings(shown, trials)
+    page = render(found).decode()
     assert 'id="attained"' in page
     assert 'id="importances"' in page
-    assert "The standard error of its score is 0.013." in page
+    assert "The standard error of the best score is 0.013. Chance" in page
     assert "not comparable: seed 4, not 0" in page
-    assert search_section(shown, trials[:1]) == ""
-    told = sentences(shown, trials)
+    assert search_section(findings(shown, trials[:1])) == ""
+    told = sentences(found)
     assert told[0] == "The search gained last with trial 11, of 13."
     assert told[2].startswith(
-        "The standard error of the best score is 0.013; chance alone may set it apart from trials 0,"
+        "The standard error of the best score is 0.013. Chance alone may set it apart from trials 0,"
     )
     assert told[3:] == ["Trial 12 is not comparable with the best: seed 4, not 0."]

@@ -14,13 +14,18 @@ import pytest
 
 from modelpress.api.v1alpha1 import Constraint, Objective
 from modelpress.result import RunRecord
-from modelpress.results.report import Frame, ReportError, refresh, render, standing_frame
+from modelpress.results.report import Frame, ReportError, findings, refresh, render, standing_frame
 from modelpress.results.report.plot import plot
 from modelpress.results.trials import Trial, read_trials
 from modelpress.store import layout, manifest, open_store
 from modelpress.store.manifest import Manifest, RunMetrics
 
 DENSE = {"default": 0.9, "macs": 1000.0}
+
+
+def drawn(shown: Frame, trials: list[Trial]) -> bytes:
+    """The page of these trials."""
+    return render(findings(shown, trials))
 
 
 class Page(HTMLParser):
@@ -101,7 +106,7 @@ def test_an_uncertain_constraint_is_a_state_of_its_own() -> None:
     said = "latencyMs lies between 0.8 and 1.2, which leaves maxRatio 0.5 open"
     unsure = trial(1, 0.9, 400.0, constraintsMet=False, uncertain=[said])
     both = trial(2, 0.5, 400.0, constraintsMet=False, unmet=["default lost"], uncertain=[said])
-    text = render(frame(best=0, front=frozenset({0})), [trial(0, 0.9, 400.0), unsure, both])
+    text = drawn(frame(best=0, front=frozenset({0})), [trial(0, 0.9, 400.0), unsure, both])
     states = [row[1] for row in Page(text).rows[1:]]
     assert states == ["Succeeded best, front", "Succeeded a constraint is uncertain", "Succeeded misses a constraint"]
     assert f'title="{said}"' in text.decode()
@@ -111,7 +116,7 @@ def test_an_uncertain_constraint_is_a_state_of_its_own() -> None:
 def test_the_table_has_all_trials_before_and_after() -> None:
     """One row for each trial: parameters, then each metric with the dense model's and the change."""
     failed = Trial(4, "trials/00004", record=RunRecord(phase="Failed", reason="RunnerFailed", message="boom", name="x"))
-    page = Page(render(frame(), [*TRIALS, failed]))
+    page = Page(drawn(frame(), [*TRIALS, failed]))
     assert page.rows == [
         ["trial", "state", "sparsity", "score", "MACs"],
         ["0", "Succeeded misses a constraint", "0.5", "0.5 from 0.9, -44.4%", "600 from 1k, -40.0%"],
@@ -135,7 +140,7 @@ def test_layers_of_the_best_trial_that_lose_most_come_first() -> None:
     ]
     stages = [{"method": "mixedPrecision", "layers": [{"name": "no"}]}, {"method": "quantize", "layers": layers}]
     one.manifest.metrics.stages.extend(stages)
-    text = render(frame(), [one])
+    text = drawn(frame(), [one])
     page = Page(text)
     assert not page.find("img")
     assert [row for row in page.rows if row[0] in ("stem", EVIL, "odd")] == [
@@ -144,15 +149,15 @@ def test_layers_of_the_best_trial_that_lose_most_come_first() -> None:
         ["odd", "", "", "", "", "", ""],
     ]
     layers[0] |= {"msBefore": 4.0, "msAfter": 1.25}
-    page = Page(render(frame(), [one]))
+    page = Page(drawn(frame(), [one]))
     assert [row[7:] for row in page.rows if row[0] in ("stem", "odd")] == [["4", "1.25"], ["", ""]]
     assert b"Layers of trial 1" in text
-    assert b"Layers of trial" not in render(frame(best=None), [one])
+    assert b"Layers of trial" not in drawn(frame(best=None), [one])
 
 
 def test_the_plot_marks_each_kind_of_trial() -> None:
     """Best, front, kept and missed trials, the dense model, and each bound as a line over a shaded side."""
-    page = Page(render(frame(), TRIALS))
+    page = Page(drawn(frame(), TRIALS))
     kinds = {d["data-n"]: (d["class"] or "").split()[1] for _, d in page.tags if "data-n" in d}
     assert kinds == {"0": "missed", "1": "best", "2": "front", "3": "kept"}
     assert len([d for d in page.find("path", class_="dense") if "l7 7l-7 7l-7 -7z" in (d["d"] or "")]) == 2
@@ -200,7 +205,7 @@ def test_nothing_of_a_trial_can_run() -> None:
     evil = trial(1, parameters={"x": EVIL[:256]}, unmet=[EVIL])
     failed = Trial(2, "trials/00002", record=RunRecord(phase="Failed", reason="x", message=EVIL, name=EVIL))
     constraints = (Constraint(metric="gone", min=1.0),)
-    page = Page(render(frame(title=EVIL, uri=EVIL, constraints=constraints), [evil, failed]))
+    page = Page(drawn(frame(title=EVIL, uri=EVIL, constraints=constraints), [evil, failed]))
     assert [d.get("type") for d in page.find("script")] == ["application/json", None]
     assert not page.find("img")
     assert not [name for _, found in page.tags for name in found if name.startswith("on") or name == "style"]
@@ -215,16 +220,16 @@ def test_nothing_of_a_trial_can_run() -> None:
 
 def test_it_loads_nothing() -> None:
     """No element names another file or host."""
-    page = Page(render(frame(), TRIALS))
+    page = Page(drawn(frame(), TRIALS))
     links = [found[key] for _, found in page.tags for key in ("src", "href", "action", "data") if key in found]
     assert links == ["#t1"]
-    assert not re.search(rb"url\(|@import|https?://", render(frame(uri="x"), TRIALS))
+    assert not re.search(rb"url\(|@import|https?://", drawn(frame(uri="x"), TRIALS))
 
 
 def test_a_thousand_trials_fit() -> None:
     """All of a thousand trials are listed in a page of less than 1 MB."""
     trials = [trial(n, n / 1000, 10_000.0 - n, parameters={"sparsity": n / 1000, "rounds": n}) for n in range(1000)]
-    made = render(frame(), trials)
+    made = drawn(frame(), trials)
     assert len(Page(made).rows) == 1001
     assert len(made) < 1_000_000
 
@@ -233,7 +238,7 @@ def test_more_trials_than_fit_are_left_to_the_table() -> None:
     """Best and front stay, then the newest; the page says how many there are, and where all of them are."""
     parameters = {f"p{n}": "x" * 200 for n in range(55)}
     trials = [trial(n, parameters=parameters) for n in range(1500)]
-    made = render(frame(), trials)
+    made = drawn(frame(), trials)
     numbers = [int(row[0]) for row in Page(made).rows[1:]]
     assert numbers == [1, 2, *range(1500 - 998, 1500)]
     assert b"1000 of 1500 trials are listed" in made
@@ -241,7 +246,7 @@ def test_more_trials_than_fit_are_left_to_the_table() -> None:
 
 def test_a_report_is_the_same_every_time() -> None:
     """Publishing again changes no byte."""
-    assert render(frame(), TRIALS) == render(frame(), TRIALS)
+    assert drawn(frame(), TRIALS) == drawn(frame(), TRIALS)
 
 
 # Written again from the store ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from modelpress.api.semantic import sweep_problems
 from modelpress.api.v1alpha1 import CompressionJob, CompressionSweepSpec, EarlyStopping, Goal
 from modelpress.search import strategy_for
-from modelpress.search.stopping import Curve, bracket_of, stopped_early
+from modelpress.search.stopping import Curve, bracket_of, probably_worse, stopped_early
 
 RULES = ("median", "asha", "hyperband")
 
@@ -51,20 +51,41 @@ def test_median_counts_only_those_that_came_as_far() -> None:
     assert stopped("median", *done, curve(3, 0.0, running=True)) == [3]
 
 
-def test_asha_keeps_one_in_three_at_a_rung() -> None:
-    """Rungs are steps 2, 6, ...: of six at rung 2 the two best go on; a trial between rungs is judged at its last."""
+def test_how_certain_a_rank_is() -> None:
+    """Of 4 trials all 3 others are better: of 4 draws, each with 1/3, not all 4 may come: 1 - 1/81. And by hand."""
+    assert probably_worse(3, 4, 1 / 3) == pytest.approx(80 / 81)
+    assert probably_worse(0, 2, 0.25) == pytest.approx(9 / 16)
+    assert probably_worse(1, 2, 0.25) == pytest.approx(15 / 16)
+    assert probably_worse(2, 6, 1 / 3) == pytest.approx(496 / 729)  # 64 + 192 + 240
+
+
+def test_asha_stops_who_is_not_among_the_best_third() -> None:
+    """Rungs are steps 2, 6, ...; of six at rung 2 the last is out (P = 98 %), who is better than one is not (90 % less
+    a thousandth); a trial between rungs is judged at its last."""
     others = [curve(number, 0.0, number / 10) for number in range(5)]
-    assert stopped("asha", *others, curve(9, 0.0, 0.3, running=True), minSteps=2) == []  # .3 beside .3 and .4
-    assert stopped("asha", *others, curve(9, 0.0, 0.25, running=True), minSteps=2) == [9]
-    assert stopped("asha", *others, curve(9, 0.0, 0.3, 0.0, 0.0, running=True), minSteps=2) == []
+    assert stopped("asha", *others, curve(9, 0.0, 0.15, running=True), minSteps=2) == []
+    assert stopped("asha", *others, curve(9, 0.0, 0.05, running=True), minSteps=2) == [9]
+    assert stopped("asha", *others, curve(9, 0.0, 0.15, 0.0, 0.0, running=True), minSteps=2) == []
     assert stopped("asha", *others, curve(9, 0.0, running=True), minSteps=2) == []
-    assert stopped("asha", *others, curve(9, 0.0, 0.3, running=True), minSteps=2, reductionFactor=4) == [9]
+    assert stopped("asha", *others, curve(9, 0.0, 0.15, running=True), minSteps=2, reductionFactor=4) == [9]
     assert stopped("asha", *others[:1], curve(9, 0.0, -1.0, running=True), minSteps=2) == []
+
+
+def test_the_second_of_few_may_be_among_the_best() -> None:
+    """Beside one that is better a trial goes on as long as few have come; of twenty the ninth goes on, the tenth not.
+
+    The probability that of 20 draws at most 8 lie in a third is .809; at most 9: .908.
+    """
+    few = [curve(0, 0.9), *(curve(number, 0.1) for number in range(1, 5))]
+    assert stopped("asha", *few, curve(9, 0.5, running=True)) == []
+    many = [curve(number, number / 19) for number in range(19)]
+    assert stopped("asha", *many, curve(20, 10.5 / 19, running=True)) == []  # 8 are better
+    assert stopped("asha", *many, curve(20, 9.5 / 19, running=True)) == [20]  # 9
 
 
 def test_a_trial_is_judged_by_its_score_at_the_rung() -> None:
     """Between two scores it lies in proportion: .1 at step 5 and .6 at 10 are .3 at the rung, 7; at 6 none is there."""
-    others = [curve(number, 0.1, 0.6, every=5) for number in range(3)]
+    others = [curve(number, 0.1, 0.6, every=5) for number in range(4)]
     assert stopped("asha", *others, Curve(9, ((6, (0.0,)), (8, (0.62,))), running=True), minSteps=7) == []
     assert stopped("asha", *others, Curve(9, ((6, (0.0,)), (8, (0.58,))), running=True), minSteps=7) == [9]
     assert stopped("asha", *others, Curve(9, ((6, (0.0,)),), running=True), minSteps=7) == []
@@ -83,13 +104,25 @@ def test_hyperband_gives_groups_more_and_more_time() -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_several_objectives_go_by_fronts(name: str) -> None:
-    """A small model with a low score is on the front and goes on; one that is worse in both is stopped."""
+def test_the_best_in_each_objective_goes_on(name: str) -> None:
+    """A small model with a low score is the best in its size and goes on; one that is worse in both is stopped."""
     goals: tuple[Goal, ...] = ("maximize", "minimize")
     done = [Curve(3 * n, ((1, (0.5 + n / 10, 100.0 + 10 * n)),)) for n in range(4)]
     small = Curve(12, ((1, (0.1, 5.0)),), running=True)
     dominated = Curve(14, ((1, (0.1, 500.0)),), running=True)
     assert stopped(name, *done, small, dominated, goals=goals) == [14]
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband"])
+def test_some_places_go_by_fronts(name: str) -> None:
+    """Of 18 trials a rung has 6 places, 2 of them for the first by fronts. 16 are better by the first objective: where
+    their best dominates the rest the trial is the second of the first front, else the 17th."""
+    goals: tuple[Goal, ...] = ("maximize", "minimize")
+    leader, smallest = Curve(0, ((1, (0.9, 20.0)),)), Curve(1, ((1, (0.1, 1.0)),))
+    trial = Curve(17, ((1, (0.5, 10.0)),), running=True)
+    for sizes, expected in (([30.0] * 15, []), ([19.9 - n / 10 for n in range(15)], [17])):
+        others = [Curve(34 + 17 * n, ((1, (0.8 - n / 100, size)),)) for n, size in enumerate(sizes)]
+        assert stopped(name, leader, smallest, *others, trial, goals=goals) == expected
 
 
 @given(

@@ -10,7 +10,7 @@ import torch
 
 from modelpress_runner.methods.context import StageContext, Step
 from modelpress_runner.methods.procedure import StepList
-from modelpress_runner.methods.prune.round import apply_masks
+from modelpress_runner.methods.prune.covering import apply_masks
 
 
 class Rewind:

@@ -9,36 +9,36 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from modelpress.api.messages import keys_in_words
 from modelpress.api.stages.prune import kept_of
 from modelpress_runner.dependency.groups import ChannelDependencies, DependencyGroup
-from modelpress_runner.edits.axes import AxisView, axis_of
+from modelpress_runner.edits.axes import axis_of
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.methods.prune import patterns
 from modelpress_runner.methods.prune.channels import weight_of
-from modelpress_runner.methods.prune.covering import cover, cover_axis, masks_of, multiply_mask, open_masks, weight_gone
-from modelpress_runner.methods.prune.patterns import divide
-from modelpress_runner.methods.prune.protocol import CompensatingMethod, DataDrivenMethod, Wanted
-from modelpress_runner.methods.prune.ranking import (
-    Candidates,
-    local_count,
-    remove_below,
-    remove_by_row,
-    remove_global,
-    remove_local,
+from modelpress_runner.methods.prune.chosen_groups import chosen_groups
+from modelpress_runner.methods.prune.covering import (
+    apply_masks,
+    cover,
+    cover_axis,
+    multiply_mask,
+    open_masks,
+    weight_gone,
 )
+from modelpress_runner.methods.prune.patterns import divide
+from modelpress_runner.methods.prune.pools import Pool, decide, of_what_is_left
+from modelpress_runner.methods.prune.protocol import CompensatingMethod, DataDrivenMethod, Wanted
+from modelpress_runner.methods.prune.ranking import Candidates
 from modelpress_runner.methods.prune.registry import method
 from modelpress_runner.methods.prune.schedule import sparsity_at
 from modelpress_runner.methods.prune.selection import Choice, Selection
+from modelpress_runner.methods.prune.uniform import family
 
 # What roundTo: auto is, by the device of the target: the width of vector instructions, and of tensor cores' tiles.
 ROUND_TO = {"cpu": 8, "cuda": 16}
@@ -103,20 +103,6 @@ class RoundOutcome:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Pool:
-    """Something ranked: a layer alone, or a dependency group."""
-
-    candidates: Candidates
-    choice: Choice
-    sparsity: float
-    apply: Callable[[torch.Tensor], None]
-    outputs: int | None = None  # rows of the candidates that are ranked by themselves, in a local ranking
-    share: float = 1.0  # what of the module goes if all candidates go
-    choose: Callable[[int], None] | None = None  # in a local ranking, takes so many of the candidates by itself
-    family: str = ""  # what layers that are alike have in common
-
-
 def round_masks(
     model: nn.Module,
     selection: Selection,
@@ -143,15 +129,15 @@ def round_masks(
         for name, choice in selection.choices.items()
         if dependencies is None or name not in structured
     )
-    together: list[_Pool] = []
+    together: list[Pool] = []
     units = torch.zeros(dependencies.unit_count if dependencies else 0, dtype=torch.bool)
     if dependencies is not None and structured:
-        groups = _groups(dependencies, structured, selection.excluded, outcome, path)
+        groups = chosen_groups(dependencies, structured, selection.excluded, outcome.notes, path)
         whole = _by_units(model, groups, dependencies, structured)
         together = [
             _together(model, group, dependencies, structured, whole, units, outcome, round_, path) for group in groups
         ]
-    outcome.notes += _decide(itertools.chain(alone, together), path if round_.uniform else None)
+    outcome.notes += decide(itertools.chain(alone, together), path if round_.uniform else None)
     if dependencies is not None and structured:
         outcome.units = units
         cover(outcome.masks, model, dependencies, units)
@@ -179,22 +165,12 @@ def ranked_groups(
     choices = {name: choice for name, choice in selection.choices.items() if choice.structured}
     units = torch.zeros(dependencies.unit_count, dtype=torch.bool)
     found = []
-    groups = _groups(dependencies, choices, selection.excluded, outcome, path)
+    groups = chosen_groups(dependencies, choices, selection.excluded, outcome.notes, path)
     whole = _by_units(model, groups, dependencies, choices)
     for group in groups:
         pool = _together(model, group, dependencies, choices, whole, units, outcome, round_, path)
         found.append((group, pool.candidates, pool.choice))
     return found
-
-
-def apply_masks(model: nn.Module, masks: Masks) -> None:
-    """Sets what the masks remove to zero, in place."""
-    modules = dict(model.named_modules())
-    with torch.no_grad():
-        for name, tensors in masks.items():
-            for tensor, mask in tensors.items():
-                # Not a product: it would keep NaN and write -0.0.
-                getattr(modules[name], tensor).masked_fill_(mask == 0, 0.0)
 
 
 def apply_outcome(model: nn.Module, outcome: RoundOutcome) -> None:
@@ -207,33 +183,10 @@ def apply_outcome(model: nn.Module, outcome: RoundOutcome) -> None:
     apply_masks(model, outcome.masks)
 
 
-def removed_channels(view: AxisView, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Bool (channels,): those whose every parameter is masked in `tensors`, the masks of one module."""
-    gone = torch.ones(view.size, dtype=torch.bool)
-    for name in view.parameters:
-        mask = tensors.get(name)
-        if mask is None:
-            return torch.zeros(view.size, dtype=torch.bool)
-        gone &= (view.rows(name, mask) == 0).all(dim=1).cpu()
-    return gone
-
-
-def removed_units(model: nn.Module, dependencies: ChannelDependencies, masks: Masks) -> torch.Tensor:
-    """Bool, one for each unit: those that the masks cover wholly and that may be removed."""
-    covered = ~dependencies.stays
-    for axis in dependencies.axes:
-        if not covered[axis.vector].any():
-            continue  # perhaps of a kind that has no channels to cut
-        view = axis_of(model, axis.module, axis.axis)
-        if view.parameters:
-            covered[axis.vector[~removed_channels(view, masks_of(masks, axis.module))]] = False
-    return covered
-
-
 # One layer, or one group ----------------------------------------------------------------------------------------------
 
 
-def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round, path: str) -> _Pool:
+def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round, path: str) -> Pool:
     if not choice.structured:
         return _weights(model, choice, outcome, round_, path)
     name = choice.module
@@ -246,11 +199,11 @@ def _alone(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Roun
         cover_axis(outcome.masks, model, name, view, ~removed, set())
         open_masks(outcome.masks, model, name)
 
-    pool = _Pool(round_.candidates(choice, scores, gone), choice, _now(choice, round_), apply)
-    return _of_what_is_left(pool, away)
+    pool = Pool(round_.candidates(choice, scores, gone), choice, _now(choice, round_), apply)
+    return of_what_is_left(pool, away)
 
 
-def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round, path: str) -> _Pool:
+def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Round, path: str) -> Pool:
     name, module = choice.module, model.get_submodule(choice.module)
     scores = round_.scores(model, choice)
     gone, away = (
@@ -266,7 +219,7 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
         outcome.notes.append(f"Left as it was: {error}")
         outcome.removed[name] = (0, scores.numel())
         nothing = Candidates(torch.zeros(1), None, torch.zeros(1, dtype=torch.bool))
-        return _Pool(nothing, replace(choice, scope="local", threshold=None), 0.0, lambda removed: None)
+        return Pool(nothing, replace(choice, scope="local", threshold=None), 0.0, lambda removed: None)
 
     pruner = method(choice.algorithm)
     compensating = pruner if isinstance(pruner, CompensatingMethod) and not round_.dry else None
@@ -296,12 +249,12 @@ def _weights(model: nn.Module, choice: Choice, outcome: RoundOutcome, round_: Ro
     if blocks.share < 1:  # a group of N:M keeps its N
         least, most = (min(1.0, bound / blocks.share) for bound in choice.bounds)
         candidates = replace(candidates, keep=0, least=least, most=most)
-    pool = _Pool(candidates, choice, _now(choice, round_) / blocks.share, apply, share=blocks.share)
+    pool = Pool(candidates, choice, _now(choice, round_) / blocks.share, apply, share=blocks.share)
     if by_output:
         pool.outputs = blocks.rows
     if compensating is not None and (choice.pattern is None or kept_of(choice.pattern)) and not away.any():
         pool.choose = choose
-    return _of_what_is_left(pool, blocks.whole(away))
+    return of_what_is_left(pool, blocks.whole(away))
 
 
 def _by_units(
@@ -335,7 +288,7 @@ def _together(
     outcome: RoundOutcome,
     round_: Round,
     path: str,
-) -> _Pool:
+) -> Pool:
     members = _members(group, choices)
     place = torch.full((dependencies.unit_count,), -1)
     place[group.vector] = torch.arange(len(group.units))
@@ -382,221 +335,8 @@ def _together(
 
     rounded = next((choice for choice in members if choice.round_to is not None), first)
     candidates = replace(round_.candidates(rounded, total / count, gone, each), weights=count)
-    return _of_what_is_left(_Pool(candidates, first, min(now), apply, family=family(group)), away)
-
-
-def _of_what_is_left(pool: _Pool, away: torch.Tensor) -> _Pool:
-    """The pool without the candidates `away`, bool (n,): they are removed as they were, and count for nothing."""
-    if not away.any() or away.all():
-        return pool
-    every, left = pool.candidates, ~away
-
-    def apply(removed: torch.Tensor) -> None:
-        whole = every.already_pruned.clone()
-        whole[left] = removed
-        pool.apply(whole)
-
-    weights = None if every.weights is None else every.weights[left]
-    some = replace(every, scores=every.scores[left], weights=weights, already_pruned=every.already_pruned[left])
-    return _Pool(some, pool.choice, pool.sparsity, apply, share=pool.share, family=pool.family)
-
-
-def _decide(pools: Iterable[_Pool], uniform: str | None) -> list[str]:
-    """Ranks every local pool alone, and global ones with all others of the same method, kind and sparsity.
-
-    Args:
-        uniform: the path of a stage in which layers that are alike lose equally many; None: they need not.
-
-    Returns:
-        Notes on what keeps everything, because its sparsity is less than one channel or weight of it.
-    """
-    whole: dict[str, list[str]] = defaultdict(list)
-    shared: dict[tuple[str, float, str | None, str | None], list[_Pool]] = defaultdict(list)
-    asked: dict[str, _Pool] = {}
-    for pool in pools:
-        choice = pool.choice
-        if uniform is not None and pool.family:
-            _check_alike(asked.setdefault(pool.family, pool), pool, uniform)
-        if choice.threshold is not None:
-            pool.apply(remove_below(pool.candidates, choice.threshold if pool.sparsity else -math.inf))
-        elif choice.scope == "global":
-            shared[choice.algorithm, pool.sparsity, choice.pattern, choice.group].append(pool)
-        else:
-            if pool.choose is not None:
-                pool.choose(local_count(pool.candidates, pool.sparsity))
-                continue
-            if pool.outputs is None:
-                removed = remove_local(pool.candidates, pool.sparsity)
-            else:
-                removed = remove_by_row(pool.candidates, pool.outputs, pool.sparsity)
-            pool.apply(removed)
-            if _is_over(pool) and not removed.any():
-                whole[_why_nothing(pool, len(removed))].append(choice.module)
-    for (algorithm, sparsity, _, _), members in shared.items():
-        comparable = method(algorithm).globally_comparable
-        if uniform is None:
-            parts = remove_global([m.candidates for m in members], sparsity, comparable)
-        else:
-            parts = _alike([(m.family, m.candidates) for m in members], sparsity, comparable)
-        for pool, gone in zip(members, parts, strict=True):
-            pool.apply(gone)
-        if _is_over(members[0]) and not any(gone.any() for gone in parts):
-            size = sum(pool.candidates.size for pool in members)
-            whole[_why_nothing(members[0], size)].extend(pool.choice.module for pool in members)
-    return [f"Left as it was: {_list(names)}, {why}" for why, names in whole.items()]
-
-
-def family(group: DependencyGroup) -> str:
-    """What layers have in common that are alike but for their numbers: names of their producers, and width."""
-    return f"{' '.join(re.sub(r'[0-9]+', '#', name) for name in group.producers)} {len(group.units)}"
-
-
-def as_families(names: Sequence[str]) -> list[list[int]]:
-    """The places of equal names, in order of their first; an empty name stands for itself."""
-    found: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        found.setdefault(name or f"{number}", []).append(number)
-    return list(found.values())
-
-
-def merged(members: Sequence[Candidates], comparable: bool) -> Candidates:
-    """Candidates that stand for those of several layers, from each the one that is as low in its ranking: what goes
-    with one of them goes of every layer. Scores are divided by their layer's L2 norm unless they are `comparable`.
-
-    All have equally many, and as many of them gone.
-    """
-    first, rows = members[0], []
-    for each in members:
-        norm = torch.linalg.vector_norm(each.scores)
-        scores = each.scores if comparable or norm == 0 else each.scores / norm
-        order = torch.sort(scores.masked_fill(each.already_pruned, -math.inf), stable=True).indices
-        rows.append(scores[order])
-    gone = torch.arange(len(first.scores)) < int(first.already_pruned.sum())
-    weights = (
-        None if first.weights is None else torch.full_like(rows[0], sum(each.size for each in members) / len(gone))
-    )
-    return replace(first, scores=torch.stack(rows).sum(dim=0), weights=weights, already_pruned=gone)
-
-
-def _alike(pools: Sequence[tuple[str, Candidates]], sparsity: float, comparable: bool) -> list[torch.Tensor]:
-    """As remove_global, with as many removed from all of a family."""
-    families = as_families([name for name, _ in pools])
-    whole = [merged([pools[number][1] for number in numbers], comparable) for numbers in families]
-    out: dict[int, torch.Tensor] = {}
-    for numbers, gone in zip(families, remove_global(whole, sparsity, True), strict=True):
-        for number in numbers:
-            out[number] = remove_local(pools[number][1], float(gone.sum()) / len(gone))
-    return [out[number] for number in range(len(pools))]
-
-
-def _check_alike(one: _Pool, other: _Pool, path: str) -> None:
-    """Raises InvalidSpecError if two layers of a family are asked to lose different shares."""
-    same = (one.sparsity, one.choice.scope, one.candidates.least, one.candidates.most, one.candidates.multiple)
-    if same == (
-        *(other.sparsity, other.choice.scope),
-        *(other.candidates.least, other.candidates.most, other.candidates.multiple),
-    ) and (other.choice.threshold is None):
-        return
-    a, b = one.choice.module, other.choice.module
-    what = f"'{a}' and '{b}' are asked to lose different shares" if a != b else f"of '{a}' a threshold says what goes"
-    raise InvalidSpecError(
-        f"target.uniform keeps layers alike, and {what}; give one sparsity, or remove target.uniform",
-        f"{path}.configList[{other.choice.entry}]",
-    )
-
-
-def _is_over(pool: _Pool) -> bool:
-    """Whether the target is reached, and is one."""
-    return 0 < pool.sparsity == pool.choice.sparsity / pool.share
-
-
-def _why_nothing(pool: _Pool, size: int) -> str:
-    """Why a target that is reached takes nothing of `size` candidates."""
-    sparsity = pool.choice.sparsity
-    if size * pool.sparsity < 1:
-        return f"where a sparsity of {sparsity:g} is less than one of {size}"
-    if pool.candidates.multiple > 1:
-        return f"where what a sparsity of {sparsity:g} keeps of {size} is rounded up to all of them by roundTo"
-    return f"where maxSparsity lets nothing go of {size}"
+    return of_what_is_left(Pool(candidates, first, min(now), apply, family=family(group)), away)
 
 
 def _now(choice: Choice, round_: Round) -> float:
     return sparsity_at(choice.schedule, choice.sparsity, round_.number)
-
-
-# Which groups ---------------------------------------------------------------------------------------------------------
-
-
-def _groups(
-    dependencies: ChannelDependencies,
-    choices: dict[str, Choice],
-    excluded: frozenset[str],
-    outcome: RoundOutcome,
-    path: str,
-) -> list[DependencyGroup]:
-    """The groups whose producers are all selected and of which nothing is excluded; says why the others stay."""
-    chosen: list[DependencyGroup] = []
-    blocked: dict[str, str] = {}
-    for group in dependencies.groups:
-        selected = [name for name in (*group.producers, *group.followers) if name in choices]
-        if not selected:
-            continue
-        reason = _obstacle(group, choices, excluded)
-        if reason is None:
-            chosen.append(group)
-        else:
-            blocked |= dict.fromkeys(selected, f"{_list(selected)} {reason}")
-    for reason in dict.fromkeys(dependencies.refuted.values()):
-        axes = [dependencies.output(name) for name in choices]
-        names = [a.module for a in axes if a and reason in {dependencies.refuted.get(unit) for unit in a.units}]
-        blocked |= dict.fromkeys(names, f"{_list(names)} cannot lose channels: {reason}")
-    free = {name for group in chosen for name in (*group.producers, *group.followers)}
-    for name, choice in choices.items():
-        if name in free:
-            continue
-        reason = blocked.get(name) or f"'{name}' cannot lose channels: {_frozen_reason(dependencies, name)}"
-        if choice.named:
-            raise InvalidSpecError(reason, f"{path}.configList[{choice.entry}].opNames")
-        note = f"Left as it was: {reason}"
-        if note not in outcome.notes:
-            outcome.notes.append(note)
-    if not chosen and not dependencies.refuted:
-        why = "; ".join(note.removeprefix("Left as it was: ") for note in outcome.notes[:3])
-        raise InvalidSpecError(f"no selected module can lose channels: {why}", f"{path}.configList")
-    return chosen
-
-
-def prunable(dependencies: ChannelDependencies, selection: Selection) -> list[tuple[DependencyGroup, list[Choice]]]:
-    """The dependency groups that lose channels, each with the choices of its selected modules."""
-    choices = {name: c for name, c in selection.choices.items() if c.structured}
-    return [
-        (group, [choices[name] for name in (*group.producers, *group.followers) if name in choices])
-        for group in dependencies.groups
-        if any(name in choices for name in (*group.producers, *group.followers))
-        and _obstacle(group, choices, selection.excluded) is None
-    ]
-
-
-def _obstacle(group: DependencyGroup, choices: dict[str, Choice], excluded: frozenset[str]) -> str | None:
-    barred = [name for name in (*group.producers, *group.followers, *group.holders) if name in excluded]
-    missing = [name for name in group.producers if name not in choices]
-    if any(name in choices and method(choices[name].algorithm).takes_followers for name in group.followers):
-        missing = []
-    if barred:
-        return f"can lose channels only together with {_list(barred)}, which is excluded"
-    if missing:
-        return f"can lose channels only together with {_list(missing)}; select that too, or set shrink: false"
-    return None
-
-
-def _frozen_reason(dependencies: ChannelDependencies, name: str) -> str:
-    axis = dependencies.output(name)
-    if axis is None:
-        return "the dummy input does not reach it"
-    return next(
-        (dependencies.frozen[unit] for unit in axis.units if unit in dependencies.frozen), "nothing makes its channels"
-    )
-
-
-def _list(names: list[str]) -> str:
-    return keys_in_words((f"'{name}'" for name in names), 6)

@@ -15,7 +15,7 @@ from modelpress.api.v1alpha1 import Prune
 from modelpress_runner.edits.replay import read, replay, write
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import StageContext, Transform
-from modelpress_runner.methods.prune.round import apply_masks
+from modelpress_runner.methods.prune.covering import apply_masks
 from modelpress_runner.stages.prune import steps
 from modelpress_runner.training.step import Training
 

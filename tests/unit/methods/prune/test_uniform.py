@@ -12,7 +12,7 @@ import modelpress as mp
 from modelpress.api.errors import SpecError
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.prune.ranking import Candidates
-from modelpress_runner.methods.prune.round import as_families, merged
+from modelpress_runner.methods.prune.uniform import as_families, merged
 
 
 class Layer(nn.Module):
