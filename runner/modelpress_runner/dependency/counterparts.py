@@ -171,6 +171,13 @@ class Counterparts:
             weights.forget()
         return replace(values, factors=factors)
 
+    def release(self) -> None:
+        """Lets all weights go, for good. What makes them refers to this object, and so would keep itself alive until a
+        garbage collection: several times the model in float64."""
+        self._weights.clear()
+        for kept in (self._both, self._masks, self._places, self._buffers):
+            kept.clear()
+
     # ------------------------------------------------------------------------------------------------------------------
 
     def _cut(self, each: Cut) -> None:

@@ -26,6 +26,7 @@ from modelpress_runner.dependency.varied import CHANGES, Change, Examples
 from modelpress_runner.edits.base import Edit
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime.graph import tensors_in
+from modelpress_runner.runtime.heap import give_back
 
 DRAWS = 3  # on which both forms must agree
 SMALLEST_PROOF = 1  # draws that must have been possible at all
@@ -119,6 +120,13 @@ class _Comparison:
         self._before = Seen()
 
     def run(self, real: bool, draws: int = DRAWS) -> Proof:
+        try:
+            return self._run(real, draws)
+        finally:
+            self._forms.release()
+            give_back()
+
+    def _run(self, real: bool, draws: int) -> Proof:
         expected = self._find_precision(needs_finite=real)
         moved = self._moved(expected) if real and self._loose else None
         macs = self._compare_dummy(expected, real)

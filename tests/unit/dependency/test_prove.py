@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 
 import pytest
@@ -49,6 +50,28 @@ def test_wrong_cuts_are_refuted(name: str) -> None:
         with pytest.raises(CompressionError, match=r"does not run|differs from|changed the model's outputs"):
             prove_structure(net.build(), cut, net.inputs())
         assert kind
+
+
+@pytest.mark.parametrize("channels", [(0, 2), (1, 2)], ids=["proven", "refuted"])
+def test_a_proof_keeps_no_tensor_until_a_garbage_collection(channels: tuple[int, int]) -> None:
+    """Whatever comes of it: the weights that it draws are several times the model."""
+
+    def tensors() -> int:
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    model = masked(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    cuts = [CUT[0], Cut("2", "in", channels)]
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        try:
+            prove(model, cuts, torch.ones(1, 3, 4, 4))
+        except CompressionError:
+            assert channels == (1, 2)
+        assert tensors() == before
+    finally:
+        gc.enable()
 
 
 def test_fresh_attention_and_equal_tokens_are_no_excuse() -> None:
