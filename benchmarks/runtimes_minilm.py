@@ -5,25 +5,31 @@ Variants, all of the same encoder (all-MiniLM-L6-v2, mean of the last states, 64
 - ort-dynamic, ort-static, openvino: `quantize` with that backend, by mp.compress;
 - bare-ort, bare-nncf: torch.onnx.export, then ONNX Runtime's quantize_dynamic by channel, and nncf.quantize for
   transformers, each with its runtime's plain session of one thread;
-- pruned: a quarter of each feed-forward layer cut out, blocks distilled, then as openvino.
+- bare-torchao: torchao's quantize_ with eight bits of weights and of activations as they come, by torch.compile;
+- pruned: a quarter of each feed-forward layer cut out, trained to the dense model's states on texts without labels,
+  then as openvino.
 
-Variants are called in turn, so that each meets the same machine; reported are the least and the median of the calls,
+Variants are called in turn, in an order drawn for each round, so that each meets the same machine, each time once
+without a clock, so that none pays for another's use of the caches; reported are the least and the median of the calls,
 the median of the ratios to eager and of ours to bare, the file's bytes, and the share of questions whose answer is
 the nearest of all, with its standard error. The load and the CPU are in the result: integers are fast where the CPU has
 instructions for their products (VNNI), and the file says whether it was written for one that has.
 
 Usage: python benchmarks/runtimes_minilm.py [--rounds 60] [--variants eager,openvino,bare-nncf] [--output FILE]
-       after python examples/minilm/prepare.py
+       after python examples/minilm/prepare.py; torchao comes into a folder that goes away again
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
+import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,9 +39,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MINILM = HERE.parent / "examples" / "minilm"
+sys.path.insert(0, str(MINILM))
 LENGTH, CALIBRATION = 64, 128
-PAIRS = (("ort-dynamic", "bare-ort"), ("openvino", "bare-nncf"))
-ALL = ("eager", "ort-dynamic", "ort-static", "openvino", "bare-ort", "bare-nncf", "pruned")
+TEXTS, ROWS, STEPS = 4000, 16, 400  # that the pruned one trains on
+PAIRS = (("ort-dynamic", "bare-ort"), ("openvino", "bare-nncf"), ("openvino", "bare-torchao"))
+ALL = ("eager", "ort-dynamic", "ort-static", "openvino", "bare-ort", "bare-nncf", "bare-torchao", "pruned")
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would report to its maker
 
@@ -51,7 +59,9 @@ def encoder(model_folder: Path) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.bert = transformers.AutoModel.from_pretrained(model_folder, add_pooling_layer=False)
+            self.bert = transformers.AutoModel.from_pretrained(
+                model_folder, add_pooling_layer=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+            )
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             states = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -73,16 +83,53 @@ def tokens(model_folder: Path, texts: list[str]) -> list[dict[str, Any]]:
     return out
 
 
-def ours(model: Any, stages: list[dict[str, Any]], target: str, calibration: list[Any], folder: Path) -> Path:
+def ours(
+    model: Any,
+    stages: list[dict[str, Any]],
+    target: str,
+    calibration: list[Any],
+    folder: Path,
+    evaluator: Any = None,
+) -> Path:
     """What modelpress makes of it; the runtime's file."""
     import modelpress as mp
 
-    result = mp.compress(
-        model, stages, dummy_input=calibration[0], calibration_data=calibration, target={"format": target}
-    )
+    given = {"dummy_input": calibration[0]} if evaluator is None else {}
+    result = mp.compress(model, stages, evaluator, calibration_data=calibration, target={"format": target}, **given)
     print(f"  {'; '.join(result.notes)[:300]}", file=sys.stderr)
     root = Path(result.save(folder))
     return next(root.rglob("model.onnx" if target == "onnxruntime" else "model.xml"))
+
+
+def on_texts(model_folder: Path, example: dict[str, Any]) -> Any:
+    """How the encoder trains on texts: no loss of its own, a rate that rises and falls."""
+    import torch
+    import transformers
+    from prepare import shuffled
+
+    import modelpress as mp
+
+    tokenizer, texts = transformers.AutoTokenizer.from_pretrained(model_folder), shuffled(TEXTS)
+
+    def train(model: Any, optimizer: Any, step: Any, scheduler: Any, max_steps: int, max_epochs: Any) -> None:
+        for number in range(max_steps):
+            rows = [texts[(number * ROWS + row) % len(texts)] for row in range(ROWS)]
+            batch = tokenizer(rows, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+            optimizer.zero_grad()
+            step({name: batch[name] for name in example}, model).backward()
+            optimizer.step()
+            scheduler.step()
+
+    def rate(optimizer: Any) -> Any:
+        return transformers.get_linear_schedule_with_warmup(optimizer, STEPS // 10, STEPS)
+
+    return mp.TorchEvaluator(
+        train,
+        lambda parameters: torch.optim.AdamW(parameters, lr=5e-4),
+        lambda batch, model: 0.0 * model(**batch).sum(),
+        rate,
+        dummy_input=example,
+    )
 
 
 def quantize(backend: str, algorithm: str) -> dict[str, Any]:
@@ -124,6 +171,34 @@ def bare_nncf(model: Any, calibration: list[Any], folder: Path) -> Path:
         )
     ov.save_model(made, str(folder / "model.xml"), compress_to_fp16=False)
     return folder / "model.xml"
+
+
+def bare_torchao(model: Any, example: dict[str, Any], folder: Path) -> Callable[[dict[str, Any]], Any]:
+    """By torchao's quickstart for CPUs."""
+    import torch
+
+    command = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(folder), "torchao"]
+    subprocess.run([sys.executable, "-m", "pip", *command], check=True)
+    sys.path.append(str(folder))
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    made = copy.deepcopy(model)
+    quantize_(made, Int8DynamicActivationInt8WeightConfig())
+    compiled = torch.compile(made)
+    with torch.inference_mode():
+        compiled(**example)
+    return in_torch(compiled)
+
+
+def in_torch(model: Any) -> Callable[[dict[str, Any]], Any]:
+    """A module's call, with arrays."""
+    import torch
+
+    def call(feed: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            return model(**{key: torch.from_numpy(value) for key, value in feed.items()}).numpy()
+
+    return call
 
 
 def plain(path: Path) -> Callable[[dict[str, Any]], Any]:
@@ -187,14 +262,20 @@ def main() -> None:
     calibration = tokens(asked.model, [json.loads(line)["text"] for line in lines[:CALIBRATION]])
     model = encoder(asked.model)
     feed_forward = [{"opNamesRe": [r"bert\.encoder\.layer\.\d+\.intermediate\.dense"], "sparsity": 0.25}]
+    states = {
+        "lossTypes": ["task", "MSE"],
+        "lossWeights": [0.0, 1.0],
+        "layerMappings": [{"studentRe": r"bert\.encoder\.layer\.\d+"}],
+        "maxSteps": STEPS,
+    }
     recipes: dict[str, tuple[list[dict[str, Any]], str]] = {
         "ort-dynamic": ([quantize("onnxruntime", "ptq_dynamic")], "onnxruntime"),
         "ort-static": ([quantize("onnxruntime", "ptq_static")], "onnxruntime"),
         "openvino": ([quantize("openvino", "ptq_static")], "openvino"),
         "pruned": (
             [
-                {"prune": {"algorithm": "l2", "configList": feed_forward}},
-                {"distillBlocks": {"steps": 60, "learningRate": 0.0005}},
+                {"prune": {"algorithm": "l1", "configList": feed_forward}},
+                {"distill": states},
                 quantize("openvino", "ptq_static"),
             ],
             "openvino",
@@ -208,17 +289,15 @@ def main() -> None:
             folder = Path(temporary) / name
             folder.mkdir()
             found[name] = {}
-            if name == "eager":
-
-                def eager(feed: dict[str, Any]) -> Any:
-                    with torch.inference_mode():
-                        return model(**{key: torch.from_numpy(value) for key, value in feed.items()}).numpy()
-
-                calls[name] = eager
-                found[name]["bytes"] = sum(each.numel() * 4 for each in model.parameters())
+            if name in ("eager", "bare-torchao"):
+                made = in_torch(model) if name == "eager" else bare_torchao(model, calibration[0], folder)
+                calls[name] = made
+                if name == "eager":  # torchao's is never written to a file
+                    found[name]["bytes"] = sum(each.numel() * 4 for each in model.parameters())
             else:
                 if name in recipes:
-                    path = ours(model, *recipes[name], calibration, folder / "out")
+                    evaluator = on_texts(asked.model, calibration[0]) if name == "pruned" else None
+                    path = ours(model, *recipes[name], calibration, folder / "out", evaluator)
                     calls[name] = opened(path)
                 else:
                     path = (bare_ort if name == "bare-ort" else bare_nncf)(model, calibration, folder)
@@ -232,7 +311,8 @@ def main() -> None:
         feed = {key: value.numpy() for key, value in questions[0].items()}
         times: dict[str, list[float]] = {name: [] for name in wanted}
         for number in range(asked.rounds + 3):
-            for name in wanted if number % 2 else wanted[::-1]:
+            for name in random.Random(number).sample(wanted, len(wanted)):
+                calls[name](feed)
                 start = time.perf_counter()
                 calls[name](feed)
                 if number >= 3:

@@ -177,11 +177,11 @@ def least(table: Table, runs: list[list[dict[str, float]]]) -> dict[str, Any]:
     }
 
 
-def searches(table: Table, seeds: int, many: int, trials: int) -> dict[str, Any]:
+def searches(table: Table, seeds: int, many: int, trials: int, names: Sequence[str]) -> dict[str, Any]:
     """All algorithms, ours and Optuna's."""
     whole = table.volume([table.metrics(point) for point in table.all()])
     out: dict[str, Any] = {"accuracy and macs": {}, "macs alone": {}}
-    for name, make in makers().items():
+    for name, make in makers(names).items():
         if name == "gp":
             continue
         count = seeds if name == "tpe" else many
@@ -200,8 +200,8 @@ def searches(table: Table, seeds: int, many: int, trials: int) -> dict[str, Any]
     return out
 
 
-def makers() -> dict[str, Callable[[int], Any]]:
-    """Optuna's samplers, each by a seed."""
+def makers(names: Sequence[str]) -> dict[str, Callable[[int], Any]]:
+    """Optuna's samplers of these names, each by a seed."""
     from optuna import samplers
 
     warnings.simplefilter("ignore")
@@ -212,9 +212,10 @@ def makers() -> dict[str, Callable[[int], Any]]:
         "nsga2": lambda seed: samplers.NSGAIISampler(seed=seed, population_size=16),
         "gp": lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False),
     }
-    if importlib.util.find_spec("cmaes") is None:
+    found["cmaes"] = lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    if "cmaes" in names and importlib.util.find_spec("cmaes") is None:
         sys.exit("Optuna's CMA-ES needs the package cmaes")
-    return found | {"cmaes": lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)}
+    return {name: make for name, make in found.items() if name in names}
 
 
 def compare(found: dict[str, Any], figure: str, sign: float = 1.0) -> None:
@@ -273,7 +274,7 @@ def bare_numbers(
     return studied(table, make(seed), trials, objectives, constrained, measured)
 
 
-def numbers(table: Table, seeds: int, many: int, few: int, trials: int) -> dict[str, Any]:
+def numbers(table: Table, seeds: int, many: int, few: int, trials: int, names: Sequence[str]) -> dict[str, Any]:
     """All samplers on ordered parameters: hypervolume of accuracy and MACs, and the best merit, with standard errors.
 
     The whole is what a fine grid holds. gp has `few` seeds, for each of its trials is a fit.
@@ -284,7 +285,7 @@ def numbers(table: Table, seeds: int, many: int, few: int, trials: int) -> dict[
     ]
     whole, best, least_ = table.volume(fine), max(m["merit"] for m in fine), min(m["merit"] for m in fine)
     out: dict[str, Any] = {"accuracy and macs": {}, "merit": {}}
-    for name, make in makers().items():
+    for name, make in makers(names).items():
         count = {"gp": few, "tpe": seeds}.get(name, many)
         if count < 2:
             continue
@@ -315,6 +316,7 @@ def merits(runs: list[list[dict[str, float]]], least_: float, best: float) -> di
     }
 
 
+SAMPLERS = ("random", "qmc", "tpe", "nsga2", "gp", "cmaes")
 PARTS = ("search", "numbers", "early stopping", "two rungs")
 
 
@@ -326,6 +328,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=5, help="of gp, each of whose trials is a fit")
     parser.add_argument("--orders", type=int, default=100)
     parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--samplers", nargs="+", default=SAMPLERS, help="the part has these, and no others any more")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "search_quality.json")
     parser.add_argument("parts", nargs="*", default=PARTS, help=", ".join(PARTS))
     options = parser.parse_args()
@@ -333,9 +336,9 @@ def main() -> None:
     found: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     for part in options.parts:
         if part == "search":
-            found[part] = searches(table, options.seeds, options.many, options.trials)
+            found[part] = searches(table, options.seeds, options.many, options.trials, options.samplers)
         elif part == "numbers":
-            found[part] = numbers(table, options.seeds, options.many, options.few, options.trials)
+            found[part] = numbers(table, options.seeds, options.many, options.few, options.trials, options.samplers)
         elif part == "early stopping":
             found[part] = {name: stops(recorded(name), options.orders) for name in RECORDED}
         elif part == "two rungs":

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -178,6 +179,8 @@ class Turns:
         self._began = time.thread_time()
 
     def begin(self) -> None:
+        """The training begins; behind a collection of the garbage that imports left, which either side may set off."""
+        gc.collect()
         self._began = time.thread_time()
 
     def end(self) -> None:

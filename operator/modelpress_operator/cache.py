@@ -117,6 +117,11 @@ class Cache:
         self._tell(resource, before, after, ours)
         return True
 
+    def tell_again(self, resource: Resource, namespace: str, name: str) -> None:
+        """Have an object looked at once more: what it was judged by is known better now."""
+        if (obj := self.get(resource, namespace, name)) is not None:
+            self._tell(resource, obj, obj, False)
+
     def remove(self, resource: Resource, obj: RawObject, *, ours: bool = False) -> bool:
         """Store that an object is gone; False if that is known."""
         meta = meta_of(obj)

@@ -234,6 +234,8 @@ class Executor:
         self.made[meta_of(answer)["uid"]] = record
         while len(self.made) > MAX_MADE:
             del self.made[next(iter(self.made))]
+        # The watch may have told of it before this answer came, and it was taken for somebody else's.
+        self._cache.tell_again(COMPRESSION_JOBS, namespace, job.metadata.name)
 
     async def _create(self, resource: Resource, namespace: str, body: RawObject, owner_uid: str) -> RawObject:
         name = meta_of(body)["name"]

@@ -58,7 +58,7 @@ class OrtSession(Session):
             raise RuntimeFileError(f"{path.name}: what it says of its call is not what it takes; fetch it again")
 
     def run(self, feed: Mapping[str, np.ndarray[Any, Any]]) -> Sequence[np.ndarray[Any, Any]]:
-        self.signature.check(feed)
+        self._forms(feed)
         try:
             found: list[np.ndarray[Any, Any]] = self._session.run(None, dict(feed))
         except Exception as error:  # its errors share no class with each other

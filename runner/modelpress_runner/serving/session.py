@@ -14,6 +14,8 @@ import numpy as np
 from modelpress_runner.serving.errors import MissingRuntimeError, RuntimeFileError
 from modelpress_runner.serving.signature import Signature
 
+Forms = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+
 
 class Session(abc.ABC):
     """A model in a file, ready to run; arrays in, arrays out.
@@ -27,6 +29,7 @@ class Session(abc.ABC):
     runtime: ClassVar[str]
     signature: Signature
     threads: int
+    _fits: Forms | None = None  # of the last call that was looked at
 
     @abc.abstractmethod
     def run(self, feed: Mapping[str, np.ndarray[Any, Any]]) -> Sequence[np.ndarray[Any, Any]]:
@@ -35,6 +38,18 @@ class Session(abc.ABC):
         Raises:
             CallError: they are not what the model takes.
         """
+
+    def _forms(self, feed: Mapping[str, np.ndarray[Any, Any]]) -> Forms:
+        """Names, types and shapes of a call's inputs, which are looked at where they are others than in the last call.
+
+        Raises:
+            CallError: they are not what the model takes.
+        """
+        forms = tuple([(name, value.dtype, value.shape) for name, value in feed.items()])
+        if forms != self._fits:
+            self.signature.check(feed)
+            self._fits = forms
+        return forms
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A call as of the module that the file was made from, with arrays instead of tensors."""

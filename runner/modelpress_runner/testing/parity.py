@@ -114,6 +114,7 @@ class TrainingParity:
     ) -> None:
         """One of each at every place where there may be one: modes, buffers and generators are the training's again."""
         monkeypatch.setattr("modelpress_runner.training.pace.Pace.is_due", lambda pace, step: True)
+        monkeypatch.setattr("modelpress_runner.training.session.LOOK_SECONDS", 0.0)
         script, weights = self.plain(make, unit)
         ours, evaluator = make()
         events: list[Any] = []

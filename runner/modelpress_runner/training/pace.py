@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-CHECKPOINT_SHARE = 0.01  # of a training's time that its checkpoints may hold it up
+CHECKPOINT_SHARE = 0.005  # of a training's time that its checkpoints may hold it up
 SCORE_SHARE = 0.05  # that intermediate scores may
 LEAST = 1.0  # seconds between two of a kind, and
 SPREAD = 0.01  # of the time since the training began

@@ -118,7 +118,6 @@ class MaskKeeper(Participant):
     def finish(self) -> None:
         self.apply()
 
-    @torch.no_grad()
     def apply(self) -> None:
         """Sets every masked weight to zero, wherever training has moved the parameter."""
         masks = self._masks()
@@ -254,6 +253,10 @@ class Participants:
         self.members = tuple(members)
         self._attached: list[Participant] = []
         self._own: list[list[nn.Parameter]] = [[] for _ in self.members]
+        self._before, self._touching, self._after = (
+            [each for each in self.members if getattr(type(each), name) is not getattr(Participant, name)]
+            for name in ("before_step", "touches", "after_step")
+        )
 
     @property
     def change_losses(self) -> bool:
@@ -298,17 +301,17 @@ class Participants:
 
     def before_step(self, step: int) -> None:
         """As Participant.before_step."""
-        for each in self.members:
+        for each in self._before:
             each.before_step(step)
 
     def touches(self, step: int) -> str | None:
         """The most that one of them does."""
-        wanted = {each.touches(step) for each in self.members}
+        wanted = [each.touches(step) for each in self._touching]
         return "writes" if "writes" in wanted else "reads" if "reads" in wanted else None
 
     def after_step(self, step: int) -> None:
         """As Participant.after_step."""
-        for each in self.members:
+        for each in self._after:
             each.after_step(step)
 
     def finish(self) -> None:

@@ -24,6 +24,7 @@ from modelpress_runner.training.participants import Participant
 from modelpress_runner.training.participation import Participation
 
 STOP_SECONDS = 5.0  # that a run which is to stop trains on, at most, to come to the end of a step
+LOOK_SECONDS = 0.02  # between two looks at what is due, where none is due for the sake of a step
 MEETING_SECONDS = 0.5  # between two moments at which the ranks agree on what to do next
 MOST_STEPS_APART = 1000  # of two such moments
 SAVING_SECONDS = 0.01  # of a first checkpoint, at least
@@ -129,6 +130,7 @@ class Session(Participation):
         self._limit: int | None = None
         self._meeting, self._met_at, self._met_after = 0, 0.0, 0
         self._all_save = True  # whether every rank can make a checkpoint, when they last met
+        self._next_look = 0.0  # the clock's time from which on something may be due
         self._asked_at = 0.0  # the clock's time when the run was first seen to be asked to stop
         self._wanted = (False, False, False)  # a checkpoint, a score, the end
         self._saving: Pace | None = None
@@ -280,17 +282,20 @@ class Session(Participation):
 
     def _wants_one(self) -> bool:
         """Whether it is time for a safe point, for those that have to make one; on all ranks alike."""
-        steps = self.steps
-        if ranks.is_distributed() and steps < self._meeting:
+        steps, distributed = self.steps, ranks.is_distributed()
+        if distributed and steps < self._meeting:
             return False
+        asked, now = self._is_asked(), time.monotonic()
+        if now < self._next_look and not asked and not distributed:
+            return False
+        self._next_look = 0.0 if self._keeper is None or self._keeper.every is not None else now + LOOK_SECONDS
         save, score = False, False
         if self._saving is not None and self._scoring is not None and self._keeper is not None:
             self._scoring.beside = self._evaluator.interruption
             self._saving.beside = self._scoring.beside + self._keeper.beside_seconds
             save = self._saves_now() and self._saving.is_due(steps)
             score = self._keeper.scores and self._evaluator.scores_inside and self._scoring.is_due(steps)
-        asked = self._is_asked()
-        if ranks.is_distributed():
+        if distributed:
             save, score, asked = self._agree(save, score, asked)
         if self._telling is not None and self._keeper is not None and not score and self._telling.is_due(steps):
             self._keeper.tell(steps)

@@ -425,3 +425,31 @@ async def test_what_is_not_read_is_stalled(operator: Operator, args: Any) -> Non
     await until(stalled)
     assert (await operator.get(COMPRESSION_JOBS, "j"))["status"]["phase"] == "Pending"
     assert await operator.client.list(JOBS, None) == []
+
+
+async def test_a_trial_that_the_watch_tells_of_first_starts_at_once(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its creation is answered when it was looked at already; its Job does not wait until it is told of again."""
+    create = operator.client.create
+
+    async def late(resource: Resource, namespace: str, body: RawObject) -> RawObject:
+        made = await create(resource, namespace, body)
+        if resource is COMPRESSION_JOBS:
+            await operator.watch()
+            await asyncio.sleep(0.3)  # the trial is looked at meanwhile
+        return made
+
+    monkeypatch.setattr(operator.client, "create", late)
+    path = "/model/args/width"
+    sweep = {
+        "template": {"spec": recipe(model={"entrypoint": "digits:create", "args": {"width": 8}})},
+        "searchSpace": [{"name": "width", "paths": [path], "int": {"min": 4, "max": 32}}],
+        "objectives": [{"metric": "default"}],
+        "algorithm": {"name": "random", "seed": 0},
+        "parallelism": 1,
+        "maxTrials": 1,
+    }
+    await operator.create(COMPRESSION_SWEEPS, "s", sweep)
+    async with asyncio.timeout(4):  # a first status may wait for 8 seconds
+        await until(lambda: operator.cache.get(JOBS, N, "s-00000-1") is not None)

@@ -331,6 +331,7 @@ def test_what_cannot_be_played_back_is_not_saved_and_said(loop, why, tmp_path):
 def test_scores_inside_change_nothing(monkeypatch):
     """A score at every step, with random numbers of its own and in eval mode: the training is the script's."""
     monkeypatch.setattr("modelpress_runner.training.pace.LEAST", 0.0)
+    monkeypatch.setattr("modelpress_runner.training.session.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("modelpress_runner.training.pace.SPREAD", 0.0)
     monkeypatch.setattr("modelpress_runner.training.session.FIRST_SCORE", 0.0)
     monkeypatch.setattr("modelpress_runner.training.session.SCORE_SHARE", 1e9)

@@ -14,7 +14,7 @@ from runtime_nets import Quantized, word_ids
 from modelpress_runner.export.backends.openvino import _round_tables
 from modelpress_runner.export.openvino.program import export_openvino
 from modelpress_runner.export.runtime_module import RuntimeModule
-from modelpress_runner.serving.errors import MissingRuntimeError, RuntimeFileError
+from modelpress_runner.serving.errors import CallError, MissingRuntimeError, RuntimeFileError
 from modelpress_runner.serving.ov import openvino
 from modelpress_runner.serving.session import open_session
 
@@ -38,6 +38,17 @@ def test_integers_compute_what_fake_quantization_does(quantized: tuple[Quantized
     weights = sum(each.layer.weight.numel() for each in model.modules() if hasattr(each, "weight_scale"))
     assert weights < path.with_suffix(".bin").stat().st_size < 1.5 * weights
     assert repr(module) == "RuntimeModule(openvino: ids: (batch, 8) int64)"
+
+
+def test_shapes_that_come_again_and_others_compute_the_same(quantized: tuple[Quantized, Path]) -> None:
+    """Each of six batches thrice, then all once more: a row's output is the same in all of them."""
+    session, ids = open_session(quantized[1]), word_ids(6).numpy()
+    sizes = [size for size in range(1, 7) for _ in range(3)] + list(range(1, 7))
+    whole = session(ids)
+    for size in sizes:
+        np.testing.assert_allclose(session(ids[:size]), whole[:size], rtol=1e-5, atol=1e-6)
+    with pytest.raises(CallError):
+        session(np.zeros((2, 9), np.int64))
 
 
 def test_it_runs_without_torch_and_tells_nobody(quantized: tuple[Quantized, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 _SAMPLED = 64  # numbers of a tensor that its checksum looks at
@@ -16,6 +17,7 @@ _DEPTH = 6
 _WITHOUT_NUMPY = frozenset(
     {torch.bfloat16} | {getattr(torch, name) for name in dir(torch) if name.startswith("float8")}
 )
+_TEXT = {value: str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
@@ -26,26 +28,35 @@ def digest(batch: Any) -> int | list[Any]:
     left there, and `checksum` makes the number once there is time.
     """
     parts: list[Any] = []
-    _collect(batch, 0, parts)
-    return parts if any(isinstance(part, torch.Tensor) for part in parts) else checksum(parts)
+    for item in batch if type(batch) in (list, tuple) else (batch,):
+        _collect(item, 1, parts)
+    for part in parts:
+        if type(part) is not bytes:
+            return parts
+    return zlib.crc32(b"".join(parts))
 
 
 def checksum(parts: int | list[Any]) -> int:
     """Of what `digest` gave."""
     if isinstance(parts, int):
         return parts
-    total = 0
-    for part in parts:
-        total = zlib.crc32(_bytes(part.cpu()) if isinstance(part, torch.Tensor) else part, total)
-    return total
+    return zlib.crc32(b"".join([_bytes(part.cpu()) if isinstance(part, torch.Tensor) else part for part in parts]))
 
 
 def _collect(value: Any, depth: int, parts: list[Any]) -> None:
     if isinstance(value, torch.Tensor):
-        parts.append(_in_text(value.shape))
-        some = _sampled(value)
-        if some is not None:
-            parts.append(some)
+        text, places = _looked_at(value.shape)
+        parts.append(text)
+        if value.is_cpu and not value.requires_grad:
+            try:
+                parts.append(value.numpy().take(places).tobytes())
+                return
+            except (TypeError, RuntimeError):  # a type that NumPy has not, or no plain memory
+                pass
+        if value.layout is torch.strided and value.numel() and not value.is_meta:
+            some = value.detach().flatten()[:: max(1, value.numel() // _SAMPLED)].clone()
+            some = torch.view_as_real(some) if some.is_complex() else some
+            parts.append(_bytes(some) if value.is_cpu else some)
     elif isinstance(value, _PLAIN):
         parts.append(repr(value).encode())
     elif isinstance(value, list | tuple) and depth < _DEPTH:
@@ -60,27 +71,10 @@ def _collect(value: Any, depth: int, parts: list[Any]) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _in_text(shape: torch.Size) -> bytes:
-    return repr(f"{tuple(shape)}").encode()
-
-
-def _sampled(value: torch.Tensor) -> bytes | torch.Tensor | None:
-    """Some numbers of a tensor, the same bytes wherever it is; None: it has none that could be looked at."""
-    if value.is_cpu and not value.requires_grad:
-        try:
-            array = value.numpy()
-        except (TypeError, RuntimeError):  # a type that NumPy has not, or no plain memory
-            pass
-        else:
-            size = array.size
-            if not size or array.dtype.kind == "c":
-                return None
-            sampled: bytes = array.reshape(-1)[:: max(1, size // _SAMPLED)].tobytes()
-            return sampled
-    if value.layout is not torch.strided or not value.numel() or value.is_complex() or value.is_meta:
-        return None
-    some = value.detach().flatten()[:: max(1, value.numel() // _SAMPLED)].clone()
-    return _bytes(some) if value.is_cpu else some
+def _looked_at(shape: torch.Size) -> tuple[bytes, np.ndarray[Any, Any]]:
+    """A shape in text, and which numbers of a tensor of that shape are looked at."""
+    size = shape.numel()
+    return repr(f"{tuple(shape)}").encode(), np.arange(0, size, max(1, size // _SAMPLED))
 
 
 def _bytes(numbers: torch.Tensor) -> bytes:
@@ -112,7 +106,7 @@ class Recorded:
 def _kept(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Tensor):
         if value.is_cpu and value.dim() == 0 and value.is_floating_point():  # as a loss is
-            return ["tensor", value.item(), _type_in_text(value.dtype), [], "cpu", value.requires_grad]
+            return ["tensor", value.item(), _TEXT[value.dtype], [], "cpu", value.requires_grad]
         numbers = None
         if value.numel() <= _KEPT and not value.is_complex() and value.layout is torch.strided:
             numbers = _numbers(value.detach()) if value.is_cpu else value.detach().clone()
@@ -130,11 +124,6 @@ def _kept(value: Any, depth: int) -> Any:
                 return ["named", type(value).__name__, list(value._fields), items]
             return ["tuple" if isinstance(value, tuple) else "list", items]
     return ["other"]
-
-
-@functools.lru_cache(maxsize=64)
-def _type_in_text(dtype: torch.dtype) -> str:
-    return str(dtype)
 
 
 def _plain(kept: Any) -> Any:

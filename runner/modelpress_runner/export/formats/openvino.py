@@ -44,6 +44,8 @@ class OpenVino(RuntimeFormat):
             'With OpenVINO, without torch. `mp.load(uri, format="openvino")` opens it as a module that is called as '
             "the model was:\n\n"
             "```python\nimport openvino\n\n"
-            'model = openvino.Core().compile_model("model.xml", "CPU")\n'
-            "outputs = model({each.any_name: ... for each in model.inputs})\n```"
+            'core = openvino.Core()\nmodel = core.read_model("model.xml")\n'
+            "# model.reshape({name: [1, ...], ...}) first, if each call has the same shapes: fixed ones are faster\n"
+            'compiled = core.compile_model(model, "CPU")\n'
+            "outputs = compiled({each.any_name: ... for each in compiled.inputs})\n```"
         )
