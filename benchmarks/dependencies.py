@@ -142,11 +142,19 @@ def peer(make: Make) -> dict[str, Any]:
         importance = tp.importance.MagnitudeImportance(p=1)
         pruner = tp.pruner.MetaPruner(model, inputs, importance=importance, pruning_ratio=RATIO, ignored_layers=[last])
         zeroed: dict[str, list[int]] = {}
+        left: dict[str, list[int]] = {}  # of a module that groups cut one after another: its channels as they were
         for group in pruner.step(interactive=True):
+            gone: dict[str, set[int]] = {}
             for dependency, places in group:
                 name = names.get(id(dependency.target.module))
                 if name is not None and "out" in dependency.handler.__name__:
-                    zeroed.setdefault(name, []).extend(places)
+                    gone.setdefault(name, set()).update(places)
+            for name, now in gone.items():
+                if not _width(model.get_submodule(name)):
+                    continue
+                channels_left = left.setdefault(name, list(range(_width(model.get_submodule(name)))))
+                zeroed.setdefault(name, []).extend(channels_left[place] for place in now)
+                left[name] = [channel for place, channel in enumerate(channels_left) if place not in now]
             group.prune()
         seconds = time.process_time() - begin
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -172,12 +180,23 @@ def _distance(masked: nn.Module, zeroed: dict[str, list[int]], inputs: Any, got:
     with torch.no_grad():
         for name, places in zeroed.items():
             module = masked.get_submodule(name)
-            dim = int(getattr(module, "transposed", False) or isinstance(module, nn.Embedding))
+            dim = _out_dimension(module)
             for parameter in (module._parameters.get("weight"), module._parameters.get("bias")):
                 if parameter is not None:
                     parameter.movedim(dim if parameter.dim() > 1 else 0, 0)[places] = 0
     pairs = zip(got, _outputs(masked, inputs), strict=True)
     return float(f"{max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs):.2g}")
+
+
+def _out_dimension(module: nn.Module) -> int:
+    """Of the weight, the one of its outputs."""
+    return int(getattr(module, "transposed", False) or isinstance(module, nn.Embedding))
+
+
+def _width(module: nn.Module) -> int:
+    """How many outputs a module's weight makes; 0: it has none."""
+    weight = module._parameters.get("weight")
+    return 0 if weight is None else weight.shape[_out_dimension(module) if weight.dim() > 1 else 0]
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:

@@ -44,6 +44,7 @@ class Trace:
         self._unsettled: Any = WeakTensorKeyDictionary()  # what to do once something uses a tensor
         self._modules: list[tuple[str, nn.Module]] = []
         self._rectangles: dict[bytes, Kept] = {}
+        self._kept: dict[Kept, Kept] = {}  # equal ones are one object
         self.named: Collection[int] = ()  # dimensions of the view under way whose sizes are attributes
         # Of the slice under way, by dimension: where it begins and ends, if one of both is computed from attributes.
         self.ends: Mapping[int, tuple[int | None, int | None]] = {}
@@ -96,7 +97,7 @@ class Trace:
             if len(plane.varying) > 1:
                 key = _key(plane.labels)
                 if key not in self._rectangles:
-                    self._rectangles[key] = Kept.of(plane.labels)
+                    self._rectangles[key] = self._keep(plane.labels)
         if kept and id(tensor) not in self._parameters:
             self._planes[tensor] = kept
 
@@ -117,7 +118,7 @@ class Trace:
     def use(self, size: int, dim: int, labels: torch.Tensor | None, name: str) -> None:
         """Remembers that dimension `dim` is as long as `size` says, if that is computed from attributes or shapes."""
         if isinstance(size, NamedSize):
-            self.uses.append(Use(size, dim, None if labels is None else Kept.of(labels), self.where(name)))
+            self.uses.append(Use(size, dim, None if labels is None else self._keep(labels), self.where(name)))
 
     def read(self, tensor: torch.Tensor) -> torch.Size:
         """The shape of a tensor; sizes of dimensions with channels know it, and others know that they have none."""
@@ -126,8 +127,12 @@ class Trace:
             for dim in plane.varying:
                 if not isinstance(sizes[dim], NamedSize):
                     sizes[dim] = NamedSize.read(sizes[dim], len(self.shapes))
-                    self.shapes.append((dim, Kept.of(plane.labels)))
+                    self.shapes.append((dim, self._keep(plane.labels)))
         return torch.Size(sizes)
+
+    def _keep(self, labels: torch.Tensor) -> Kept:
+        kept = Kept.of(labels)
+        return self._kept.setdefault(kept, kept)
 
     def same(self, size: NamedSize, tensor: torch.Tensor, dim: int) -> None:
         """Ties a dimension to the one, of another tensor, whose size it is asked to have."""

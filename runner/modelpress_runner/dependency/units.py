@@ -24,7 +24,8 @@ class Units:
 
     def __init__(self, room: int = 0) -> None:
         """`room`: how many atoms there will be, as far as is known; more are no error."""
-        self._parent = np.zeros(1 + room, dtype=np.int32)  # with room behind what is counted
+        # By atom how far down its parent is, 0 of roots: of those a page of memory is only taken where others lie, too.
+        self._up = np.zeros(1 + room, dtype=np.int32)  # with room behind what is counted
         self._why = np.zeros(1 + room, dtype=np.int32)  # of roots: the number of the reason; 0: none
         self.count = 1  # of atoms, with the 0
         self.constant = range(0)  # atoms of what is no weight
@@ -33,11 +34,10 @@ class Units:
     def fresh(self, count: int) -> range:
         """New atoms."""
         first, end = self.count, self.count + count
-        if end > len(self._parent):
-            room = max(end, len(self._parent) * 9 // 8)
-            self._parent = np.concatenate([self._parent[:first], np.zeros(room - first, dtype=np.int32)])
+        if end > len(self._up):
+            room = max(end, len(self._up) * 9 // 8)
+            self._up = np.concatenate([self._up[:first], np.zeros(room - first, dtype=np.int32)])
             self._why = np.concatenate([self._why[:first], np.zeros(room - first, dtype=np.int32)])
-        self._parent[first:end] = np.arange(first, end, dtype=np.int32)
         self.count = end
         return range(first, end)
 
@@ -93,12 +93,13 @@ class Units:
         while len(one):
             # The smallest number stands for all, so that the order of joining does not matter.
             low, high = np.minimum(one, other), np.maximum(one, other)
-            np.minimum.at(self._parent, high, low)
+            np.minimum.at(self._up, high, low - high)
             one, other = self._root(low), self._root(high)
             left = one != other
             one, other = one[left], other[left]
         roots, why = self._root(met), self._why[met]
-        self._parent[met] = roots
+        below = roots < met
+        self._up[met[below]] = (roots - met)[below]
         told = (why > 0) & (self._why[roots] == 0)
         self._why[roots[told][::-1]] = why[told][::-1]  # of several the smallest one's, which is written last
 
@@ -109,7 +110,7 @@ class Units:
 
     def _root(self, atoms: Any) -> Any:
         while True:
-            up = self._parent[atoms]
-            if np.array_equal(up, atoms):
+            up = self._up[atoms]
+            if not up.any():
                 return atoms
-            atoms = up
+            atoms = atoms + up
