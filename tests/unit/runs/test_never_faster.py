@@ -1,4 +1,4 @@
-"""What is slower than the dense model is nowhere called faster: result, manifest, card and report. The clock is given."""
+"""What is slower than the dense model is nowhere called faster: in result, manifest, card and report."""
 
 from __future__ import annotations
 
