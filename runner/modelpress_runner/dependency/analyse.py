@@ -82,6 +82,14 @@ def is_own(module: nn.Module) -> bool:
     return not any(base.__module__.startswith("torch.nn.") for base in bases) and not any(computed(module, ""))
 
 
+def _clone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that takes memory once either is written to, where torch can do that."""
+    try:
+        return torch._lazy_clone(tensor)
+    except RuntimeError:  # memory that torch did not allocate, or no plain layout
+        return tensor.clone()
+
+
 class _Numbers:
     """Units by number, in the order that their roots are met."""
 
@@ -140,7 +148,7 @@ class _Analysis:
     def run(self, dummy_input: Any) -> ChannelDependencies:
         blocks = self._trace.blocks = Blocks()
         try:
-            outputs = self._pass(map_tensors(dummy_input, torch.clone), train=False)
+            outputs = self._pass(map_tensors(dummy_input, _clone), train=False)
         except Exception as error:
             raise CompressionError(
                 f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"
