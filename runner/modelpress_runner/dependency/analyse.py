@@ -38,6 +38,7 @@ from modelpress_runner.edits.recurrent import RECURRENT
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
+from modelpress_runner.runtime.heap import give_back
 
 PRODUCERS = (CONV, nn.Linear, nn.Embedding, nn.MultiheadAttention, *RECURRENT)
 _CONFIGS = {"config", "cfg", "args"}  # attributes that hold an object with numbers
@@ -147,6 +148,7 @@ class _Analysis:
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
         blocks = self._trace.blocks = Blocks()
+        give_back()
         try:
             outputs = self._pass(map_tensors(dummy_input, _clone), train=False)
         except Exception as error:
