@@ -37,7 +37,9 @@ class _Ups:
         """For so many atoms."""
         if atoms > _PAGE * len(self._whole):
             more = max(-(-atoms // _PAGE), len(self._whole) * 9 // 8) - len(self._whole)
-            self._whole, self._row = (np.append(each, np.zeros_like(each, shape=more)) for each in (self._whole, self._row))
+            self._whole, self._row = (
+                np.append(each, np.zeros_like(each, shape=more)) for each in (self._whole, self._row)
+            )
             rows = np.zeros((1 + len(self._whole), _PAGE), dtype=np.int32)
             rows[: self._taken] = self._rows[: self._taken]
             self._rows = rows
