@@ -4,8 +4,9 @@ For each seed a dense network is trained, cut down by each method to the same sh
 trained for three epochs; all in the same process, with the same batches in the same order. Shares .3125, .5 and .75
 take whole channels of every width, so that all round alike, and are -52 %, -74 % and -93 % of MACs. Beside them:
 `reconstruct: leastSquares` in front of the three epochs, over the training images without labels; widths that a budget
-of the same MACs solves, channels drawn at random, and the pruned network from scratch. At -93 % further a whole recipe:
-gradual pruning with training between rounds, then fine-tuning, 40 epochs in all.
+of the same MACs solves, channels drawn at random, the pruned network from scratch, and the three epochs with the dense
+network as the teacher (`distill`): the same batches in the same order at the same rate. At -93 % further a whole
+recipe: gradual pruning with training between rounds, then fine-tuning, 40 epochs in all.
 
 Reported for each: accuracy (mean and standard error over the seeds), MACs, and the mean difference to the best of
 torch-pruning's with its standard error. That best is chosen by the same accuracies and so looks better than it is.
@@ -13,7 +14,9 @@ torch-pruning's with its standard error. That best is chosen by the same accurac
 the other seeds, counted on this one; and the difference of both sides.
 
 Usage: python benchmarks/prune_digits.py [--seeds 0 1 2] [--shares .3125 .5 .75] [--names l1 ...] [--output FILE]
-It goes on from the rows that are in the file already.
+       python benchmarks/prune_digits.py --teachings --seeds 20 21 22 23 24
+It goes on from the rows that are in the file already. The second form scores how the teacher may teach, on seeds that
+no row has; TAUGHT is the one of the highest mean over seeds and shares.
 """
 
 from __future__ import annotations
@@ -48,6 +51,12 @@ BUDGETED = ("group_norm", "taylor")
 THEIRS = ("l1", "l2", "taylor", "random")
 EPOCHS, SCORED = 3, 10
 RECIPE = {"rounds": 10, "finetune": 30}
+TEACHINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "temperature 4": {"temperature": 4.0},
+    "temperature 4, weights .3 and .7": {"temperature": 4.0, "loss_weights": [0.3, 0.7]},
+}
+TAUGHT = "defaults"
 
 
 def nothing(*_: Any, **__: Any) -> None:
@@ -61,13 +70,13 @@ def fresh(state: dict[str, torch.Tensor]) -> mp.Subject:
     return subject
 
 
-def ours(state: dict[str, torch.Tensor], seed: int, stages: list[dict[str, Any]]) -> Any:
-    """What mp.compress makes of it."""
+def ours(state: dict[str, torch.Tensor], seed: int, stages: list[dict[str, Any]], as_behind: bool = False) -> Any:
+    """What mp.compress makes of it; `as_behind`: its stages train as `train` does, batch for batch."""
     subject = fresh(state)
     return mp.compress(
         subject.model,
         stages=stages,
-        evaluator=subject.evaluator,
+        evaluator=evaluator_of(subject.model, seed) if as_behind else subject.evaluator,
         dummy_input=DATA[2][:1],
         calibration_data=list(DATA[0].split(digits.BATCH)),
         seed=seed,
@@ -104,16 +113,43 @@ def train(model: Any, epochs: int, seed: int, falling: bool = False) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     steps = max(1, epochs * math.ceil(len(DATA[0]) / digits.BATCH))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if falling else None
+    loop(model, optimizer, labelled, epochs, seed, schedule)
+    return digits.accuracy(model, DATA[2], DATA[3])
+
+
+def labelled(batch: tuple[torch.Tensor, torch.Tensor], model: Any) -> torch.Tensor:
+    """The loss of the labels."""
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def loop(model: Any, optimizer: Any, loss: Callable[..., torch.Tensor], epochs: int, seed: int, schedule: Any) -> None:
+    """Passes over the training images in the order that the seed gives."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         model.train()
         for index in torch.randperm(len(DATA[0]), generator=generator).split(digits.BATCH):
             optimizer.zero_grad()
-            F.cross_entropy(model(DATA[0][index]), DATA[1][index]).backward()
+            loss((DATA[0][index], DATA[1][index]), model).backward()
             optimizer.step()
             if schedule is not None:
                 schedule.step()
-    return digits.accuracy(model, DATA[2], DATA[3])
+
+
+def evaluator_of(model: Any, seed: int) -> mp.TorchEvaluator:
+    """The training of `train` for stages."""
+
+    def training_func(
+        model: Any, optimizer: Any, training_step: Any, lr_scheduler: Any, max_steps: Any, max_epochs: Any
+    ) -> None:
+        loop(model, optimizer, training_step, max_epochs, seed, lr_scheduler)
+
+    return mp.TorchEvaluator(
+        training_func,
+        mp.trace(torch.optim.AdamW)(model.parameters(), lr=1e-3),
+        labelled,
+        dummy_input=DATA[2][:1],
+        evaluating_func=lambda model: digits.accuracy(model, DATA[2], DATA[3]),
+    )
 
 
 def from_scratch(model: Any, seed: int) -> Any:
@@ -149,6 +185,11 @@ def recipe(share: float) -> list[dict[str, Any]]:
     return [prune("taylor", share, schedule=schedule), {"finetune": {"epochs": RECIPE["finetune"]}}]
 
 
+def taught(share: float, teaching: str) -> list[dict[str, Any]]:
+    """Pruning, then EPOCHS with the dense network as the teacher."""
+    return [prune("group_norm", share), {"distill": {"epochs": EPOCHS, **TEACHINGS[teaching]}}]
+
+
 def cases(state: dict[str, torch.Tensor], seed: int, share: float) -> dict[str, Callable[[], tuple[Any, int]]]:
     """By name what makes a pruned network, and how many epochs it trains afterwards."""
     whole = macs(fresh(state).model)
@@ -163,6 +204,7 @@ def cases(state: dict[str, torch.Tensor], seed: int, share: float) -> dict[str, 
             ours(state, seed, [prune(a, share, reconstruct="leastSquares")]),
             EPOCHS,
         )
+    out["modelpress group_norm, distilled"] = lambda: (ours(state, seed, taught(share, TAUGHT), as_behind=True), 0)
     for algorithm in BUDGETED:
         out[f"modelpress {algorithm}, budget"] = lambda a=algorithm: (
             ours(state, seed, [budgeted(a, same / whole)]),
@@ -241,6 +283,25 @@ def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def teachings(seeds: list[int], shares: list[float]) -> dict[str, Any]:
+    """The mean accuracy of each of TEACHINGS over the seeds, by target."""
+    found: dict[str, dict[str, list[float]]] = {name: {SHARES[share]: [] for share in shares} for name in TEACHINGS}
+    for seed in seeds:
+        torch.manual_seed(seed)
+        state = digits.create().model.state_dict()
+        for name, by_target in found.items():
+            for share in shares:
+                model = ours(state, seed, taught(share, name), as_behind=True)
+                by_target[SHARES[share]].append(digits.accuracy(model, DATA[2], DATA[3]))
+            print(seed, name, {target: round(values[-1], 4) for target, values in by_target.items()}, flush=True)
+    means = {name: {target: statistics.mean(v) for target, v in by.items()} for name, by in found.items()}
+    return {
+        "seeds": seeds,
+        "accuracy": means,
+        "mean": {name: statistics.mean(by.values()) for name, by in means.items()},
+    }
+
+
 def error(values: list[float]) -> float:
     """Of the mean."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
@@ -252,12 +313,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shares", type=float, nargs="+", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--names", nargs="+", help="only cases in whose names one of these stands")
+    parser.add_argument("--teachings", action="store_true", help="score how the teacher may teach, and no case")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "prune_digits.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = json.loads(options.output.read_text()) if options.output.exists() else {"rows": [], "dense": {}}
     rows: list[dict[str, Any]] = known["rows"]
     dense: dict[str, float] = known["dense"]
+    if options.teachings:
+        if taken := {row["seed"] for row in rows} & set(options.seeds):
+            parser.error(f"--teachings needs seeds that no row has; {sorted(taken)} have some")
+        known["teachings"] = teachings(options.seeds, options.shares)
+        print(json.dumps(known["teachings"], indent=2))
+        options.output.write_text(json.dumps(known, indent=2) + "\n")
+        return
     for seed in options.seeds:
         torch.manual_seed(seed)
         model = digits.create().model
@@ -279,6 +348,8 @@ def main() -> None:
                     "dense": dense,
                     "epochs": EPOCHS,
                     "recipe": RECIPE,
+                    "taught": {"as": TAUGHT, **TEACHINGS[TAUGHT]},
+                    "teachings": known.get("teachings"),
                     "paired": paired(rows),
                     "summary": summary(rows),
                     "rows": rows,

@@ -110,12 +110,15 @@ def quantize_by_blocks(
             name = f"quantize/{key}/{number}"
             found = None if context.parts is None else context.parts.get(name)
             if found is None:
-                found = _settled(context, unit, scopes, run.taken(unit), folds, settings, method, path)
+                taken = run.taken(unit)
+                give_back()  # of the pass
+                found = _settled(context, unit, scopes, taken, folds, settings, method, path)
                 if context.parts is not None:
                     context.parts.put(name, found)
             else:
                 _restored(context, unit, found)
             entries |= found["entries"]
+            taken = {}
             give_back()  # of the moments: the next block's would come on top
             context.report(f"quantize: block {number + 1} of {len(run.units)}")
     finally:

@@ -14,6 +14,7 @@ from modelpress_runner.methods.quantize import numerics
 from modelpress_runner.methods.quantize.layerwise import Block, LayerwiseMethod, Settled
 from modelpress_runner.methods.quantize.products import error, matrix, shaped
 from modelpress_runner.methods.quantize.protocol import scale_type
+from modelpress_runner.runtime.heap import give_back
 
 _ROWS = 512  # of a weight at a time
 _COLUMNS = 128  # whose errors are spread at a time
@@ -209,6 +210,8 @@ class Gptq(LayerwiseMethod):
             signal = float(error(weight, products).sum())
             noise = float(torch.minimum(own, other).sum())
             taken.products = products.new_zeros(0, 0)  # it is not needed any more
+            del products, weight, simple
+            give_back()  # the widest layer comes last in most blocks
             out[name] = Settled(
                 noise / signal if signal else math.nan, shaped(layer, found, held.shape).to(torch.int16)
             )
