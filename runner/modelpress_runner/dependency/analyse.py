@@ -38,6 +38,7 @@ from modelpress_runner.edits.recurrent import RECURRENT
 from modelpress_runner.errors import CompressionError, first_line
 from modelpress_runner.runtime import rng
 from modelpress_runner.runtime.graph import call, map_tensors, tensors_in
+from modelpress_runner.runtime.heap import give_back
 
 PRODUCERS = (CONV, nn.Linear, nn.Embedding, nn.MultiheadAttention, *RECURRENT)
 _CONFIGS = {"config", "cfg", "args"}  # attributes that hold an object with numbers
@@ -80,6 +81,14 @@ def is_own(module: nn.Module) -> bool:
     plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
     bases = [base for base in type(module).__mro__ if base not in plain]
     return not any(base.__module__.startswith("torch.nn.") for base in bases) and not any(computed(module, ""))
+
+
+def _clone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that takes memory once either is written to, where torch can do that."""
+    try:
+        return torch._lazy_clone(tensor)
+    except RuntimeError:  # memory that torch did not allocate, or no plain layout
+        return tensor.clone()
 
 
 class _Numbers:
@@ -139,8 +148,9 @@ class _Analysis:
 
     def run(self, dummy_input: Any) -> ChannelDependencies:
         blocks = self._trace.blocks = Blocks()
+        give_back()
         try:
-            outputs = self._pass(map_tensors(dummy_input, torch.clone), train=False)
+            outputs = self._pass(map_tensors(dummy_input, _clone), train=False)
         except Exception as error:
             raise CompressionError(
                 f"the model fails on the dummy input: {type(error).__name__}: {first_line(error)}; set shrink: false"

@@ -31,32 +31,32 @@ class NamedSize(int):
     """A whole number that knows how it is computed from attributes of modules."""
 
     names: tuple[Name, ...]
-    formula: Formula
-    itself: bool = False  # no computation
+    computed: Formula | None = None  # None: it is the first of them itself
 
     @classmethod
     def of(cls, value: int, module: str, name: str) -> NamedSize:
         """The number as the attribute has it."""
-        key = (module, name)
-        return cls._made(value, (key,), lambda values: values[key])
+        return cls._made(value, ((module, name),))
 
     @classmethod
-    def _made(cls, value: int, names: tuple[Name, ...], formula: Formula) -> NamedSize:
+    def _made(cls, value: int, names: tuple[Name, ...]) -> NamedSize:
         size = cls(value)
-        size.names, size.formula = names, formula
+        size.names = names
         return size
 
     @classmethod
     def read(cls, value: int, number: int) -> NamedSize:
         """The size of a dimension, which follows what is cut by itself."""
-        size = cls._made(value, (number,), lambda values: values[number])
-        size.itself = True
-        return size
+        return cls._made(value, (number,))
+
+    def formula(self, values: Mapping[Name, int]) -> int:
+        """The number where attributes and shapes have these values."""
+        return values[self.names[0]] if self.computed is None else self.computed(values)
 
     @property
     def source(self) -> int | None:
         """The number of the shape that it was read from, if it is that size itself."""
-        return self.names[0] if self.itself and isinstance(self.names[0], int) else None
+        return self.names[0] if self.computed is None and isinstance(self.names[0], int) else None
 
     @property
     def attributes(self) -> list[tuple[str, str]]:
@@ -69,8 +69,9 @@ class NamedSize(int):
         first, second = (other, self) if swapped else (self, other)
         names = dict.fromkeys((*_names(first), *_names(second)))
         f, g = _formula(first), _formula(second)
-        value = operation(int(first), int(second))
-        return NamedSize._made(value, tuple(names), lambda values: operation(f(values), g(values)))
+        size = NamedSize._made(operation(int(first), int(second)), tuple(names))
+        size.computed = lambda values: operation(f(values), g(values))
+        return size
 
     def __add__(self, other: Any) -> Any:
         return self._with(operator.add, other)

@@ -82,3 +82,18 @@ def test_what_is_joined_to_something_frozen_stays_for_the_same_reason() -> None:
     roots = units.roots(labels_of(range(1, 7))).numpy()
     assert roots.tolist() == [1, 2, 1, 1, 1, 1]
     assert [units.texts[number] for number in units.reasons(roots)] == ["third", "", *["third"] * 4]
+
+
+def test_axes_that_are_joined_whole_and_in_part_find_their_roots() -> None:
+    """Axes of 64 and 100 begin where a page of 64 atoms does: the second one's first page goes whole."""
+    units = Units()
+    few, first, second, pair = units.fresh(8), units.fresh(64), units.fresh(100), units.fresh(2)
+    assert (few, first, second, pair) == (range(1, 9), range(64, 128), range(128, 228), range(228, 230))
+    units.join(labels_of(second[:64]), labels_of(first), "")
+    assert units.roots(labels_of(second)).tolist() == [*first, *second[64:]]
+    units.join(labels_of(second[64:]), labels_of(first[:36]), "")
+    units.join(labels_of(first[:8]), labels_of(few), "")
+    units.join(labels_of(pair), torch.tensor([229, 228]), "")
+    assert units.roots(labels_of(first)).tolist() == [*few, *first[8:]]
+    assert units.roots(labels_of(second)).tolist() == [*few, *first[8:], *few, *first[8:36]]
+    assert units.roots(labels_of(pair)).tolist() == [228, 228]
