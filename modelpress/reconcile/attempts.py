@@ -221,7 +221,8 @@ def _live(snapshot: JobSnapshot, attempt: Attempt, child: ObservedJob) -> Attemp
     ran = 0.0
     if child.state == "running":
         attempt = _begun(snapshot, attempt, child)
-    elif attempt.start_time is not None:  # a queue took its runner away; it starts again in the same Job
+    elif attempt.start_time is not None and not (child.deleting or ordered(attempt)):
+        # A queue took its runner away; it starts again in the same Job. One that goes has run: it does not start anew.
         ran = seconds(attempt.start_time, snapshot.now)
         attempt = attempt.model_copy(update={"start_time": None})
     verdict = _running(attempt) if child.state == "running" else pending(snapshot, attempt.number, child)

@@ -553,6 +553,30 @@ def test_suspend_and_resume() -> None:
     assert conditions(status.conditions)["Suspended"] == ("False", r.RESUMED)
 
 
+@pytest.mark.parametrize("deleting", [False, True])
+def test_a_runner_that_ended_before_its_job_was_gone_has_run(deleting: bool) -> None:
+    """The pod is gone and the Job is not yet: the attempt began, and the next one has the next number."""
+    job = suspended(ran())
+    job = after(job, reconcile_job(observe(job, child()), at(20)))
+    going = child(state="pending", started_at=None, deleting=deleting)
+    plan = reconcile_job(observe(job, going), at(21))
+    job = after(job, plan) if plan.actions else job
+    job = after(job, reconcile_job(observe(job), at(30)))
+    assert [(each.number, each.outcome) for each in job.status.attempts] == [(1, "Suspended")]
+    assert job.status.active_seconds == 29.0
+    plan = reconcile_job(observe(suspended(job, False)), at(40))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-2"]
+
+
+def test_a_job_that_somebody_deletes_has_run() -> None:
+    """Its pods end before it is gone: what it did is asked for, and it is not begun as if it had never run."""
+    job = ran()
+    plan = reconcile_job(observe(job, child(state="pending", started_at=None, deleting=True)), at(21))
+    job = after(job, plan) if plan.actions else job
+    plan = reconcile_job(observe(job), at(30))
+    assert [action.name for action in plan.actions if isinstance(action, CreateJob)] == ["digits-1-collect"]
+
+
 def test_an_order_to_suspend_stands() -> None:
     """Resumed before the runner ended: its Job goes all the same, then the next attempt starts."""
     job = suspended(ran())
