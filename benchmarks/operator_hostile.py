@@ -141,7 +141,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(folder / "cluster"))
         plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        plane.wait_established()
         plane.kubectl("create", "namespace", NAMESPACE)
         kubeconfig = make_account(plane, NAMESPACE)
         stack.enter_context(FakeKubelet(plane, lambda run: Fate(run=chance.uniform(0.5, 4.0))))

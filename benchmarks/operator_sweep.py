@@ -118,7 +118,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     body = sweep(arguments.trials, arguments.parallelism)
     with ControlPlane(folder / "cluster", audit=True) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        cluster.wait_established()
         cluster.kubectl("create", "namespace", NAMESPACE)
         kubeconfig = make_account(cluster, NAMESPACE)
         clock = JobClock(cluster)

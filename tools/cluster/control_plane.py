@@ -257,6 +257,22 @@ class ControlPlane:
             raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
+    def wait_established(self, *crds: str) -> None:
+        """Until CRDs are served: names or files, as kubectl takes them; all that there are, if none is given.
+
+        kubectl itself fails on one that has no conditions yet.
+        """
+        wanted = crds or ("crd", "--all")
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.kubectl("wait", "--for=condition=Established", *wanted, "--timeout=60s")
+                return
+            except RuntimeError as error:
+                if "accessor error" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
     def write_kubeconfig(
         self, name: str, certificate: Path | None = None, key: Path | None = None, *, token: str = ""
     ) -> Path:

@@ -24,7 +24,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     """etcd, kube-apiserver and kube-controller-manager, with the CRDs of crds/ established."""
     with ControlPlane(tmp_path_factory.mktemp("control-plane"), audit=True) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        cluster.wait_established()
         cluster.kubectl("create", "namespace", "team-a")
         yield cluster
 

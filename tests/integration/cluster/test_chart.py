@@ -159,7 +159,7 @@ def test_prometheus_operator_takes_its_objects(control_plane: ControlPlane, helm
     ]
     control_plane.kubectl("apply", "--server-side", *files)
     try:
-        control_plane.kubectl("wait", "--for=condition=Established", *files, "--timeout=60s")
+        control_plane.wait_established(*files)
         values = {
             "serviceMonitor": {
                 "enabled": True,
