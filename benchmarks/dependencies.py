@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What the dependency analysis can take out of known models, with torch-pruning beside it; and what it costs.
 
-    benchmarks/dependencies.py [--packages FOLDER] [NAME...]
+    benchmarks/dependencies.py [--packages FOLDER] [--sizes "24 M; 400 M"] [NAME...]
 
 For each model: half of what may go (L1), the proof of it, parameters and MACs before and after, seconds, what stays and
 why; the same with exact: false where a LayerNorm holds channels; and torch-pruning's own script at the same ratio, or
@@ -217,11 +217,11 @@ def _channels(model: nn.Module) -> int:
     return count
 
 
-def costs() -> dict[str, Any]:
+def costs(names: list[str]) -> dict[str, Any]:
     """Of each model a pass and the analysis, each in processes of its own: seconds, and bytes beside the weights, of
     which the median of TIMES counts."""
     out = {}
-    for name in COSTS:
+    for name in names:
         line = {"load": round(os.getloadavg()[0], 1)}
         for what in ("pass", "analysis"):
             line |= _alone(_timed, what, name)
@@ -297,11 +297,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", help="a folder that has the packages")
+    parser.add_argument("--sizes", default="; ".join(COSTS), help="of which the costs are, with '; ' between them")
     parser.add_argument("names", nargs="*", help="models, and 'costs'; default: all")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if unknown := set(asked.names) - {*MODELS, "costs"}:
         parser.error(f"no model {', '.join(sorted(unknown))}; there are costs, {', '.join(MODELS)}")
+    if unknown := set(asked.sizes.split("; ")) - {*COSTS}:
+        parser.error(f"no size {', '.join(sorted(unknown))}; there are {'; '.join(COSTS)}")
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     table, spent = known.get("models", {}), known.get("costs", {})
     with tempfile.TemporaryDirectory() as folder:
@@ -311,7 +314,7 @@ def main() -> None:
         sys.path.append(asked.packages or folder)
         for name in asked.names or [*MODELS, "costs"]:
             if name == "costs":
-                spent = costs()
+                spent |= costs(asked.sizes.split("; "))
             else:
                 table[name] = {"load": round(os.getloadavg()[0], 1), **_both(MODELS[name])}
                 short = {key: value for key, value in table[name]["ours"].items() if key not in ("stays", "notes")}
