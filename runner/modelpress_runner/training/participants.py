@@ -247,12 +247,16 @@ class Participants:
     """Several of them, in their order.
 
     A loss goes through all of them, the first one's first; so do steps.
+
+    Attributes:
+        own: the parameters of all of them that are no part of the model, once they were asked for.
     """
 
     def __init__(self, members: Sequence[Participant]) -> None:
         self.members = tuple(members)
         self._attached: list[Participant] = []
         self._own: list[list[nn.Parameter]] = [[] for _ in self.members]
+        self.own: list[nn.Parameter] = []
         self._before, self._touching, self._after = (
             [each for each in self.members if getattr(type(each), name) is not getattr(Participant, name)]
             for name in ("before_step", "touches", "after_step")
@@ -263,15 +267,11 @@ class Participants:
         """Whether one of them does something to losses."""
         return any(type(each).loss is not Participant.loss for each in self.members)
 
-    @property
-    def own(self) -> list[nn.Parameter]:
-        """The parameters of all of them that are no part of the model."""
-        return [parameter for each in self._own for parameter in each]
-
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
         """As Participant.parameter_groups, of all."""
         groups = [each.parameter_groups(model) for each in self.members]
         self._own = [[parameter for group in each for parameter in group["params"]] for each in groups]
+        self.own = [parameter for each in self._own for parameter in each]
         return [group for each in groups for group in each]
 
     def __iter__(self) -> Iterator[Participant]:

@@ -30,7 +30,6 @@ class Participation:
         self._model, self._evaluator = model, evaluator
         self._participants = Participants(participants)
         self._calls: Calls | None = None
-        self._own: list[nn.Parameter] = []  # parameters of the participants
         self._counted = 0
         self._open = contextlib.ExitStack()
 
@@ -39,7 +38,6 @@ class Participation:
         with contextlib.ExitStack() as undone:
             undone.callback(evaluator.unbind)
             evaluator.extra_groups = self._participants.parameter_groups(self._model)
-            self._own = self._participants.own
             evaluator.bind(self._model)
             with evaluator.gathered_parameters(modify=True):
                 undone.callback(self._participants.detach)
@@ -90,7 +88,7 @@ class Participation:
                 in any case.
         """
         call = None if self._calls is None else self._calls.take()
-        own = self._own
+        own = self._participants.own
         if own:
             if all(parameter.grad is None for parameter in self._model.parameters()):
                 self._drop_gradients()  # those of a step that was not made: frameworks drop the model's only
@@ -109,7 +107,7 @@ class Participation:
 
     def _before_step(self) -> None:
         self._counted += 1
-        for parameter in self._own if ranks.is_distributed() else ():
+        for parameter in self._participants.own if ranks.is_distributed() else ():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = ranks.all_reduce_mean(gradient).to(parameter)
         self._participants.before_step(self._counted)
@@ -124,12 +122,12 @@ class Participation:
             self._participants.after_step(self._counted)
 
     def _drop_gradients(self) -> None:
-        for parameter in self._own:
+        for parameter in self._participants.own:
             parameter.grad = None
 
     def _same_everywhere(self) -> None:
         """Every process begins with rank 0's parameters of what goes along."""
-        for parameter in self._own if ranks.is_distributed() else ():
+        for parameter in self._participants.own if ranks.is_distributed() else ():
             parameter.data.copy_(ranks.broadcast_object(parameter.detach().cpu()))
 
     def state_dict(self) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelpress_runner.evaluators.replay import generator_states as states
+from modelpress_runner.evaluators.replay import generator_states
 from modelpress_runner.runtime import user_rng as generators
 
 _WORDS = 624  # of a Mersenne Twister
@@ -37,15 +37,15 @@ class Draws:
             if not isinstance(generator, torch.amp.GradScaler)
         }
         self._watched = {
-            "torch": states.of_torch(torch.default_generator),
-            "python": states.of_python(),
-            "numpy": states.of_numpy(),
+            "torch": generator_states.of_torch(torch.default_generator),
+            "python": generator_states.of_python(),
+            "numpy": generator_states.of_numpy(),
         }
         for path, generator in self._own.items():
             if isinstance(generator, torch.Generator):
-                self._watched[f"own.{path}"] = states.of_torch(generator)
+                self._watched[f"own.{path}"] = generator_states.of_torch(generator)
             else:
-                self._watched[f"own.{path}"] = states.Watched(functools.partial(_asked, generator))
+                self._watched[f"own.{path}"] = generator_states.Watched(functools.partial(_asked, generator))
         self._signs = [sign for watched in self._watched.values() for sign in watched.signs]
         self._seen: list[Any] = []  # what the signs were
         self._reading: Reading = {}
