@@ -767,13 +767,7 @@ def test_parallelism_one_repeats_an_adaptive_run() -> None:
             cluster.reconcile(("CompressionSweep", "search"), keep=1)
             cluster.advance(20)
             for _ in range(12):
-                for key in list(cluster.objects):
-                    cluster.reconcile(key)
-                for name, job in list(cluster.jobs.items()):
-                    if job.seen.state == "pending":
-                        cluster.start(name)
-                    elif job.seen.state == "running":
-                        cluster.end(name, "evicted" if job.seen.attempt == 1 else "silent")
+                cluster.turn(lambda job: "evicted" if job.seen.attempt == 1 else "silent")
                 cluster.advance(6)
         cluster.converge()
         births.append(cluster.births)
