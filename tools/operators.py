@@ -86,7 +86,7 @@ def zoo() -> Iterable[str]:
         for name, (model, inputs) in source():
             for training in (False, True):
                 with quiet():
-                    document = program._document(program._trace(model, inputs, training=training))
+                    document = program._document(program.trace(model, inputs, training=training))
                 found = callees.operators(callees.counted(document))
                 print(name, training, len(found), flush=True)
                 yield from (each for each in found if each.startswith("aten."))
