@@ -1,15 +1,19 @@
 """Runners that begin with everything imported: one process has, and forks for each request.
 
 What a runner does is what `python -m modelpress_runner.main` does, in a process of its own; only the seconds that torch
-takes to be imported are paid once.
+takes to be imported, eight of processor in a run that trains and exports, are paid once.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,52 +21,154 @@ from types import TracebackType
 from typing import Any
 
 
+class WarmProcess:
+    """One runner, with what tests use of a Popen."""
+
+    def __init__(self, runners: WarmRunner, pid: int, log: Path) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._runners, self._log = runners, log
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+        self.returncode = self._runners.ended(self.pid, 0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended; subprocess.TimeoutExpired if that takes longer than `timeout` seconds."""
+        self.returncode = self._runners.ended(self.pid, timeout)
+        if self.returncode is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired("modelpress_runner.main", timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        """Its log, once it has ended."""
+        self.wait(timeout)
+        return None, self._log.read_text()
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+
 class WarmRunner:
-    """The process that forks, for as long as the context is open."""
+    """The process that forks, for as long as the context is open; it is started with the first request."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._codes: dict[int, int] = {}  # of runners that have ended, by pid
+        self._started: list[int] = []  # pids that were told and not yet taken
+        self._rest = b""
 
     def __enter__(self) -> WarmRunner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process is None:
+            return
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(timeout=60)
 
+    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> WarmProcess:
+        """A runner with these arguments and nothing but this environment; what it prints is in the file `log`."""
+        if self._process is None:
+            command = [sys.executable, __file__]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        order = {"argv": list(arguments), "cwd": str(folder), "env": dict(environment), "log": str(log)}
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        while not self._started:
+            self._read(None)
+        pid = self._started.pop()
+        self._codes.pop(pid, None)  # of an earlier process with this pid
+        return WarmProcess(self, pid, log)
+
     def run(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
         """Exit code and log of a runner with these arguments and nothing but this environment."""
-        log = folder / "runner.log"
-        order = {"argv": list(arguments), "cwd": str(folder), "env": dict(environment), "log": str(log)}
-        assert self._process.stdin is not None
+        process = self.start(arguments, folder, environment, folder / "runner.log")
+        _, log = process.communicate()
+        assert process.returncode is not None
+        return process.returncode, log
+
+    def ended(self, pid: int, timeout: float | None) -> int | None:
+        """The exit code of a runner, as Popen has it; None if it still runs after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while pid not in self._codes:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._read(left):
+                return None
+        return self._codes[pid]
+
+    def _read(self, timeout: float | None) -> bool:
+        """Take in what the process says; whether it said anything within `timeout` seconds."""
+        assert self._process is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        return int(answer), log.read_text()
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            return False
+        data = os.read(self._process.stdout.fileno(), 65536)
+        if not data:
+            raise RuntimeError(f"the process that forks has ended with {self._process.wait()}")
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            word, *numbers = line.split()
+            if word == b"started":
+                self._started.append(int(numbers[0]))
+            else:
+                self._codes[int(numbers[0])] = int(numbers[1])
+        return True
 
 
 def _serve() -> None:
-    import modelpress_runner.runs.trial  # noqa: F401  what a runner imports
+    # What a runner imports, at its beginning and on its way: an optimizer loads the compiler, an export the rest.
+    import torch._dynamo
+    import torch._inductor.codecache
+    import torch.export._trace  # noqa: F401
+
+    import modelpress_runner.runs.trial  # noqa: F401
     from modelpress_runner.main import main
 
-    for line in sys.stdin:
-        order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os._exit(_run(main, order))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    gc.freeze()
+    running: dict[int, int] = {}  # pid by pidfd
+    rest = b""
+    while True:
+        for ready in select.select([0, *running], [], [])[0]:
+            if ready != 0:
+                pid = running.pop(ready)
+                os.close(ready)
+                print("ended", pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+                continue
+            data = os.read(0, 65536)
+            if not data:
+                return
+            *orders, rest = (rest + data).split(b"\n")
+            for order in orders:
+                child = os.fork()
+                if child == 0:
+                    os._exit(_run(main, json.loads(order)))
+                running[os.pidfd_open(child)] = child
+                print("started", child, flush=True)
 
 
 def _run(main: Any, order: dict[str, Any]) -> int:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

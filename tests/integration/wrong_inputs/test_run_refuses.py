@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -233,12 +233,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.marker,)
-
-
-@pytest.fixture(scope="module")
-def runners() -> Iterator[WarmRunner]:
-    with WarmRunner() as warm:
-        yield warm
 
 
 def job_of(case: Case, folder: Path) -> dict[str, Any]:
