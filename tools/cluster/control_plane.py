@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -247,13 +248,17 @@ class ControlPlane:
         self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", raw: bool = False
     ) -> Any:
         """One request as cluster admin; `body` is JSON-ready data or bytes. HTTPError (urllib) on 4xx and 5xx."""
-        context = ssl.create_default_context(cafile=str(self.authority.certificate))
-        context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type}, method=method)
-        with urllib.request.urlopen(request, context=context, timeout=30) as response:
+        with urllib.request.urlopen(request, context=self._trust, timeout=30) as response:
             answer = response.read()
         return answer if raw else json.loads(answer)
+
+    @functools.cached_property
+    def _trust(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.authority.certificate))
+        context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
+        return context
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """Runs kubectl as cluster admin and returns its output. Raises CalledProcessError with stderr in it."""

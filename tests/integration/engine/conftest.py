@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_runner import WarmProcess, WarmRunner
+from warm_processes import WarmProcess, WarmProcesses
 
 CODE = '''
 """A network of two layers on two Gaussian clouds."""
@@ -111,7 +111,7 @@ STAGES = [
 class Workbench:
     """A code folder, a store, and runner processes between them."""
 
-    def __init__(self, folder: Path, runners: WarmRunner) -> None:
+    def __init__(self, folder: Path, runners: WarmProcesses) -> None:
         self.folder = folder
         self.runners = runners
         self.code = folder / "code"
@@ -163,7 +163,9 @@ class Workbench:
     def start(self, request: dict[str, Any], *arguments: str, **environment: str) -> WarmProcess:
         """A runner under way; what it prints is its log."""
         told = self.arguments(request, *arguments)
-        return self.runners.start(told, Path.cwd(), self.environment(**environment), self.folder / "runner.log")
+        log = self.folder / "runner.log"
+        log.unlink(missing_ok=True)
+        return self.runners.start(told, Path.cwd(), self.environment(**environment), log)
 
     def run(self, request: dict[str, Any], *arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
         """Exit code, result and log."""
@@ -196,10 +198,10 @@ class Workbench:
 
 
 @pytest.fixture(scope="module")
-def make_bench(tmp_path_factory: pytest.TempPathFactory, runners: WarmRunner) -> Callable[[], Workbench]:
+def make_bench(tmp_path_factory: pytest.TempPathFactory, runners: WarmProcesses) -> Callable[[], Workbench]:
     return lambda: Workbench(tmp_path_factory.mktemp("bench"), runners)
 
 
 @pytest.fixture
-def bench(tmp_path: Path, runners: WarmRunner) -> Workbench:
+def bench(tmp_path: Path, runners: WarmProcesses) -> Workbench:
     return Workbench(tmp_path, runners)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from warm_runner import WarmProcess
+from warm_processes import WarmProcess
 
 from modelpress.result import ExitCode, RunRecord, RunResult
 

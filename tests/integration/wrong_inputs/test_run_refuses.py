@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from warm_runner import WarmRunner
+from warm_processes import WarmProcesses
 
 CODE = Path(__file__).parent / "code"
 RECIPE: dict[str, Any] = {
@@ -275,7 +275,9 @@ def test_the_command_ends_with_the_exit_code_and_says_what_to_do(case: Case, fol
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name not in SHELL], ids=lambda case: case.name)
-def test_the_runner_ends_with_the_exit_code_and_says_what_to_do(case: Case, folder: Path, runners: WarmRunner) -> None:
+def test_the_runner_ends_with_the_exit_code_and_says_what_to_do(
+    case: Case, folder: Path, runners: WarmProcesses
+) -> None:
     """What `modelpress run` starts, by the request that it writes."""
     spec = {"store": {"uri": str(folder / "out")}, **job_of(case, folder)["spec"]}
     request = {

@@ -1,12 +1,13 @@
-"""Runners that begin with everything imported: one process has, and forks for each request.
+"""Runners and operators that begin with everything imported: one process has, and forks for each that is asked for.
 
-What a runner does is what `python -m modelpress_runner.main` does, in a process of its own; only the seconds that torch
-takes to be imported, eight of processor in a run that trains and exports, are paid once.
+What such a process does is what `python -m modelpress_runner.main` or `python -m modelpress_operator` does, under a pid
+of its own; only imports are paid once: eight seconds of processor in a run that trains and exports, one in an operator.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -15,31 +16,40 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+# Modules that are loaded before the first of a kind starts; the last one has its main function.
+LOADED = {
+    "runner": (
+        *("torch._dynamo", "torch._inductor.codecache", "torch.export._trace"),  # with an optimizer, with an export
+        *("modelpress_runner.runs.trial", "modelpress_runner.main"),
+    ),
+    "operator": ("kubernetes.client", "modelpress_operator.render", "modelpress_operator.__main__"),
+}
+
 
 class WarmProcess:
-    """One runner, with what tests use of a Popen."""
+    """One of them, with what tests use of a Popen."""
 
-    def __init__(self, runners: WarmRunner, pid: int, log: Path) -> None:
+    def __init__(self, processes: WarmProcesses, pid: int, log: Path) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._runners, self._log = runners, log
+        self._processes, self._log = processes, log
 
     def poll(self) -> int | None:
         """The exit code, if it has ended."""
-        self.returncode = self._runners.ended(self.pid, 0)
+        self.returncode = self._processes.ended(self.pid, 0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, once it has ended; subprocess.TimeoutExpired if that takes longer than `timeout` seconds."""
-        self.returncode = self._runners.ended(self.pid, timeout)
+        self.returncode = self._processes.ended(self.pid, timeout)
         if self.returncode is None:
             assert timeout is not None
-            raise subprocess.TimeoutExpired("modelpress_runner.main", timeout)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[None, str]:
@@ -61,16 +71,20 @@ class WarmProcess:
         self.send_signal(signal.SIGTERM)
 
 
-class WarmRunner:
-    """The process that forks, for as long as the context is open; it is started with the first request."""
+class WarmProcesses:
+    """The process that forks, "runner" or "operator", for as long as the context is open.
 
-    def __init__(self) -> None:
+    It is started when it is first needed. To be used by one thread.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self._process: subprocess.Popen[bytes] | None = None
-        self._codes: dict[int, int] = {}  # of runners that have ended, by pid
+        self._codes: dict[int, int] = {}  # of those that have ended, by pid
         self._started: list[int] = []  # pids that were told and not yet taken
         self._rest = b""
 
-    def __enter__(self) -> WarmRunner:
+    def __enter__(self) -> WarmProcesses:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -83,9 +97,9 @@ class WarmRunner:
         self._process.wait(timeout=60)
 
     def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> WarmProcess:
-        """A runner with these arguments and nothing but this environment; what it prints is in the file `log`."""
+        """One with these arguments and nothing but this environment; what it prints is added to the file `log`."""
         if self._process is None:
-            command = [sys.executable, __file__]
+            command = [sys.executable, __file__, self._kind]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
         order = {"argv": list(arguments), "cwd": str(folder), "env": dict(environment), "log": str(log)}
@@ -98,14 +112,16 @@ class WarmRunner:
         return WarmProcess(self, pid, log)
 
     def run(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
-        """Exit code and log of a runner with these arguments and nothing but this environment."""
-        process = self.start(arguments, folder, environment, folder / "runner.log")
+        """Exit code and log of one with these arguments and nothing but this environment, once it has ended."""
+        log_file = folder / f"{self._kind}.log"
+        log_file.unlink(missing_ok=True)
+        process = self.start(arguments, folder, environment, log_file)
         _, log = process.communicate()
         assert process.returncode is not None
         return process.returncode, log
 
     def ended(self, pid: int, timeout: float | None) -> int | None:
-        """The exit code of a runner, as Popen has it; None if it still runs after `timeout` seconds."""
+        """The exit code of one of them, as Popen has it; None if it still runs after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while pid not in self._codes:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -132,15 +148,8 @@ class WarmRunner:
         return True
 
 
-def _serve() -> None:
-    # What a runner imports, at its beginning and on its way: an optimizer loads the compiler, an export the rest.
-    import torch._dynamo
-    import torch._inductor.codecache
-    import torch.export._trace  # noqa: F401
-
-    import modelpress_runner.runs.trial  # noqa: F401
-    from modelpress_runner.main import main
-
+def _serve(kind: str) -> None:
+    *_, module = (importlib.import_module(name) for name in LOADED[kind])
     gc.freeze()
     running: dict[int, int] = {}  # pid by pidfd
     rest = b""
@@ -158,18 +167,18 @@ def _serve() -> None:
             for order in orders:
                 child = os.fork()
                 if child == 0:
-                    os._exit(_run(main, json.loads(order)))
+                    os._exit(_run(module.main, json.loads(order)))
                 running[os.pidfd_open(child)] = child
                 print("started", child, flush=True)
 
 
-def _run(main: Any, order: dict[str, Any]) -> int:
+def _run(main: Callable[[Sequence[str]], int], order: dict[str, Any]) -> int:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
@@ -185,4 +194,4 @@ def _run(main: Any, order: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])
