@@ -78,7 +78,7 @@ def compression_module(folder: Path) -> tuple[Any, Any]:
     from plain_scripts import EpochScript
 
     import modelpress as mp
-    from modelpress_runner.subject.subject import subject_of
+    from modelpress_runner.subject.compression_module import subject_of
 
     script = EpochScript(**options())
 

@@ -17,7 +17,7 @@ _LAZY = {
     "LightningEvaluator": ("modelpress_runner.evaluators.lightning.evaluator", "lightning"),
     "DeepspeedTorchEvaluator": ("modelpress_runner.evaluators.deepspeed.evaluator", "deepspeed"),
     "TransformersEvaluator": ("modelpress_runner.evaluators.transformers.evaluator", "transformers"),
-    "CompressionModule": ("modelpress_runner.subject.subject", "runner"),
+    "CompressionModule": ("modelpress_runner.subject.compression_module", "runner"),
     "Subject": ("modelpress_runner.subject.subject", "runner"),
     "trace": ("modelpress_runner.evaluators.trace", "runner"),
     "compress": ("modelpress_runner.in_process.compress", "runner"),
@@ -75,5 +75,5 @@ if TYPE_CHECKING:  # for editors and type checkers only
     from modelpress_runner.in_process.compress import compress as compress
     from modelpress_runner.in_process.prepare import prepare_compression as prepare_compression
     from modelpress_runner.in_process.reporting import report as report
-    from modelpress_runner.subject.subject import CompressionModule as CompressionModule
+    from modelpress_runner.subject.compression_module import CompressionModule as CompressionModule
     from modelpress_runner.subject.subject import Subject as Subject

@@ -79,15 +79,15 @@ def zoo() -> Iterable[str]:
     sys.path.insert(0, str(ROOT / "tests/support"))
     import program_zoo
 
-    from modelpress_runner.export.pt2 import graphcheck, program
+    from modelpress_runner.export.pt2 import callees, program
     from modelpress_runner.export.pt2.quiet import quiet
 
     for source in (program_zoo.plain, program_zoo.pretrained):
         for name, (model, inputs) in source():
             for training in (False, True):
                 with quiet():
-                    document = program._document(program._trace(model, inputs, training=training))
-                found = graphcheck.operators(document)
+                    document = program._document(program.trace(model, inputs, training=training))
+                found = callees.operators(callees.counted(document))
                 print(name, training, len(found), flush=True)
                 yield from (each for each in found if each.startswith("aten."))
 

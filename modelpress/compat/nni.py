@@ -18,7 +18,7 @@ from modelpress.convert.quantizers import is_quantizer
 
 if TYPE_CHECKING:
     from modelpress.local import LocalResult
-    from modelpress_runner.subject.subject import CompressionModule as AbstractAutoCompressionModule
+    from modelpress_runner.subject.compression_module import CompressionModule as AbstractAutoCompressionModule
 
 __all__ = ["AbstractAutoCompressionModule", "AutoCompressionExperiment", "AutoCompressionSearchSpaceGenerator"]
 

@@ -3,7 +3,7 @@
 Trials are compared at equal steps, by the first objective: it names the winner of a sweep. How many are better is a
 sample: of few trials, one that is the second may be among the best tenth of all that the sweep will have, or in the
 middle. So a rule that halves stops a trial only if it is certain enough that it is not among the best. With several
-objectives the best in each goes on, and who is first in the order of Pareto fronts.
+objectives the best in another goes on too, if by the first one it is in the better half.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import functools
 import math
 import statistics
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modelpress.api.v1alpha1 import EarlyStopping, Goal
 
-from . import pareto
-
 # Brackets of hyperband: each begins to stop one rung later than the one before.
 BRACKETS = 3
-CERTAIN = 0.9  # how probable it must be that a trial is not among the best share
+CERTAIN = 0.95  # how probable it must be that a trial is not among the best share
 # Of 1/reductionFactor: the share that a trial may belong to. What an eager bracket of hyperband misses the later ones
 # make up for; so much of it saves two fifths (benchmarks/search_quality.py).
-_SHARES = {"asha": 1.0, "hyperband": 0.45}
-_BY_FRONTS = 1 / 3  # of the places of a rung go by Pareto fronts where there are several objectives
+_SHARES = {"asha": 1.0, "hyperband": 0.55}
 
 
 @dataclass(frozen=True)
@@ -69,17 +66,14 @@ def stopped_early(rule: EarlyStopping, goals: Sequence[Goal], curves: Sequence[C
     - median (after Golovin et al. 2017, section 3.2): its best value so far is worse than the median of what finished
       trials had at that step. Their running means, as in the paper, lag behind curves that rise, and stop a tenth less.
     - asha (after Li et al. 2020, the stopping form): at the last rung (minSteps, times reductionFactor, ...) that it
-      has reached it is, with a probability of 0.9, not among the best 1/reductionFactor of all that will reach it.
+      has reached it is, with a probability of 0.95, not among the best 1/reductionFactor of all that will reach it.
     - hyperband (after Li et al. 2018): as asha, with the first rung put off by 0, 1 or 2 places: slow starters have a
       chance. As many trials are in each of these brackets as in the paper, where the eager ones are the larger; which
-      one a trial is in follows from its number. Scores at equal steps compare whatever the bracket. The share is less
-      than half as large as asha's.
+      one a trial is in follows from its number. Scores at equal steps compare whatever the bracket. The share is about
+      half as large as asha's.
 
-    With several objectives the first one counts; asha and hyperband give a third of the places of a rung by the number
-    of the front, within a front by the first objective.
-
-    The best trial at a step, with several objectives the best in each, is never stopped there, and none before
-    `minTrials` others have come as far.
+    With several objectives the first one counts. The best trial at a step by it is never stopped there, nor is the best
+    by another one that is by the first no worse than the median; and none before `minTrials` others have come as far.
     """
     judge = _median if rule.name == "median" else _halved
     return sorted(
@@ -106,11 +100,6 @@ def _halved(rule: EarlyStopping, goals: Sequence[Goal], curve: Curve, curves: Se
     better = sum(sign * values[0] < sign * own[0] for values in there.values())
     if probably_worse(better, len(there), _SHARES[rule.name] / rule.reduction_factor) < CERTAIN:
         return False
-    if len(goals) > 1:
-        order = _by_fronts(there, goals)
-        places = len(there) // rule.reduction_factor
-        if sum(rank < order[curve.number] for rank in order.values()) < _BY_FRONTS * places:
-            return False
     return not _leads(goals, curve, curves, rung)
 
 
@@ -126,12 +115,17 @@ def probably_worse(better: int, count: int, share: float) -> float:
 
 
 def _leads(goals: Sequence[Goal], curve: Curve, others: Sequence[Curve], step: int) -> bool:
-    """Whether nobody is better in one of the objectives at a step, ties decided by the others in their order."""
+    """Whether nobody is better at a step in one of the objectives, ties decided by the others in their order.
+
+    In another than the first that counts for the better half by the first alone: the extreme of a front that is of no
+    use otherwise.
+    """
     if (values := curve.at(step)) is None:
         return False
     own = _costs(goals, values)
     there = [_costs(goals, values) for other in others if (values := other.at(step)) is not None]
-    return any(all((own[axis], own) <= (costs[axis], costs) for costs in there) for axis in range(len(goals)))
+    axes = range(len(goals) if own[0] <= statistics.median(costs[0] for costs in there) else 1)
+    return any(all((own[axis], own) <= (costs[axis], costs) for costs in there) for axis in axes)
 
 
 def bracket_of(number: int, factor: int) -> int:
@@ -158,16 +152,6 @@ def _rungs(rule: EarlyStopping, bracket: int, reached: int) -> Iterator[int]:
     while rung <= reached:
         yield rung
         rung *= rule.reduction_factor
-
-
-def _by_fronts(given: Mapping[int, tuple[float, ...]], goals: Sequence[Goal]) -> Mapping[int, int]:
-    """How many come first: those on better fronts, and of its own those with a better first objective, then others."""
-    left, ranks = dict(given), dict[int, int]()
-    while left:
-        costs = {number: _costs(goals, left.pop(number)) for number in pareto.front(left, goals)}
-        depth = len(ranks)
-        ranks |= {number: depth + sum(other < cost for other in costs.values()) for number, cost in costs.items()}
-    return ranks
 
 
 def _costs(goals: Sequence[Goal], values: Sequence[float]) -> tuple[float, ...]:

@@ -120,7 +120,8 @@ def plain(device: str, moves: bool) -> tuple[Task, nn.Module, Any, list[dict[str
 
 def module(device: str) -> tuple[Task, nn.Module, Any, list[dict[str, Any]]]:
     """A CompressionModule's."""
-    from modelpress_runner.subject.subject import ModuleEvaluator, as_evaluator
+    from modelpress_runner.subject.compression_module import ModuleEvaluator
+    from modelpress_runner.subject.subject import as_evaluator
 
     task = Task(device)
 

@@ -235,10 +235,10 @@ class EarlyStopping(ApiModel):
     """When a running trial is not worth going on with, by its scores on the way (`status.intermediate`).
 
     median: its best score is worse than the median of the finished trials' at that step (after Golovin et al. 2017).
-    asha: at minSteps, times reductionFactor, ... it is, with a probability of 0.9, not among the best 1/reductionFactor
-    of all that come so far (after Li et al. 2020). hyperband: as asha for a share 0.45 times as large, in three groups,
-    smaller and smaller, that begin later and later (after Li et al. 2018). With several objectives by the first; the
-    best in each goes on, and who comes first by Pareto front.
+    asha: at minSteps, times reductionFactor, ... it is, with a probability of 0.95, not among the best
+    1/reductionFactor of all that come so far (after Li et al. 2020). hyperband: as asha for a share 0.55 times as
+    large, in three groups, smaller and smaller, that begin later and later (after Li et al. 2018). With several
+    objectives by the first; the best in another goes on if it is in the better half by the first.
     """
 
     name: Literal["median", "asha", "hyperband"] = Field(description="See above.")

@@ -16,7 +16,7 @@ from modelpress.api.v1alpha1 import DEFAULT_METRIC, PYTHON_SPELLING, Prune, Sche
 from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.engine.plan import check_can_evaluate
-from modelpress_runner.engine.run import score_aside
+from modelpress_runner.engine.scoring import score_aside
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import Evaluation, StageContext, Transform
 from modelpress_runner.runtime import rng

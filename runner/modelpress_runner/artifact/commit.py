@@ -10,7 +10,7 @@ from modelpress.store import layout, manifest
 from modelpress.store.base import ArtifactStore
 from modelpress_runner.artifact import files as artifact
 from modelpress_runner.artifact.files import Written
-from modelpress_runner.engine.run import RecipeOutcome
+from modelpress_runner.engine.outcome import RecipeOutcome
 from modelpress_runner.measure.measuring import Measured
 from modelpress_runner.subject.subject import Subject
 

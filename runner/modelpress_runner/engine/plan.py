@@ -11,7 +11,8 @@ from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.methods.procedure import Procedure
 from modelpress_runner.stages import kind
-from modelpress_runner.subject.subject import ModuleEvaluator, Subject
+from modelpress_runner.subject.compression_module import ModuleEvaluator
+from modelpress_runner.subject.subject import Subject
 from modelpress_runner.training.step import Training
 
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, Goal, Stage
 from modelpress_runner.dependency.analyse import UNREACHED
-from modelpress_runner.edits.base import Edit
 from modelpress_runner.edits.copies import copied
-from modelpress_runner.edits.masks import Masks
 from modelpress_runner.engine.checkpoint import Asked, Checkpoint, Checkpointer
 from modelpress_runner.engine.keeping import StepKeeper
+from modelpress_runner.engine.outcome import RecipeOutcome
 from modelpress_runner.engine.plan import PlannedStage, check_can_evaluate, check_can_train, needs_dense, plan_stages
+from modelpress_runner.engine.progress import Progress
 from modelpress_runner.engine.records import stage_record
+from modelpress_runner.engine.scoring import score_aside
 from modelpress_runner.engine.stage_cache import CACHED, StageCache
 from modelpress_runner.errors import CompressionError, UserCodeError
-from modelpress_runner.evaluators.base import Evaluator, Score
+from modelpress_runner.evaluators.base import Score
 from modelpress_runner.evaluators.replay.tape import Diverged
 from modelpress_runner.methods.context import Measures, SharedFiles, StageContext, Step, TrainingContext, Transform
 from modelpress_runner.methods.procedure import plain_state
-from modelpress_runner.process.progress import Event, EventCallback, silent
+from modelpress_runner.process.progress import EventCallback, silent
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
@@ -36,55 +36,7 @@ from modelpress_runner.training.run import training_session
 from modelpress_runner.training.session import BYTES_A_SECOND, SAVING_SECONDS, Resumed
 from modelpress_runner.training.step import Training
 
-_SCORING = 2**31 - 1  # part of the seed for scoring: every score of a run sees the same random numbers
 _APART = 1e-3  # weights of two ranks that differ by more, relative to the largest, were not trained together
-
-
-@dataclass
-class RecipeOutcome:
-    """What came out of a recipe.
-
-    Attributes:
-        model: the compressed model.
-        masks: masks that are still in force, 1 = kept.
-        edits: what makes its structure of the dense one's, in order of replay.
-        stages: one record per stage.
-        notes: remarks for the model card.
-        steps: optimizer steps that the result has behind it.
-        executed: optimizer steps that all attempts made, as far as they could still say so.
-        checkpoints: how many checkpoints this attempt wrote.
-        resumed: whether an earlier attempt's checkpoint was used.
-    """
-
-    model: nn.Module
-    masks: Masks
-    edits: list[Edit]
-    stages: list[dict[str, Any]]
-    notes: list[str]
-    steps: int = 0
-    executed: int = 0
-    checkpoints: int = 0
-    resumed: bool = False
-
-    @property
-    def training(self) -> dict[str, int]:
-        """Counts of the training's optimizer steps, as metrics.json has them."""
-        return {
-            "steps": self.steps,
-            "executed": self.executed,
-            "repeated": max(0, self.executed - self.steps),
-            "checkpoints": self.checkpoints,
-        }
-
-
-@dataclass
-class _Progress:
-    """How far a run is, in optimizer steps; grows while it runs."""
-
-    steps: int = 0
-    within: int = 0  # of the present stage, behind its trainings that are over
-    checkpoints: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run_stages(
@@ -182,20 +134,15 @@ class _RecipeRun:
         files: SharedFiles | None,
     ) -> None:
         self._plan, self._seed, self._checkpointer, self._cache = plan, seed, checkpointer, cache
-        self._report, self._stop, self._static = report if ranks.is_rank_zero() else silent, stop, static
+        self._stop, self._static = stop, static
         self._evaluator = subject.evaluator
         self._scoring = scores and self._evaluator is not None and self._evaluator.can_evaluate
-        announced = [step for stage in plan for step in stage.procedure.trainings()]
-        self._trains = bool(announced)
-        self._by_epochs = any(step.max_steps is None for step in announced)
+        self._trains = any(stage.procedure.trainings() for stage in plan)
         self._step = 0  # among all steps of the recipe
         self._asked: Asked | None = None
-        self._present: Training | None = None
         self._marking: Pace | None = None
-        self._progress = _Progress()
-        self._stage = ""
+        self._progress = Progress(plan, report if ranks.is_rank_zero() else silent, lambda: self._context.model)
         self._began = 0.0
-        self._score: Score | None = None
         self._score_seconds: float | None = None
         self._dense = sum(parameter.numel() for parameter in subject.model.parameters())
         self._context = StageContext(
@@ -203,7 +150,7 @@ class _RecipeRun:
             evaluator=self._evaluator,
             dummy_input=subject.dummy_input,
             seed=seed,
-            report=self._say,
+            report=self._progress.say,
             stop=stop,
             calibration_data=subject.calibration_data,
             dense=dense,
@@ -252,7 +199,7 @@ class _RecipeRun:
             checkpoint, note = self._checkpointer.load()
             if note is not None:
                 self._context.notes.append(note)
-                self._say(note)
+                self._progress.say(note)
         if self._cache is not None:
             done = 0 if checkpoint is None else len(checkpoint.records)
             found = self._cache.find(self._plan, done)
@@ -260,7 +207,7 @@ class _RecipeRun:
                 self._go_on(found)
                 self._step = found.step
                 names = ", ".join(record["name"] for record in found.records[done:])
-                self._say(f"another trial has run {names}: its result is used")
+                self._progress.say(f"another trial has run {names}: its result is used")
                 return None, checkpoint is not None
         if checkpoint is not None:
             self._go_on(checkpoint)
@@ -282,9 +229,9 @@ class _RecipeRun:
         self._progress.steps, self._progress.within = checkpoint.steps
 
     def _run_stage(self, stage: PlannedStage, checkpoint: Checkpoint | None) -> None:
-        self._stage = stage.name
+        self._progress.stage = stage.name
         self._began = time.perf_counter() - (checkpoint.seconds if checkpoint else 0.0)
-        self._score = None
+        self._progress.score = None
         if checkpoint is None:
             self._progress.within = 0
         score: Score | None = None
@@ -299,7 +246,7 @@ class _RecipeRun:
                 break
             if isinstance(step, Training) and step not in announced:
                 check_can_train(self._evaluator, step, stage.method, stage.algorithm, stage.path)
-                self._trains, self._by_epochs = True, self._by_epochs or step.max_steps is None
+                self._trains, self._progress.by_epochs = True, self._progress.by_epochs or step.max_steps is None
             self._asked = Asked(state, score)
             score = self._carry_out(stage, step, checkpoint)
             checkpoint = None
@@ -310,7 +257,7 @@ class _RecipeRun:
     def _carry_out(self, stage: PlannedStage, step: Step, checkpoint: Checkpoint | None) -> Score | None:
         """Carries a step out; its score, if it is an evaluation. With a checkpoint of this step it goes on."""
         if checkpoint is not None:
-            self._score = checkpoint.score
+            self._progress.score = checkpoint.score
         if checkpoint is not None and checkpoint.within is None:
             assert checkpoint.asked is not None
             return checkpoint.asked.seen
@@ -319,15 +266,15 @@ class _RecipeRun:
         if isinstance(step, Training):
             self._train(stage, step, checkpoint)
             return None
-        self._say(step.label)
+        self._progress.say(step.label)
         if isinstance(step, Transform):
             step.apply(self._context)
-            self._score = None
+            self._progress.score = None
             return None
         check_can_evaluate(self._evaluator, stage.path)
-        score = self._score = self._scored()
+        score = self._progress.score = self._scored()
         self._mark(score)
-        self._say(f"{step.label}: done", score[DEFAULT_METRIC])
+        self._progress.say(f"{step.label}: done", score[DEFAULT_METRIC])
         return score
 
     def _mark(self, score: Score) -> None:
@@ -360,7 +307,7 @@ class _RecipeRun:
             self._step,
             self._complete,
             lambda steps: self._score_within(label, steps),
-            lambda steps: self._say(f"{label}: step {steps}", None, steps),
+            lambda steps: self._progress.say(f"{label}: step {steps}", None, steps),
             scores=self._scoring,
             score_seconds=self._score_seconds,
         )
@@ -368,7 +315,7 @@ class _RecipeRun:
     def _train(self, stage: PlannedStage, step: Training, checkpoint: Checkpoint | None) -> None:
         evaluator = self._evaluator
         assert evaluator is not None
-        keeper, self._present = self._keeper(step.label), step
+        keeper, self._progress.present = self._keeper(step.label), step
         evaluator.on_stage_begin(stage.method, stage.algorithm)
         resumed: Resumed | None = None
         moved = checkpoint is not None and checkpoint.world != ranks.world_size()
@@ -387,21 +334,22 @@ class _RecipeRun:
             self._start_over(keeper, error)
             made = self._session(stage, step, keeper, None)
         self._bring_together(stage)
-        self._present = None
-        self._progress.steps += made
-        self._progress.within += made
-        self._score = self._scored() if self._scoring else None
+        progress = self._progress
+        progress.present = None
+        progress.steps += made
+        progress.within += made
+        progress.score = self._scored() if self._scoring else None
         if self._checkpointer is not None:
             keeper.finish(made)
-        self._progress.checkpoints += keeper.saved
-        self._say(f"{step.label}: {made} steps", None if self._score is None else self._score[DEFAULT_METRIC])
+        progress.checkpoints += keeper.saved
+        progress.say(f"{step.label}: {made} steps", None if progress.score is None else progress.score[DEFAULT_METRIC])
 
     def _session(self, stage: PlannedStage, step: Training, keeper: StepKeeper, resumed: Resumed | None) -> int:
         """One call of the training; the optimizer steps that it made."""
         context, evaluator = self._context, self._evaluator
         assert evaluator is not None
         evaluator.on_training_begin(step.max_steps, step.epochs)
-        along = step.participants(TrainingContext(context, evaluator, self._say))
+        along = step.participants(TrainingContext(context, evaluator, self._progress.say))
         with training_session(context.model, evaluator, lambda: context.masks, self._stop, keeper, along) as session:
             try:
                 made = session.train(step.max_steps, step.epochs, resumed)
@@ -433,13 +381,12 @@ class _RecipeRun:
         checkpoint.records = list(progress.records)
         checkpoint.steps = (progress.steps, progress.within)
         checkpoint.seconds = time.perf_counter() - self._began
-        checkpoint.score = self._score
+        checkpoint.score = self._progress.score
         checkpoint.asked = self._asked
 
     def _score_within(self, label: str, steps: int) -> None:
-        score = self._scored()
-        self._score = score
-        self._say(f"{label}: step {steps}", score[DEFAULT_METRIC], steps)
+        score = self._progress.score = self._scored()
+        self._progress.say(f"{label}: step {steps}", score[DEFAULT_METRIC], steps)
 
     def _bring_together(self, stage: PlannedStage) -> None:
         """After a training every rank gets rank 0's weights and statistics; the weights should have been the same.
@@ -488,50 +435,17 @@ class _RecipeRun:
         return score_aside(self._evaluator, model, self._seed)
 
     def _finish_stage(self, stage: PlannedStage) -> None:
-        model = self._context.model
-        if self._scoring and self._score is None:
-            self._score = self._scored()
+        model, progress = self._context.model, self._progress
+        if self._scoring and progress.score is None:
+            progress.score = self._scored()
         own = stage.record | self._context.record
         self._context.record = {}
         record = stage_record(stage.name, stage.method, own, model, self._dense, self._static)
-        if self._score is not None:
-            record["score"] = dict(self._score)
+        if progress.score is not None:
+            record["score"] = dict(progress.score)
         record["seconds"] = time.perf_counter() - self._began
-        record["steps"] = self._progress.within
-        self._progress.records.append(record)
+        record["steps"] = progress.within
+        progress.records.append(record)
         if self._cache is not None and self._evaluator is not None:
-            self._cache.keep(self._plan, len(self._progress.records), lambda: self._keeper("").behind(self._step))
-        self._say("done", None if self._score is None else self._score[DEFAULT_METRIC])
-
-    def _say(self, message: str, value: float | None = None, within: int = 0) -> None:
-        """Reports, `within` steps behind the trainings that are over."""
-        metrics = {} if value is None else self._beside()
-        self._report(Event(self._stage, self._progress.steps + within, self._total, message, value, metrics=metrics))
-
-    def _beside(self) -> dict[str, float]:
-        """What is known beside the newest score: the evaluator's other metrics, and counts that still hold."""
-        found = {name: float(value) for name, value in (self._score or {}).items() if name != DEFAULT_METRIC}
-        parameters = sum(parameter.numel() for parameter in self._context.model.parameters())
-        last = self._progress.records[-1] if self._progress.records else {}
-        counted = {name: float(last[name]) for name in ("parameters", "macs") if name in last}
-        # A record's counts are those of a model of so many parameters; while a stage changes it nobody has counted.
-        return found | (counted if last.get("parameters") == parameters else {"parameters": float(parameters)})
-
-    @property
-    def _total(self) -> int:
-        """Steps of the trainings that are over, the present one's and those that may still come; 0: not known, for
-        nobody knows how many steps an epoch has."""
-        coming = [step for stage in self._plan[len(self._progress.records) :] for step in stage.procedure.trainings()]
-        coming += [] if self._present is None else [self._present]
-        if self._by_epochs:
-            return 0
-        return self._progress.steps + sum(step.max_steps or 0 for step in coming)
-
-
-def score_aside(evaluator: Evaluator, model: nn.Module, seed: int) -> Score:
-    """The score of `model`, without effect on the random numbers of the run and seeded alike each time.
-
-    Every rank evaluates, so that an evaluation may use all of them; rank 0's score counts.
-    """
-    with rng.fork_rng(rng.derive(seed, _SCORING)):
-        return ranks.broadcast_object(evaluator.evaluate(model))
+            self._cache.keep(self._plan, len(progress.records), lambda: self._keeper("").behind(self._step))
+        progress.say("done", None if progress.score is None else progress.score[DEFAULT_METRIC])

@@ -23,7 +23,8 @@ from modelpress_runner.edits.cuts import Cut
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.wrappers import unwrapped
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.outcome import RecipeOutcome
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.export.state import state_digest
 from modelpress_runner.in_process.reporting import reporting

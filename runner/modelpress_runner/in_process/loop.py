@@ -17,8 +17,8 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Stage
 from modelpress_runner.edits.masks import Masks, placed
+from modelpress_runner.engine.outcome import RecipeOutcome
 from modelpress_runner.engine.records import counts, stage_record
-from modelpress_runner.engine.run import RecipeOutcome
 from modelpress_runner.errors import CompressionError, InvalidModelError
 from modelpress_runner.in_process.loop_evaluator import LoopEvaluator
 from modelpress_runner.methods.context import StageContext, TrainingContext

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modelpress_runner.engine.checkpoint import Checkpoint, Checkpointer, GeneratorStates, Within, copies, other_buffers
-from modelpress_runner.engine.run import RecipeOutcome
+from modelpress_runner.engine.outcome import RecipeOutcome
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.optimizer_hooks import before_step, in_front_of_step
 from modelpress_runner.evaluators.optimizer_state import load_optimizer, plain

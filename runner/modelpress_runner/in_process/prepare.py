@@ -19,8 +19,9 @@ from modelpress.api.v1alpha1 import ApiModel, CompressionJobSpec, Model
 from modelpress_runner.edits.copies import copied
 from modelpress_runner.edits.masks import Masks
 from modelpress_runner.edits.wrappers import wrapped_part
+from modelpress_runner.engine.outcome import RecipeOutcome
 from modelpress_runner.engine.plan import needs_dense
-from modelpress_runner.engine.run import RecipeOutcome, score_aside
+from modelpress_runner.engine.scoring import score_aside
 from modelpress_runner.errors import InvalidModelError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.in_process import current

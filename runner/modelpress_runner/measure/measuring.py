@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from modelpress.api.v1alpha1 import CompressionJobSpec
-from modelpress_runner.engine.run import RecipeOutcome, score_aside
+from modelpress_runner.engine.outcome import RecipeOutcome
+from modelpress_runner.engine.scoring import score_aside
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.evaluators.base import Score
 from modelpress_runner.export.formats import Form, exports, format_of, write_export

@@ -19,8 +19,9 @@ from modelpress_runner.artifact import commit as upload
 from modelpress_runner.artifact.identity import checkpoint_identity, dense_digest, stages_identity
 from modelpress_runner.edits.copies import check_copies, copied
 from modelpress_runner.engine.checkpoint import Checkpointer
+from modelpress_runner.engine.outcome import RecipeOutcome
 from modelpress_runner.engine.plan import plan_stages
-from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.engine.stage_cache import StageCache
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.in_process.reporting import reporting

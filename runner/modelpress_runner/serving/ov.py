@@ -88,26 +88,24 @@ class OvSession(Session):
         self._outputs = range(len(compiled.outputs))
         self._core, self._config, self._path = core, config, path
         self._fixed: dict[Forms, Any] = {}  # requests by the inputs that they are for
-        self._last: Forms = ()
         self._most_fixed = _MOST_FIXED if model.is_dynamic() else 0
 
     def run(self, feed: Mapping[str, np.ndarray[Any, Any]]) -> Sequence[np.ndarray[Any, Any]]:
-        request = self._request_for(self._forms(feed))
+        request = self._request_for(*self._forms(feed))
         try:
             request.infer(dict(feed), share_inputs=True)
         except Exception as error:  # RuntimeError and others
             raise CallError(f"OpenVINO cannot run the model on these inputs: {_last_line(error)}") from error
         return [np.array(request.get_output_tensor(index).data) for index in self._outputs]
 
-    def _request_for(self, forms: Forms) -> Any:
-        if forms not in self._fixed and forms == self._last and len(self._fixed) < self._most_fixed:
+    def _request_for(self, forms: Forms, again: bool) -> Any:
+        if again and forms not in self._fixed and len(self._fixed) < self._most_fixed:
             try:
                 model = self._core.read_model(str(self._path))
                 model.reshape({name: list(shape) for name, _, shape in forms})
                 self._fixed[forms] = self._core.compile_model(model, "CPU", self._config).create_infer_request()
             except Exception:  # the program for any shape says what is wrong with this one, if anything is
                 self._fixed[forms] = self._request
-        self._last = forms
         return self._fixed.get(forms, self._request)
 
 

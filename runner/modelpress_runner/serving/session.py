@@ -29,7 +29,7 @@ class Session(abc.ABC):
     runtime: ClassVar[str]
     signature: Signature
     threads: int
-    _fits: Forms | None = None  # of the last call that was looked at
+    _fits: Forms | None = None  # of the last call
 
     @abc.abstractmethod
     def run(self, feed: Mapping[str, np.ndarray[Any, Any]]) -> Sequence[np.ndarray[Any, Any]]:
@@ -39,17 +39,18 @@ class Session(abc.ABC):
             CallError: they are not what the model takes.
         """
 
-    def _forms(self, feed: Mapping[str, np.ndarray[Any, Any]]) -> Forms:
-        """Names, types and shapes of a call's inputs, which are looked at where they are others than in the last call.
+    def _forms(self, feed: Mapping[str, np.ndarray[Any, Any]]) -> tuple[Forms, bool]:
+        """Names, types and shapes of a call's inputs, and whether the last call's were the same; else they are checked.
 
         Raises:
             CallError: they are not what the model takes.
         """
         forms = tuple([(name, value.dtype, value.shape) for name, value in feed.items()])
-        if forms != self._fits:
+        again = forms == self._fits
+        if not again:
             self.signature.check(feed)
             self._fits = forms
-        return forms
+        return forms, again
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A call as of the module that the file was made from, with arrays instead of tensors."""

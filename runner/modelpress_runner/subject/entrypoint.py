@@ -24,7 +24,8 @@ from modelpress_runner.export import state as weights
 from modelpress_runner.inputs.rows import Rows
 from modelpress_runner.inputs.uri_resolver import UriResolver
 from modelpress_runner.runtime import rng
-from modelpress_runner.subject.subject import Subject, is_compression_module, module_name, subject_of
+from modelpress_runner.subject.compression_module import is_compression_module, module_name, subject_of
+from modelpress_runner.subject.subject import Subject
 from modelpress_runner.usercode.calling import describe, user_code
 
 _PATH = "spec.model.entrypoint"

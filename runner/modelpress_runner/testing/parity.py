@@ -26,7 +26,8 @@ import torch
 from modelpress.api.v1alpha1 import Stage
 from modelpress.store import open_store
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.outcome import RecipeOutcome
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng
 from modelpress_runner.subject.subject import Subject

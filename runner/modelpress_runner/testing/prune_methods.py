@@ -25,7 +25,8 @@ from modelpress.api.v1alpha1 import Prune, Stage
 from modelpress.api.v1alpha1.algorithms import algorithm
 from modelpress_runner.artifact.load import load
 from modelpress_runner.edits.masks import Masks
-from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.outcome import RecipeOutcome
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.evaluators.torch_evaluator import TorchEvaluator
 from modelpress_runner.in_process.compress import compress

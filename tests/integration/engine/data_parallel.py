@@ -16,7 +16,8 @@ from modelpress_runner.engine.run import run_stages
 from modelpress_runner.evaluators.hooks import ForwardHook
 from modelpress_runner.passes.frozen import scoring_passes
 from modelpress_runner.runtime import distributed as ranks
-from modelpress_runner.subject.subject import CompressionModule, Subject, subject_of
+from modelpress_runner.subject.compression_module import CompressionModule, subject_of
+from modelpress_runner.subject.subject import Subject
 
 
 class Net(nn.Module):

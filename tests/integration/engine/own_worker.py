@@ -23,7 +23,8 @@ from modelpress_runner.engine.checkpoint import Checkpointer
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.runtime import distributed as ranks
 from modelpress_runner.runtime import rng
-from modelpress_runner.subject.subject import CompressionModule, Subject, subject_of
+from modelpress_runner.subject.compression_module import CompressionModule, subject_of
+from modelpress_runner.subject.subject import Subject
 from modelpress_runner.testing.evaluators import AlongKind, AlongRules, along_stage
 
 warnings.simplefilter("error")

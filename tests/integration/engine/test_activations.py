@@ -31,7 +31,7 @@ from modelpress_runner.methods.prune.selection import select
 from modelpress_runner.methods.prune.statistics import collect
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng
-from modelpress_runner.subject.subject import CompressionModule, subject_of
+from modelpress_runner.subject.compression_module import CompressionModule, subject_of
 
 
 @pytest.fixture(autouse=True, scope="module")

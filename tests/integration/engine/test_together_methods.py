@@ -14,7 +14,7 @@ from modelpress.api.v1alpha1.algorithms import names
 from modelpress_runner.evaluators.base import Evaluator
 from modelpress_runner.methods.prune.protocol import PruneMethod
 from modelpress_runner.methods.prune.registry import method
-from modelpress_runner.subject.subject import CompressionModule, subject_of
+from modelpress_runner.subject.compression_module import CompressionModule, subject_of
 from modelpress_runner.testing.prune_methods import PruneMethodContract, loss_of
 
 pytestmark = pytest.mark.long

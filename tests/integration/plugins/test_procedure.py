@@ -18,7 +18,8 @@ import yaml
 from modelpress.api import stages
 from modelpress.store import open_store
 from modelpress_runner.engine.checkpoint import Checkpointer
-from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.outcome import RecipeOutcome
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.process.progress import Event
 from modelpress_runner.process.stopping import Stopped

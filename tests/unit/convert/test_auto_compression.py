@@ -11,7 +11,7 @@ import pytest
 import modelpress as mp
 from modelpress.api.errors import SpecError
 from modelpress.compat.nni import AutoCompressionExperiment, AutoCompressionSearchSpaceGenerator
-from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.subject.compression_module import subject_of
 
 # As NNI's documents have it; a digits model stands where theirs leave one out.
 MODULE = """

@@ -317,7 +317,7 @@ class Module(mp.CompressionModule):
 
 def test_a_compression_module_trains_with_its_own_trainers(task):
     """Sparsifying within prune stages, finetuning after the last one for as many epochs as it asks for."""
-    from modelpress_runner.subject.subject import subject_of
+    from modelpress_runner.subject.compression_module import subject_of
 
     Module.task, Module.calls = task, []
     outcome = run_stages(subject_of(Module), stages(RECIPE[:1]), seed=0)

@@ -15,7 +15,7 @@ import modelpress as mp
 from modelpress_runner.errors import CompressionError
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime import rng
-from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.subject.compression_module import subject_of
 from modelpress_runner.testing.evaluators import EvaluatorContract
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import modelpress as mp
 from modelpress_runner.process.stopping import Stopped
-from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.subject.compression_module import subject_of
 from modelpress_runner.testing.evaluators import traces
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from plain_scripts import EpochScript, LoopScript
 
 import modelpress as mp
-from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.subject.compression_module import subject_of
 from modelpress_runner.testing.parity import TrainingParity
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from modelpress_runner.export.runtime_module import RuntimeModule
 from modelpress_runner.serving import cpu
 from modelpress_runner.serving.errors import CallError, MissingRuntimeError, RuntimeFileError
 from modelpress_runner.serving.session import open_session
+from modelpress_runner.serving.signature import Signature
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,33 @@ def test_a_wrong_call_says_what_is_right(many: tuple[ManyKinds, Path]) -> None:
         module(**given | {"mask": torch.ones(3, 8)})
     with pytest.raises(ArtifactError, match="inference only"):
         module.train()
+
+
+def test_inputs_are_checked_where_they_change(many: tuple[ManyKinds, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for calls alike in a row; a call that is refused is checked each time."""
+    checked: list[int] = []
+    plain = Signature.check
+
+    def check(signature: Signature, feed: Mapping[str, Any]) -> None:
+        checked.append(1)
+        plain(signature, feed)
+
+    monkeypatch.setattr(Signature, "check", check)
+    session = open_session(many[1])
+    feed = {
+        spec.name: np.ones([2 if isinstance(n, str) else n for n in spec.shape], spec.dtype)
+        for spec in session.signature.inputs
+    }
+    for _ in range(3):
+        session.run(feed)
+    assert len(checked) == 1
+    wrong = {name: value.astype(np.int8) for name, value in feed.items()}
+    for _ in range(2):
+        with pytest.raises(CallError):
+            session.run(wrong)
+    assert len(checked) == 3
+    session.run(feed)
+    assert len(checked) == 3
 
 
 def test_it_runs_without_torch_and_without_a_network(many: tuple[ManyKinds, Path], tmp_path: Path) -> None:

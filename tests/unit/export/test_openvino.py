@@ -15,7 +15,7 @@ from modelpress_runner.export.backends.openvino import _round_tables
 from modelpress_runner.export.openvino.program import export_openvino
 from modelpress_runner.export.runtime_module import RuntimeModule
 from modelpress_runner.serving.errors import CallError, MissingRuntimeError, RuntimeFileError
-from modelpress_runner.serving.ov import openvino
+from modelpress_runner.serving.ov import OvSession, openvino
 from modelpress_runner.serving.session import open_session
 
 
@@ -49,6 +49,25 @@ def test_shapes_that_come_again_and_others_compute_the_same(quantized: tuple[Qua
         np.testing.assert_allclose(session(ids[:size]), whole[:size], rtol=1e-5, atol=1e-6)
     with pytest.raises(CallError):
         session(np.zeros((2, 9), np.int64))
+
+
+def test_a_shape_that_comes_twice_in_a_row_is_compiled_for(quantized: tuple[Quantized, Path]) -> None:
+    """Not one that comes between others; a call that is refused is none; four shapes at most, the first ones."""
+    session, ids = OvSession(quantized[1]), word_ids(9).numpy()
+
+    def fixed(*sizes: int) -> list[int]:
+        for size in sizes:
+            session(ids[:size])
+        return [shape[0] for ((_, _, shape),) in session._fixed]
+
+    assert fixed(1, 2, 1, 2) == []
+    assert fixed(2) == [2]
+    assert fixed(2, 2, 1) == [2]
+    with pytest.raises(CallError):
+        session(np.zeros((2, 9), np.int64))
+    assert fixed(1) == [2, 1]
+    assert fixed(3, 3, 4, 4, 5, 5, 6, 6) == [2, 1, 3, 4]
+    np.testing.assert_allclose(session(ids[:2]), session(ids)[:2], rtol=1e-5, atol=1e-6)
 
 
 def test_it_runs_without_torch_and_tells_nobody(quantized: tuple[Quantized, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import fx
 
-from modelpress_runner.export.pt2 import graphcheck, program
+from modelpress_runner.export.pt2 import callees, graphcheck, program
 from modelpress_runner.export.pt2.graph import read_graph
 from modelpress_runner.export.pt2.quiet import quiet
 from modelpress_runner.runtime.example_inputs import as_call
@@ -33,7 +33,7 @@ def test_honest_models_pass(source: Callable[..., object]) -> None:
                 document = program._document(traced)
                 flat = traced._graph_module_flat_inputs(*as_call(inputs))
             graphcheck.check_program(document, name)
-            assert graphcheck.unlisted(graphcheck.operators(graphcheck.calls(document))) == set(), name
+            assert callees.unlisted(callees.operators(callees.counted(document))) == set(), name
             module = read_graph(document).module
             assert called(module) == called(traced.graph_module), name
             wanted, found = run(traced.graph_module, flat), run(module, flat)

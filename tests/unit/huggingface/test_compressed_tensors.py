@@ -12,7 +12,8 @@ import transformers
 from tiny_models import bert, rows, subject
 
 from modelpress.api.v1alpha1 import Stage
-from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.outcome import RecipeOutcome
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.export.layout import LayoutError
 from modelpress_runner.subject.subject import Subject

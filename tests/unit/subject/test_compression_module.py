@@ -10,7 +10,7 @@ import modelpress as mp
 from modelpress.api.v1alpha1 import Stage
 from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError, UserCodeError
-from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.subject.compression_module import subject_of
 
 X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

@@ -14,8 +14,8 @@ from torch import nn
 
 from modelpress.api.v1alpha1 import Model, Source
 from modelpress_runner.errors import InvalidModelError, InvalidSpecError
+from modelpress_runner.subject.compression_module import ModuleEvaluator
 from modelpress_runner.subject.entrypoint import find, load_weights
-from modelpress_runner.subject.subject import ModuleEvaluator
 from modelpress_runner.usercode import location as code
 
 HEADER = """

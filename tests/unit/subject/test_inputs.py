@@ -12,10 +12,11 @@ from torch import nn
 
 import modelpress as mp
 from modelpress.api.v1alpha1 import CompressionJobSpec
-from modelpress_runner.engine.run import RecipeOutcome
+from modelpress_runner.engine.outcome import RecipeOutcome
 from modelpress_runner.measure.counts import macs
 from modelpress_runner.measure.measuring import Measuring
-from modelpress_runner.subject.subject import Subject, subject_of
+from modelpress_runner.subject.compression_module import subject_of
+from modelpress_runner.subject.subject import Subject
 
 
 class Stream(nn.Module):

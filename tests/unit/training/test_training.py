@@ -11,7 +11,7 @@ import modelpress as mp
 from modelpress_runner.errors import CompressionError, UserCodeError
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.runtime.preserve import devices_restored
-from modelpress_runner.subject.subject import subject_of
+from modelpress_runner.subject.compression_module import subject_of
 from modelpress_runner.training.participants import check_masks
 from modelpress_runner.training.run import training_session
 

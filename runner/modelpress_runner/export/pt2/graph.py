@@ -20,7 +20,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from modelpress_runner.errors import first_line
-from modelpress_runner.export.pt2.graphcheck import resolve, symbol
+from modelpress_runner.export.pt2.callees import resolve
+from modelpress_runner.export.pt2.expressions import symbol
 
 Shape = tuple[int | str | None, ...]
 STATE = ("parameter", "buffer", "tensor_constant")

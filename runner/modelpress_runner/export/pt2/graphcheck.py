@@ -9,59 +9,18 @@ operators that are none, expressions beyond arithmetic, pickled or opaque object
 
 from __future__ import annotations
 
-import ast
-import functools
 import keyword
-import math
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from importlib import resources
+from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from modelpress.plainjson import json_of
 from modelpress_runner.errors import ArtifactError
+from modelpress_runner.export.pt2 import callees, expressions
 
 MAX_DEPTH = 200
 MAX_TEXT = 4096
-MAX_EXPRESSION = 256  # characters of a symbolic size, its symbols without their assumptions
-MAX_NODES = 128
-MAX_TERMS = 64
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Higher-order operators take graphs, and are a closed list. No other callable of torch may be named.
-HIGHER_ORDER = _words("cond while_loop wrap_with_set_grad_enabled wrap_with_autocast")
-OPERATOR = _words("add sub mul floordiv truediv mod pow neg eq ne lt le gt ge and_ or_ not_ getitem index pos abs")
-MATH = _words("ceil floor trunc sqrt")
-SYMBOLIC = _words("sym_float sym_int sym_max sym_min sym_not sym_ite _sym_sqrt")
-# Namespaces that come with torch and hold no mathematics: files, networks, profilers, compilers.
-FORBIDDEN_NAMESPACES = _words(
-    "prim rpc c10d _c10d_functional c10d_functional _c10d_functional_autograd symm_mem dist _dtensor inductor "
-    "profiler static_runtime debugprims rngprims aoti_torch export testlib _test streams bc_fx"
-)
-FORBIDDEN_OPERATORS = _words("aten.from_file aten.save aten.warn")
-BUILTIN_NAMESPACES = _words("aten prims quantized quantized_decomposed higher_order mkldnn onednn")
-SYMPY = _words(
-    "Integer Float Rational Add Mul Pow Mod Min Max Eq Ne Lt Le Gt Ge And Or Not floor ceiling Abs "
-    "FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv "
-    "PowByNatural FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt ToFloat Identity "
-    "Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan"
-)
-_BINARY = _words("Mult FloorDiv Mod Div Compare")
-_SYMBOL = re.compile(r"[a-z]{1,4}\d{1,19}", re.ASCII)
-_SYMBOL_CALL = re.compile(
-    r"Symbol\('([a-z]{1,4}\d{1,19})'"
-    r"(?:, (?:positive|integer|nonnegative|negative|zero|nonzero|real)=(?:True|False)){0,4}\)",
-    re.ASCII,
-)
-_FLOAT = re.compile(r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?", re.ASCII)
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,511}", re.ASCII)
 # Names of modules are free but for the dot ("0", "conv-1"); they are keys, and never become source code.
 _DOTTED = re.compile(r"[^\x00-\x1f\x7f.'\"\\]+(\.[^\x00-\x1f\x7f.'\"\\]+)*")
 _PATH_NAME = re.compile(r"(weight|tensor)_(?:0|[1-9]\d{0,6})")
@@ -69,7 +28,7 @@ _VERSION = re.compile(r"[\w.+-]{1,64}", re.ASCII)
 # Texts that operators take: names of modes, equations of einsum. No path and no address is among them.
 _CHOICE = re.compile(r"[A-Za-z_]{0,32}|[A-Za-z., >-]{1,256}", re.ASCII)
 _DEVICE = re.compile(r"[a-z]{1,16}")
-_TREE_TYPES = _words("builtins.tuple builtins.list builtins.dict")
+_TREE_TYPES = frozenset(["builtins.tuple", "builtins.list", "builtins.dict"])
 
 
 class _RefusedError(Exception):
@@ -79,7 +38,7 @@ class _RefusedError(Exception):
 def check_program(document: Any, name: str) -> None:
     """Refuses a program (the content of models/<name>.json) that must not be read.
 
-    Which operators it may call is another question, see `unlisted`.
+    Which operators it may call is another question, see `callees.unlisted`.
 
     Raises:
         ArtifactError: with the place in the document and what is wrong there.
@@ -119,47 +78,6 @@ def check_payload(document: Any, name: str, kind: str) -> None:
             _node(meta["tensor_meta"], "tensor_meta", place, 0)
 
     _run(name, check)
-
-
-def calls(document: Any) -> Counter[str]:
-    """How often a program that `check_program` passed calls what, "torch.ops.namespace.name.overload" or a function."""
-    return Counter(text for key, text in _texts(document, "") if key in ("target", "as_operator"))
-
-
-def operators(called: Iterable[str]) -> set[str]:
-    """The names of operators among what is called, "namespace.name.overload"."""
-    return {text.removeprefix("torch.ops.") for text in called if text.startswith("torch.ops.")}
-
-
-def missing_operators(names: Iterable[str]) -> set[str]:
-    """Those operators that no imported package has registered."""
-    return {name for name in names if resolve(name) is None}
-
-
-def unlisted(names: Iterable[str], named: Collection[str] = ()) -> set[str]:
-    """Those operators that neither stand in the list nor are named by the caller.
-
-    Args:
-        names: operators of a program that `check_program` passed.
-        named: what else may be called, "namespace::name" each.
-    """
-    return {
-        name
-        for name in names
-        if name not in listed() and not name.startswith("higher_order.") and spelled(name) not in named
-    }
-
-
-def spelled(operator: str) -> str:
-    """ "namespace.name.overload" as a caller names it: "namespace::name"."""
-    return "::".join(operator.split(".")[:2])
-
-
-@functools.cache
-def listed() -> frozenset[str]:
-    """Operators that every program may call, see operators.txt."""
-    text = resources.files(__package__).joinpath("operators.txt").read_text(encoding="utf-8")
-    return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
 def _run(name: str, check: Callable[[], None]) -> None:
@@ -311,11 +229,11 @@ def _node(value: Any, rule: str, place: str, depth: int) -> None:
         raise _RefusedError(f"{place} is a {type(value).__name__}, not an object")
     elif rule == "numbers":
         for key, item in value.items():
-            _match(_IDENTIFIER, key, place)
+            _match(callees.IDENTIFIER, key, place)
             _node(item, "scalar", f"{place}.{key}", depth + 1)
     elif rule == "ranges":
         for key, item in value.items():
-            _match(_SYMBOL, key, place)
+            _match(expressions.SYMBOL, key, place)
             _node(item, "range", f"{place}.{key}", depth + 1)
     elif rule.startswith("named:"):
         for key, item in value.items():
@@ -345,127 +263,20 @@ def _match(pattern: re.Pattern[str], value: Any, place: str) -> str:
 
 
 def _identifier(value: Any, place: str) -> None:
-    if keyword.iskeyword(_match(_IDENTIFIER, value, place)):
+    if keyword.iskeyword(_match(callees.IDENTIFIER, value, place)):
         raise _RefusedError(f"{place} has the text {value!r}, which is a word of Python")
 
 
 def _operator(value: Any, place: str) -> None:
     text = _text(value, place)
-    head, _, rest = text.partition(".")
-    if (head, rest) in _FUNCTIONS:
-        return
-    parts = text.split(".")
-    named = all(_IDENTIFIER.fullmatch(part) for part in parts)
-    if named and parts[:3] == ["torch", "ops", "higher_order"] and len(parts) == 4 and parts[3] in HIGHER_ORDER:
-        return
-    if named and parts[:2] == ["torch", "ops"] and len(parts) == 5:
-        namespace, name = parts[2], parts[3]
-        allowed = namespace not in FORBIDDEN_NAMESPACES and f"{namespace}.{name}" not in FORBIDDEN_OPERATORS
-        if allowed and not (namespace.startswith("__") or namespace in ("higher_order", "loaded_libraries")):
-            found = resolve(".".join(parts[2:]))
-            # One that nobody has registered is no danger either: it is named later, as a missing import.
-            if found is None or isinstance(found, torch._ops.OpOverload):
-                return
-    raise _RefusedError(f"{place} calls {text[:96]!r}, which is no operator of a model")
-
-
-_FUNCTIONS = (
-    {("_operator", name) for name in OPERATOR}
-    | {("math", name) for name in MATH}
-    | {("torch", name) for name in SYMBOLIC}
-)
-
-
-def resolve(name: str) -> Any:
-    """The operator "namespace.name.overload"; None if nothing of the name is registered."""
-    found: Any = torch.ops
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except (AttributeError, RuntimeError):
-            return None
-    return found
-
-
-def symbol(text: str) -> str | None:
-    """The symbol that the text of a size is, as "s77"; None if it is another expression."""
-    short = _SYMBOL_CALL.sub(r"\1", text)
-    return short if _SYMBOL.fullmatch(short) else None
+    if not callees.is_function_of_a_model(text):
+        raise _RefusedError(f"{place} calls {text[:96]!r}, which is no operator of a model")
 
 
 def _expression(value: Any, place: str) -> None:
-    """Arithmetic as torch writes it, small enough that sympy takes no time for it."""
-    text = _text(value, place)
-    short = _SYMBOL_CALL.sub(r"\1", text) if text.isascii() else text
-    if len(short) > MAX_EXPRESSION or not short.isascii():
-        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is longer than {MAX_EXPRESSION} characters")
-    try:
-        tree = ast.parse(short, mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise _RefusedError(f"{place} is no expression") from None
-    if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
-        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is larger than any size of a model")
-    terms = _terms(tree.body)
-    if terms is None:
-        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is more than arithmetic")
-    if terms > MAX_TERMS:
-        raise _RefusedError(f"{place} has the text {short[:64]!r}, which is larger than any size of a model")
-
-
-def _terms(node: ast.AST) -> int | None:
-    """Summands of an expression when it is multiplied out, which sympy does; None: it is no arithmetic."""
-    if isinstance(node, ast.Constant):
-        return 1 if type(node.value) is int and node.value < 2**63 else None
-    if isinstance(node, ast.Name):
-        return 1 if _SYMBOL.fullmatch(node.id) or node.id in ("true", "false") else None
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return _terms(node.operand)
-    if isinstance(node, ast.BinOp):
-        return _binary(type(node.op).__name__, [node.left, node.right])
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        return _binary("Compare", [node.left, *node.comparators])
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SYMPY:
-        return _call(node.func.id, node)
-    return None
-
-
-def _call(name: str, node: ast.Call) -> int | None:
-    if name == "Float":
-        first = node.args[0] if len(node.args) == 1 else None
-        known = isinstance(first, ast.Constant) and isinstance(first.value, str) and bool(_FLOAT.fullmatch(first.value))
-        exact = [k.value for k in node.keywords if k.arg == "precision" and isinstance(k.value, ast.Constant)]
-        return (
-            1 if known and len(exact) == len(node.keywords) <= 1 and all(value.value == 53 for value in exact) else None
-        )
-    if node.keywords or not node.args:
-        return None
-    if name in ("Integer", "Rational"):
-        plain = [arg.operand if isinstance(arg, ast.UnaryOp) else arg for arg in node.args]
-        known = all(isinstance(arg, ast.Constant) and type(arg.value) is int for arg in plain)
-        return 1 if known and all(_terms(arg) for arg in node.args) and len(plain) <= 2 else None
-    return _binary(name, node.args)
-
-
-def _binary(name: str, args: list[ast.expr]) -> int | None:
-    counts = [_terms(arg) for arg in args]
-    if any(count is None for count in counts):
-        return None
-    found = [count for count in counts if count is not None]
-    if name in ("Pow", "PowByNatural"):
-        power = args[1] if len(args) == 2 else None
-        if isinstance(power, ast.Call) and len(power.args) == 1:
-            power = power.args[0]
-        if not isinstance(power, ast.Constant) or type(power.value) is not int or not 0 <= power.value <= 4:
-            return None
-        return int(found[0] ** max(power.value, 1))
-    if name in ("Min", "Max"):
-        # sympy compares each with each, and those inside again.
-        return int(math.prod(count + 1 for count in found))
-    if name in ("Add", "Sub"):
-        return sum(found)
-    if name in _BINARY or name in SYMPY:
-        return math.prod(found)
-    return None
+    fault = expressions.fault(_text(value, place))
+    if fault is not None:
+        raise _RefusedError(f"{place} {fault}")
 
 
 def _tree(value: Any, place: str) -> None:
@@ -521,7 +332,7 @@ def void(_: Any) -> None:
 _TEXTS: dict[str, Callable[[Any, str], None]] = {
     "identifier": _identifier,
     "identifier?": _optional(_identifier),
-    "keyword": _optional(_matching(_IDENTIFIER)),
+    "keyword": _optional(_matching(callees.IDENTIFIER)),
     "dotted": _matching(_DOTTED),
     "dotted?": _optional(_matching(_DOTTED)),
     "operator": _operator,
@@ -533,19 +344,3 @@ _TEXTS: dict[str, Callable[[Any, str], None]] = {
     "choice": _matching(_CHOICE),
     "free": lambda value, place: void(_text(value, place)),
 }
-
-
-_VALUES = _words("tensor_values sym_int_values sym_float_values sym_bool_values")
-
-
-def _texts(document: Any, key: str) -> Iterator[tuple[str, str]]:
-    left = [(key, document)]
-    while left:
-        key, value = left.pop()
-        if isinstance(value, str):
-            yield key, value
-        elif isinstance(value, dict):
-            # Only graphs have these keys; an argument that is called "graph" has none of them.
-            left += ((name, item) for name, item in value.items() if key != "graph" or name not in _VALUES)
-        elif isinstance(value, list):
-            left += [(key, item) for item in value]

@@ -26,7 +26,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from modelpress_runner.errors import ArtifactError, first_line
-from modelpress_runner.export.pt2 import graphcheck
+from modelpress_runner.export.pt2 import callees, graphcheck
 from modelpress_runner.export.pt2.archive import (
     EVAL,
     HEADER,
@@ -148,10 +148,10 @@ def _open_program(path: Path, operators: Collection[str], max_calls: int | None)
                 _check_length(path, long, max(left, _CALLS))
                 document = archive.json(f"models/{name}.json")
                 graphcheck.check_program(document, name)
-                called = graphcheck.calls(document)
+                called = callees.counted(document)
                 _check_length(path, called.total(), left)
                 left -= called.total()
-                _check_operators(graphcheck.operators(called), header, operators)
+                _check_operators(callees.operators(called), header, operators)
                 graphs[name] = read_graph(document)
             state = filled(archive, weights, "weights")
             constants = {name: filled(archive, listing, "constants") for name, listing in listings.items()}
@@ -368,14 +368,14 @@ def _write(path: Path, evaluated: ExportedProgram, trained: ExportedProgram | No
         documents[f"data/weights/{name}_weights_config.json"] = weights
         documents[f"data/constants/{name}_constants_config.json"] = payloads.add(program.constants, "tensor")
         payloads.entries[f"data/sample_inputs/{name}.pt"] = b""  # other readers expect the entry
-    called = sum((graphcheck.calls(document) for _, document in programs.values()), Counter[str]())
-    names = graphcheck.operators(called)
+    called = sum((callees.counted(document) for _, document in programs.values()), Counter[str]())
+    names = callees.operators(called)
     packages = {
         operator: _package(operator)
         for operator in sorted(names)
-        if operator.partition(".")[0] not in graphcheck.BUILTIN_NAMESPACES
+        if operator.partition(".")[0] not in callees.BUILTIN_NAMESPACES
     }
-    own = sorted({graphcheck.spelled(name) for name in graphcheck.unlisted(names)})
+    own = sorted({callees.spelled(name) for name in callees.unlisted(names)})
     documents[HEADER] = {
         "version": VERSION,
         "torch": torch.__version__,
@@ -466,8 +466,8 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _check_operators(names: Collection[str], header: Mapping[str, Any], named: Collection[str]) -> None:
-    missing = sorted(graphcheck.missing_operators(names))
-    unlisted = sorted({graphcheck.spelled(name) for name in graphcheck.unlisted(names, named)})
+    missing = sorted(callees.missing_operators(names))
+    unlisted = sorted({callees.spelled(name) for name in callees.unlisted(names, named)})
     naming = f"mp.load(uri, operators=[{', '.join(repr(name) for name in unlisted)}])"
     if missing:
         packages = sorted({header["packages"].get(name, name.partition(".")[0]) for name in missing})

@@ -15,7 +15,8 @@ from modelpress_runner.methods.prune.selection import select
 from modelpress_runner.methods.prune.statistics import collect
 from modelpress_runner.process.stopping import Stopped
 from modelpress_runner.stages.prune import steps
-from modelpress_runner.subject.subject import CompressionModule, Subject, subject_of
+from modelpress_runner.subject.compression_module import CompressionModule, subject_of
+from modelpress_runner.subject.subject import Subject
 
 FIRST, SECOND = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 0.0]])
 

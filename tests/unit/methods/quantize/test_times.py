@@ -14,7 +14,8 @@ import modelpress as mp
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import Stage
 from modelpress_runner.edits.quantize import FrozenLayer, QuantizedLayer, quantized_layers
-from modelpress_runner.engine.run import RecipeOutcome, run_stages
+from modelpress_runner.engine.outcome import RecipeOutcome
+from modelpress_runner.engine.run import run_stages
 from modelpress_runner.errors import InvalidSpecError
 from modelpress_runner.methods.context import Measures
 from modelpress_runner.subject.subject import Subject
