@@ -49,6 +49,16 @@ def _freeze() -> None:
     _frozen = len(sys.modules)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who gets which file."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from waiting_apart import WaitingApart
+
+    return WaitingApart(config, log)
+
+
 # A worker that dies is not replaced (`--max-worker-restart 0`): at times xdist then waits for ever. What was not run is
 # kept with what failed, so that `pytest --last-failed` runs it all.
 _collected: set[str] = set()
