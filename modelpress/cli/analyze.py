@@ -15,6 +15,7 @@ from rich.table import Table
 from modelpress import formatting
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import CompressionSweep
+from modelpress.api.v1alpha1.stages import Prune
 from modelpress.local.errors import UsageError
 from modelpress.local.plan import plan_run
 from modelpress.local.sources import load_documents
@@ -80,14 +81,13 @@ def analyze(
     if plot is not None:
         plot.write_text(curves(rows), encoding="utf-8")
     goal = found.get("goal", "maximize")
+    pruned = [stage.block.algorithm for stage in spec.stages if isinstance(stage.block, Prune)]
     if bounds is not None:
-        algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
-        document = search_bounds(rows, goal, tolerance, algorithm)
+        document = search_bounds(rows, goal, tolerance, pruned[0])
         bounds.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     if budget is not None:
-        algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
         layers = {row["name"]: row["macs"] for row in run_analysis({**request, "what": "layers"})["rows"]}
-        document = starting_budget(rows, goal, tolerance, algorithm, layers)
+        document = starting_budget(rows, goal, tolerance, pruned[0], layers)
         budget.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return Exit.DONE
 

@@ -55,7 +55,10 @@ from .resources import (
 from .snapshot import Problems, Snapshots
 
 log = logging.getLogger(__name__)
-START_LAG = (2.0, 10.0)  # seconds that a start waits to be reconciled, and at most: a short run is then written down once
+START_LAG = (
+    2.0,
+    10.0,
+)  # seconds that a start waits to be reconciled, and at most: a short run is then written down once
 START_SHARE = 0.2  # seconds more for each other start that waits: a fifth of a second for each that is written down
 END_LAG = 0.05  # seconds that a sweep waits for further trials to end: at one time, one write
 COUNT_LAG = 10.0  # seconds that a sweep's counters wait for something else that changes

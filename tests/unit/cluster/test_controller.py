@@ -328,9 +328,14 @@ async def test_news_of_many_starts_waits_longer(operator: Operator, monkeypatch:
         operator.cache.put(JOBS, transform(JOBS, active))
         reference = {"apiVersion": "batch/v1", "kind": "Job", "controller": True}
         reference |= {key: job["metadata"][key] for key in ("name", "uid")}
-        made = await operator.client.create(PODS, N, {"metadata": {"name": f"p{number}", "ownerReferences": [reference]}})
+        made = await operator.client.create(
+            PODS, N, {"metadata": {"name": f"p{number}", "ownerReferences": [reference]}}
+        )
         operator.cache.put(PODS, transform(PODS, made))
-        running = {"phase": "Running", "containerStatuses": [{"name": "runner", "state": {"running": {"startedAt": NOW}}}]}
+        running = {
+            "phase": "Running",
+            "containerStatuses": [{"name": "runner", "state": {"running": {"startedAt": NOW}}}],
+        }
         begun = await operator.client.patch_status(PODS, N, f"p{number}", running, made["metadata"]["resourceVersion"])
         operator.cache.put(PODS, transform(PODS, begun))
     starts = [(f"s-0000{number}", seconds) for number in range(3) for seconds in (8.0, 8.0, 2.0 + 0.2 * number)]
