@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -21,6 +23,41 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Seeded, and without a clock: a busy machine is no defect.
 settings.register_profile("modelpress", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modelpress")
+
+# Tests and modules stay until the end. Frameworks that call gc.collect() at every turn would go through all of them
+# each time, half a second long; what is frozen is left out.
+_frozen = 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """All tests are there, and what their files import."""
+    _freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """A test is over; it may have imported one more framework."""
+    if len(sys.modules) > _frozen + 100:
+        _freeze()
+
+
+def _freeze() -> None:
+    global _frozen
+    gc.collect()
+    gc.freeze()
+    _frozen = len(sys.modules)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who gets which file."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from waiting_apart import WaitingApart
+
+    return WaitingApart(config, log)
+
 
 # A worker that dies is not replaced (`--max-worker-restart 0`): at times xdist then waits for ever. What was not run is
 # kept with what failed, so that `pytest --last-failed` runs it all.

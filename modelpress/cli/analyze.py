@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from .asking import answer_of, needs_torch
 from .curves import curves
 from .exits import Exit
 from .markup import escape
+from .outputs import check_output, write_output
 from .tables import console
 
 COLUMNS = {
@@ -58,10 +60,12 @@ def analyze(
 
     Raises:
         SpecError: the file is not valid.
-        UsageError: what is needed is not there.
+        UsageError: what is needed is not there, or a file cannot be written.
         LocalError: the analysis failed; the message says why.
     """
     needs_torch()
+    for option, path in (("--csv", table), ("--plot", plot), ("--bounds", bounds), ("--budget", budget)):
+        check_output(option, path)
     plan = plan_run(load_documents(source)[0], cwd=Path.cwd())
     if plan.problems:
         raise SpecError(plan.problems)
@@ -77,18 +81,18 @@ def analyze(
     for note in found.get("notes", ()):
         console().print(escape(str(note)), soft_wrap=True)
     if table is not None:
-        _write_csv(table, what, rows)
+        write_output("--csv", table, _csv(what, rows))
     if plot is not None:
-        plot.write_text(curves(rows), encoding="utf-8")
+        write_output("--plot", plot, curves(rows))
     goal = found.get("goal", "maximize")
     pruned = [stage.block.algorithm for stage in spec.stages if isinstance(stage.block, Prune)]
     if bounds is not None:
         document = search_bounds(rows, goal, tolerance, pruned[0])
-        bounds.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        write_output("--bounds", bounds, yaml.safe_dump(document, sort_keys=False))
     if budget is not None:
         layers = {row["name"]: row["macs"] for row in run_analysis({**request, "what": "layers"})["rows"]}
         document = starting_budget(rows, goal, tolerance, pruned[0], layers)
-        budget.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        write_output("--budget", budget, yaml.safe_dump(document, sort_keys=False))
     return Exit.DONE
 
 
@@ -185,8 +189,9 @@ def _texts(what: str, row: Mapping[str, Any], *, people: bool) -> Iterator[str]:
             yield str(value)
 
 
-def _write_csv(path: Path, what: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS[what])
-        writer.writerows(list(_texts(what, row, people=False)) for row in rows)
+def _csv(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS[what])
+    writer.writerows(list(_texts(what, row, people=False)) for row in rows)
+    return text.getvalue()

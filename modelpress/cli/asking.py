@@ -23,7 +23,7 @@ def needs_torch() -> None:
 
 
 def answer_of(module: str, request: Mapping[str, Any], what: str, killed: str | None = None) -> dict[str, Any]:
-    """What `python -m module REQUEST RESULT` answers.
+    """What the main of a module answers to a request, each in a file.
 
     Args:
         module: of modelpress_runner.runs.
@@ -38,7 +38,7 @@ def answer_of(module: str, request: Mapping[str, Any], what: str, killed: str | 
     with tempfile.TemporaryDirectory(prefix=f"modelpress-{module.rpartition('.')[2]}-") as folder:
         asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", module, str(asked), str(answer)]
+        command = [sys.executable, "-m", "modelpress.cli.asked", module, str(asked), str(answer)]
         # Standard output is the caller's; what the user's code prints goes where progress goes.
         done = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False)
         if done.returncode == -9 and killed is not None:

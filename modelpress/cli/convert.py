@@ -8,9 +8,9 @@ from pathlib import Path
 
 from modelpress.control_characters import escape_control_characters
 from modelpress.convert import convert_files
-from modelpress.local.errors import UsageError
 
 from .exits import Exit
+from .outputs import check_output, write_output
 
 
 def convert(
@@ -22,18 +22,13 @@ def convert(
         SpecError: a file cannot be converted.
         UsageError: the output cannot be written.
     """
+    check_output("--output", output, new=True)
     converted = convert_files(files, tool=tool, model=model, algorithm=algorithm)
     text = converted.yaml()
     if output is None:
         sys.stdout.write(text)
         return Exit.DONE
-    try:
-        with output.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise UsageError(f"--output: {output} is there already; remove it, or name another file") from None
-    except OSError as error:
-        raise UsageError(f"--output: cannot write {output}: {error.strerror}; name a writable file") from error
+    write_output("--output", output, text, new=True)
     for line in converted.remarks():
         print(escape_control_characters(line))
     print(f"{output}: {len(converted.documents)} object{'s' if len(converted.documents) != 1 else ''}")

@@ -13,16 +13,17 @@ from typing import Any
 import yaml
 
 from modelpress.api.errors import SpecError
+from modelpress.api.load import load_dict
 from modelpress.api.semantic import sweep_problems
 from modelpress.api.v1alpha1 import CompressionJobSpec, CompressionSweep
 from modelpress.api.v1alpha1.data import SUFFIXES
 from modelpress.api.v1alpha1.huggingface import LABEL_COLUMNS, PAIR_COLUMN, TEXT_COLUMNS
 from modelpress.local.errors import LocalError, UsageError
-from modelpress.local.sources import load_documents
 
 from .analyze import run_analysis
 from .asking import needs_torch
 from .exits import Exit
+from .outputs import check_output, write_output
 
 # What the name of an architecture of transformers says of its task.
 _TASKS = {
@@ -97,21 +98,20 @@ def init(wanted: Wanted, output: Path | None) -> int:
     """Writes the sweep, to standard output where no file is named; the exit code.
 
     Raises:
-        UsageError: the model is not there, or cannot be told what it is.
+        UsageError: the model is not there, or cannot be told what it is; or the file cannot be written.
         LocalError: the model cannot be looked at; the message says why.
     """
     needs_torch()
-    if output is not None and output.exists():
-        raise UsageError(f"{output} exists; name another file, or remove it")
+    check_output("--output", output, new=True)
     folder = (output.parent if output is not None else Path.cwd()).resolve()
     model = _model(wanted, folder)
     facts = _facts(model, wanted)
     text = document(wanted, model, facts, folder)
-    _check(text, folder)
+    _check(text)
     if output is None:
         print(text, end="")
         return Exit.DONE
-    output.write_text(text, encoding="utf-8")
+    write_output("--output", output, text, new=True)
     print(f"{output}: written, and valid. What comes next:")
     print(f"  modelpress validate --smoke {output}     runs it once in short")
     print(f"  modelpress preflight {output}            says what a trial takes")
@@ -249,6 +249,11 @@ def _model(wanted: Wanted, folder: Path) -> dict[str, Any]:
             raise UsageError(
                 f"{wanted.model} is no folder; give one with a config.json, or module:attribute of your code"
             )
+        if wanted.task is not None:
+            raise UsageError(
+                f"--task: is of a pretrained model in a folder, and {wanted.model} is code, which trains and scores "
+                "itself; leave it out"
+            )
         return {"entrypoint": wanted.model}
     config = path / "config.json"
     if not config.is_file():
@@ -327,18 +332,14 @@ def _given(wanted: Wanted) -> dict[str, str]:
     return {split: path for split, path in given.items() if path is not None}
 
 
-def _check(text: str, folder: Path) -> None:
+def _check(text: str) -> None:
     """What is written is valid, or it is not written."""
-    probe = folder / ".modelpress-init.yaml"
-    probe.write_text(text, encoding="utf-8")
     try:
-        obj = load_documents(str(probe))[0].obj
+        obj = load_dict(yaml.safe_load(text))
         assert isinstance(obj, CompressionSweep)
         problems = sweep_problems(obj.spec)
     except SpecError as error:
         problems = error.problems
-    finally:
-        probe.unlink()
     if problems:
         raise LocalError(f"no sweep was found that suits the model: {problems[0]}")
 

@@ -16,6 +16,7 @@ from modelpress.results.report import ReportError, refresh
 from modelpress.store import StoreError, StoreUriError, open_store
 
 from .exits import Exit
+from .outputs import cannot_write, check_output
 
 
 def write_report(
@@ -27,6 +28,7 @@ def write_report(
         UsageError: this is no sweep's folder, or an option cannot be used.
         LocalError: the store refused or failed.
     """
+    check_output("--output", output)
     wanted = [_objective(text) for text in objectives]
     folder = where.removesuffix("/report.html").removesuffix("/trials")
     if "://" not in folder and not os.path.isdir(folder):
@@ -39,7 +41,7 @@ def write_report(
     except StoreError as error:
         raise LocalError(str(error)) from error
     except OSError as error:
-        raise UsageError(f"--output: cannot write {output}: {error.strerror}; name a writable file") from error
+        raise (LocalError(str(error)) if output is None else cannot_write("--output", output, error)) from error
     print(f"{path}: {count} trial{'s' if count != 1 else ''}")
     for sentence in told:
         print(escape_control_characters(sentence))

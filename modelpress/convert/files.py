@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -188,21 +189,34 @@ def _apart(drafts: Sequence[Draft], source: Source) -> list[dict[str, Any]]:
 def _check(documents: Sequence[dict[str, Any]], sources: Sequence[Source]) -> None:
     """Raises what is wrong with the documents, in terms of what was converted."""
     for document in documents:
-        try:
-            made = load_dict(document)
-            if isinstance(made, CompressionSweep):
-                problems = sweep_problems(made.spec)
-            else:
-                problems = job_problems(made.spec)
-        except SpecError as error:
-            problems = error.problems
+        problems = _problems(document)
         if problems:
+            otherwise = _by_script(document)
             raise SpecError(
                 Problem(
                     problem.path,
                     f"the recipe that it becomes is not valid: {problem.message}",
-                    problem.fix,
+                    problem.fix + otherwise,
                     sources[0].book.file,
                 )
                 for problem in problems
             )
+
+
+def _by_script(document: dict[str, Any]) -> str:
+    """The other way, where the recipe of a script would be valid: its training loop says what the file does not."""
+    copied = copy.deepcopy(document)
+    spec = copied["spec"].get("template", copied)["spec"]
+    entrypoint = spec["model"].get("entrypoint")
+    spec["model"] = {"script": "train.py"}
+    if entrypoint is None or _problems(copied):
+        return ""
+    return f"; or give --model the script whose training loop it is, train.py say, in place of {entrypoint}"
+
+
+def _problems(document: dict[str, Any]) -> Sequence[Problem]:
+    try:
+        made = load_dict(document)
+        return sweep_problems(made.spec) if isinstance(made, CompressionSweep) else job_problems(made.spec)
+    except SpecError as error:
+        return error.problems

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -181,9 +182,15 @@ class ControlPlane:
         self._wait_for_default_service_account()
 
     def stop(self) -> None:
-        """Stops what was started, last first."""
+        """Stops what was started, last first.
+
+        The API server is killed: told to end it waits for its watchers, and all it has is in etcd and the audit log.
+        """
         for process in reversed(self._processes):
-            process.send_signal(signal.SIGTERM)
+            if Path(process.args[0]).name == "kube-apiserver":  # type: ignore[index]
+                process.kill()
+            else:
+                process.send_signal(signal.SIGTERM)
         for process in reversed(self._processes):
             try:
                 process.wait(10)
@@ -241,13 +248,17 @@ class ControlPlane:
         self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", raw: bool = False
     ) -> Any:
         """One request as cluster admin; `body` is JSON-ready data or bytes. HTTPError (urllib) on 4xx and 5xx."""
-        context = ssl.create_default_context(cafile=str(self.authority.certificate))
-        context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type}, method=method)
-        with urllib.request.urlopen(request, context=context, timeout=30) as response:
+        with urllib.request.urlopen(request, context=self._trust, timeout=30) as response:
             answer = response.read()
         return answer if raw else json.loads(answer)
+
+    @functools.cached_property
+    def _trust(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.authority.certificate))
+        context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
+        return context
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """Runs kubectl as cluster admin and returns its output. Raises CalledProcessError with stderr in it."""

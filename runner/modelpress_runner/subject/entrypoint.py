@@ -126,7 +126,7 @@ def find(model: Model, code_path: str | None = None, data: Mapping[str, Rows] | 
     """
     assert model.entrypoint is not None
     module_name, _, attribute = model.entrypoint.partition(":")
-    module = _import(module_name)
+    module = _import(module_name, code_path is not None)
     _check_origin(module_name, code_path)
     target: Any = module
     for part in attribute.split("."):
@@ -195,7 +195,7 @@ def load_weights(subject: Subject, source: Source, base: str | None, store: Stor
             raise InvalidModelError(str(error), f"{path}.uri") from error
 
 
-def _import(name: str) -> Any:
+def _import(name: str, has_code: bool) -> Any:
     parent: Any = None
     parts = name.split(".")
     for index, part in enumerate(parts):
@@ -209,13 +209,13 @@ def _import(name: str) -> Any:
         if found is None:
             search = getattr(parent, "__path__", None)
             near = [info.name for info in pkgutil.iter_modules(search)]
-            where = f"in the package {'.'.join(parts[:index])}" if index else "on the Python path"
-            raise InvalidModelError(
-                f"there is no module {part!r} {where}{_hint(part, near)}; set spec.code.path to the folder it is in"
-                if not index
-                else f"there is no module {part!r} {where}{_hint(part, near)}",
-                _PATH,
-            )
+            if index:
+                where = f"in the package {'.'.join(parts[:index])}"
+            elif has_code:
+                where = "in the folder of spec.code, or elsewhere on the Python path; correct its name, or the folder"
+            else:
+                where = "on the Python path; set spec.code.path to the folder it is in"
+            raise InvalidModelError(f"there is no module {part!r} {where}{_hint(part, near)}", _PATH)
         try:
             parent = importlib.import_module(whole)
         except InvalidModelError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from control_plane import ControlPlane  # noqa: E402
 from fake_kubelet import FakeKubelet, Fate  # noqa: E402
 from operator_cluster import Cluster  # noqa: E402
 from operator_process import OperatorProcess  # noqa: E402
+from warm_processes import WarmProcesses  # noqa: E402
 
 _numbers = itertools.count(1)
 
@@ -37,18 +37,25 @@ def kubelet(control_plane: ControlPlane) -> Iterator[FakeKubelet]:
 
 
 @pytest.fixture
-def cluster(control_plane: ControlPlane, kubelet: FakeKubelet, request: Any, tmp_path: Path) -> Iterator[Cluster]:
+def cluster(
+    control_plane: ControlPlane, kubelet: FakeKubelet, operators: WarmProcesses, tmp_path: Path
+) -> Iterator[Cluster]:
     """A namespace of its own; pods start at once, run 0.1 s and succeed, unless a test says otherwise."""
     number = next(_numbers)
     kubelet.script = lambda run: Fate()
-    yield Cluster(control_plane, kubelet, f"op-{number}", tmp_path)
+    yield Cluster(control_plane, kubelet, f"op-{number}", tmp_path, operators)
     kubelet.script = lambda run: Fate()
 
 
 @pytest.fixture(scope="module")
-def shared_cluster(control_plane: ControlPlane, kubelet: FakeKubelet, tmp_path_factory: Any) -> Cluster:
+def shared_cluster(
+    control_plane: ControlPlane,
+    kubelet: FakeKubelet,
+    operators: WarmProcesses,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Cluster:
     """One namespace for the tests that need no restart of the operator."""
-    return Cluster(control_plane, kubelet, "op-shared", tmp_path_factory.mktemp("shared"))
+    return Cluster(control_plane, kubelet, "op-shared", tmp_path_factory.mktemp("shared"), operators)
 
 
 @pytest.fixture(scope="module")

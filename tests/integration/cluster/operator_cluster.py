@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from control_plane import ControlPlane
 from fake_kubelet import FakeKubelet, Fate
 from operator_process import ACCOUNT, OperatorProcess, make_account, until
+
+if TYPE_CHECKING:
+    from warm_processes import WarmProcesses
 
 API = "/apis/modelpress.dev/v1alpha1/namespaces"
 MODEL = {"entrypoint": "digits:create"}
@@ -47,20 +50,24 @@ def sweep(name: str, trials: int, parallelism: int = 4, **spec: Any) -> dict[str
 class Cluster:
     """One namespace of the control plane, with a fake kubelet and a service account for the operator."""
 
-    def __init__(self, plane: ControlPlane, kubelet: FakeKubelet, namespace: str, folder: Path) -> None:
+    def __init__(
+        self, plane: ControlPlane, kubelet: FakeKubelet, namespace: str, folder: Path, operators: WarmProcesses
+    ) -> None:
         self.plane = plane
         self.kubelet = kubelet
         self.namespace = namespace
         self.folder = folder
+        self._operators = operators
         plane.kubectl("create", "namespace", namespace)
 
-    def operator(self, *, cluster_wide: bool = False, **options: Any) -> OperatorProcess:
-        """A replica that serves this namespace, or the cluster."""
+    def operator(self, *, cluster_wide: bool = False, warm: bool = True, **options: Any) -> OperatorProcess:
+        """A replica that serves this namespace, or the cluster; one that is not `warm` is a new interpreter."""
         kubeconfig = self.folder / "operator.kubeconfig"
         if not kubeconfig.exists():
             made = make_account(self.plane, self.namespace, cluster_wide=cluster_wide)
             made.rename(kubeconfig)
-        return OperatorProcess(kubeconfig, self.namespace, folder=self.folder, cluster_wide=cluster_wide, **options)
+        options |= {"cluster_wide": cluster_wide, "warm": self._operators if warm else None}
+        return OperatorProcess(kubeconfig, self.namespace, folder=self.folder, **options)
 
     def fate_of(self, purpose: str, fate: Fate, attempt: int = 1) -> None:
         """What becomes of one attempt's runs of a purpose; all else succeeds at once."""

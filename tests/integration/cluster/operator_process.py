@@ -13,9 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from control_plane import ControlPlane, free_port
+
+if TYPE_CHECKING:
+    from warm_processes import WarmProcess, WarmProcesses
 
 ACCOUNT = "modelpress-operator"
 RULES = [
@@ -64,7 +67,10 @@ def make_account(cluster: ControlPlane, namespace: str, *, cluster_wide: bool = 
 
 
 class OperatorProcess:
-    """One replica. A context manager that stops it in good order. `apart`: probes and progress on their own ports."""
+    """One replica. A context manager that stops it in good order.
+
+    `apart`: probes and progress on their own ports. `warm`: where it comes from, if not from a new interpreter.
+    """
 
     def __init__(
         self,
@@ -76,11 +82,13 @@ class OperatorProcess:
         cluster_wide: bool = False,
         lease_seconds: float = 15,
         apart: bool = False,
+        warm: WarmProcesses | None = None,
         **environment: str,
     ) -> None:
         self.port = free_port()
         self.probe_port, self.progress_port = (free_port(), free_port()) if apart else (self.port, self.port)
         self.log = folder / f"operator-{identity}.log"
+        self._warm = warm
         self._command = [sys.executable, "-m", "modelpress_operator"]
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MODELPRESS_")},
@@ -96,7 +104,7 @@ class OperatorProcess:
             "MODELPRESS_LOG_LEVEL": "info",
             **environment,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | WarmProcess | None = None
 
     def __enter__(self) -> OperatorProcess:
         self.start()
@@ -108,6 +116,9 @@ class OperatorProcess:
 
     def start(self) -> None:
         """Start it; returns at once."""
+        if self._warm is not None:
+            self._process = self._warm.start((), Path.cwd(), self._environment, self.log)
+            return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
 

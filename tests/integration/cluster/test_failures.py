@@ -20,6 +20,7 @@ from fake_kubelet import FakeKubelet, Fate
 from operator_cluster import Cluster, condition, job
 from operator_process import OperatorProcess
 from recorder import Recorder, Seen
+from warm_processes import WarmProcesses
 
 BOUND = 10.0  # seconds from a cause to the status that tells it
 
@@ -35,9 +36,14 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def home(control_plane: ControlPlane, kubelet: FakeKubelet, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def home(
+    control_plane: ControlPlane,
+    kubelet: FakeKubelet,
+    operators: WarmProcesses,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Cluster:
     """The operator's own namespace."""
-    return Cluster(control_plane, kubelet, "home", tmp_path_factory.mktemp("home"))
+    return Cluster(control_plane, kubelet, "home", tmp_path_factory.mktemp("home"), operators)
 
 
 @pytest.fixture(scope="module")

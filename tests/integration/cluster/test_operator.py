@@ -37,7 +37,7 @@ def undisturbed(control_plane: ControlPlane) -> list[str]:
 
 def test_a_job_completes(cluster: Cluster) -> None:
     """A cluster-wide operator makes one Job and one pod of a job, and its status says what the pod reported."""
-    with cluster.operator(cluster_wide=True) as operator:
+    with cluster.operator(cluster_wide=True, warm=False) as operator:
         operator.wait_ready()
         made = cluster.create(job("half"))
         done = cluster.wait_for("CompressionJob", "half", "Succeeded")

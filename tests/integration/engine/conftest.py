@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_processes import WarmProcess, WarmProcesses
 
 CODE = '''
 """A network of two layers on two Gaussian clouds."""
@@ -110,8 +111,9 @@ STAGES = [
 class Workbench:
     """A code folder, a store, and runner processes between them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, runners: WarmProcesses) -> None:
         self.folder = folder
+        self.runners = runners
         self.code = folder / "code"
         self.code.mkdir()
         (self.code / "clouds.py").write_text(CODE)
@@ -147,18 +149,23 @@ class Workbench:
         spec |= changes.pop("spec", {})
         return {**request, **changes, "spec": spec}
 
-    def start(self, request: dict[str, Any], *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def arguments(self, request: dict[str, Any], *more: str) -> list[str]:
+        """What a runner is told, the request written."""
         (self.folder / "request.json").write_text(json.dumps(request))
         (self.folder / "result.json").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "modelpress_runner.main"]
-        command += ["--request", str(self.folder / "request.json"), "--result", str(self.folder / "result.json")]
-        command += ["--progress", str(self.folder / "progress.jsonl"), *arguments]
-        return subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TEST_MARKS": str(self.marks), **environment},
-        )
+        names = {"request": "request.json", "result": "result.json", "progress": "progress.jsonl"}
+        return [*(word for key, name in names.items() for word in (f"--{key}", str(self.folder / name))), *more]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """What a runner finds around it."""
+        return {**os.environ, "TEST_MARKS": str(self.marks), **more}
+
+    def start(self, request: dict[str, Any], *arguments: str, **environment: str) -> WarmProcess:
+        """A runner under way; what it prints is its log."""
+        told = self.arguments(request, *arguments)
+        log = self.folder / "runner.log"
+        log.unlink(missing_ok=True)
+        return self.runners.start(told, Path.cwd(), self.environment(**environment), log)
 
     def run(self, request: dict[str, Any], *arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
         """Exit code, result and log."""
@@ -166,7 +173,14 @@ class Workbench:
         _, log = process.communicate(timeout=240)
         return process.returncode, json.loads((self.folder / "result.json").read_text()), log
 
-    def wait_for(self, mark: str, process: subprocess.Popen[str], timeout: float = 240) -> None:
+    def run_alone(self, request: dict[str, Any], **environment: str) -> tuple[int, dict[str, Any], str]:
+        """The same of a new interpreter: python -m modelpress_runner.main."""
+        command = [sys.executable, "-m", "modelpress_runner.main", *self.arguments(request)]
+        around = self.environment(**environment)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=around, timeout=240, check=False)
+        return done.returncode, json.loads((self.folder / "result.json").read_text()), done.stderr
+
+    def wait_for(self, mark: str, process: WarmProcess | subprocess.Popen[str], timeout: float = 240) -> None:
         """Returns when the process has come to `mark`; the mark must have been made a FIFO before it started."""
         reader = os.open(self.marks / mark, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -184,10 +198,10 @@ class Workbench:
 
 
 @pytest.fixture(scope="module")
-def make_bench(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workbench]:
-    return lambda: Workbench(tmp_path_factory.mktemp("bench"))
+def make_bench(tmp_path_factory: pytest.TempPathFactory, runners: WarmProcesses) -> Callable[[], Workbench]:
+    return lambda: Workbench(tmp_path_factory.mktemp("bench"), runners)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Workbench:
-    return Workbench(tmp_path)
+def bench(tmp_path: Path, runners: WarmProcesses) -> Workbench:
+    return Workbench(tmp_path, runners)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from warm_processes import WarmProcess
 
 from modelpress.result import ExitCode, RunRecord, RunResult
 
@@ -141,7 +142,7 @@ class Gang:
         found: tuple[int, dict[str, Any], str] = self.bench.run(request, TEST_FIFO=str(self.fifo), **environment)
         return found
 
-    def hanging(self, request: dict[str, Any], epoch: int) -> tuple[subprocess.Popen[str], int]:
+    def hanging(self, request: dict[str, Any], epoch: int) -> tuple[WarmProcess, int]:
         """A run whose rank 1 hangs in an epoch of training, and the pid of that rank."""
         reader = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK)
         process = self.bench.start(

@@ -109,7 +109,7 @@ def test_nothing_but_the_result_is_left(story):
 def test_a_finished_run_reports_its_manifest_without_torch(story):
     """A fourth attempt finds the result, reports it, exits 0 and loads no torch."""
     (story.disturbed.code / "clouds.py").write_text("raise SystemExit('must not be imported')")
-    code, message, log = story.disturbed.run(story.disturbed.request(4), PYTHONPROFILEIMPORTTIME="1")
+    code, message, log = story.disturbed.run_alone(story.disturbed.request(4), PYTHONPROFILEIMPORTTIME="1")
     assert code == ExitCode.DONE, log
     assert "| torch\n" not in log
     before = RunResult.model_validate(story.finished[1])

@@ -10,14 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from warm_runner import WarmRunner
+from warm_processes import WarmProcesses
 
 CODE = Path(__file__).parent / "code"
 RECIPE: dict[str, Any] = {
@@ -235,12 +235,6 @@ class Bomb:
         return Path.touch, (self.marker,)
 
 
-@pytest.fixture(scope="module")
-def runners() -> Iterator[WarmRunner]:
-    with WarmRunner() as warm:
-        yield warm
-
-
 def job_of(case: Case, folder: Path) -> dict[str, Any]:
     """The recipe with what is wrong in it."""
     job = copy.deepcopy(RECIPE)
@@ -281,7 +275,9 @@ def test_the_command_ends_with_the_exit_code_and_says_what_to_do(case: Case, fol
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name not in SHELL], ids=lambda case: case.name)
-def test_the_runner_ends_with_the_exit_code_and_says_what_to_do(case: Case, folder: Path, runners: WarmRunner) -> None:
+def test_the_runner_ends_with_the_exit_code_and_says_what_to_do(
+    case: Case, folder: Path, runners: WarmProcesses
+) -> None:
     """What `modelpress run` starts, by the request that it writes."""
     spec = {"store": {"uri": str(folder / "out")}, **job_of(case, folder)["spec"]}
     request = {

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelpress.api.stages import rules
 from modelpress.api.v1alpha1 import Stage
-from modelpress.cli.analyze import search_bounds, starting_budget
+from modelpress.cli import analyze as module
+from modelpress.cli.analyze import analyze, search_bounds, starting_budget
 from modelpress.cli.curves import COLOURS, curves
+from modelpress.local.errors import UsageError
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -82,3 +85,15 @@ def test_forty_layers_have_room() -> None:
         if path.find(f"{SVG}title") is not None
     }
     assert len(strokes) == 28
+
+
+@pytest.mark.parametrize("option", ["--csv", "--plot", "--bounds", "--budget"])
+def test_a_file_that_could_not_be_written_is_told_first(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the file is read, and long before the model is scored layer by layer."""
+    monkeypatch.setattr(module, "load_documents", lambda source: pytest.fail("the file was read"))
+    names = {"--csv": "table", "--plot": "plot", "--bounds": "bounds", "--budget": "budget"}
+    paths: dict[str, Any] = dict.fromkeys(names.values()) | {names[option]: tmp_path / "none" / "out"}
+    with pytest.raises(UsageError, match=f"^{option}: cannot write .*none/out: No such file or directory; name a "):
+        analyze("sensitivity", "job.yaml", sparsities=None, tolerance=0.02, **paths)

@@ -106,6 +106,14 @@ def test_pruning_and_quantization_in_one_loop(tmp_path: Path) -> None:
     assert document["spec"]["constraints"] == [{"metric": "default", "maxRelativeLoss": 0.01}]
 
 
+def test_a_training_that_no_file_tells_of_is_the_scripts() -> None:
+    """An entrypoint does not say how long it trains: the error names the way by a script, where that is valid."""
+    with pytest.raises(SpecError, match=r"add epochs or maxSteps; or give --model the script .* of nets:make$"):
+        convert_files([str(FOLDER / "nc1-qat.yaml")], tool=None, model="nets:make", algorithm=None)
+    [document] = convert_files([str(FOLDER / "nc1-qat.yaml")], tool=None, model="loop.py", algorithm=None).documents
+    assert document["spec"]["model"] == {"script": "loop.py"}
+
+
 def test_a_benchmark_goes_with_what_compresses(tmp_path: Path) -> None:
     """Several files are one recipe."""
     found = converted("nc1-pruning.yaml", tmp_path, "nc1-benchmark.yaml")

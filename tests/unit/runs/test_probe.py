@@ -12,6 +12,7 @@ from modelpress.api.load import load_file
 from modelpress.cli import init as init_module
 from modelpress.cli.init import Wanted, init, prunable
 from modelpress.cli.preflight import recipe_of, unfit
+from modelpress.local.errors import UsageError
 from modelpress.local.estimate import estimate
 from modelpress.local.plan import plan_run
 from modelpress.local.sources import load_documents
@@ -108,6 +109,22 @@ def test_a_first_sweep_is_written_run_in_short_and_judged(folder: Path, monkeypa
     assert told.compressed["macs"] < told.baseline["macs"]
     (problem,) = unfit(plan, recipe, told)
     assert problem.startswith("spec.template.spec.runner.resources.limits.memory: a trial takes ")
+
+
+def test_a_sweep_that_could_not_be_written_is_refused_before_the_model_is_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is not there, a file that is; a task, which code has not."""
+    monkeypatch.setattr(init_module, "run_analysis", lambda request: pytest.fail("the model was looked at"))
+    wanted = Wanted("probed_net:create", folder)
+    with pytest.raises(UsageError, match=r"^--output: cannot write none/sweep\.yaml: No such file or directory; "):
+        init(wanted, Path("none/sweep.yaml"))
+    (folder / "sweep.yaml").write_text("mine")
+    with pytest.raises(UsageError, match=r"^--output: sweep\.yaml is there already; "):
+        init(wanted, Path("sweep.yaml"))
+    assert (folder / "sweep.yaml").read_text() == "mine"
+    with pytest.raises(UsageError, match=r"^--task: is of a pretrained model .*; leave it out"):
+        init(Wanted("probed_net:create", folder, task="causal-lm"), None)
 
 
 def test_layers_of_one_kind_share_an_entry() -> None:

@@ -174,12 +174,15 @@ def test_everything_wrong_is_one_sentence(module, text, attribute, args, message
     assert "\n" not in str(info.value)
 
 
-def test_a_missing_module_lists_near_names(module):
+def test_a_missing_module_lists_near_names(module, tmp_path):
     """On the path and inside a package."""
     module("", "nets.vision")
     module("", "nets.__init__")
-    with pytest.raises(InvalidModelError, match=r"no module 'netz' on the Python path; did you mean nets"):
+    with pytest.raises(InvalidModelError, match=r"no module 'netz' on the Python path; set .*; did you mean nets"):
         subject("netz:create")
+    model = Model.model_validate({"entrypoint": "netz:create"})
+    with pytest.raises(InvalidModelError, match=r"in the folder of spec.code, .*; did you mean nets"):
+        find(model, str(tmp_path))
     with pytest.raises(InvalidModelError, match=r"no module 'vison' in the package nets; did you mean vision"):
         subject("nets.vison:create")
 
