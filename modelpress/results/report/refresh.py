@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from modelpress.api.errors import near
 from modelpress.api.v1alpha1 import Objective
 from modelpress.results.trials import read_trials
 from modelpress.store import ArtifactStore, layout
@@ -36,13 +37,18 @@ def refresh(
         Where the report is, and how many trials it shows.
 
     Raises:
-        ReportError: this is no sweep's folder.
+        ReportError: this is no sweep's folder, or no trial has a metric of `objectives`.
         StoreError: the store refused or failed.
         OSError: the local file cannot be written.
     """
     trials = list(read_trials(store, "").values())
     if not trials:
         raise ReportError(_no_sweep(store))
+    known = {name for trial in trials for name in trial.compressed}
+    for metric in [item.metric for item in objectives or () if known and item.metric not in known]:
+        closest = near(metric, known)
+        hint = f"did you mean {closest}?" if closest else f"give one of {', '.join(sorted(known))}"
+        raise ReportError(f"no trial has the metric {metric!r}; {hint}")
     frame = standing_frame(store, "", trials, objectives)
     found = findings(frame, trials)
     for sentence in sentences(found):

@@ -41,12 +41,17 @@ def user_rows(path: Path, signature: Signature) -> Feed:
     Raises:
         CallError: it is no such file, or its arrays are not what the model takes.
     """
+    names = [spec.name for spec in signature.inputs]
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise CallError(f"{path}: cannot be read as .npz without pickles: {first_line(error)}") from error
-    names = [spec.name for spec in signature.inputs]
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise CallError(
+            f"{path}: is no .npz file that is read without pickles; write one with numpy.savez: arrays of numbers, "
+            f"named {', '.join(names)}"
+        ) from error
+    except OSError as error:
+        raise CallError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
     if missing := [name for name in names if name not in found]:
         raise CallError(f"{path}: there is no array {missing[0]!r}; the model takes {', '.join(names)}")
     feed = {name: found[name] for name in names}

@@ -122,6 +122,12 @@ def test_bad_input_is_a_sentence(product: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", ids=np.array([{}], object))
     with pytest.raises(LocalError, match="without pickles"):
         run(product, data=tmp_path / "rows.npz")
+    (tmp_path / "rows.npz").write_bytes((tmp_path / "rows.npz").read_bytes()[:60])
+    for text in (None, "", "kind: CompressionJob"):
+        if text is not None:
+            (tmp_path / "rows.npz").write_text(text)
+        with pytest.raises(LocalError, match=r"write one with numpy\.savez: arrays of numbers, named ids$"):
+            run(product, data=tmp_path / "rows.npz")
     (tmp_path / "model.onnx").write_text("hello")
     with pytest.raises(LocalError, match=r"ONNX Runtime cannot open model\.onnx"):
         run(tmp_path / "model.onnx")

@@ -66,6 +66,8 @@ def test_objectives_and_output_are_honoured(folder: Path) -> None:
         (("runs",), "runs is no sweep's folder; name one of those below it"),
         (("s4://bucket/x",), "s4"),
         ((SWEEP, "--objective", "macs:less"), "--objective: 'macs:less' is no objective; give a metric"),
+        ((SWEEP, "--objective", "mac"), "no trial has the metric 'mac'; did you mean macs?"),
+        ((SWEEP, "--objective", "f1:maximize"), "no trial has the metric 'f1'; give one of default, macs"),
         ((SWEEP, "--output", "no/page.html"), "--output: cannot write no/page.html"),
         ((SWEEP, "--region", "eu"), "region is for s3:// stores only"),
     ],
