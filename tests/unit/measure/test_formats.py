@@ -22,7 +22,7 @@ X = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
 
 @pytest.fixture(autouse=True)
 def few_headers() -> Iterator[None]:
-    """torch's C++ headers are not compiled ahead, a minute in each new checkout, for the two small files of this one."""
+    """The headers of torch are not compiled ahead, a minute in each new checkout, for the small files of this one."""
     from torch._inductor import config
 
     with config.patch(cpp_cache_precompile_headers=False):
