@@ -16,6 +16,7 @@ from rich.table import Table
 from modelpress import formatting
 from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import CompressionSweep
+from modelpress.api.v1alpha1.stages import Prune
 from modelpress.local.errors import UsageError
 from modelpress.local.plan import plan_run
 from modelpress.local.sources import load_documents
@@ -84,14 +85,13 @@ def analyze(
     if plot is not None:
         write_output("--plot", plot, curves(rows))
     goal = found.get("goal", "maximize")
+    pruned = [stage.block.algorithm for stage in spec.stages if isinstance(stage.block, Prune)]
     if bounds is not None:
-        algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
-        document = search_bounds(rows, goal, tolerance, algorithm)
+        document = search_bounds(rows, goal, tolerance, pruned[0])
         write_output("--bounds", bounds, yaml.safe_dump(document, sort_keys=False))
     if budget is not None:
-        algorithm = next(stage.prune.algorithm for stage in spec.stages if stage.prune is not None)
         layers = {row["name"]: row["macs"] for row in run_analysis({**request, "what": "layers"})["rows"]}
-        document = starting_budget(rows, goal, tolerance, algorithm, layers)
+        document = starting_budget(rows, goal, tolerance, pruned[0], layers)
         write_output("--budget", budget, yaml.safe_dump(document, sort_keys=False))
     return Exit.DONE
 

@@ -30,7 +30,7 @@ from modelpress.workqueue import WorkQueue
 
 from .cache import Cache
 from .client import ClusterClient, ClusterError, ConflictError, NotFoundError, merge_patch
-from .coalesce import defer_first_status
+from .coalesce import FIRST_STATUS_SECONDS, defer_first_status
 from .compact import UNREAD
 from .execute import Executor, InvalidChildError, NameTakenError
 from .failed_create import FailedCreateEvents
@@ -49,12 +49,17 @@ from .resources import (
     controller_of,
     controller_uid,
     is_deleting,
+    is_trial,
     meta_of,
 )
 from .snapshot import Problems, Snapshots
 
 log = logging.getLogger(__name__)
-START_LAG = 2.0  # seconds that a start waits to be reconciled: a short run is then written down once
+START_LAG = (
+    2.0,
+    10.0,
+)  # seconds that a start waits to be reconciled, and at most: a short run is then written down once
+START_SHARE = 0.2  # seconds more for each other start that waits: a fifth of a second for each that is written down
 END_LAG = 0.05  # seconds that a sweep waits for further trials to end: at one time, one write
 COUNT_LAG = 10.0  # seconds that a sweep's counters wait for something else that changes
 COUNT_INTERVAL = 30.0  # least seconds between two writes of counters alone
@@ -100,6 +105,7 @@ class Controller:
         self._memories: dict[str, _Memory] = {}
         self._failures: dict[Key, int] = {}
         self._crashes: dict[Key, int] = {}  # in a row
+        self._starting: set[Key] = set()  # to be looked at for a start
         self._counts: dict[Key, float] = {}  # when a sweep is to be looked at for its counters alone
         self._queue: WorkQueue[Key] = WorkQueue()
         self._threads = ThreadPoolExecutor(SEARCH_THREADS, "search")
@@ -187,7 +193,7 @@ class Controller:
         if urgent:
             self._queue.add_after(sweep, END_LAG)
         elif before is not None and _intermediate(before) != _intermediate(after):
-            self._queue.add_after(sweep, START_LAG)
+            self._queue.add_after(sweep, START_LAG[0])
         elif before is None or _phase(before) != _phase(after):
             self._count_soon(sweep)
 
@@ -198,7 +204,7 @@ class Controller:
         if after is None or is_deleting(after) or _ended(after):
             self._queue.add(owner)
         else:
-            self._queue.add_after(owner, START_LAG)
+            self._wait_soon(owner)
 
     def _pod_changed(self, obj: RawObject, before: RawObject | None, after: RawObject | None) -> None:
         ref = controller_of(obj)
@@ -212,8 +218,20 @@ class Controller:
             return
         if _ended(job):  # the Job's end was told first; this may be the message that it waits for
             self._queue.add(owner)
+        elif _phase(obj) in (None, "Pending"):
+            self._wait_soon(owner)
         else:
-            self._queue.add_after(owner, START_LAG)
+            self._start_soon(owner)
+
+    def _wait_soon(self, key: Key) -> None:
+        """Look at an object whose runner waits; a trial's says so only if nothing else comes (coalesce.py)."""
+        raw = self._cache.get(*key)
+        self._queue.add_after(key, FIRST_STATUS_SECONDS if raw is not None and is_trial(raw) else START_LAG[0])
+
+    def _start_soon(self, key: Key) -> None:
+        """Look at an object whose runner starts, the later the more of them do; its end comes at once."""
+        self._starting.add(key)
+        self._queue.add_after(key, min(START_LAG[0] + START_SHARE * (len(self._starting) - 1), START_LAG[1]))
 
     def _count_soon(self, sweep: Key) -> None:
         """Look at a sweep whose counters alone have changed, unless something else makes it look sooner."""
@@ -242,6 +260,7 @@ class Controller:
     # One object ------------------------------------------------------------------------------------------------------
 
     async def _process(self, key: Key) -> None:
+        self._starting.discard(key)
         raw = self._cache.get(*key)
         if raw is None or is_deleting(raw):
             return

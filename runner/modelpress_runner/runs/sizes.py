@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic.alias_generators import to_snake
+
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.request import RunRequest
 from modelpress.result import RunResult
 from modelpress.results.collect import collect
 from modelpress.store import layout, manifest
 from modelpress.store.base import ArtifactStore
+from modelpress_runner import stages
 from modelpress_runner.artifact import files as artifact
 from modelpress_runner.errors import StoreError
 
@@ -22,15 +25,12 @@ log = logging.getLogger("modelpress")
 
 
 def variants(spec: CompressionJobSpec) -> list[CompressionJobSpec]:
-    """The recipe for each of its budgets, as if it were the only one, largest first; [] where there is one size."""
+    """The recipe for each size that one of its stages makes, as if it were the only one, largest first; [] for one."""
     for index, stage in enumerate(spec.stages):
-        prune = stage.prune
-        if prune is not None and prune.budgets is not None:
-            out = []
-            for budget in prune.budgets:
-                one = stage.model_copy(update={"prune": prune.model_copy(update={"budgets": None, "budget": budget})})
-                out.append(spec.model_copy(update={"stages": [*spec.stages[:index], one, *spec.stages[index + 1 :]]}))
-            return out
+        if blocks := stages.kind(stage.method).sizes(stage.block):
+            before, after = spec.stages[:index], spec.stages[index + 1 :]
+            made = [stage.model_copy(update={to_snake(stage.method): block}) for block in blocks]
+            return [spec.model_copy(update={"stages": [*before, one, *after]}) for one in made]
     return []
 
 

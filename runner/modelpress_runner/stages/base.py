@@ -58,6 +58,10 @@ class StageKind(Generic[B]):
             InvalidSpecError: it has not.
         """
 
+    def sizes(self, block: B) -> list[B]:
+        """The block for each size of the model that the job is to make, largest first; []: it makes one."""
+        return []
+
     def needs_dense(self, block: B, subject: Subject) -> bool:
         """Whether it looks at the dense model (StageContext.dense) while it runs."""
         return False

@@ -135,6 +135,10 @@ class PruneKind(StageKind[Prune]):
         check_needs(block, path, sources, subject.dummy_input)
         check_reconstruct(block, f"{path}.reconstruct", sources, subject.dummy_input)
 
+    def sizes(self, block: Prune) -> list[Prune]:
+        """One for each of its budgets."""
+        return [block.model_copy(update={"budgets": None, "budget": budget}) for budget in block.budgets or ()]
+
     def steps(self, block: Prune, index: int) -> list[Step]:
         """As `steps`."""
         return steps(block, index)

@@ -312,6 +312,41 @@ async def test_a_trial_that_waits_is_told_after_a_while(operator: Operator, monk
     assert (attempt["number"], attempt["outcome"]) == (1, "Running")
 
 
+async def test_news_of_many_starts_waits_longer(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 s for the first, .2 s more for each that waits already; the Job's own news and a pod without a node 8 s."""
+    queue, waits = operator.controller._queue, list[tuple[str, float]]()
+    monkeypatch.setattr(queue, "add_after", lambda key, seconds: waits.append((key.name, round(seconds, 6))))
+    await operator.create(COMPRESSION_SWEEPS, "s", search(3, 3))
+    await until(lambda: ("create", "jobs", "s-00002-1") in operator.client.requests)
+    await operator.watch()
+    waits.clear()
+    for number in range(3):
+        job = await operator.get(JOBS, f"s-0000{number}-1")
+        active = await operator.client.patch_status(
+            JOBS, N, job["metadata"]["name"], {"active": 1}, job["metadata"]["resourceVersion"]
+        )
+        operator.cache.put(JOBS, transform(JOBS, active))
+        reference = {"apiVersion": "batch/v1", "kind": "Job", "controller": True}
+        reference |= {key: job["metadata"][key] for key in ("name", "uid")}
+        made = await operator.client.create(
+            PODS, N, {"metadata": {"name": f"p{number}", "ownerReferences": [reference]}}
+        )
+        operator.cache.put(PODS, transform(PODS, made))
+        running = {
+            "phase": "Running",
+            "containerStatuses": [{"name": "runner", "state": {"running": {"startedAt": NOW}}}],
+        }
+        begun = await operator.client.patch_status(PODS, N, f"p{number}", running, made["metadata"]["resourceVersion"])
+        operator.cache.put(PODS, transform(PODS, begun))
+    starts = [(f"s-0000{number}", seconds) for number in range(3) for seconds in (8.0, 8.0, 2.0 + 0.2 * number)]
+    assert waits == starts
+    queue.add(Key(COMPRESSION_JOBS, N, "s-00000"))
+    await until(lambda: phase(operator, "s-00000", "Running"))
+    waits.clear()
+    operator.cache.put(PODS, transform(PODS, {**begun, "metadata": {**begun["metadata"], "resourceVersion": "999999"}}))
+    assert waits[0] == ("s-00002", 2.2)  # one other is left
+
+
 async def test_the_last_status_holds_the_last_scores(operator: Operator) -> None:
     """What a short run said is in the status that its end writes, without a write of its own."""
     await operator.create(COMPRESSION_JOBS, "j", recipe())

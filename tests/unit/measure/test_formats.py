@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ from modelpress_runner.export.weights import save_weights
 from modelpress_runner.measure.latency import compare
 
 X = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+
+
+@pytest.fixture(autouse=True)
+def few_headers() -> Iterator[None]:
+    """The headers of torch are not compiled ahead, a minute in each new checkout, for the small files of this one."""
+    from torch._inductor import config
+
+    with config.patch(cpp_cache_precompile_headers=False):
+        yield
 
 
 def linear() -> nn.Linear:
