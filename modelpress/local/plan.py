@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from modelpress.api.errors import Problem
 from modelpress.api.semantic import job_problems, sweep_problems
-from modelpress.api.semantic_locations import control_problems
+from modelpress.api.semantic_locations import control_problems, uri_problems
 from modelpress.api.v1alpha1 import Budget, Code, CompressionJobSpec, CompressionSweep, Runner, Store
 from modelpress.api.v1alpha1.base import MAX_URI
 from modelpress.request import job_root, uid8
@@ -122,7 +122,8 @@ def _settle_store(given: Store | None, override: str | None, cwd: Path, where: s
         rest = uri
     else:
         endpoint, region = (given.endpoint, given.region) if given else (None, None)
-        return Store(uri=uri, endpoint=endpoint, region=region), []
+        # Of a file, job_problems says it.
+        return Store(uri=uri, endpoint=endpoint, region=region), list(uri_problems(uri, path)) if override else []
     folder = Path(rest).expanduser()
     folder = (folder if folder.is_absolute() else cwd / folder).resolve()
     # A file system has no longer names than these, and what a run writes lies below.

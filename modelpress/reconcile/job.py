@@ -21,7 +21,7 @@ from .conditions import ConditionUpdate, Verdict, cut, merge, seconds, stamp, su
 from .job_snapshot import WATCH_LAG, JobSnapshot, job_snapshot
 from .memory import more_memory, raised_memory, with_memory
 from .model import Action, CreateJob, DeleteJob, JobObserved, ObservedJob, Plan
-from .precondition import conditional_plan
+from .precondition import conditional_plan, tidied
 from .requests import artifact_uri, kept_metrics, request_problem, resolved, run_request, store_location
 
 MAX_ATTEMPTS = 8  # attempts that status lists
@@ -308,15 +308,7 @@ def _tidy(snapshot: JobSnapshot) -> Plan:
     )
     late = left is not None and left <= 0
     due = [child for child in snapshot.ours if not child.deleting and (not child.terminal or child.abandoned or late)]
-    kept = [child for child in snapshot.ours if not child.deleting and child not in due]
-    if status.observed_generation != snapshot.generation:
-        seen = {"observed_generation": snapshot.generation}
-        conditions = [condition.model_copy(update=seen) for condition in status.conditions]
-        status = status.model_copy(update={**seen, "conditions": conditions})
-    actions: list[Action] = [DeleteJob(child.name, child.uid) for child in due]
-    return conditional_plan(
-        snapshot.status, status, actions, [], left if kept and left is not None and left > 0 else None
-    )
+    return tidied(status, status, snapshot.generation, snapshot.ours, due, left)
 
 
 def _orphaned(snapshot: JobSnapshot, resolution: AttemptResolution | None) -> tuple[ObservedJob, ...]:

@@ -27,8 +27,8 @@ from . import suggesting
 from .admission import MAX_REPLAYED, keeps_records, replayed, unproven
 from .auxiliary_jobs import run_auxiliary_job
 from .conditions import ConditionUpdate, Verdict, cut, find, merge, seconds, soonest, summary, transition
-from .model import Action, AdmitTrial, DeleteJob, Plan, StopTrial, SweepObserved
-from .precondition import conditional_plan
+from .model import AdmitTrial, DeleteJob, Plan, StopTrial, SweepObserved
+from .precondition import conditional_plan, tidied
 from .sweep_draft import StatusDraft, end_of_search
 from .sweep_results import front_of, judged, settle_publication
 from .sweep_snapshot import SweepSnapshot, code_digest, sweep_snapshot
@@ -342,12 +342,4 @@ def _tidy(snapshot: SweepSnapshot) -> Plan:
         for child in snapshot.ours
         if not child.deleting and (not child.terminal or (left is not None and left <= 0))
     ]
-    kept = [child for child in snapshot.ours if not child.deleting and child not in due]
-    if status.observed_generation != snapshot.generation:
-        seen = {"observed_generation": snapshot.generation}
-        conditions = [condition.model_copy(update=seen) for condition in status.conditions]
-        status = status.model_copy(update={**seen, "conditions": conditions})
-    actions: list[Action] = [DeleteJob(child.name, child.uid) for child in due]
-    return conditional_plan(
-        snapshot.observed_status, status, actions, [], left if kept and left is not None and left > 0 else None
-    )
+    return tidied(snapshot.observed_status, status, snapshot.generation, snapshot.ours, due, left)

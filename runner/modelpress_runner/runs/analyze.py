@@ -1,30 +1,25 @@
 """`modelpress analyze` in a process of its own, where the user's code may be imported.
 
-Usage: python -m modelpress_runner.runs.analyze REQUEST RESULT, two JSON files. The request: what (layers, dependency,
-sensitivity, or recipe, which is what `modelpress init` asks), spec, codePath, basePath, sparsities. The result: rows, a
-list of objects, and notes, of recipe canTrain, canEvaluate, layers, groups and notes; or error and exitCode.
+`main` takes REQUEST and RESULT, two JSON files. The request: what (layers, dependency, sensitivity, or recipe, which is
+what `modelpress init` asks), spec, codePath, basePath, sparsities. The result: rows, a list of objects, and notes, of
+recipe canTrain, canEvaluate, layers, groups and notes; or error and exitCode.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from modelpress.api import plugins
-from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import DEFAULT_METRIC, CompressionJobSpec, Prune
-from modelpress.result import ExitCode
 from modelpress.search import goal_of
 from modelpress_runner.analysis.channels import channel_dependency
 from modelpress_runner.analysis.layers import layers
 from modelpress_runner.analysis.sensitivity import sensitivity
-from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
+from modelpress_runner.errors import InvalidModelError, InvalidSpecError
 from modelpress_runner.inputs.gather import gathered
+from modelpress_runner.runs.answering import answer
 from modelpress_runner.runs.trial import model_source
 from modelpress_runner.runtime import rng
 from modelpress_runner.subject.entrypoint import load_weights
@@ -32,20 +27,9 @@ from modelpress_runner.subject.subject import Subject
 from modelpress_runner.usercode import location as code
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Analyses; the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    request, result = map(Path, sys.argv[1:] if arguments is None else arguments)
-    plugins.load()
-    try:
-        found: dict[str, Any] = _analyse(json.loads(request.read_text(encoding="utf-8")))
-        exit_code = ExitCode.DONE
-    except (RunnerError, SpecError) as error:
-        invalid = isinstance(error, InvalidSpecError | InvalidModelError | SpecError)
-        exit_code = ExitCode.INVALID if invalid else ExitCode.FAILED
-        found = {"error": str(error), "exitCode": int(exit_code)}
-    result.write_text(json.dumps(found), encoding="utf-8")
-    return int(exit_code)
+    return answer(arguments, _analyse)
 
 
 def _analyse(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +93,3 @@ def _sensitivity(spec: CompressionJobSpec, subject: Subject, sparsities: Sequenc
         **given,
     )
     return {"rows": [dataclasses.asdict(point) for point in points], "goal": goal_of(DEFAULT_METRIC, spec.metrics)}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

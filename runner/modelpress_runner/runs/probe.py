@@ -1,37 +1,31 @@
 """A trial in short, for `modelpress preflight` and `modelpress validate --smoke`: run for real, and measured.
 
-Usage: python -m modelpress_runner.runs.probe REQUEST RESULT, two JSON files. The request: spec, codePath, basePath,
-quick. The recipe runs in this process and below a folder that goes when it ends: trainings have one epoch, or STEPS
-optimizer steps, and never more than the recipe says. If its stages take no longer than `quick` seconds it runs again,
-with twice that. The result: `runs`, for each {seconds, stages: [{name, steps, seconds}], baseline, compressed};
-lengths, for each stage how many epochs or optimizer steps its trainings have: {probe: one list for each run, recipe};
-memoryBytes, the most that the process had in main memory; processors; gpuMemoryBytes where there is a GPU; or error
-and exitCode.
+`main` takes REQUEST and RESULT, two JSON files. The request: spec, codePath, basePath, quick. The recipe runs in this
+process and below a folder that goes when it ends: trainings have one epoch, or STEPS optimizer steps, and never more
+than the recipe says. If its stages take no longer than `quick` seconds it runs again, with twice that. The result:
+`runs`, for each {seconds, stages: [{name, steps, seconds}], baseline, compressed}; lengths, for each stage how many
+epochs or optimizer steps its trainings have: {probe: one list for each run, recipe}; memoryBytes, the most that the
+process had in main memory; processors; gpuMemoryBytes where there is a GPU; or error and exitCode.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from modelpress.api import plugins
-from modelpress.api.errors import SpecError
 from modelpress.api.v1alpha1 import CompressionJobSpec
 from modelpress.plainjson import json_of
 from modelpress.request import RunRequest
-from modelpress.result import ExitCode
 from modelpress.store import layout, open_store
-from modelpress_runner.errors import InvalidModelError, InvalidSpecError, RunnerError
 from modelpress_runner.process.progress import silent
 from modelpress_runner.process.stopping import StopFlag
+from modelpress_runner.runs.answering import answer
 
 STEPS = 8  # optimizer steps that stand for one epoch where a recipe counts steps
 _EPOCHS, _MAX_STEPS = "epochs", "maxSteps"
@@ -39,20 +33,9 @@ _EPOCHS, _MAX_STEPS = "epochs", "maxSteps"
 _COUNTING = ("startStep", "endStep")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Runs; the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    request, result = map(Path, sys.argv[1:] if arguments is None else arguments)
-    plugins.load()
-    try:
-        found = _probe(json.loads(request.read_text(encoding="utf-8")))
-        exit_code = ExitCode.DONE
-    except (RunnerError, SpecError) as error:
-        invalid = isinstance(error, InvalidSpecError | InvalidModelError | SpecError)
-        exit_code = ExitCode.INVALID if invalid else ExitCode.FAILED
-        found = {"error": str(error), "exitCode": int(exit_code)}
-    result.write_text(json.dumps(found), encoding="utf-8")
-    return int(exit_code)
+    return answer(arguments, _probe)
 
 
 def shortened(stages: Sequence[Mapping[str, Any]], length: int) -> list[dict[str, Any]]:
@@ -160,7 +143,3 @@ def _memory() -> dict[str, int]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["gpuMemoryBytes"] = torch.cuda.max_memory_reserved()
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

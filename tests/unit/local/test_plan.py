@@ -71,6 +71,8 @@ def test_the_endpoint_stays_with_a_remote_store(tmp_path: Path) -> None:
         (job_dict(), {"store": "memory://x"}, "--store", "every trial is a process of its own"),
         (job_dict(store={"uri": "memory://x"}), {}, "spec.store.uri", "give a folder"),
         (job_dict(), {"store": "file://host/x"}, "--store", "names no file on this machine"),
+        (job_dict(), {"store": "s4://b/x"}, "--store", "'s4://' is no scheme that modelpress can read or write"),
+        (job_dict(), {"store": "s3://"}, "--store", "'s3://' names no bucket"),
         (job_dict(), {"store": "a\0b"}, "--store", "holds the control character U+0000"),
         (job_dict(store={"uri": "a\0b"}), {}, "spec.store.uri", "holds the control character U+0000"),
         (job_dict(store={"uri": "file:///a%00b"}), {}, "spec.store.uri", "holds the control character U+0000"),
