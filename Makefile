@@ -3,8 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-# For two cores: two workers have tests of clusters, which wait most of their time, the others what computes.
-WORKERS ?= 4
+# One more than two cores have: at first two of them have tests of clusters, which wait most of their time.
+WORKERS ?= 3
 # Tests start hundreds of Pythons that import torch; without its bytecode on disk each spends seconds on compiling it.
 unexport PYTHONDONTWRITEBYTECODE
 
