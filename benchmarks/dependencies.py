@@ -27,7 +27,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -217,10 +217,9 @@ def _channels(model: nn.Module) -> int:
     return count
 
 
-def costs(names: list[str]) -> dict[str, Any]:
+def costs(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of each model a pass and the analysis, each in processes of its own: seconds, and bytes beside the weights, of
     which the median of TIMES counts."""
-    out = {}
     for name in names:
         line = {"load": round(os.getloadavg()[0], 1)}
         for what in ("pass", "analysis"):
@@ -229,9 +228,8 @@ def costs(names: list[str]) -> dict[str, Any]:
                 grown = [_alone(_grown, what, name) for _ in range(TIMES)]
             line |= sorted(grown, key=lambda each: each[f"{what}Bytes"])[TIMES // 2]
         line["memory"] = round(line["analysisBytes"] / line["passBytes"], 2)
-        out[name] = line
         print(name, line, flush=True)
-    return out
+        yield name, line
 
 
 def _alone(measure: Callable[[str, str], dict[str, Any]], what: str, name: str) -> dict[str, Any]:
@@ -312,16 +310,22 @@ def main() -> None:
             command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *PACKAGES]
             subprocess.run(command, check=True)
         sys.path.append(asked.packages or folder)
+
+        def keep() -> None:
+            ordered = {each: table[each] for each in MODELS if each in table}
+            about = {"ratio": RATIO, "torch": torch.__version__, "threads": torch.get_num_threads()}
+            RESULTS.write_text(json.dumps({"about": about, "costs": spent, "models": ordered}, indent=2) + "\n")
+
         for name in asked.names or [*MODELS, "costs"]:
             if name == "costs":
-                spent |= costs(asked.sizes.split("; "))
+                for size, line in costs(asked.sizes.split("; ")):
+                    spent[size] = line
+                    keep()
             else:
                 table[name] = {"load": round(os.getloadavg()[0], 1), **_both(MODELS[name])}
                 short = {key: value for key, value in table[name]["ours"].items() if key not in ("stays", "notes")}
                 print(name, short, table[name]["torchPruning"], flush=True)
-            ordered = {each: table[each] for each in MODELS if each in table}
-            about = {"ratio": RATIO, "torch": torch.__version__, "threads": torch.get_num_threads()}
-            RESULTS.write_text(json.dumps({"about": about, "costs": spent, "models": ordered}, indent=2) + "\n")
+                keep()
 
 
 def _both(make: Make) -> dict[str, Any]:
