@@ -14,6 +14,10 @@ def cannot_write(option: str, path: Path, error: OSError) -> UsageError:
     return UsageError(f"{option}: cannot write {path}: {error.strerror}; name a writable file")
 
 
+def _is_there(option: str, path: Path) -> UsageError:
+    return UsageError(f"{option}: {path} is there already; remove it, or name another file")
+
+
 def check_output(option: str, path: Path | None, *, new: bool = False) -> None:
     """Looks whether a file could be written, without writing one.
 
@@ -28,7 +32,7 @@ def check_output(option: str, path: Path | None, *, new: bool = False) -> None:
     if path is None:
         return
     if new and path.exists():
-        raise UsageError(f"{option}: {path} is there already; remove it, or name another file")
+        raise _is_there(option, path)
     number = 0
     if path.is_dir():
         number = errno.EISDIR
@@ -50,6 +54,6 @@ def write_output(option: str, path: Path, text: str, *, new: bool = False) -> No
         with path.open("x" if new else "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
     except FileExistsError:
-        raise UsageError(f"{option}: {path} is there already; remove it, or name another file") from None
+        raise _is_there(option, path) from None
     except OSError as error:
         raise cannot_write(option, path, error) from error

@@ -55,11 +55,9 @@ from .resources import (
 from .snapshot import Problems, Snapshots
 
 log = logging.getLogger(__name__)
-START_LAG = (
-    2.0,
-    10.0,
-)  # seconds that a start waits to be reconciled, and at most: a short run is then written down once
-START_SHARE = 0.2  # seconds more for each other start that waits: a fifth of a second for each that is written down
+# Seconds that a start waits to be reconciled, more for each other start that waits, and at most: a short run is then
+# written down once, and a fifth of a second passes for each that is written down.
+START_LAG, START_SHARE, START_LAG_MOST = 2.0, 0.2, 10.0
 END_LAG = 0.05  # seconds that a sweep waits for further trials to end: at one time, one write
 COUNT_LAG = 10.0  # seconds that a sweep's counters wait for something else that changes
 COUNT_INTERVAL = 30.0  # least seconds between two writes of counters alone
@@ -193,7 +191,7 @@ class Controller:
         if urgent:
             self._queue.add_after(sweep, END_LAG)
         elif before is not None and _intermediate(before) != _intermediate(after):
-            self._queue.add_after(sweep, START_LAG[0])
+            self._queue.add_after(sweep, START_LAG)
         elif before is None or _phase(before) != _phase(after):
             self._count_soon(sweep)
 
@@ -226,12 +224,12 @@ class Controller:
     def _wait_soon(self, key: Key) -> None:
         """Look at an object whose runner waits; a trial's says so only if nothing else comes (coalesce.py)."""
         raw = self._cache.get(*key)
-        self._queue.add_after(key, FIRST_STATUS_SECONDS if raw is not None and is_trial(raw) else START_LAG[0])
+        self._queue.add_after(key, FIRST_STATUS_SECONDS if raw is not None and is_trial(raw) else START_LAG)
 
     def _start_soon(self, key: Key) -> None:
         """Look at an object whose runner starts, the later the more of them do; its end comes at once."""
         self._starting.add(key)
-        self._queue.add_after(key, min(START_LAG[0] + START_SHARE * (len(self._starting) - 1), START_LAG[1]))
+        self._queue.add_after(key, min(START_LAG + START_SHARE * (len(self._starting) - 1), START_LAG_MOST))
 
     def _count_soon(self, sweep: Key) -> None:
         """Look at a sweep whose counters alone have changed, unless something else makes it look sooner."""

@@ -9,7 +9,6 @@ from reconcile_objects import at, child, make_job
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionJobStatus
 from modelpress.reconcile import (
-    EmitEvent,
     JobObserved,
     ObservedJob,
     OwnerState,
@@ -48,8 +47,3 @@ def ran(**spec: Any) -> CompressionJob:
     """A job whose first attempt was seen to run since second 1."""
     job = begun(**spec)
     return after(job, reconcile_job(observe(job, child()), at(2)))
-
-
-def kinds(plan: Plan) -> list[str]:
-    """What a plan does, events aside."""
-    return [type(action).__name__ for action in plan.actions if not isinstance(action, EmitEvent)]

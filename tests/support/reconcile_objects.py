@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelpress.api.v1alpha1 import CompressionJob, CompressionJobSpec, CompressionSweep, Condition, TrialResult
-from modelpress.reconcile import ObservedJob
+from modelpress.reconcile import EmitEvent, ObservedJob, Plan
 from modelpress.result import RunResult
 from modelpress.trials import PARAMETERS_ANNOTATION, TRIAL_LABEL, History, Suggestion
 
@@ -107,6 +107,11 @@ def child(name: str = "digits-1", state: str = "running", **fields: Any) -> Obse
 def conditions(listed: Sequence[Condition]) -> dict[str, tuple[str, str]]:
     """Conditions as {type: (status, reason)}."""
     return {condition.type: (condition.status, condition.reason) for condition in listed}
+
+
+def kinds(plan: Plan) -> list[str]:
+    """What a plan does, events aside."""
+    return [type(action).__name__ for action in plan.actions if not isinstance(action, EmitEvent)]
 
 
 class HashStrategy:

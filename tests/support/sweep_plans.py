@@ -11,7 +11,6 @@ from modelpress.api.v1alpha1 import CompressionJob, CompressionSweep, Compressio
 from modelpress.reconcile import (
     CreateJob,
     CreateTrial,
-    EmitEvent,
     ObservedJob,
     PatchStatus,
     Plan,
@@ -50,11 +49,6 @@ def after(sweep: CompressionSweep, plan: Plan) -> CompressionSweep:
     """The sweep once the plan's status is stored, by way of JSON."""
     status = CompressionSweepStatus.model_validate(json.loads(json.dumps(status_of(plan).to_dict())))
     return sweep.model_copy(update={"status": status})
-
-
-def kinds(plan: Plan) -> list[str]:
-    """What a plan does, events aside."""
-    return [type(action).__name__ for action in plan.actions if not isinstance(action, EmitEvent)]
 
 
 def created(plan: Plan) -> list[CompressionJob]:

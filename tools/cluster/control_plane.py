@@ -187,10 +187,7 @@ class ControlPlane:
         The API server is killed: told to end it waits for its watchers, and all it has is in etcd and the audit log.
         """
         for process in reversed(self._processes):
-            if Path(process.args[0]).name == "kube-apiserver":  # type: ignore[index]
-                process.kill()
-            else:
-                process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGKILL if _name(process) == "kube-apiserver" else signal.SIGTERM)
         for process in reversed(self._processes):
             try:
                 process.wait(10)
@@ -220,7 +217,7 @@ class ControlPlane:
         """Raises RuntimeError, with the end of its log, when a process has ended."""
         for process in self._processes:
             if process.poll() is not None:
-                name = Path(process.args[0]).name  # type: ignore[index]
+                name = _name(process)
                 log = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-15:]
                 raise RuntimeError(f"{name} ended with {process.returncode}:\n" + "\n".join(log))
 
@@ -324,3 +321,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def _name(process: subprocess.Popen[bytes]) -> str:
+    return Path(process.args[0]).name  # type: ignore[index]

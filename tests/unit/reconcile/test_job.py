@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from job_plans import after, begun, kinds, observe, ran, status_of
-from reconcile_objects import DIGEST, at, child, conditions, failure, make_job, not_found, success
+from job_plans import after, begun, observe, ran, status_of
+from reconcile_objects import DIGEST, at, child, conditions, failure, kinds, make_job, not_found, success
 
 from modelpress.api.v1alpha1 import Attempt, CompressionJob
 from modelpress.api.v1alpha1 import reasons as r

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from job_plans import after, begun, kinds, observe, ran, status_of
-from reconcile_objects import at, child, conditions, make_job, success
+from job_plans import after, begun, observe, ran, status_of
+from reconcile_objects import at, child, conditions, kinds, make_job, success
 
 from modelpress.api.v1alpha1 import CompressionJob, Stop
 from modelpress.api.v1alpha1 import reasons as r

@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from reconcile_objects import UID, HashStrategy, at, conditions, failure, make_job, make_sweep
+from reconcile_objects import UID, HashStrategy, at, conditions, failure, kinds, make_job, make_sweep
 from sweep_plans import (
     MISSED,
     after,
     created,
     going,
     job_names,
-    kinds,
     plan_of,
     prepare,
     prepared,

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from reconcile_objects import HashStrategy, at, conditions, make_sweep
+from reconcile_objects import HashStrategy, at, conditions, kinds, make_sweep
 from simulator import Cluster
 from sweep_plans import (
     after,
@@ -14,7 +14,6 @@ from sweep_plans import (
     edited,
     going,
     job_names,
-    kinds,
     over,
     plan_of,
     prepare,

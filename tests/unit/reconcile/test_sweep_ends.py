@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reconcile_objects import DIGEST, HashStrategy, at, conditions, failure, success
+from reconcile_objects import DIGEST, HashStrategy, at, conditions, failure, kinds, success
 from sweep_plans import (
     MISSED,
     after,
@@ -12,7 +12,6 @@ from sweep_plans import (
     edited,
     going,
     job_names,
-    kinds,
     over,
     plan_of,
     prepare,
